@@ -1,0 +1,1 @@
+"""Factorize trained networks under a budget; recover sparse signals with a certificate."""

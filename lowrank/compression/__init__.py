@@ -1,0 +1,1 @@
+"""Trained network in, smaller network out."""

@@ -1,0 +1,1 @@
+"""Tensor and matrix decompositions: a tensor goes in, frozen factors come out."""

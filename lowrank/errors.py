@@ -1,0 +1,51 @@
+"""Errors that say what failed, what was given, what is allowed and what to do."""
+
+from __future__ import annotations
+
+
+class LowRankError(ValueError):
+    """Base of every error that a user's input can cause.
+
+    The message reads `where: problem; advice`.
+
+    Args:
+        where: layer, argument or file that is at fault.
+        problem: what was given, and what is allowed.
+        advice: what to do about it.
+
+    Example:
+        >>> raise RankError("fc", "rank 900 is outside 1..512", "lower it")
+        Traceback (most recent call last):
+        lowrank.errors.RankError: fc: rank 900 is outside 1..512; lower it
+    """
+
+    def __init__(self, where: str, problem: str, advice: str) -> None:
+        super().__init__(where, problem, advice)  # args stay whole, so the error pickles
+        self.where, self.problem, self.advice = where, problem, advice
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}; {self.advice}"
+
+
+class InputError(LowRankError):
+    """A value of the wrong type, shape or range, or with NaN or Inf."""
+
+
+class RankError(LowRankError):
+    """A rank below 1 or above full."""
+
+
+class BudgetError(LowRankError):
+    """A budget that makes no sense or cannot be reached."""
+
+
+class PlanError(LowRankError):
+    """A plan that does not fit the model, or cannot be read."""
+
+
+class CheckpointError(LowRankError):
+    """A file that is damaged or belongs to another model."""
+
+
+class ExportError(LowRankError):
+    """A model that cannot be exported."""
