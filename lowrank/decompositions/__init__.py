@@ -1,1 +1,28 @@
 """Tensor and matrix decompositions: a tensor goes in, frozen factors come out."""
+
+from lowrank.decompositions.factors import (
+    CPFactors,
+    Factors,
+    SVDFactors,
+    TTFactors,
+    TuckerFactors,
+)
+from lowrank.decompositions.svd import singular_values, truncated_svd
+from lowrank.decompositions.tensor_train import tensor_train, tt_error_bound, tt_spectra
+from lowrank.decompositions.tucker import hosvd_core, tucker, tucker_error_surface
+
+__all__ = [
+    "CPFactors",
+    "Factors",
+    "SVDFactors",
+    "TTFactors",
+    "TuckerFactors",
+    "hosvd_core",
+    "singular_values",
+    "tensor_train",
+    "truncated_svd",
+    "tt_error_bound",
+    "tt_spectra",
+    "tucker",
+    "tucker_error_surface",
+]

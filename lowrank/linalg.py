@@ -1,0 +1,233 @@
+"""Matrix and tensor operations that several floors share, on torch tensors of any device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowrank.errors import InputError
+
+
+def as_working(W: Tensor, name: str, *, min_dim: int = 1) -> Tensor:
+    """Check a tensor and return it, detached, in the dtype that is computed in.
+
+    float64 and float32 stay what they are; every narrower type becomes float32.
+
+    Args:
+        W: real floating-point tensor of at least `min_dim` dimensions, not empty.
+        name: layer or function that the error message names.
+        min_dim: least number of dimensions.
+
+    Returns:
+        The same values in float32 or float64, on the same device.
+
+    Raises:
+        InputError: not a real floating-point tensor, empty, too few dimensions, NaN or Inf.
+
+    Example:
+        >>> as_working(torch.ones(2, 3, dtype=torch.float16), "fc").dtype
+        torch.float32
+    """
+    if not isinstance(W, Tensor) or not W.is_floating_point():
+        got = f"a {W.dtype} tensor" if isinstance(W, Tensor) else type(W).__name__
+        raise InputError(
+            name, f"got {got}, need a real floating-point tensor", "convert it with .float()"
+        )
+    if W.ndim < min_dim or W.numel() == 0:
+        problem = f"shape {tuple(W.shape)}, need at least {min_dim} non-empty dimensions"
+        raise InputError(name, problem, "reshape it")
+    W = W.detach()
+    W = W if W.dtype in (torch.float32, torch.float64) else W.float()
+    if not torch.isfinite(W).all():
+        bad = W.numel() - int(torch.isfinite(W).sum())
+        raise InputError(
+            name,
+            f"{bad} of {W.numel()} values are NaN or Inf, all must be finite",
+            "repair or leave out this tensor",
+        )
+    return W
+
+
+def relative_error(W: Tensor, approximation: Tensor) -> float:
+    """Relative Frobenius error of an approximation, over the whole tensor.
+
+        error = ||W - W'||_F / ||W||_F,   0 if both are zero, inf if only W is
+
+    Args:
+        W: the original, any shape.
+        approximation: W', the same shape.
+
+    Returns:
+        The error, >= 0. It is summed in float64; float32 data resolves it to about 1e-7.
+
+    Raises:
+        InputError: the shapes differ.
+
+    Example:
+        >>> round(relative_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0])), 6)
+        0.8
+    """
+    if W.shape != approximation.shape:
+        problem = f"shape {tuple(W.shape)} does not match {tuple(approximation.shape)}"
+        raise InputError("relative_error", problem, "compare with the tensor that was factorized")
+    W = W.detach().to(torch.promote_types(W.dtype, approximation.dtype))
+    scale = frobenius(W)
+    defect = frobenius(W - approximation)
+    if scale == 0.0:
+        return 0.0 if defect == 0.0 else math.inf
+    return defect / scale
+
+
+def frobenius(W: Tensor) -> float:
+    """Frobenius norm of a tensor of any shape, summed in float64.
+
+    Example:
+        >>> frobenius(torch.tensor([[3.0, 4.0]]))
+        5.0
+    """
+    return float(torch.linalg.vector_norm(W, dtype=torch.float64))
+
+
+def unfold(W: Tensor, mode: int) -> Tensor:
+    """Mode-n unfolding: axis `mode` becomes the rows, the others, in order, the columns.
+
+    Args:
+        W: (I_1, ..., I_N).
+        mode: axis, 0..N-1.
+
+    Returns:
+        Matrix (I_mode, product of the other sizes).
+
+    Example:
+        >>> unfold(torch.zeros(2, 3, 4), 1).shape
+        torch.Size([3, 8])
+
+    Source: Kolda and Bader 2009, section 2.4; columns in C order, not Fortran order.
+    """
+    return W.movedim(mode, 0).flatten(1) if W.ndim > 1 else W[:, None]
+
+
+def mode_product(W: Tensor, M: Tensor, mode: int) -> Tensor:
+    """Mode-n product: every fibre along `mode` is multiplied by a matrix.
+
+        result_(n) = M W_(n)
+
+    Args:
+        W: (I_1, ..., I_N).
+        M: (J, I_mode).
+        mode: axis, 0..N-1.
+
+    Returns:
+        (I_1, ..., J, ..., I_N).
+
+    Example:
+        >>> mode_product(torch.zeros(2, 3, 4), torch.zeros(5, 3), 1).shape
+        torch.Size([2, 5, 4])
+
+    Source: Kolda and Bader 2009, section 2.5.
+    """
+    return torch.tensordot(M, W, dims=([1], [mode])).movedim(0, mode)
+
+
+def khatri_rao(factors: Sequence[Tensor]) -> Tensor:
+    """Column-wise Kronecker product, rows in the column order of `unfold`.
+
+    Args:
+        factors: matrices (I_n, R) with the same number of columns.
+
+    Returns:
+        (product of the I_n, R).
+
+    Example:
+        >>> khatri_rao([torch.ones(2, 5), torch.ones(3, 5)]).shape
+        torch.Size([6, 5])
+
+    Source: Kolda and Bader 2009, section 2.6.
+    """
+    result = factors[0]
+    for factor in factors[1:]:
+        result = (result[:, None, :] * factor[None, :, :]).flatten(0, 1)  # (I * J, R)
+    return result
+
+
+def gram(W: Tensor) -> Tensor:
+    """Gram matrix on the shorter side, in float64: W W^T if m <= n, else W^T W.
+
+    In float64 the squaring costs float32 data no accuracy: sqrt(eps64) = 1.5e-8 is below eps32.
+
+    Args:
+        W: (..., m, n).
+
+    Returns:
+        (..., k, k) with k = min(m, n), float64.
+
+    Example:
+        >>> gram(torch.ones(2, 5))
+        tensor([[5., 5.],
+                [5., 5.]], dtype=torch.float64)
+    """
+    wide = W.double()
+    return wide @ wide.mT if W.shape[-2] <= W.shape[-1] else wide.mT @ wide
+
+
+def leading_eigenvectors(S: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Largest eigenvalues, descending, of a symmetric matrix, and their eigenvectors.
+
+    Args:
+        S: symmetric (..., k, k).
+        rank: how many, 1..k.
+
+    Returns:
+        Eigenvalues (..., rank) and eigenvectors (..., k, rank) with orthonormal columns.
+
+    Example:
+        >>> values, vectors = leading_eigenvectors(torch.diag(torch.tensor([1.0, 3.0, 2.0])), 2)
+        >>> values
+        tensor([3., 2.])
+    """
+    values, vectors = torch.linalg.eigh(S)
+    return values.flip(-1)[..., :rank], vectors.flip(-1)[..., :rank]
+
+
+def soft_threshold(x: Tensor, tau: float | Tensor) -> Tensor:
+    """Proximal map of tau ||x||_1: sign(x) max(|x| - tau, 0), element by element.
+
+    Args:
+        x: any shape.
+        tau: threshold >= 0, a number or a tensor that broadcasts.
+
+    Returns:
+        The same shape as x.
+
+    Example:
+        >>> soft_threshold(torch.tensor([-3.0, 0.5, 2.0]), 1.0)
+        tensor([-2.,  0.,  1.])
+    """
+    return x.sign() * (x.abs() - tau).clamp_min(0)
+
+
+def singular_value_threshold(W: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """Proximal map of tau ||W||_*: the singular values are soft-thresholded.
+
+        argmin_X  1/2 ||X - W||_F^2 + tau ||X||_*  =  U diag(max(s - tau, 0)) V^T
+
+    Args:
+        W: (..., m, n), float32 or float64.
+        tau: threshold >= 0.
+
+    Returns:
+        The matrix X (..., m, n) and its singular values (..., min(m, n)).
+
+    Example:
+        >>> X, s = singular_value_threshold(torch.diag(torch.tensor([3.0, 1.0])), 2.0)
+        >>> s
+        tensor([1., 0.])
+
+    Source: Cai, Candes and Shen 2010, theorem 2.1.
+    """
+    U, s, Vh = torch.linalg.svd(W, full_matrices=False)
+    s = (s - tau).clamp_min(0)
+    return (U * s[..., None, :]) @ Vh, s
