@@ -1,0 +1,711 @@
+"""The formulations: what is minimised, and never how.
+
+`A` (m, n) measures the signal `x` (n,) as `y` (m,); with a basis, `x = Psi c` and the problem is
+stated for the coefficients `c` (p,), measured by `A Psi`. Without one, `c = x`. Each problem is
+immutable and checks itself when it is made. `L1` norms of complex vectors sum the moduli.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from lowrank.errors import InputError
+from lowrank.sensing.operators import (
+    Array,
+    MatrixLike,
+    Operator,
+    as_double,
+    as_operator,
+    to_numpy,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What every formulation has: a measurement operator and the measurements.
+
+    Args:
+        A: array (m, n), sparse matrix, LinearOperator, `Operator` or torch tensor.
+        y: (m,), or (m, batch) for several signals measured by the same A.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, or complex data where real is needed.
+    """
+
+    A: MatrixLike
+    y: ArrayLike
+
+    convex: ClassVar[bool] = True
+    coupled: ClassVar[bool] = False
+    """Whether the columns of a batch share one penalty, and so are one problem."""
+
+    def __post_init__(self) -> None:
+        self._set("A", as_operator(self.A))
+        self._set("y", _checked_measurements(self.A, self.y))
+        if hasattr(self, "basis") and self.basis is not None:
+            self._set("basis", as_operator(self.basis))
+        self._check()
+
+    def _check(self) -> None:
+        """Hook: what the formulation itself demands."""
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # frozen for users; fields are normalised once
+
+    @cached_property
+    def operator(self) -> Operator:
+        """`A Psi`, what a solver works on; (m, p)."""
+        basis = getattr(self, "basis", None)
+        return self.A if basis is None else self.A.compose(basis)
+
+    @property
+    def n_unknowns(self) -> int:
+        """Number p of coefficients."""
+        return int(self.operator.shape[1])
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether the coefficients are complex: A, Psi or y is."""
+        return self.operator.is_complex or bool(np.iscomplexobj(self.y))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the coefficients: float64 or complex128."""
+        return np.dtype(np.complex128 if self.is_complex else np.float64)
+
+    @property
+    def unknown_shape(self) -> tuple[int, ...]:
+        """Shape of the coefficients: (p,) or (p, batch)."""
+        return (self.n_unknowns, *np.shape(self.y)[1:])
+
+    def signal(self, coefficients: Array) -> Array:
+        """The signal `x = Psi c`."""
+        basis = getattr(self, "basis", None)
+        return coefficients if basis is None else basis.forward(coefficients)
+
+
+@dataclass(frozen=True, eq=False)
+class _L1Problem(Problem):
+    """Fields that the L1 formulations share.
+
+    `weights` (p,) are positive and default to 1; `lower <= c <= upper` (scalars or (p,)) must
+    contain 0 and need real data; `lower=0` is the non-negative version.
+    """
+
+    basis: MatrixLike | None = field(default=None, kw_only=True)
+    weights: ArrayLike | None = field(default=None, kw_only=True)
+    lower: ArrayLike = field(default=-np.inf, kw_only=True)
+    upper: ArrayLike = field(default=np.inf, kw_only=True)
+
+    def _check(self) -> None:
+        self._set("weights", _checked_weights(self.weights, self.n_unknowns))
+        lower, upper = _checked_bounds(self.lower, self.upper, self.n_unknowns)
+        self._set("lower", lower)
+        self._set("upper", upper)
+        if self.bounded and self.is_complex:
+            problem = "bounds were given for complex coefficients, which have no order"
+            raise InputError("lower, upper", problem, "leave them out, or pass real data")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether any coefficient has a finite bound."""
+        return bool(np.isfinite(self.lower).any() or np.isfinite(self.upper).any())
+
+    @property
+    def nonneg(self) -> bool:
+        """Whether the bounds are exactly `c >= 0`."""
+        return bool(np.all(self.lower == 0) and np.all(self.upper == np.inf))
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the weights differ from 1."""
+        return bool(np.any(np.asarray(self.weights) != 1))
+
+
+@dataclass(frozen=True, eq=False)
+class BasisPursuit(_L1Problem):
+    """Basis pursuit: `min ||w c||_1  subject to  A Psi c = y,  lower <= c <= upper`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, at most 0; 0 makes it non-negative basis pursuit.
+        upper: upper bound of c, at least 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, bounds on complex data.
+
+    Example:
+        >>> BasisPursuit([[1.0, 2.0]], [2.0]).n_unknowns
+        2
+
+    Source: Chen, Donoho, Saunders 1998, equation (1.3).
+    """
+
+
+@dataclass(frozen=True, eq=False)
+class BPDN(_L1Problem):
+    """Basis pursuit denoising: `min ||w c||_1  subject to  ||A Psi c - y||_2 <= epsilon`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch); the bound holds for each column.
+        epsilon: bound on the residual norm, >= 0 (0 is basis pursuit).
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, at most 0.
+        upper: upper bound of c, at least 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, negative epsilon, bounds on complex data.
+
+    Example:
+        >>> BPDN([[1.0, 2.0]], [2.0], 0.1).epsilon
+        0.1
+
+    Source: van den Berg, Friedlander 2008, equation (BP_sigma).
+    """
+
+    epsilon: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("epsilon", _checked_number("epsilon", self.epsilon, zero=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Lasso(_L1Problem):
+    """Penalised LASSO: `min 1/2 ||A Psi c - y||_2^2 + lam ||w c||_1`.
+
+    scikit-learn's `alpha` is `lam / m`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        lam: penalty, > 0; from `max |A^H y|` on the answer is 0.
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, at most 0.
+        upper: upper bound of c, at least 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, lam not positive, bounds on complex data.
+
+    Example:
+        >>> Lasso([[1.0, 2.0]], [2.0], 0.1).lam
+        0.1
+
+    Source: Tibshirani 1996, in the form of Chen, Donoho, Saunders 1998, equation (5.1).
+    """
+
+    lam: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("lam", _checked_number("lam", self.lam))
+
+
+@dataclass(frozen=True, eq=False)
+class ConstrainedLasso(_L1Problem):
+    """Constrained LASSO: `min 1/2 ||A Psi c - y||_2^2  subject to  ||w c||_1 <= tau`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch); the bound holds for each column.
+        tau: bound on the L1 norm, >= 0.
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, 0 or -inf (non-negative or free).
+        upper: must stay inf.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, negative tau, bounds other than c >= 0.
+
+    Example:
+        >>> ConstrainedLasso([[1.0, 2.0]], [2.0], 0.5).tau
+        0.5
+
+    Source: Tibshirani 1996, equation (1).
+    """
+
+    tau: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("tau", _checked_number("tau", self.tau, zero=True))
+        if self.bounded and not self.nonneg:
+            problem = "only c >= 0 can join the bound on the L1 norm"
+            raise InputError("lower, upper", problem, "pass lower=0, or use Lasso for boxes")
+
+
+@dataclass(frozen=True, eq=False)
+class DantzigSelector(_L1Problem):
+    """Dantzig selector: `min ||w c||_1  subject to  ||(A Psi)^H (A Psi c - y)||_inf <= lam`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        lam: bound on the correlation of the residual with every column, >= 0.
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, at most 0.
+        upper: upper bound of c, at least 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, negative lam, bounds on complex data.
+
+    Example:
+        >>> DantzigSelector([[1.0, 2.0]], [2.0], 0.1).lam
+        0.1
+
+    Source: Candes, Tao 2007, equation (1.7).
+    """
+
+    lam: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("lam", _checked_number("lam", self.lam, zero=True))
+
+
+@dataclass(frozen=True, eq=False)
+class ElasticNet(_L1Problem):
+    """Elastic net: `min 1/2 ||A Psi c - y||_2^2 + lam ||w c||_1 + ridge/2 ||c||_2^2`.
+
+    scikit-learn's `alpha` and `l1_ratio` are `lam = m alpha l1_ratio` and
+    `ridge = m alpha (1 - l1_ratio)`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        lam: L1 penalty, > 0.
+        ridge: squared penalty, > 0 (0 is `Lasso`).
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, at most 0.
+        upper: upper bound of c, at least 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, a penalty not positive, bounds on complex data.
+
+    Example:
+        >>> ElasticNet([[1.0, 2.0]], [2.0], 0.1, 0.01).ridge
+        0.01
+
+    Source: Zou, Hastie 2005, equation (3).
+    """
+
+    lam: float
+    ridge: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("lam", _checked_number("lam", self.lam))
+        self._set("ridge", _checked_number("ridge", self.ridge))
+
+
+@dataclass(frozen=True, eq=False)
+class SqrtLasso(_L1Problem):
+    """Square-root LASSO: `min ||A Psi c - y||_2 + lam ||w c||_1`.
+
+    The right lam does not depend on the noise level.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        lam: penalty, > 0.
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, at most 0.
+        upper: upper bound of c, at least 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, lam not positive, bounds on complex data.
+
+    Example:
+        >>> SqrtLasso([[1.0, 2.0]], [2.0], 0.1).lam
+        0.1
+
+    Source: Belloni, Chernozhukov, Wang 2011, equation (3), with lam in place of lam / n.
+    """
+
+    lam: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("lam", _checked_number("lam", self.lam))
+
+
+@dataclass(frozen=True, eq=False)
+class L1Fit(_L1Problem):
+    """L1 data fit, for outliers: `min ||A Psi c - y||_1 + lam ||w c||_1`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch), a few of them grossly wrong.
+        lam: penalty, > 0.
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, at most 0.
+        upper: upper bound of c, at least 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, lam not positive, bounds on complex data.
+
+    Example:
+        >>> L1Fit([[1.0, 2.0]], [2.0], 0.1).lam
+        0.1
+
+    Source: Wright, Ma 2010, equation (3), in penalised form.
+    """
+
+    lam: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("lam", _checked_number("lam", self.lam))
+
+
+@dataclass(frozen=True, eq=False)
+class GroupLasso(Problem):
+    """Group LASSO: `min 1/2 ||A Psi c - y||_2^2 + lam sum_g w_g ||c_g||_2`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        lam: penalty, > 0.
+        groups: label of each coefficient's group, integers (p,); every coefficient has one.
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w_g` (number of groups,) in the order of the sorted labels, positive;
+            None is sqrt(size of the group).
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, lam not positive.
+
+    Example:
+        >>> GroupLasso(np.eye(4), np.ones(4), 0.1, [0, 0, 1, 1]).weights
+        array([1.41421356, 1.41421356])
+
+    Source: Yuan, Lin 2006, equation (2.1).
+    """
+
+    lam: float
+    groups: ArrayLike
+    basis: MatrixLike | None = field(default=None, kw_only=True)
+    weights: ArrayLike | None = field(default=None, kw_only=True)
+
+    def _check(self) -> None:
+        self._set("lam", _checked_number("lam", self.lam))
+        labels = np.asarray(self.groups)
+        if labels.shape != (self.n_unknowns,) or labels.dtype.kind not in "iu":
+            problem = f"{labels.dtype} of shape {labels.shape} for {self.n_unknowns} coefficients"
+            raise InputError("groups", problem, "give one integer label per coefficient")
+        _, index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        self._set("groups", index)
+        weights = np.sqrt(sizes) if self.weights is None else self.weights
+        self._set("weights", _checked_weights(weights, sizes.size))
+
+
+@dataclass(frozen=True, eq=False)
+class JointSparse(Problem):
+    """Joint-sparse MMV: `min 1/2 ||A Psi C - Y||_F^2 + lam sum_i w_i ||C[i, :]||_2`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m, L) of L signals with the same support.
+        lam: penalty, > 0.
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, lam not positive, y not (m, L).
+
+    Example:
+        >>> JointSparse(np.eye(3), np.ones((3, 2)), 0.1).unknown_shape
+        (3, 2)
+
+    Source: Malioutov, Cetin, Willsky 2005, equation (16).
+    """
+
+    lam: float
+    basis: MatrixLike | None = field(default=None, kw_only=True)
+    weights: ArrayLike | None = field(default=None, kw_only=True)
+
+    coupled: ClassVar[bool] = True
+
+    def _check(self) -> None:
+        self._set("lam", _checked_number("lam", self.lam))
+        self._set("weights", _checked_weights(self.weights, self.n_unknowns))
+        if np.ndim(self.y) != 2:
+            problem = f"shape {np.shape(self.y)} is not (m, L)"
+            raise InputError(
+                "y", problem, "stack the signals' measurements as columns, or use Lasso"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis(Problem):
+    """Analysis-L1 and TV: `min ||D x||_1  subject to  ||A x - y||_2 <= epsilon`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,).
+        D: analysis operator (q, n), such as `bases.finite_differences(shape)`.
+        epsilon: bound on the residual norm, >= 0.
+        components: d > 1 sums the length of the d components `(D x).reshape(d, q/d)` at each
+            point, `||D x||_{2,1}`: isotropic TV. 1 is the plain L1 norm: anisotropic.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, negative epsilon.
+
+    Example:
+        >>> Analysis(np.eye(3), np.ones(3), np.array([[-1.0, 1, 0], [0, -1, 1]])).components
+        1
+
+    Source: Rudin, Osher, Fatemi 1992; Elad, Milanfar, Rubinstein 2007, equation (2).
+    """
+
+    D: MatrixLike
+    epsilon: float = 0.0
+    components: int = 1
+
+    def _check(self) -> None:
+        self._set("epsilon", _checked_number("epsilon", self.epsilon, zero=True))
+        self._set("D", _checked_analysis(self.A, self.D, self.components))
+        _single_signal(self.y)
+
+
+@dataclass(frozen=True, eq=False)
+class AnalysisLasso(Problem):
+    """Penalised analysis-L1 and TV: `min 1/2 ||A x - y||_2^2 + lam ||D x||_1`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,).
+        D: analysis operator (q, n), such as `bases.finite_differences(shape)`.
+        lam: penalty, > 0.
+        components: d > 1 sums the length of the d components `(D x).reshape(d, q/d)` at each
+            point, `||D x||_{2,1}`: isotropic TV. 1 is the plain L1 norm: anisotropic.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, lam not positive.
+
+    Example:
+        >>> AnalysisLasso(np.eye(3), np.ones(3), np.eye(3), 0.1).lam
+        0.1
+
+    Source: Rudin, Osher, Fatemi 1992; Elad, Milanfar, Rubinstein 2007, equation (3).
+    """
+
+    D: MatrixLike
+    lam: float
+    components: int = 1
+
+    def _check(self) -> None:
+        self._set("lam", _checked_number("lam", self.lam))
+        self._set("D", _checked_analysis(self.A, self.D, self.components))
+        _single_signal(self.y)
+
+
+@dataclass(frozen=True, eq=False)
+class OneBit(Problem):
+    """1-bit measurements: `max <y, A Psi c>  subject to  ||c||_2 <= 1, ||c||_1 <= radius`.
+
+    The length of the signal is lost in `y = sign(A x)`; the answer has length 1.
+
+    Args:
+        A: measurement operator (m, n), real.
+        y: signs (m,) or (m, batch), each -1 or 1; some may be flipped.
+        radius: bound on the L1 norm, >= 1; sqrt(k) for a k-sparse signal of length 1.
+        basis: `Psi` (n, p); None is the identity.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, y not of signs, complex A, radius below 1.
+
+    Example:
+        >>> OneBit(np.eye(3), [1, -1, 1], 1.5).radius
+        1.5
+
+    Source: Plan, Vershynin 2013, equation (1.4).
+    """
+
+    radius: float
+    basis: MatrixLike | None = field(default=None, kw_only=True)
+
+    def _check(self) -> None:
+        self._set("radius", _checked_number("radius", self.radius))
+        if self.is_complex or not np.isin(self.y, (-1, 1)).all():
+            raise InputError("y", "not all values are -1 or 1", "pass np.sign(measurements), real")
+        if self.radius < 1:
+            raise InputError("radius", f"{self.radius} is below 1", "pass sqrt(k) for sparsity k")
+
+
+@dataclass(frozen=True, eq=False)
+class KSparse(Problem):
+    """k-sparse least squares: `min ||A Psi c - y||_2  subject to  ||c||_0 <= k`. Not convex.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        k: largest number of non-zeros of each column, 1 .. min(m, p).
+        basis: `Psi` (n, p); None is the identity.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, k outside 1 .. min(m, p).
+
+    Example:
+        >>> KSparse(np.eye(3), np.ones(3), 2).k
+        2
+
+    Source: Mallat, Zhang 1993; Tropp, Gilbert 2007.
+    """
+
+    k: int
+    basis: MatrixLike | None = field(default=None, kw_only=True)
+
+    convex: ClassVar[bool] = False
+
+    def _check(self) -> None:
+        limit = min(self.operator.shape)
+        if isinstance(self.k, bool) or int(self.k) != self.k or not 1 <= self.k <= limit:
+            problem = f"{self.k} is outside 1..{limit} for A of shape {self.operator.shape}"
+            raise InputError("sparsity", problem, "lower it or measure more")
+        self._set("k", int(self.k))
+
+
+@dataclass(frozen=True, eq=False)
+class PosteriorMean(Problem):
+    """Bayes estimate `E[c | y]` for `y = A Psi c + e` under a sparse prior. Not convex.
+
+    The coefficients are independent, each zero with an unknown probability and else Gaussian of
+    unknown variance; e is white and Gaussian.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        noise_std: standard deviation of each measurement's noise, >= 0; None learns it.
+        basis: `Psi` (n, p); None is the identity.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, negative noise.
+
+    Example:
+        >>> PosteriorMean(np.eye(3), np.ones(3), 0.1).noise_std
+        0.1
+
+    Source: Vila, Schniter 2013, section II; Tipping 2001 for sparse Bayesian learning.
+    """
+
+    noise_std: float | None = None
+    basis: MatrixLike | None = field(default=None, kw_only=True)
+
+    convex: ClassVar[bool] = False
+
+    def _check(self) -> None:
+        if self.noise_std is not None:
+            self._set("noise_std", _checked_number("noise_std", self.noise_std, zero=True))
+
+
+def total_variation(
+    A: MatrixLike,
+    y: ArrayLike,
+    shape: int | Sequence[int],
+    *,
+    epsilon: float = 0.0,
+    lam: float | None = None,
+    isotropic: bool = True,
+) -> Analysis | AnalysisLasso:
+    """Total variation of a signal or picture: `min TV(x)  subject to  ||A x - y||_2 <= epsilon`.
+
+    With `lam`: `min 1/2 ||A x - y||_2^2 + lam TV(x)`. The differences do not wrap around.
+
+    Args:
+        A: measurement operator (m, n), n the product of the shape.
+        y: measurements (m,).
+        shape: length, or (rows, columns, ...), of the signal.
+        epsilon: bound on the residual norm; unused with lam.
+        lam: penalty, > 0; None is the constrained form.
+        isotropic: length of the gradient at each point; else the sum of its components.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, negative epsilon, lam not positive.
+
+    Example:
+        >>> total_variation(np.eye(6), np.ones(6), (2, 3)).components
+        2
+
+    Source: Rudin, Osher, Fatemi 1992; Candes, Romberg, Tao 2006 for the constrained form.
+    """
+    from lowrank.sensing.bases import finite_differences
+
+    D = finite_differences(shape)
+    components = D.shape[0] // D.shape[1] if isotropic else 1
+    if lam is None:
+        return Analysis(A, y, D, epsilon, components)
+    return AnalysisLasso(A, y, D, lam, components)
+
+
+def _checked_measurements(A: Operator, y: ArrayLike) -> Array:
+    values = as_double(to_numpy(y), "y")
+    m = A.shape[0]
+    if values.ndim not in (1, 2) or values.shape[0] != m or values.size == 0:
+        problem = f"y has shape {values.shape} and A has {m} rows"
+        raise InputError("y", problem, f"pass ({m},), or ({m}, batch) for several signals")
+    return values
+
+
+def _checked_number(where: str, value: Any, *, zero: bool = False) -> float:
+    number = float(value)
+    if not np.isfinite(number) or number < 0 or (number == 0 and not zero):
+        allowed = "zero or positive" if zero else "positive"
+        raise InputError(where, f"{value} is not {allowed} and finite", "pass such a number")
+    return number
+
+
+def _checked_weights(weights: ArrayLike | None, size: int) -> Array:
+    if weights is None:
+        return np.ones(size)
+    values = as_double(to_numpy(weights), "weights")
+    if np.iscomplexobj(values) or values.shape not in ((), (size,)) or (values <= 0).any():
+        problem = f"shape {values.shape}, minimum {values.real.min():.3g}, for {size} weights"
+        raise InputError("weights", problem, "pass positive real numbers, one for each")
+    return np.broadcast_to(values, (size,)).copy()
+
+
+def _checked_bounds(lower: ArrayLike, upper: ArrayLike, size: int) -> tuple[Array, Array]:
+    low, high = (np.asarray(to_numpy(bound), dtype=float) for bound in (lower, upper))
+    for where, bound in (("lower", low), ("upper", high)):
+        if bound.shape not in ((), (size,)) or np.isnan(bound).any():
+            problem = f"shape {bound.shape} for {size} coefficients, or NaN"
+            raise InputError(where, problem, f"pass a number or ({size},)")
+    if (low > 0).any() or (high < 0).any():
+        problem = "the box does not contain 0, so no sparse answer is allowed"
+        raise InputError("lower, upper", problem, "shift the signal so that 0 is inside")
+    return np.broadcast_to(low, (size,)), np.broadcast_to(high, (size,))
+
+
+def _checked_analysis(A: Operator, D: MatrixLike, components: int) -> Operator:
+    analysis = as_operator(D)
+    if analysis.shape[1] != A.shape[1]:
+        problem = f"D has {analysis.shape[1]} columns and A has {A.shape[1]}"
+        raise InputError("D", problem, "both act on the signal")
+    if components < 1 or analysis.shape[0] % components:
+        problem = f"{components} does not divide the {analysis.shape[0]} rows of D"
+        raise InputError("components", problem, "pass 1, or the dimension of the picture")
+    return analysis
+
+
+def _single_signal(y: ArrayLike) -> None:
+    if np.ndim(y) != 1:
+        problem = f"y has shape {np.shape(y)}"
+        raise InputError("y", problem, "analysis problems take one signal at a time, (m,)")
