@@ -153,7 +153,7 @@ def flatten(output: Any) -> list[Tensor]:
         >>> [tuple(t.shape) for t in flatten({"logits": logits, "ids": ids})]
         [(2, 10)]
     """
-    return [t for _, t in _walk(output, "output") if _is_float(t)]
+    return [tensor for tensor in tensors(output) if _is_float(tensor)]
 
 
 def named_tensors(example: Example) -> Iterator[tuple[str, Tensor]]:
@@ -164,6 +164,16 @@ def named_tensors(example: Example) -> Iterator[tuple[str, Tensor]]:
         ['example[0]', "example[1]['mask']"]
     """
     return _walk(example, "example")
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor inside a tensor, tuple, list, dict or dataclass, in order.
+
+    Example:
+        >>> len(tensors((torch.zeros(1), {"mask": torch.ones(1)}, None)))
+        2
+    """
+    return [tensor for _, tensor in _walk(value, "")]
 
 
 def describe(example: Any) -> str:
