@@ -46,10 +46,12 @@ class CountMode(TorchDispatchMode):
         self.uncounted: set[str] = set()
 
     def enter(self, name: str, module: nn.Module, args: Any) -> None:
+        """Count what follows under `name`; a forward pre-hook once the name is bound."""
         self.stack.append(name)
         self.calls[name] += 1
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Count what follows under the caller again; a forward hook."""
         name = self.stack.pop()
         shapes = [tuple(tensor.shape) for tensor in flatten(output)]
         if shapes:
@@ -167,29 +169,33 @@ _PRODUCTS: dict[str, Callable[[tuple[Any, ...], Tensor], tuple[int, int]]] = {
 }
 """Products that torch's own registry lacks, or counts without the softmax."""
 
-_ARITHMETIC = frozenset(
-    """
+_NORMALISATION = """
     native_layer_norm native_batch_norm _native_batch_norm_legit _batch_norm_no_update
     _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm native_group_norm
     _fused_rms_norm _weight_norm_interface renorm _softmax _log_softmax _safe_softmax
     _masked_softmax logsumexp
+"""
+_REDUCTION = """
     sum mean amax amin aminmax max min prod std var std_mean var_mean norm linalg_vector_norm
     nansum cumsum cumprod logcumsumexp trace dist avg_pool1d avg_pool2d avg_pool3d
     adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d
     adaptive_max_pool3d max_pool2d_with_indices max_pool3d_with_indices mkldnn_max_pool2d
     _embedding_bag _embedding_bag_forward_only scatter_add scatter_reduce index_add
     index_reduce col2im
+"""
+_INTERPOLATION = """
     upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
     _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler_3d
+"""
+_POINTWISE = """
     hardswish glu log_sigmoid_forward _prelu_kernel gelu elu celu mish hardtanh leaky_relu
     softplus softshrink threshold copysign floor_divide addr linalg_cross polar
     _thnn_fused_lstm_cell _thnn_fused_gru_cell mse_loss smooth_l1_loss huber_loss
-    """.split()
-)
+"""
+_ARITHMETIC = frozenset((_NORMALISATION + _REDUCTION + _INTERPOLATION + _POINTWISE).split())
 """One FLOP for each element of the largest tensor, beside what torch tags as pointwise."""
 
-_FREE = frozenset(
-    """
+_MOVEMENT = """
     clone _to_copy copy where masked_fill lift lift_fresh lift_fresh_copy detach positive
     cat stack embedding index _unsafe_index index_select index_put _unsafe_index_put index_copy
     index_fill gather take scatter masked_select masked_scatter slice_scatter select_scatter
@@ -199,13 +205,15 @@ _FREE = frozenset(
     channel_shuffle upsample_nearest1d upsample_nearest2d upsample_nearest3d
     _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d max_unpool2d
     max_unpool3d sort topk kthvalue median mode _unsafe_view _reshape_copy unsafe_split
-    unsafe_split_with_sizes complex _pack_padded_sequence set resize zero fill zeros ones full
-    empty empty_strided empty_permuted zeros_like ones_like full_like empty_like new_zeros
-    new_ones new_full new_empty new_empty_strided scalar_tensor arange linspace logspace eye
-    rand randn rand_like randn_like normal uniform bernoulli exponential native_dropout
-    hann_window hamming_window blackman_window kaiser_window bartlett_window
-    """.split()
-)
+    unsafe_split_with_sizes complex _pack_padded_sequence set resize
+"""
+_CREATION = """
+    zero fill zeros ones full empty empty_strided empty_permuted zeros_like ones_like full_like
+    empty_like new_zeros new_ones new_full new_empty new_empty_strided scalar_tensor arange
+    linspace logspace eye rand randn rand_like randn_like normal uniform bernoulli exponential
+    native_dropout hann_window hamming_window blackman_window kaiser_window bartlett_window
+"""
+_FREE = frozenset((_MOVEMENT + _CREATION).split())
 """Copies, look-ups and sources of new tensors: no arithmetic."""
 
 

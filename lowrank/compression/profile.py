@@ -28,7 +28,6 @@ from lowrank.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.table import Table
 
 TOTAL = "(total)"
 """Key of the sum in the dict that `count_macs` returns."""
@@ -143,8 +142,10 @@ class Profile:
         return capture.get().rstrip("\n")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield _table(self, options.max_width)
-        yield _summary(self)
+        from lowrank.compression.profile_table import summary, table
+
+        yield table(self, console, options.max_width)
+        yield summary(self)
 
 
 def profile(
@@ -182,7 +183,8 @@ def profile(
         >>> [(layer.name, layer.kind, layer.flops) for layer in cost.layers]
         [('0', 'Conv2d', 450560), ('1', 'ReLU', 8192)]
 
-    Source: MACs as `torch.utils.flop_counter` counts them, halved; the rest by the rule in `lowrank.compression.counting`.
+    Source: MACs are half of what `torch.utils.flop_counter` counts; the rest follows the rule
+    in `lowrank.compression.counting`.
     """
     check(example)
     _check_runs(repeats, warmup)
@@ -453,16 +455,3 @@ def _identity(tensor: Tensor) -> Any:
         return id(tensor)
     where = tensor.untyped_storage()._cdata, tensor.storage_offset()
     return where, tuple(tensor.shape), tensor.stride()
-
-
-# --- printing --------------------------------------------------------------------------
-
-
-def _table(cost: Profile, width: int) -> Table:
-    from rich.table import Table
-
-    return Table()
-
-
-def _summary(cost: Profile) -> str:
-    return f"{cost.macs}"
