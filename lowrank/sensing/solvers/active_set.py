@@ -19,13 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dpotrf, dpotrs, dpstrf
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
+from lowrank.sensing.solvers.column_pool import Array, ColumnPool, Index
 
-# A pivot below this (columns have about unit norm) means that the column depends on the others.
-DEPENDENT = 1e-11
 # Relative slack of `|a_j^T u| <= w_j` when a column joins: above rounding, below any real one.
 TIE = 1e-10
 # A least-squares residual below this times ||y|| counts as an exact fit.
@@ -53,107 +49,34 @@ class Segment(NamedTuple):
         return self.v if self.exact else self.v + self.r / lam
 
 
-class ColumnPool:
-    """The columns that were ever active, with their Gram matrix, so that no product is repeated.
+def make_segment(pool: ColumnPool, support: Index, signs: Array) -> Segment:
+    """Solve for the line of the path on a support; dependent columns leave it."""
+    rhs = np.empty((support.size, 2), order="F")
+    rhs[:, 0], rhs[:, 1] = pool.correlation[support], pool.weights[support] * signs
+    keep, solution = pool.solve(support, rhs)
+    support, signs = support[keep], signs[keep]
+    return _with_residuals(pool, support, signs, solution)
 
-    Args:
-        A: matrix, shape (m, n), columns of comparable norm.
-        y: measurements, shape (m,).
-        weights: positive penalty weights, shape (n,).
-        nonneg: only `x >= 0` is allowed, so only `a_j^T u <= w_j` is asked.
-    """
 
-    def __init__(self, A: Array, y: Array, weights: Array, *, nonneg: bool = False) -> None:
-        self.A, self.y, self.weights, self.nonneg = A, y, weights, nonneg
-        self.correlation = y @ A
-        self.y_norm = float(np.linalg.norm(y))
-        self.products = 1
-        self._place = np.full(A.shape[1], -1)
-        self._size = 0
-        self._columns = np.empty((0, A.shape[0]))
-        self._gram = np.empty((0, 0))
+def _with_residuals(pool: ColumnPool, support: Index, signs: Array, solution: Array) -> Segment:
+    x_ls, q = solution[:, 0], solution[:, 1]
+    r, v = pool.y - pool.combine(support, x_ls), pool.combine(support, q)
+    exact = bool(r @ r < (EXACT * pool.y_norm) ** 2)
+    if exact:  # what the fit does not use is 0, not rounding noise with a sign
+        x_ls[np.abs(x_ls) <= 1e-12 * np.abs(x_ls).max(initial=0.0)] = 0.0
+    return Segment(support, signs, x_ls, q, r, v, exact)
 
-    def multiply_adjoint(self, u: Array) -> Array:
-        """Return `A^T u` and count it."""
-        self.products += 1
-        return u @ self.A
 
-    def violation(self, c: Array) -> Array:
-        """Return how far each `a_j^T u` lies outside its bound, relative to the weight."""
-        return (c if self.nonneg else np.abs(c)) / self.weights - 1.0
-
-    def lam_max(self) -> float:
-        """Return the smallest `lam` at which `x = 0` is optimal."""
-        return float(1.0 + self.violation(self.correlation).max())
-
-    def admit(self, support: Index) -> Index:
-        """Gather columns that are new, extend the Gram matrix; return places in the pool."""
-        new = support[self._place[support] < 0]
-        if new.size:
-            old, size = self._size, self._size + new.size
-            if size > len(self._columns):
-                self._grow(size)
-            self._columns[old:size] = self.A[:, new].T
-            block = self._columns[:size] @ self._columns[old:size].T
-            self._gram[:size, old:size] = block
-            self._gram[old:size, :old] = block[:old].T
-            self._place[new] = np.arange(old, size)
-            self._size = size
-        return self._place[support]
-
-    def _grow(self, size: int) -> None:
-        room = max(size + 32, 3 * size // 2)
-        columns, gram = np.empty((room, self.A.shape[0])), np.empty((room, room))
-        columns[: self._size] = self._columns[: self._size]
-        gram[: self._size, : self._size] = self._gram[: self._size, : self._size]
-        self._columns, self._gram = columns, gram
-
-    def combine(self, places: Index, coefficients: Array) -> Array:
-        """Return `A_J x_J`; zeros in the rest of the pool cost less than a gathered copy."""
-        spread = np.zeros(self._size)
-        spread[places] = coefficients
-        return spread @ self._columns[: self._size]
-
-    def factor(self, support: Index) -> tuple[Index, Array]:
-        """Cholesky factor of the Gram matrix, of as many columns as are independent."""
-        places = self.admit(support)
-        gram = self._gram[places[:, None], places]
-        L, info = dpotrf(gram, lower=True, clean=False)
-        if info == 0 and L.diagonal().min(initial=1.0) ** 2 > DEPENDENT:
-            return np.arange(support.size), L
-        _, pivots, rank, _ = dpstrf(gram, lower=True, tol=DEPENDENT)
-        keep = np.sort(pivots[:rank] - 1)
-        L, info = dpotrf(gram[np.ix_(keep, keep)], lower=True, clean=False)
-        return (keep, L) if info == 0 else (keep[:0], L[:0, :0])
-
-    def segment(self, support: Index, signs: Array) -> Segment:
-        """Solve for the line of the path on a support; dependent columns leave it."""
-        keep, L = self.factor(support)
-        support, signs = support[keep], signs[keep]
-        places = self._place[support]
-        rhs = np.empty((support.size, 2), order="F")
-        rhs[:, 0], rhs[:, 1] = self.correlation[support], self.weights[support] * signs
-        if support.size:
-            rhs = dpotrs(L, rhs, lower=True)[0]
-        x_ls, q = rhs[:, 0], rhs[:, 1]
-        r, v = self.y - self.combine(places, x_ls), self.combine(places, q)
-        exact = bool(r @ r < (EXACT * self.y_norm) ** 2)
-        return Segment(support, signs, x_ls, q, r, v, exact)
-
-    def refine(self, line: Segment) -> Segment:
-        """One step of iterative refinement for both right-hand sides, at the end only."""
-        if not line.support.size:
-            return line
-        _, L = self.factor(line.support)
-        places, columns = self._place[line.support], self._columns
-        rhs = np.empty((line.support.size, 2), order="F")
-        rhs[:, 0] = (columns[: self._size] @ line.r)[places]
-        rhs[:, 1] = self.weights[line.support] * line.signs
-        rhs[:, 1] -= (columns[: self._size] @ line.v)[places]
-        step = dpotrs(L, rhs, lower=True)[0]
-        x_ls, q = line.x_ls + step[:, 0], line.q + step[:, 1]
-        r, v = self.y - self.combine(places, x_ls), self.combine(places, q)
-        return line._replace(x_ls=x_ls, q=q, r=r, v=v)
+def refine(pool: ColumnPool, line: Segment) -> Segment:
+    """One step of iterative refinement for `x_LS` and `q`."""
+    rhs = np.empty((line.support.size, 2), order="F")
+    rhs[:, 0] = pool.correlate(line.support, line.r)
+    rhs[:, 1] = pool.weights[line.support] * line.signs - pool.correlate(line.support, line.v)
+    keep, step = pool.solve(line.support, rhs)
+    if keep.size < line.support.size:
+        return line
+    solution = np.stack([line.x_ls + step[:, 0], line.q + step[:, 1]], axis=1)
+    return _with_residuals(pool, line.support, line.signs, solution)
 
 
 Target = Callable[[Segment], float]
@@ -182,7 +105,7 @@ def bpdn_target(epsilon: float) -> Target:
 
 def limit_signs(line: Segment) -> tuple[Array, NDArray[np.bool_]]:
     """Signs and membership in the limit `lam -> 0+`, where `-q` decides on what the fit leaves 0."""
-    nonzero = np.abs(line.x_ls) > 1e-12 * np.abs(line.x_ls).max(initial=0.0)
+    nonzero = line.x_ls != 0
     signs = np.where(nonzero, np.sign(line.x_ls), line.signs)
     return signs, nonzero | (line.signs * line.q < 0)
 
@@ -228,7 +151,7 @@ def settle(
     for _ in range(max_iter):
         if support.size > 1.5 * min(pool.A.shape) + 8:
             return None
-        line = pool.segment(support, signs)
+        line = make_segment(pool, support, signs)
         here = max(lam, target(line))
         if here == 0 and not line.exact:
             return None
@@ -257,7 +180,7 @@ def descend(
     for step in range(max_iter):
         if support.size > 1.2 * min(pool.A.shape) + 8:
             return None
-        line = pool.segment(support, signs)
+        line = make_segment(pool, support, signs)
         if step:
             lam = min(lam, 0.3 * float(np.linalg.norm(line.r)))
         goal = target(line)

@@ -7,32 +7,59 @@ support at the new `lam`; if it does not, the block is shortened, in the end to 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from lowrank.sensing.solvers.active_set import (
-    Array,
-    ColumnPool,
     Settled,
     Target,
+    make_segment,
     settle,
 )
+from lowrank.sensing.solvers.column_pool import Array, ColumnPool, Index
 
 
-def breakpoints(pool: ColumnPool, here: Settled) -> Array:
-    """Values of `lam` below the present one at which this line stops being optimal, descending."""
-    line, lam = here.line, here.lam
+class Breakpoints(NamedTuple):
+    """Where a line of the path stops being optimal: `lam`, descending, and which column turns."""
+
+    lam: Array
+    column: Index
+    sign: Array
+    """Sign with which the column joins; 0 if it leaves."""
+
+
+def breakpoints(pool: ColumnPool, here: Settled) -> Breakpoints:
+    """List the breakpoints of the present line below the present `lam`."""
+    line, w = here.line, pool.weights
     b = pool.multiply_adjoint(line.v)
-    a = lam * (here.c - b)
-    w = pool.weights
+    a = here.lam * (here.c - b)
+    b[line.support] = np.nan  # these cannot join
     with np.errstate(divide="ignore", invalid="ignore"):
-        join = a / (w - b)
-        if not pool.nonneg:
-            join = np.concatenate([join, -a / (w + b)])
-        leave = line.x_ls / line.q
-    join = np.delete(join, np.concatenate([line.support, line.support + w.size])[: 
-        line.support.size * (1 if pool.nonneg else 2)])
-    points = np.concatenate([join, leave])
-    return -np.sort(-points[(points > 0) & (points < lam * (1 - 1e-12))])
+        lam = np.concatenate([a / (w - b), -a / (w + b), line.x_ls / line.q])
+    n = w.size
+    valid = (lam > 0) & (lam < here.lam * (1 - 1e-12))
+    if pool.nonneg:
+        valid[n : 2 * n] = False
+    chosen = np.flatnonzero(valid)
+    chosen = chosen[np.argsort(-lam[chosen])]
+    column = np.concatenate([np.arange(n), np.arange(n), line.support])[chosen]
+    return Breakpoints(lam[chosen], column, np.select([chosen < n, chosen < 2 * n], [1.0, -1.0]))
+
+
+def single_step(pool: ColumnPool, here: Settled, points: Breakpoints) -> Settled | None:
+    """Cross the next breakpoint only: the step of classical homotopy."""
+    lam, column, sign = points.lam[0], points.column[0], points.sign[0]
+    line = here.line
+    if sign:
+        support, signs = np.append(line.support, column), np.append(line.signs, sign)
+    else:
+        stay = line.support != column
+        support, signs = line.support[stay], line.signs[stay]
+    new = make_segment(pool, support, signs)
+    if new.support.size < support.size:
+        return None
+    return Settled(new, lam, pool.multiply_adjoint(new.dual(lam)))
 
 
 def first_point(pool: ColumnPool, target: Target) -> Settled | None:
@@ -71,13 +98,15 @@ def follow_path(
             points = breakpoints(pool, here)
         block = max(1, int(share * here.line.support.size))
         lam = 0.0
-        if block < points.size:
-            lam = 0.5 * (points[block - 1] + points[block])
+        if block < points.lam.size:
+            lam = 0.5 * (points.lam[block - 1] + points.lam[block])
         there = settle(pool, here.line.support, here.line.signs, lam, target, 10)
         if there is not None:
             here, points, share = there, None, min(0.4, 1.2 * share)
-        elif block == 1:
-            return None
-        else:
+        elif block > 1:
             share *= 0.4
+        elif points.lam.size:
+            here, points = single_step(pool, here, points), None
+        else:
+            return None
     return None
