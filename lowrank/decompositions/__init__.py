@@ -1,5 +1,6 @@
 """Tensor and matrix decompositions: a tensor goes in, frozen factors come out."""
 
+from lowrank.decompositions.cp import cp, sensitivity
 from lowrank.decompositions.factors import (
     CPFactors,
     Factors,
@@ -7,6 +8,7 @@ from lowrank.decompositions.factors import (
     TTFactors,
     TuckerFactors,
 )
+from lowrank.decompositions.rank import energy_rank, error_rank, evbmf, evbmf_rank
 from lowrank.decompositions.svd import singular_values, truncated_svd
 from lowrank.decompositions.tensor_train import tensor_train, tt_error_bound, tt_spectra
 from lowrank.decompositions.tucker import hosvd_core, tucker, tucker_error_surface
@@ -17,7 +19,13 @@ __all__ = [
     "SVDFactors",
     "TTFactors",
     "TuckerFactors",
+    "cp",
+    "energy_rank",
+    "error_rank",
+    "evbmf",
+    "evbmf_rank",
     "hosvd_core",
+    "sensitivity",
     "singular_values",
     "tensor_train",
     "truncated_svd",
