@@ -62,7 +62,7 @@ class CountMode(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         # In inference mode composite operations arrive whole, and only their parts can be counted.
-        if isinstance(func, OpOverload) and func.namespace != "prim":
+        if isinstance(func, OpOverload) and func.namespace != "prim" and not _has_rule(func):
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -86,18 +86,41 @@ def _cost(
 ) -> tuple[int, int] | None:
     """MACs and other FLOPs of one operation; None if there is no rule for it."""
     results = flatten(out)
-    name = func.overloadpacket.__name__.removesuffix("_") if isinstance(func, OpOverload) else ""
+    name = _name(func)
     if not results or name in _FREE or getattr(func, "is_view", False):
         return 0, 0
     if name in _PRODUCTS:
         return _PRODUCTS[name](args, results[0])
-    formula = flop_registry.get(getattr(torch.ops.aten, name, None)) if name else None
+    formula = _formula(func)
     if formula is not None:
         bias = results[0].numel() if _has_bias(name, args) else 0
         return formula(*args, **kwargs, out_val=out) // 2, bias
-    if name in _ARITHMETIC or torch.Tag.pointwise in getattr(func, "tags", ()):
+    if _is_arithmetic(func):
         return 0, max(tensor.numel() for tensor in (*tensors((args, kwargs)), *results))
     return None
+
+
+def _name(func: Any) -> str:
+    """`relu` for aten.relu.default and aten.relu_.default; empty for what is not aten's."""
+    if not isinstance(func, OpOverload) or func.namespace != "aten":
+        return ""
+    return func.overloadpacket.__name__.removesuffix("_")
+
+
+def _formula(func: Any) -> Callable[..., int] | None:
+    """torch's own FLOP formula, for an in-place operation that of its plain form."""
+    name = _name(func)
+    plain = getattr(torch.ops.aten, name, None) if name else getattr(func, "overloadpacket", func)
+    return flop_registry.get(plain)
+
+
+def _is_arithmetic(func: Any) -> bool:
+    return _name(func) in _ARITHMETIC or torch.Tag.pointwise in getattr(func, "tags", ())
+
+
+def _has_rule(func: Any) -> bool:
+    known = _name(func) in _FREE or _name(func) in _PRODUCTS
+    return known or _formula(func) is not None or _is_arithmetic(func)
 
 
 def _has_bias(name: str, args: tuple[Any, ...]) -> bool:
@@ -124,6 +147,13 @@ def _add_batch_product(args: tuple[Any, ...], out: Tensor) -> tuple[int, int]:
 
 def _matrix_product(args: tuple[Any, ...], out: Tensor) -> tuple[int, int]:
     return args[0].numel() * out.shape[-1], 0
+
+
+def _grouped_product(args: tuple[Any, ...], out: Tensor) -> tuple[int, int]:
+    """Rows or columns of one side are split over the groups, or both sides have them all."""
+    left, right = args[:2]
+    repeats = left.shape[0] if left.ndim == 3 and right.ndim == 2 else 1
+    return left.numel() // repeats * right.shape[-1], 0
 
 
 def _bilinear(args: tuple[Any, ...], out: Tensor) -> tuple[int, int]:
@@ -158,6 +188,7 @@ _PRODUCTS: dict[str, Callable[[tuple[Any, ...], Tensor], tuple[int, int]]] = {
     "addbmm": _add_batch_product,
     "_int_mm": _matrix_product,
     "_weight_int8pack_mm": _matrix_product,
+    "_grouped_mm": _grouped_product,
     "_trilinear": _bilinear,
     "mkldnn_rnn_layer": _onednn_rnn,
     "_cudnn_rnn": _cudnn_rnn,
@@ -205,7 +236,8 @@ _MOVEMENT = """
     channel_shuffle upsample_nearest1d upsample_nearest2d upsample_nearest3d
     _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d max_unpool2d
     max_unpool3d sort topk kthvalue median mode _unsafe_view _reshape_copy unsafe_split
-    unsafe_split_with_sizes complex _pack_padded_sequence set resize
+    unsafe_split_with_sizes complex _pack_padded_sequence set resize as_strided squeeze
+    unsqueeze transpose t histc bincount
 """
 _CREATION = """
     zero fill zeros ones full empty empty_strided empty_permuted zeros_like ones_like full_like

@@ -97,9 +97,9 @@ class Profile:
         flops: 2 x `macs` plus all other arithmetic.
         peak_activation_bytes: the most that was alive at one time of all that the forward
             pass allocated, measured. Parameters and the example itself are not in it; on a
-            GPU the kernels' workspaces are, on a CPU they cannot be seen.
+            GPU the kernels' workspaces are, on a CPU they are not.
         activation_bound_bytes: the largest sum of one operation's inputs and outputs among
-            them. No order of execution and no allocator can do with less.
+            them. No order of the same operations can do with less.
         latency: time of a forward pass, or None if it was not asked for or there is no data.
         threads: CPU threads that one operation may use.
         device: where the model ran.
@@ -338,10 +338,12 @@ def _followed(model: nn.Module, counter: CountMode) -> Iterator[None]:
     """Tell the counter which module runs, by hooks that are removed afterwards."""
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            enter, leave = partial(counter.enter, name or ROOT), partial(counter.leave)
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks: what it runs counts under the module that calls it
+            enter = partial(counter.enter, name or ROOT)
             before = module.register_forward_pre_hook(enter, prepend=True)
             stack.callback(before.remove)
-            after = module.register_forward_hook(leave, always_call=True)
+            after = module.register_forward_hook(counter.leave, always_call=True)
             stack.callback(after.remove)
         yield
 
