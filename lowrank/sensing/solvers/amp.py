@@ -28,7 +28,7 @@ def minimax_threshold(delta: float, *, nonneg: bool = False) -> float:
 
     Example:
         >>> round(minimax_threshold(0.25), 2)
-        1.54
+        1.29
 
     Source: Donoho, Maleki and Montanari, 2009, equation (7) of the supplement.
     """

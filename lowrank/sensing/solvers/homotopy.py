@@ -7,17 +7,31 @@ support at the new `lam`; if it does not, the block is shortened, in the end to 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
+from lowrank.sensing.result import SolverResult
+
 from lowrank.sensing.solvers.active_set import (
+    Segment,
     Settled,
     Target,
     make_segment,
     settle,
 )
 from lowrank.sensing.solvers.column_pool import Array, ColumnPool, Index
+from lowrank.sensing.solvers.dense_l1 import (
+    Answer,
+    Goal,
+    answer_of,
+    lam_max,
+    refuses_dense,
+    solve_columns,
+)
+from lowrank.sensing.solvers.protocol import Callback
 
 
 class Breakpoints(NamedTuple):
@@ -62,15 +76,21 @@ def single_step(pool: ColumnPool, here: Settled, points: Breakpoints) -> Settled
     return Settled(new, lam, pool.multiply_adjoint(new.dual(lam)))
 
 
-def first_point(pool: ColumnPool, target: Target) -> Settled | None:
-    """The path just below `lam_max`, where the most correlated columns enter."""
-    violation = pool.violation(pool.correlation)
-    ranked = np.sort(violation)
-    top = 1 + ranked[-1]
-    second = max(1 + ranked[max(-ranked.size, -6)], 0.5 * top)
-    lam = 0.5 * (top + second)
-    support = np.flatnonzero(1 + violation > lam)
-    return settle(pool, support, np.sign(pool.correlation[support]), lam, target, 10)
+def top_of_path(pool: ColumnPool) -> Settled:
+    """`x = 0`, at a `lam` just above `lam_max`, so that the first columns are still to come."""
+    empty, none = np.empty(0), np.empty(0, np.intp)
+    lam = lam_max(pool) * (1 + 1e-9)
+    line = Segment(none, empty, empty, empty, pool.y, np.zeros_like(pool.y), exact=False)
+    return Settled(line, lam, pool.correlation / lam)
+
+
+def below_block(points: Breakpoints, block: int) -> float:
+    """A `lam` after that many breakpoints, between distinct ones, or 0 past the last."""
+    if block >= points.lam.size:
+        return 0.0
+    last = points.lam[block - 1]
+    later = points.lam[points.lam < last * (1 - 1e-9)]
+    return float(0.5 * (last + later[0])) if later.size else 0.5 * float(last)
 
 
 def follow_path(
@@ -89,24 +109,62 @@ def follow_path(
 
     Source: Osborne, Presnell and Turlach, 2000, for the path; the blocks are ours.
     """
-    here = start or first_point(pool, target)
+    here: Settled | None = start or top_of_path(pool)
     share, points = 0.3, None
     for _ in range(max_steps):
         if here is None or here.lam <= target(here.line):
             return here
         if points is None:
             points = breakpoints(pool, here)
-        block = max(1, int(share * here.line.support.size))
-        lam = 0.0
-        if block < points.lam.size:
-            lam = 0.5 * (points.lam[block - 1] + points.lam[block])
+        block = max(1, int(share * (here.line.support.size + 10)))
+        lam = below_block(points, block)
         there = settle(pool, here.line.support, here.line.signs, lam, target, 10)
         if there is not None:
             here, points, share = there, None, min(0.4, 1.2 * share)
         elif block > 1:
             share *= 0.4
-        elif points.lam.size:
+        elif points.lam.size and points.lam[0] > target(here.line):
             here, points = single_step(pool, here, points), None
         else:
             return None
     return None
+
+
+def by_path(pool: ColumnPool, goal: Goal, start: Settled | None = None) -> Answer | None:
+    """The link of the chain: block homotopy from a point of the path or from `lam_max`."""
+    found = follow_path(pool, goal.target(), start)
+    return None if found is None else answer_of(pool, goal, found, "block homotopy", 0)
+
+
+@dataclass(frozen=True)
+class Homotopy:
+    """Block homotopy for basis pursuit, BPDN and the LASSO: exact up to rounding, real matrix.
+
+    Minimises `1/2 ||A x - y||^2 + lam ||w x||_1` for `lam` falling from `lam_max` to where the
+    problem stops: at its `lam`, where `||A x - y|| = epsilon`, or at 0.
+
+    Args:
+        tol: relative gap and infeasibility that counts as optimal.
+
+    Example:
+        >>> A = np.array([[1.0, 0.9, 0.0], [0.0, 0.9, 1.0]])
+        >>> Homotopy().solve(BasisPursuit(A, [1.0, 1.0])).coefficients.round(6)
+        array([0.      , 1.111111, 0.      ])
+
+    Source: Osborne, Presnell and Turlach, 2000; many breakpoints at a time is ours.
+    """
+
+    tol: float = 1e-8
+
+    solves: ClassVar[tuple[type[Problem], ...]] = (BasisPursuit, BPDN, Lasso)
+
+    def refuses(self, problem: Problem) -> str | None:
+        """A real matrix is needed, and no bounds other than `c >= 0`."""
+        return refuses_dense(problem, self.solves)
+
+    def solve(
+        self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
+    ) -> SolverResult:
+        """Minimise; `x0` and `callback` are not used."""
+        assert isinstance(problem, BasisPursuit | BPDN | Lasso)
+        return solve_columns(problem, by_path, self.tol)

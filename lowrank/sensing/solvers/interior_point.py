@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dpotrs, spotrf, spotrs
 
-from lowrank.sensing.solvers.column_pool import Array
+from lowrank.sensing.problems import BasisPursuit, Problem
+from lowrank.sensing.result import SolverResult
+from lowrank.sensing.solvers.active_set import descend
+from lowrank.sensing.solvers.column_pool import Array, ColumnPool
+from lowrank.sensing.solvers.dense_l1 import (
+    Answer,
+    Goal,
+    answer_of,
+    measure,
+    refuses_dense,
+    solve_columns,
+)
+from lowrank.sensing.solvers.protocol import Callback
 
 # Weights this much smaller than the largest are left out of the factor; CG puts them back.
 SMALL_WEIGHT = 1e-9
@@ -173,3 +186,61 @@ def _point(
     scale = float(np.abs(x).max()) or 1.0  # active: primal part outweighs dual slack
     active = (now.v / scale > now.z / weights).any(axis=0)
     return InteriorPoint(x, now.u, active, gap, infeasibility, it, products)
+
+
+def by_interior_point(pool: ColumnPool, goal: Goal, tol: float) -> Answer:
+    """Interior point for basis pursuit, with attempts to cross over to an exact vertex."""
+    vertex: list[Answer] = []
+    tried = [1e-2]
+
+    def cross_over(point: InteriorPoint) -> bool:
+        if point.gap > tried[-1] or not point.active.any():
+            return False
+        tried.append(0.1 * point.gap)
+        support = np.flatnonzero(point.active)
+        lam = point.gap * float(np.abs(pool.correlation).max())
+        found = descend(pool, support, np.sign(point.x[support]), lam, goal.target())
+        if found is not None:
+            vertex.append(answer_of(pool, goal, found, "interior point", point.n_iter))
+        return bool(vertex) and vertex[-1].error < 0.1 * tol
+
+    point = interior_point(pool.A, pool.y, pool.weights, nonneg=pool.nonneg, visit=cross_over)
+    pool.products += point.products
+    if vertex:
+        return vertex[-1]
+    residual, c = pool.y - pool.A @ point.x, pool.multiply_adjoint(point.u)
+    gap, infeasibility = measure(pool, goal, point.x, point.u, residual, c)
+    link = "interior point"
+    return Answer(point.x, point.u, gap, infeasibility, link, point.n_iter, pool.products)
+
+
+@dataclass(frozen=True)
+class MehrotraInteriorPoint:
+    """Interior point for basis pursuit with a real matrix: `min ||w x||_1` subject to `A x = y`.
+
+    Args:
+        tol: relative gap and infeasibility that counts as optimal.
+
+    Example:
+        >>> A = np.array([[1.0, 0.9, 0.0], [0.0, 0.9, 1.0]])
+        >>> MehrotraInteriorPoint().solve(BasisPursuit(A, [1.0, 1.0])).coefficients.round(6)
+        array([0.      , 1.111111, 0.      ])
+
+    Source: Mehrotra, 1992; the normal equations in float32 inside CG, and crossing over by the
+    active set, are ours.
+    """
+
+    tol: float = 1e-8
+
+    solves: ClassVar[tuple[type[Problem], ...]] = (BasisPursuit,)
+
+    def refuses(self, problem: Problem) -> str | None:
+        """A real matrix is needed, and no bounds other than `c >= 0`."""
+        return refuses_dense(problem, self.solves)
+
+    def solve(
+        self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
+    ) -> SolverResult:
+        """Minimise; `x0` and `callback` are not used."""
+        assert isinstance(problem, BasisPursuit)
+        return solve_columns(problem, lambda p, g: by_interior_point(p, g, self.tol), self.tol)

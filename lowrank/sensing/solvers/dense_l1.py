@@ -1,0 +1,169 @@
+"""What the exact solvers for a real matrix share: the goal, the scaled data, the proven answer.
+
+They minimise `||w x||_1` subject to `A x = y` or to `||A x - y|| <= epsilon`, or the LASSO.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
+from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.solvers.active_set import (
+    Segment,
+    Settled,
+    Target,
+    basis_pursuit_target,
+    bpdn_target,
+    lasso_target,
+    refine,
+)
+from lowrank.sensing.solvers.column_pool import Array, ColumnPool
+
+# Column norms that differ by more than this factor are scaled to 1; it costs a copy of A.
+UNEVEN = 4.0
+# A dual gap and infeasibility below this need no iterative refinement.
+SHARP = 1e-13
+# Entries of a matrix, in all, that these solvers take.
+MAX_ENTRIES = 2**27
+
+
+class Goal(NamedTuple):
+    """Which problem: basis pursuit, or `||A x - y|| <= epsilon`, or the LASSO with `lam`."""
+
+    epsilon: float = 0.0
+    lam: float = 0.0
+
+    def target(self) -> Target:
+        """Where the path is to stop."""
+        if self.lam:
+            return lasso_target(self.lam)
+        return bpdn_target(self.epsilon) if self.epsilon else basis_pursuit_target
+
+
+class Answer(NamedTuple):
+    """A point with its dual, its relative gap and infeasibility, and the link that found it."""
+
+    x: Array
+    u: Array
+    gap: float
+    infeasibility: float
+    link: str
+    n_iter: int
+    products: int
+
+    @property
+    def error(self) -> float:
+        """The worse of gap and infeasibility; NaN counts as infinite."""
+        worst = max(self.gap, self.infeasibility)
+        return worst if math.isfinite(worst) else math.inf
+
+
+def measure(
+    pool: ColumnPool, goal: Goal, x: Array, u: Array, residual: Array, c: Array
+) -> tuple[float, float]:
+    """Relative duality gap and infeasibility of `x`, with `c = A^T u` and `y - A x` given.
+
+    `u` is scaled to the best feasible point on its ray, so any `u` gives a true lower bound.
+    """
+    value = float(pool.weights @ np.abs(x))
+    cap = 1.0 / max(1.0 + float(pool.violation(c).max()), 1e-300)
+    slope, norm = float(pool.y @ u), float(np.linalg.norm(u))
+    size = float(np.linalg.norm(residual))
+    if goal.lam:
+        scale = min(goal.lam * cap, slope / max(norm**2, 1e-300))
+        primal = size**2 / 2 + goal.lam * value
+        dual = scale * slope - (scale * norm) ** 2 / 2
+        return abs(primal - dual) / max(primal, 1e-300), 0.0
+    dual = cap * (slope - goal.epsilon * norm)
+    infeasibility = max(size - goal.epsilon, 0.0) / pool.y_norm
+    return abs(value - dual) / max(value, abs(dual), 1e-300), infeasibility
+
+
+def answer_of(pool: ColumnPool, goal: Goal, found: Settled, link: str, n_iter: int) -> Answer:
+    """The point of the path with its certificate, refined only where rounding shows."""
+    line, lam, c = found
+    answer = _answer(pool, goal, line, lam, c, link, n_iter)
+    if answer.error > SHARP:
+        line = refine(pool, line)
+        if not goal.lam:  # the last digits of `lam` where the residual meets epsilon
+            lam = goal.target()(line) if goal.epsilon else 0.0
+        c = pool.multiply_adjoint(line.dual(lam))
+        refined = _answer(pool, goal, line, lam, c, link, n_iter)
+        answer = min(answer, refined, key=lambda a: a.error)
+    return answer
+
+
+def _answer(
+    pool: ColumnPool, goal: Goal, line: Segment, lam: float, c: Array, link: str, n_iter: int
+) -> Answer:
+    x = np.zeros(pool.weights.size)
+    x[line.support] = line.coefficients(lam)
+    if pool.nonneg:
+        np.maximum(x, 0, out=x)
+    u, residual = line.dual(lam), line.r + lam * line.v
+    gap, infeasibility = measure(pool, goal, x, u, residual, c)
+    return Answer(x, u, gap, infeasibility, link, n_iter, pool.products)
+
+
+Link = Callable[[ColumnPool, Goal], Answer | None]
+"""A way to solve: data and goal in, an answer with its measured gap out."""
+
+
+def refuses_dense(problem: Problem, kinds: tuple[type[Problem], ...]) -> str | None:
+    """Why an exact dense real solver cannot take the problem, or None."""
+    if not problem.operator.is_dense:
+        return "needs a matrix, and A is matrix-free"
+    if problem.is_complex:
+        return "needs real data, and this is complex"
+    if not isinstance(problem, kinds):
+        return "does not list this problem"
+    if getattr(problem, "bounded", False) and not getattr(problem, "nonneg", False):
+        return "knows no bounds other than c >= 0"
+    m, n = problem.operator.shape
+    return f"holds matrices up to {MAX_ENTRIES} entries" if m * n > MAX_ENTRIES else None
+
+
+def solve_columns(problem: BasisPursuit | BPDN | Lasso, link: Link, tol: float) -> SolverResult:
+    """Solve each column of `y`, on columns of `A` scaled to norm 1 where they are uneven."""
+    A, norms = np.asarray(problem.operator.dense), problem.operator.column_norms()
+    norms = np.where(norms > 0, norms, 1.0)
+    weights = np.array(problem.weights, dtype=np.float64)
+    if norms.max() > UNEVEN * norms.min():
+        A, weights = A / norms, weights / norms
+    else:
+        norms = np.ones(1)
+    goal = Goal(float(getattr(problem, "epsilon", 0.0)), float(getattr(problem, "lam", 0.0)))
+    y = np.asarray(problem.y)
+    columns = y.reshape(len(y), -1).T
+    pools = [ColumnPool(A, column, weights, nonneg=problem.nonneg) for column in columns]
+    answers = [_trivial(pool, goal) or link(pool, goal) or _nothing(pool) for pool in pools]
+    worst = max(answers, key=lambda a: a.error)
+    return SolverResult(
+        coefficients=np.stack([a.x / norms for a in answers], axis=-1).reshape(problem.unknown_shape),
+        dual=np.stack([a.u for a in answers], axis=-1).reshape(y.shape),
+        status=Status.OPTIMAL if worst.error <= tol else Status.STALLED,
+        n_iter=max(a.n_iter for a in answers),
+        n_products=sum(pool.products for pool in pools),
+        note=f"{worst.link}, gap {worst.gap:.0e}",
+    )
+
+
+def _trivial(pool: ColumnPool, goal: Goal) -> Answer | None:
+    """Zero, where that is the optimum."""
+    if pool.y_norm > goal.epsilon and not (goal.lam and lam_max(pool) <= goal.lam):
+        return None
+    return Answer(np.zeros(pool.weights.size), pool.y, 0.0, 0.0, "zero", 0, pool.products)
+
+
+def lam_max(pool: ColumnPool) -> float:
+    """The smallest `lam` at which 0 solves the LASSO."""
+    return 1.0 + float(pool.violation(pool.correlation).max())
+
+
+def _nothing(pool: ColumnPool) -> Answer:
+    return Answer(np.zeros(pool.weights.size), pool.y, 1.0, 1.0, "nothing", 0, pool.products)
