@@ -6,6 +6,7 @@ iterative methods work on it. Signals of more than one dimension are flattened i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -39,10 +40,12 @@ class Operator(LinearOperator):  # type: ignore[misc]
         column_norms: function that gives `||a_j||_2`, (n,), where it is cheap.
         row_orthonormal: whether `A A^H = I`, known and not measured.
         dense: the matrix itself, or a function that makes it when first asked; None if matrix-free.
+        trusted: the adjoint is known to be the adjoint; else solving runs the dot test once.
 
     Attributes:
         row_orthonormal: whether `A A^H = I`.
         name: what messages call it.
+        trusted: whether the dot test can be left out.
 
     Example:
         >>> A = Operator((2, 3), float, lambda x: x[:2], lambda y: np.concatenate([y, 0 * y[:1]]))
@@ -64,10 +67,11 @@ class Operator(LinearOperator):  # type: ignore[misc]
         column_norms: Callable[[], Array] | None = None,
         row_orthonormal: bool = False,
         dense: Array | Callable[[], Array] | None = None,
+        trusted: bool = True,
     ) -> None:
         super().__init__(np.dtype(dtype), (int(shape[0]), int(shape[1])))
         self._forward, self._adjoint = forward, adjoint
-        self.name, self.row_orthonormal = name, row_orthonormal
+        self.name, self.row_orthonormal, self.trusted = name, row_orthonormal, trusted
         self._known_norm = 1.0 if row_orthonormal else norm
         self._known_column_norms, self._dense = column_norms, dense
 
@@ -103,12 +107,18 @@ class Operator(LinearOperator):  # type: ignore[misc]
             name=f"{self.name}^H",
             norm=self._known_norm,
             dense=dense,
+            trusted=self.trusted,
         )
 
     @property
     def is_complex(self) -> bool:
         """Whether the matrix is complex."""
         return bool(np.issubdtype(self.dtype, np.complexfloating))
+
+    @property
+    def orthonormal(self) -> bool:
+        """Whether the operator is square with `A A^H = A^H A = I`."""
+        return self.row_orthonormal and self.shape[0] == self.shape[1]
 
     @property
     def is_dense(self) -> bool:
@@ -173,7 +183,7 @@ class Operator(LinearOperator):  # type: ignore[misc]
         if self.shape[1] != inner.shape[0]:
             problem = f"A has {self.shape[1]} columns and the basis makes {inner.shape[0]} samples"
             raise InputError("basis", problem, "use a basis of the signal's length")
-        unitary = inner.row_orthonormal and inner.shape[0] == inner.shape[1]
+        unitary = inner.orthonormal
         shape = (self.shape[0], inner.shape[1])
         dense = None
         if self.is_dense and shape[0] * shape[1] <= MAX_DENSE_ELEMENTS:
@@ -187,7 +197,27 @@ class Operator(LinearOperator):  # type: ignore[misc]
             norm=self._known_norm if unitary else None,
             row_orthonormal=self.row_orthonormal and inner.row_orthonormal,
             dense=dense,
+            trusted=self.trusted and inner.trusted,
         )
+
+    def counting(self, count: Callable[[int], None]) -> Operator:
+        """The same operator, which reports the number of vectors of every product."""
+
+        def counted(function: Map) -> Map:
+            def apply(x: Array) -> Array:
+                count(1 if x.ndim == 1 else x.shape[1])
+                return function(x)
+
+            return apply
+
+        twin = copy.copy(self)
+        twin._forward, twin._adjoint = counted(self._forward), counted(self._adjoint)
+        return twin
+
+    @cached_property
+    def dot_test(self) -> float:
+        """`adjoint_error` of this operator, measured once."""
+        return adjoint_error(self)
 
 
 def _product(outer: Operator, inner: Operator) -> Array:
@@ -268,6 +298,7 @@ def _from_linear_operator(A: LinearOperator) -> Operator:
         lambda x: np.asarray(A.matvec(x) if x.ndim == 1 else A.matmat(x)),
         lambda y: np.asarray(A.rmatvec(y) if y.ndim == 1 else A.rmatmat(y)),
         name=type(A).__name__,
+        trusted=False,
     )
 
 
@@ -305,6 +336,7 @@ def from_functions(
         name="functions",
         norm=norm,
         row_orthonormal=row_orthonormal,
+        trusted=False,
     )
 
 
@@ -353,7 +385,8 @@ def as_double(array: Array, where: str) -> Array:
     if array.dtype.kind not in "biufc":
         raise InputError(where, f"dtype {array.dtype} is not numeric", "pass real or complex data")
     double = array.astype(np.result_type(array.dtype, np.float64), copy=False)
-    if not np.isfinite(double).all():
+    flat = double.ravel(order="K")
+    if not np.isfinite(np.dot(flat, flat)) and not np.isfinite(flat).all():  # one pass if finite
         bad = int((~np.isfinite(double)).sum())
         raise InputError(where, f"{bad} of {double.size} values are NaN or Inf", "clean the data")
     return double

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from lowrank.errors import InputError
+from lowrank.sensing import terms
 from lowrank.sensing.operators import (
     Array,
     MatrixLike,
     Operator,
     as_double,
     as_operator,
+    is_torch,
     to_numpy,
 )
 
@@ -46,8 +48,11 @@ class Problem:
     convex: ClassVar[bool] = True
     coupled: ClassVar[bool] = False
     """Whether the columns of a batch share one penalty, and so are one problem."""
+    tensor_like: ClassVar[Any] = None
+    """A tensor of the dtype and device that answers go back to; None for NumPy."""
 
     def __post_init__(self) -> None:
+        self._set("tensor_like", next(filter(is_torch, (self.y, self.A)), None))
         self._set("A", as_operator(self.A))
         self._set("y", _checked_measurements(self.A, self.y))
         if hasattr(self, "basis") and self.basis is not None:
@@ -65,6 +70,26 @@ class Problem:
         """`A Psi`, what a solver works on; (m, p)."""
         basis = getattr(self, "basis", None)
         return self.A if basis is None else self.A.compose(basis)
+
+    @property
+    def loss(self) -> terms.Term:
+        """`f` of `min f(M c - b) + g(D c)`; convex problems have one."""
+        raise NotImplementedError(f"{type(self).__name__} is not of the form f(M c - b) + g(c)")
+
+    @property
+    def penalty(self) -> terms.Term:
+        """`g` of `min f(M c - b) + g(D c)`; convex problems have one."""
+        raise NotImplementedError(f"{type(self).__name__} is not of the form f(M c - b) + g(c)")
+
+    @property
+    def design(self) -> Operator:
+        """`M` of `min f(M c - b) + g(D c)`: `A Psi`, except for the Dantzig selector."""
+        return self.operator
+
+    @property
+    def target(self) -> Array:
+        """`b` of `min f(M c - b) + g(D c)`: y, except for the Dantzig selector."""
+        return np.asarray(self.y)
 
     @property
     def n_unknowns(self) -> int:
@@ -114,6 +139,17 @@ class _L1Problem(Problem):
             problem = "bounds were given for complex coefficients, which have no order"
             raise InputError("lower, upper", problem, "leave them out, or pass real data")
 
+    def _l1(self, factor: float = 1.0, ridge: float = 0.0) -> terms.L1:
+        weights = factor * np.asarray(self.weights)[:, None]
+        return terms.L1(
+            weights, np.asarray(self.lower)[:, None], np.asarray(self.upper)[:, None], ridge
+        )
+
+    @property
+    def penalty(self) -> terms.Term:
+        """`||w c||_1` within the bounds."""
+        return self._l1()
+
     @property
     def bounded(self) -> bool:
         """Whether any coefficient has a finite bound."""
@@ -152,6 +188,11 @@ class BasisPursuit(_L1Problem):
     Source: Chen, Donoho, Saunders 1998, equation (1.3).
     """
 
+    @property
+    def loss(self) -> terms.Term:
+        """`M c = b`."""
+        return terms.Ball(0.0)
+
 
 @dataclass(frozen=True, eq=False)
 class BPDN(_L1Problem):
@@ -181,6 +222,11 @@ class BPDN(_L1Problem):
     def _check(self) -> None:
         super()._check()
         self._set("epsilon", _checked_number("epsilon", self.epsilon, zero=True))
+
+    @property
+    def loss(self) -> terms.Term:
+        """`||M c - b||_2 <= epsilon`."""
+        return terms.Ball(self.epsilon)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +259,16 @@ class Lasso(_L1Problem):
     def _check(self) -> None:
         super()._check()
         self._set("lam", _checked_number("lam", self.lam))
+
+    @property
+    def loss(self) -> terms.Term:
+        """`1/2 ||M c - b||_2^2`."""
+        return terms.HalfSquare()
+
+    @property
+    def penalty(self) -> terms.Term:
+        """`lam ||w c||_1` within the bounds."""
+        return self._l1(self.lam)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,6 +303,16 @@ class ConstrainedLasso(_L1Problem):
             problem = "only c >= 0 can join the bound on the L1 norm"
             raise InputError("lower, upper", problem, "pass lower=0, or use Lasso for boxes")
 
+    @property
+    def loss(self) -> terms.Term:
+        """`1/2 ||M c - b||_2^2`."""
+        return terms.HalfSquare()
+
+    @property
+    def penalty(self) -> terms.Term:
+        """`||w c||_1 <= tau`."""
+        return terms.L1Ball(self.tau, np.asarray(self.weights)[:, None], self.nonneg)
+
 
 @dataclass(frozen=True, eq=False)
 class DantzigSelector(_L1Problem):
@@ -276,6 +342,21 @@ class DantzigSelector(_L1Problem):
     def _check(self) -> None:
         super()._check()
         self._set("lam", _checked_number("lam", self.lam, zero=True))
+
+    @property
+    def loss(self) -> terms.Term:
+        """`||M c - b||_inf <= lam`."""
+        return terms.BallInf(self.lam)
+
+    @cached_property
+    def design(self) -> Operator:
+        """The Gram operator `M = (A Psi)^H A Psi`, (p, p)."""
+        return self.operator.H.compose(self.operator)
+
+    @cached_property
+    def target(self) -> Array:
+        """`b = (A Psi)^H y`."""
+        return self.operator.adjoint(np.asarray(self.y))
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,6 +394,16 @@ class ElasticNet(_L1Problem):
         self._set("lam", _checked_number("lam", self.lam))
         self._set("ridge", _checked_number("ridge", self.ridge))
 
+    @property
+    def loss(self) -> terms.Term:
+        """`1/2 ||M c - b||_2^2`."""
+        return terms.HalfSquare()
+
+    @property
+    def penalty(self) -> terms.Term:
+        """`lam ||w c||_1 + ridge/2 ||c||^2` within the bounds."""
+        return self._l1(self.lam, self.ridge)
+
 
 @dataclass(frozen=True, eq=False)
 class SqrtLasso(_L1Problem):
@@ -345,6 +436,16 @@ class SqrtLasso(_L1Problem):
         super()._check()
         self._set("lam", _checked_number("lam", self.lam))
 
+    @property
+    def loss(self) -> terms.Term:
+        """`||M c - b||_2`."""
+        return terms.Norm2()
+
+    @property
+    def penalty(self) -> terms.Term:
+        """`lam ||w c||_1` within the bounds."""
+        return self._l1(self.lam)
+
 
 @dataclass(frozen=True, eq=False)
 class L1Fit(_L1Problem):
@@ -374,6 +475,16 @@ class L1Fit(_L1Problem):
     def _check(self) -> None:
         super()._check()
         self._set("lam", _checked_number("lam", self.lam))
+
+    @property
+    def loss(self) -> terms.Term:
+        """`||M c - b||_1`."""
+        return terms.Norm1()
+
+    @property
+    def penalty(self) -> terms.Term:
+        """`lam ||w c||_1` within the bounds."""
+        return self._l1(self.lam)
 
 
 @dataclass(frozen=True, eq=False)
@@ -415,6 +526,16 @@ class GroupLasso(Problem):
         weights = np.sqrt(sizes) if self.weights is None else self.weights
         self._set("weights", _checked_weights(weights, sizes.size))
 
+    @property
+    def loss(self) -> terms.Term:
+        """`1/2 ||M c - b||_2^2`."""
+        return terms.HalfSquare()
+
+    @cached_property
+    def penalty(self) -> terms.Term:
+        """`lam sum_g w_g ||c_g||_2`."""
+        return terms.Groups(np.asarray(self.groups), self.lam * np.asarray(self.weights)[:, None])
+
 
 @dataclass(frozen=True, eq=False)
 class JointSparse(Problem):
@@ -452,6 +573,16 @@ class JointSparse(Problem):
                 "y", problem, "stack the signals' measurements as columns, or use Lasso"
             )
 
+    @property
+    def loss(self) -> terms.Term:
+        """`1/2 ||M c - b||_2^2`."""
+        return terms.HalfSquare()
+
+    @property
+    def penalty(self) -> terms.Term:
+        """`lam sum_i w_i ||C[i, :]||_2`."""
+        return terms.Rows(self.lam * np.asarray(self.weights)[:, None])
+
 
 @dataclass(frozen=True, eq=False)
 class Analysis(Problem):
@@ -484,6 +615,16 @@ class Analysis(Problem):
         self._set("D", _checked_analysis(self.A, self.D, self.components))
         _single_signal(self.y)
 
+    @property
+    def loss(self) -> terms.Term:
+        """`||M c - b||_2 <= epsilon`."""
+        return terms.Ball(self.epsilon)
+
+    @cached_property
+    def penalty(self) -> terms.Term:
+        """The sum of lengths, as a function of `D x`."""
+        return _lengths(self.D, self.components, 1.0)
+
 
 @dataclass(frozen=True, eq=False)
 class AnalysisLasso(Problem):
@@ -515,6 +656,16 @@ class AnalysisLasso(Problem):
         self._set("lam", _checked_number("lam", self.lam))
         self._set("D", _checked_analysis(self.A, self.D, self.components))
         _single_signal(self.y)
+
+    @property
+    def loss(self) -> terms.Term:
+        """`1/2 ||M c - b||_2^2`."""
+        return terms.HalfSquare()
+
+    @cached_property
+    def penalty(self) -> terms.Term:
+        """The sum of lengths, as a function of `D x`."""
+        return _lengths(self.D, self.components, self.lam)
 
 
 @dataclass(frozen=True, eq=False)
@@ -703,6 +854,11 @@ def _checked_analysis(A: Operator, D: MatrixLike, components: int) -> Operator:
         problem = f"{components} does not divide the {analysis.shape[0]} rows of D"
         raise InputError("components", problem, "pass 1, or the dimension of the picture")
     return analysis
+
+
+def _lengths(D: Operator, components: int, weight: float) -> terms.Groups:
+    n_groups = D.shape[0] // components
+    return terms.Groups(np.tile(np.arange(n_groups), components), np.full((n_groups, 1), weight))
 
 
 def _single_signal(y: ArrayLike) -> None:

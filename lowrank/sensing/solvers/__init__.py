@@ -4,44 +4,44 @@ Adding a solver:
 
 1. One file in this folder with a frozen dataclass that holds hyperparameters only (`tol` and
    `max_iter` among them, where it iterates), the class attribute `solves` with the problem types
-   it takes, `refuses(problem)` and `solve(problem, ...)`.
+   it takes, `refuses(problem)` and `solve(problem, ...)`; see `protocol.py`.
 2. It works on `problem.operator` (`A Psi`, an `Operator`: `.forward`, `.adjoint`, `.dense`,
    `.columns(J)`, `.norm()`, `.row_orthonormal`), `problem.y` and the problem's own fields, and
-   never on `problem.A` or `problem.basis`.
+   never on `problem.A` or `problem.basis`. `problem.loss` and `problem.penalty` give values,
+   conjugates and proximal maps for columns (size, batch).
 3. It returns a `SolverResult`: the coefficients, a dual candidate if it has one, and what it
    believes of the status. It computes no certificate: `lowrank.sensing.solve` does, from outside,
-   and an OPTIMAL that the certificate does not bear out becomes STALLED.
-4. One line in `SOLVERS`, one row in `tests/sensing_cases.py`, one line in the changelog.
+   and an OPTIMAL that the certificate does not bear out becomes STALLED. Products with the whole
+   matrix are counted for it, unless it takes `.dense` and gives `n_products` itself.
+4. One line in `SOLVERS` (and its place in `AUTO`, if it may be chosen unasked), one row in
+   `tests/sensing_cases.py`, one line in the changelog.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, TypeAlias
+from lowrank.sensing.cvx import Cvxpy
+from lowrank.sensing.solvers.admm import Admm
+from lowrank.sensing.solvers.chain import Chain
+from lowrank.sensing.solvers.fista import Fista
+from lowrank.sensing.solvers.homotopy import Homotopy
+from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
+from lowrank.sensing.solvers.one_bit import OneBitThreshold
+from lowrank.sensing.solvers.protocol import Callback, Solver
+from lowrank.sensing.solvers.spg import Spg
 
-from lowrank.sensing.problems import Problem
-from lowrank.sensing.result import Array, SolverResult
+__all__ = ["AUTO", "SOLVERS", "Callback", "Solver"]
 
-Callback: TypeAlias = Callable[[int, Array], Any]
-"""Called as `callback(iteration, coefficients)` each iteration; a true return value stops."""
-
-
-class Solver(Protocol):
-    """An immutable algorithm: hyperparameters, the problems it takes, and `solve`."""
-
-    solves: ClassVar[tuple[type[Problem], ...]]
-
-    def refuses(self, problem: Problem) -> str | None:
-        """Why this instance of a listed problem cannot be taken, or None if it can.
-
-        Reasons are phrases such as "needs a matrix, and A is matrix-free".
-        """
-
-    def solve(
-        self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
-    ) -> SolverResult:
-        """Minimise; `x0` are coefficients to start from, and may be ignored."""
-
-
-SOLVERS: dict[str, type[Solver]] = {}
+SOLVERS: dict[str, type[Solver]] = {
+    "admm": Admm,
+    "chain": Chain,
+    "cvxpy": Cvxpy,
+    "fista": Fista,
+    "homotopy": Homotopy,
+    "interior_point": MehrotraInteriorPoint,
+    "one_bit": OneBitThreshold,
+    "spg": Spg,
+}
 """Every solver by the name that `recover(..., solver=name)` takes."""
+
+AUTO: tuple[str, ...] = ("chain", "one_bit", "fista", "spg", "admm", "cvxpy")
+"""The order in which "auto" tries those that take the problem, until one answer is certified."""

@@ -1,0 +1,233 @@
+"""Sparsifying transforms `Psi` with `x = Psi c`, and analysis operators `D`.
+
+Every basis is an `Operator`: `Psi @ c` is synthesis, `Psi.H @ x` the adjoint, which is the analysis
+transform (and the inverse) exactly where `Psi.orthonormal`. Pictures are flattened in C order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from scipy.fft import dctn, fftn, idctn, ifftn
+
+from lowrank.errors import InputError
+from lowrank.sensing.operators import Array, MatrixLike, Operator, as_operator, from_matrix
+
+
+def identity(n: int) -> Operator:
+    """The identity on (n,): the signal itself is sparse.
+
+    Example:
+        >>> identity(2) @ np.array([1.0, 2.0])
+        array([1., 2.])
+    """
+    return _orthonormal(n, float, lambda c: c, lambda x: x, "identity")
+
+
+def dct(*shape: int) -> Operator:
+    """The orthonormal cosine basis: `x` is the inverse DCT-II of `c`, in every dimension.
+
+    Args:
+        shape: length of the signal, or rows and columns of the picture.
+
+    Example:
+        >>> Psi = dct(8, 8)
+        >>> Psi.shape, Psi.orthonormal
+        ((64, 64), True)
+        >>> bool(np.allclose(Psi @ (Psi.H @ np.ones(64)), 1))
+        True
+
+    Source: Ahmed, Natarajan, Rao 1974.
+    """
+    size, axes = _shape(shape)
+    synthesis = on_shape(size, lambda c: np.asarray(idctn(c, axes=axes, norm="ortho")))
+    analysis = on_shape(size, lambda x: np.asarray(dctn(x, axes=axes, norm="ortho")))
+    return _orthonormal(prod(size), float, synthesis, analysis, "DCT basis")
+
+
+def fourier(*shape: int) -> Operator:
+    """The unitary Fourier basis: `x = F^H c`, in every dimension; complex.
+
+    Args:
+        shape: length of the signal, or rows and columns of the picture.
+
+    Example:
+        >>> (fourier(4) @ np.array([2.0, 0, 0, 0])).real
+        array([1., 1., 1., 1.])
+    """
+    size, axes = _shape(shape)
+    synthesis = on_shape(size, lambda c: np.asarray(ifftn(c, axes=axes, norm="ortho")))
+    analysis = on_shape(size, lambda x: np.asarray(fftn(x, axes=axes, norm="ortho")))
+    return _orthonormal(prod(size), complex, synthesis, analysis, "Fourier basis")
+
+
+def wavelet(
+    *shape: int, name: str = "db4", level: int | None = None, mode: str = "periodization"
+) -> Operator:
+    """Wavelet synthesis by PyWavelets, in one, two or more dimensions.
+
+    Orthonormal for orthogonal wavelets in mode "periodization" where `2^level` divides every side;
+    `.orthonormal` says so. Otherwise the coefficients are a few more than the samples, and the
+    adjoint is exact but not the inverse.
+
+    Args:
+        shape: length of the signal, or rows and columns of the picture.
+        name: any of PyWavelets' discrete wavelets, such as "haar", "db4", "sym8", "bior4.4".
+        level: decompositions; None is the largest that PyWavelets advises (and that keeps an
+            orthonormal transform orthonormal).
+        mode: PyWavelets' signal extension.
+
+    Raises:
+        InputError: an unknown wavelet, or a level beyond what the shape allows.
+
+    Example:
+        >>> Psi = wavelet(64, name="db4", level=3)
+        >>> Psi.shape, Psi.orthonormal
+        ((64, 64), True)
+
+    Source: Mallat 1989; Lee et al. 2019 (PyWavelets).
+    """
+    from lowrank.sensing.wavelets import wavelet_basis
+
+    return wavelet_basis(_shape(shape)[0], name, level, mode)
+
+
+def dictionary(matrix: MatrixLike) -> Operator:
+    """A dictionary of atoms as columns (n, p): `x = matrix c`; `.orthonormal` if it is, measured.
+
+    Example:
+        >>> dictionary([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]).shape
+        (2, 3)
+        >>> dictionary(np.eye(3)[::-1]).orthonormal
+        True
+    """
+    atoms = as_operator(matrix)
+    if atoms.is_dense and atoms.shape[0] == atoms.shape[1]:
+        D = atoms.to_dense()
+        near = bool(np.abs(D.conj().T @ D - np.eye(D.shape[1])).max() < 1e-12 * D.shape[0])
+        return from_matrix(D, row_orthonormal=near)
+    return atoms
+
+
+def concatenation(*bases: MatrixLike) -> Operator:
+    """Several bases side by side, `x = Psi_1 c_1 + Psi_2 c_2 + ...`; c stacks the parts.
+
+    Raises:
+        InputError: none given, or of different lengths.
+
+    Example:
+        >>> concatenation(identity(4), dct(4)).shape
+        (4, 8)
+
+    Source: Donoho, Huo 2001.
+    """
+    parts = [as_operator(b) for b in bases]
+    lengths = {part.shape[0] for part in parts}
+    if len(lengths) != 1:
+        text = f"lengths of the bases are {sorted(lengths)}"
+        raise InputError("concatenation", text, "give bases of one signal length")
+    cuts = np.cumsum([part.shape[1] for part in parts])
+    dense = None
+    if all(part.is_dense for part in parts):
+        dense = lambda: np.concatenate([part.to_dense() for part in parts], axis=1)  # noqa: E731
+    union = all(part.orthonormal for part in parts)
+    return Operator(
+        (lengths.pop(), int(cuts[-1])),
+        np.result_type(*(part.dtype for part in parts)),
+        lambda c: _sum(p.forward(x) for p, x in zip(parts, np.split(c, cuts[:-1]), strict=True)),
+        lambda x: np.concatenate([part.adjoint(x) for part in parts]),
+        name="concatenation",
+        norm=float(np.sqrt(len(parts))) if union else None,
+        dense=dense,
+        trusted=all(part.trusted for part in parts),
+    )
+
+
+def _sum(parts: Any) -> Array:
+    return np.asarray(sum(parts))
+
+
+def finite_differences(shape: int | Sequence[int]) -> Operator:
+    """Forward differences along every axis, `(D x)_i = x_{i+1} - x_i`, 0 at the last sample.
+
+    The d components are stacked, (d n,): `(D @ x).reshape(d, *shape)` is the gradient.
+
+    Args:
+        shape: length of the signal, or rows, columns, ... of the picture.
+
+    Example:
+        >>> finite_differences(4) @ np.array([1.0, 2.0, 4.0, 7.0])
+        array([1., 2., 3., 0.])
+
+    Source: Chambolle 2004, section 2.
+    """
+    size = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+    size, axes = _shape(size)
+    n, d = prod(size), len(size)
+
+    def gradient(x: Array) -> Array:
+        picture = x.reshape(*size, *x.shape[1:])
+        out = np.zeros((d, *picture.shape), dtype=picture.dtype)
+        for axis in axes:
+            inner = _slices(axis, slice(None, -1))
+            np.subtract(
+                picture[_slices(axis, slice(1, None))], picture[inner], out=out[axis][inner]
+            )
+        return out.reshape(d * n, *x.shape[1:])
+
+    def minus_divergence(p: Array) -> Array:
+        field = p.reshape(d, *size, *p.shape[1:])
+        out = np.zeros(field.shape[1:], dtype=p.dtype)
+        for axis in axes:
+            inner = _slices(axis, slice(None, -1))
+            out[inner] -= field[axis][inner]
+            out[_slices(axis, slice(1, None))] += field[axis][inner]
+        return out.reshape(n, *p.shape[1:])
+
+    norm = np.sqrt(sum(4 * np.cos(np.pi / (2 * s)) ** 2 for s in size))
+    return Operator(
+        (d * n, n), float, gradient, minus_divergence, name="finite differences", norm=float(norm)
+    )
+
+
+def _slices(axis: int, part: slice) -> tuple[slice, ...]:
+    return (slice(None),) * axis + (part,)
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    size = tuple(int(s) for s in shape)
+    if not size or min(size) < 1:
+        raise InputError("shape", f"{shape} has no samples", "give one or more positive lengths")
+    return size, tuple(range(len(size)))
+
+
+def on_shape(
+    size: tuple[int, ...], transform: Callable[[Array], Array]
+) -> Callable[[Array], Array]:
+    """A transform of pictures `size + (batch)` as one of flattened columns."""
+
+    def apply(x: Array) -> Array:
+        return transform(x.reshape(*size, *x.shape[1:])).reshape(x.shape)
+
+    return apply
+
+
+def _orthonormal(
+    n: int,
+    dtype: Any,
+    synthesis: Callable[[Array], Array],
+    analysis: Callable[[Array], Array],
+    name: str,
+) -> Operator:
+    return Operator(
+        (n, n),
+        dtype,
+        synthesis,
+        analysis,
+        name=name,
+        column_norms=lambda: np.ones(n),
+        row_orthonormal=True,
+    )

@@ -1,0 +1,448 @@
+"""The front door: choose the formulation and a solver, solve, certify from outside."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.sparse.linalg import LinearOperator, lsqr
+
+from lowrank.errors import InputError
+from lowrank.sensing.certificates import Certificate, certify
+from lowrank.sensing.operators import Array, MatrixLike, Operator, to_numpy
+from lowrank.sensing.problems import BPDN, BasisPursuit, KSparse, Lasso, Problem
+from lowrank.sensing.result import Recovery, SolverResult, Status
+from lowrank.sensing.solvers import AUTO, SOLVERS, Callback, Solver
+
+TOL = 1e-8
+"""Default accuracy: relative duality gap and relative violation of the constraints."""
+
+
+def recover(
+    A: MatrixLike,
+    y: ArrayLike,
+    *,
+    noise: float | None = None,
+    lam: float | None = None,
+    sparsity: int | None = None,
+    basis: MatrixLike | None = None,
+    nonneg: bool = False,
+    weights: ArrayLike | None = None,
+    solver: str | Solver = "auto",
+    tol: float | None = None,
+    max_iter: int | None = None,
+    x0: ArrayLike | None = None,
+    debias: bool = False,
+    callback: Callback | None = None,
+) -> Recovery:
+    """Recover a sparse signal from measurements `y = A x + e`.
+
+    Nothing given is basis pursuit, `min ||c||_1` subject to `A Psi c = y`; `noise` is BPDN,
+    `||A Psi c - y||_2 <= noise`; `lam` is LASSO, `1/2 ||A Psi c - y||^2 + lam ||c||_1`; `sparsity`
+    is k-sparse least squares, by a greedy method and without certificate.
+
+    Args:
+        A: (m, n) array, sparse matrix, LinearOperator, `Operator` or torch tensor.
+        y: (m,), or (m, batch) for several signals.
+        noise: bound on `||A x - y||_2`, >= 0.
+        lam: penalty, > 0.
+        sparsity: number of non-zeros, 1 .. min(m, n).
+        basis: `Psi` with `x = Psi c`, such as `bases.dct(n)`; None is the identity.
+        nonneg: the coefficients are known to be non-negative.
+        weights: positive weights of the L1 norm.
+        solver: a name in `SOLVERS`, a solver object, or "auto".
+        tol: relative gap to reach; None is 1e-8.
+        max_iter: limit of the solver's iterations; None is the solver's own.
+        x0: coefficients to start from, where the solver can use them.
+        debias: also give least squares on the support, in `Recovery.debiased`.
+        callback: `callback(iteration, coefficients)`; a true return value stops the run.
+
+    Returns:
+        `Recovery`: x and coefficients, status with advice, objective, certified gap, cost.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, contradictory options, an unknown or unsuited solver.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> A, x = rng.standard_normal((20, 40)), np.zeros(40)
+        >>> x[[3, 17]] = 1, -2
+        >>> result = recover(A, A @ x)
+        >>> result.status.name, result.support.tolist(), bool(np.abs(result.x - x).max() < 1e-6)
+        ('OPTIMAL', [3, 17], True)
+
+    Source: Chen, Donoho, Saunders 1998; van den Berg, Friedlander 2008; Tibshirani 1996.
+    """
+    given = {"noise": noise, "lam": lam, "sparsity": sparsity}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise InputError("recover", f"{' and '.join(named)} were all given", "give one of them")
+    l1: dict[str, Any] = {"basis": basis, "weights": weights}
+    if nonneg:
+        l1["lower"] = 0.0
+    problem: Problem
+    if sparsity is not None:
+        if nonneg or weights is not None:
+            raise InputError("sparsity", "joins neither nonneg nor weights", "give noise or lam")
+        problem = KSparse(A, y, sparsity, basis=basis)
+    elif lam is not None:
+        problem = Lasso(A, y, lam, **l1)
+    elif noise:
+        problem = BPDN(A, y, noise, **l1)
+    else:
+        problem = BasisPursuit(A, y, **l1)
+    options: dict[str, Any] = {"x0": x0, "debias": debias, "callback": callback}
+    return solve(problem, solver, tol=tol, max_iter=max_iter, **options)
+
+
+def solve(
+    problem: Problem,
+    solver: str | Solver = "auto",
+    *,
+    tol: float | None = None,
+    max_iter: int | None = None,
+    x0: ArrayLike | None = None,
+    debias: bool = False,
+    callback: Callback | None = None,
+) -> Recovery:
+    """Solve a problem and certify the answer from outside the solver.
+
+    Args:
+        problem: one of `lowrank.sensing.problems`.
+        solver: a name in `SOLVERS`, a solver object, or "auto", which tries the solvers in the
+            order of `AUTO` until one answer is certified.
+        tol: relative gap to reach; None is the solver's own, 1e-8 by default.
+        max_iter: limit of the solver's iterations; None is its own.
+        x0: coefficients to start from, (p,) or (p, batch).
+        debias: also give least squares on the support.
+        callback: `callback(iteration, coefficients)`; a true return value stops the run.
+
+    Returns:
+        `Recovery`.
+
+    Raises:
+        InputError: an unknown solver, or one that does not take this problem.
+
+    Example:
+        >>> result = solve(Lasso(np.eye(2), [3.0, 0.5], lam=1.0))
+        >>> result.x.round(6).tolist(), result.status.name
+        ([2.0, 0.0], 'OPTIMAL')
+    """
+    _warn(problem, TOL if tol is None else tol)
+    start = None if x0 is None else to_numpy(x0).astype(problem.dtype)
+    if (trivial := _zero_if_optimal(problem, tol or TOL)) is not None:
+        return _finish(problem, *trivial, "none", "0 is the optimum", 0.0, tol or TOL, debias)
+    tried: list[str] = []
+    best: Recovery | None = None
+    for name, candidate, why in _candidates(problem, solver):
+        ready = _with(candidate, tol=tol, max_iter=max_iter)
+        result, products, seconds = _run(ready, problem, start, callback)
+        certificate = _certified(problem, result)
+        accuracy = float(getattr(ready, "tol", tol or TOL))
+        why = "; ".join([*tried, why, *([result.note] if result.note else [])])
+        result = replace(result, n_products=products)
+        args = (describe(name, ready), why, seconds, accuracy, debias)
+        found = _finish(problem, result, certificate, *args)
+        best = found if best is None or _is_better(found, best) else best
+        if found.status.ok or found.status in (Status.INFEASIBLE, Status.UNBOUNDED):
+            return found
+        tried.append(f"{name} ended {found.status.name} with gap {found.gap}")
+    assert best is not None  # `_candidates` raises rather than being empty
+    return best
+
+
+def reweighted(
+    problem: Problem, solver: str | Solver = "auto", *, rounds: int = 4, floor: float | None = None
+) -> Recovery:
+    """Iteratively reweighted L1: `w_i <- 1 / (|c_i| + floor)`, for `min sum_i log(|c_i| + floor)`.
+
+    Each round is a convex problem whose certificate holds for that round's weights; the whole is
+    not convex.
+
+    Args:
+        problem: one of the L1 formulations; its weights are the first round's.
+        solver: as in `solve`.
+        rounds: number of weighted problems after the first, >= 1.
+        floor: > 0; None is a tenth of the median of the non-zeros of the first round.
+
+    Returns:
+        The last round's `Recovery`, of the problem with the last weights.
+
+    Raises:
+        InputError: the problem has no weights, or rounds or floor are not positive.
+
+    Example:
+        >>> A = np.array([[1.0, 0.9, 0.0], [0.0, 0.9, 1.0]])
+        >>> reweighted(BasisPursuit(A, [1.0, 1.0])).support.tolist()
+        [1]
+
+    Source: Candes, Wakin, Boyd 2008, section 2.2.
+    """
+    if "lower" not in {f.name for f in fields(problem)}:
+        text = f"{type(problem).__name__} has no weighted L1 norm"
+        raise InputError("reweighted", text, "pass BasisPursuit, BPDN, Lasso or a sibling")
+    if rounds < 1 or (floor is not None and floor <= 0):
+        text = f"rounds={rounds}, floor={floor}"
+        raise InputError("reweighted", text, "both must be positive")
+    found = solve(problem, solver)
+    for _ in range(rounds):
+        size = np.abs(to_numpy(found.coefficients))
+        size = size if size.ndim == 1 else np.linalg.norm(size, axis=1)
+        if floor is None:
+            nonzero = size[size > 0]
+            floor = 0.1 * float(np.median(nonzero)) if nonzero.size else 1.0
+        weights = floor / (size + floor)  # in units of the floor, so that lam keeps its meaning
+        problem = replace(problem, weights=weights)  # type: ignore[call-arg]
+        found = solve(problem, solver)
+    return found
+
+
+def _candidates(problem: Problem, solver: str | Solver) -> Iterator[tuple[str, Solver, str]]:
+    """Solvers to try, each with its name and why."""
+    kind = type(problem)
+    if not isinstance(solver, str):
+        yield type(solver).__name__, _accepting(type(solver).__name__, solver, problem), "asked for"
+        return
+    if solver != "auto":
+        if solver not in SOLVERS:
+            text = f"{solver!r} is not one of {', '.join(sorted(SOLVERS))}"
+            raise InputError("solver", text, 'name one of these, or "auto"')
+        yield solver, _accepting(solver, SOLVERS[solver](), problem), "asked for by name"
+        return
+    reasons: list[str] = []
+    any_fits = False
+    for name in AUTO:
+        if kind not in SOLVERS[name].solves:
+            continue
+        candidate = SOLVERS[name]()
+        reason = candidate.refuses(problem)
+        if reason is None:
+            any_fits = True
+            yield name, candidate, _why(problem, name, reasons)
+        else:
+            reasons.append(f"{name} {reason}")
+    if not any_fits:
+        text = f"no solver takes this {kind.__name__} ({'; '.join(reasons) or 'none lists it'})"
+        raise InputError("solver", text, "change the formulation or pass A as a matrix")
+
+
+def _why(problem: Problem, name: str, reasons: list[str]) -> str:
+    m, p = problem.operator.shape
+    kind = "dense" if problem.operator.is_dense else "matrix-free"
+    size = f"{kind} {m} x {p}{', m > n' if m > p else ''}"
+    passed = f" (passed over: {'; '.join(reasons)})" if reasons else ""
+    return f"{name}: first choice for {type(problem).__name__}, {size}{passed}"
+
+
+def _accepting(name: str, solver: Solver, problem: Problem) -> Solver:
+    kind = type(problem)
+    able = [other for other, cls in SOLVERS.items() if kind in cls.solves]
+    reason = "does not list it" if kind not in solver.solves else solver.refuses(problem)
+    if reason is not None:
+        takers = [other for other in able if SOLVERS[other]().refuses(problem) is None]
+        text = f"{name} cannot take this {kind.__name__}: it {reason}"
+        raise InputError("solver", text, f"take one of: {', '.join(takers) or 'none so far'}")
+    return solver
+
+
+def _with(solver: Solver, **changes: Any) -> Solver:
+    """The solver with these hyperparameters, as far as it has them."""
+    assert is_dataclass(solver)
+    known = {f.name for f in fields(solver)}
+    wanted = {k: v for k, v in changes.items() if v is not None and k in known}
+    return replace(solver, **wanted) if wanted else solver
+
+
+def describe(name: str, solver: Solver) -> str:
+    """`name(hyperparameter=value, ...)`, those that differ from the default."""
+    assert is_dataclass(solver)
+    pairs = ((f, getattr(solver, f.name)) for f in fields(solver))
+    changed = [f"{f.name}={value!r}" for f, value in pairs if value != f.default]
+    return f"{name}({', '.join(changed)})"
+
+
+def _run(
+    solver: Solver, problem: Problem, x0: Array | None, callback: Callback | None
+) -> tuple[SolverResult, int, float]:
+    """Run with the operator's products counted and the clock on."""
+    counts: list[int] = []
+    counted = copy.copy(problem)
+    for derived in ("design", "target"):
+        counted.__dict__.pop(derived, None)  # cached properties that hold the uncounted operator
+    counted.__dict__["operator"] = problem.operator.counting(counts.append)
+    begin = time.perf_counter()
+    result = solver.solve(counted, x0=x0, callback=callback)
+    seconds = time.perf_counter() - begin
+    products = sum(counts) if result.n_products is None else result.n_products
+    return result, products, seconds
+
+
+def _certified(problem: Problem, result: SolverResult) -> Certificate | None:
+    if not problem.convex:
+        return None
+    with np.errstate(all="ignore"):  # a diverged run may hold anything
+        return certify(problem, result.coefficients, result.dual, result.analysis_dual)
+
+
+def _is_better(found: Recovery, best: Recovery) -> bool:
+    def badness(r: Recovery) -> float:
+        worst = max(r.gap or 0.0, r.infeasibility or 0.0)
+        return worst if np.isfinite(worst) else np.inf
+
+    return badness(found) < badness(best)
+
+
+def _zero_if_optimal(
+    problem: Problem, tol: float
+) -> tuple[SolverResult, Certificate | None] | None:
+    """The zero answer if it is the optimum: y = 0, epsilon >= ||y||, or lam >= lam_max."""
+    zero = np.zeros(problem.unknown_shape, dtype=problem.dtype)
+    if not problem.convex:
+        if np.any(problem.y) or type(problem).__name__ == "OneBit":
+            return None
+        return SolverResult(zero, status=Status.OPTIMAL, n_products=0), None
+    try:
+        b = problem.target
+        columns = b.reshape(b.shape[0], -1)
+        if problem.loss.violation(-columns).max() > 0:
+            return None
+    except NotImplementedError:
+        return None
+    certificate = certify(problem, zero, b)
+    result = SolverResult(zero, n_products=1)
+    return (result, certificate) if certificate.holds(min(tol, 1e-12)) else None
+
+
+def _finish(
+    problem: Problem,
+    result: SolverResult,
+    certificate: Certificate | None,
+    name: str,
+    why: str,
+    seconds: float,
+    tol: float,
+    debias: bool,
+) -> Recovery:
+    c = np.asarray(result.coefficients)
+    status, detail = _judge(problem, result, certificate, tol)
+    residual = problem.operator.forward(c) - np.asarray(problem.y)
+    size = float(np.linalg.norm(residual))
+    support = support_of(c)
+    fitted = debiased(problem, support) if debias else None
+    return Recovery(
+        x=_back(problem, problem.signal(c)),
+        coefficients=_back(problem, c),
+        support=support,
+        status=status,
+        objective=certificate.objective if certificate else size,
+        residual_norm=certificate.residual_norm if certificate else size,
+        gap=certificate.gap if certificate else None,
+        infeasibility=certificate.infeasibility if certificate else None,
+        dual=_back(problem, certificate.dual) if certificate else None,
+        dual_objective=certificate.dual_objective if certificate else None,
+        debiased=None if fitted is None else _back(problem, problem.signal(fitted)),
+        n_iter=result.n_iter,
+        n_products=result.n_products or 0,
+        seconds=seconds,
+        history=result.history,
+        solver=name,
+        why=why,
+        message=f"{detail}{status.value}",
+    )
+
+
+def _judge(
+    problem: Problem, result: SolverResult, certificate: Certificate | None, tol: float
+) -> tuple[Status, str]:
+    """The status that the certificate bears out, and the figures behind it."""
+    if certificate is None:
+        return result.status, ""
+    figures = f"gap {certificate.gap:.1e}, infeasibility {certificate.infeasibility:.1e}: "
+    if certificate.holds(tol):
+        return Status.OPTIMAL, figures
+    if not np.isfinite(certificate.gap):
+        return Status.DIVERGED, figures
+    if certificate.infeasibility > tol and (distance := _distance_if_infeasible(problem, tol)):
+        share = distance / float(np.linalg.norm(problem.y))
+        text = f"the closest A x is {distance:.6g} away from y ({share:.2g} of ||y||): "
+        return Status.INFEASIBLE, text
+    lost = result.status in (Status.OPTIMAL, Status.CONVERGED, Status.INFEASIBLE)
+    return (Status.STALLED if lost else result.status), figures
+
+
+def _distance_if_infeasible(problem: Problem, tol: float) -> float:
+    """Distance from y to the range of A, if it rules out every x; else 0."""
+    allowed = getattr(problem, "epsilon", 0.0 if isinstance(problem, BasisPursuit) else None)
+    if allowed is None:
+        return 0.0
+    y = np.asarray(problem.y)
+    worst = 0.0
+    for column in y.reshape(y.shape[0], -1).T:
+        fitted = _least_squares(problem.operator, column)
+        r = column - problem.operator.forward(fitted)
+        scale = problem.operator.norm() * np.linalg.norm(r)
+        stationary = np.linalg.norm(problem.operator.adjoint(r)) <= 1e-6 * scale
+        beyond = np.linalg.norm(r) - allowed > tol * np.linalg.norm(column)
+        worst = max(worst, float(np.linalg.norm(r)) if stationary and beyond else 0.0)
+    return worst
+
+
+def _least_squares(A: Operator, y: Array) -> Array:
+    if A.is_dense and A.shape[0] * A.shape[1] <= 2**24:
+        return np.asarray(np.linalg.lstsq(A.to_dense(), y, rcond=None)[0])
+    operator = LinearOperator(
+        A.shape, matvec=A.forward, rmatvec=A.adjoint, dtype=np.result_type(A.dtype, y)
+    )
+    return np.asarray(lsqr(operator, y, atol=1e-14, btol=1e-14, iter_lim=2000)[0])
+
+
+def support_of(coefficients: Array) -> Array:
+    """Indices of entries (rows, for a batch) above 1e-8 of the largest."""
+    size = np.abs(coefficients)
+    size = size if size.ndim == 1 else size.max(axis=1)
+    return np.flatnonzero(size > 1e-8 * size.max(initial=0.0))
+
+
+def debiased(problem: Problem, support: Array) -> Array:
+    """Least squares on the support, of the coefficients' shape; 0 elsewhere."""
+    A, y = problem.operator, np.asarray(problem.y)
+    fitted = np.zeros(problem.unknown_shape, dtype=problem.dtype)
+    if support.size:
+        columns = A.columns(support)
+        fitted[support] = np.linalg.lstsq(columns, y, rcond=None)[0]
+    return fitted
+
+
+def _back(problem: Problem, array: Array) -> Any:
+    """The array as the kind of thing that came in."""
+    like = problem.tensor_like
+    if like is None:
+        return array
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    dtype = like.dtype
+    if tensor.is_complex() and not dtype.is_complex:
+        dtype = torch.complex64 if dtype == torch.float32 else torch.complex128
+    return tensor.to(
+        device=like.device,
+        dtype=dtype if dtype.is_floating_point or dtype.is_complex else tensor.dtype,
+    )
+
+
+def _warn(problem: Problem, tol: float) -> None:
+    A: Operator = problem.operator
+    if A.is_dense:
+        return
+    if not A.trusted and (error := A.dot_test) > 1e-5:
+        text = f"{A.name}: the adjoint fails the dot test with relative error {error:.1e}"
+        warnings.warn(f"{text}; results cannot be trusted, correct rmatvec", stacklevel=3)
+    if A.dtype in (np.float32, np.complex64) and tol < 1e-6:
+        text = f"{A.name} computes in {A.dtype}, which cannot reach the tolerance {tol:g}"
+        warnings.warn(f"{text}; pass tol=1e-5 or a float64 operator", stacklevel=3)
