@@ -1,5 +1,6 @@
 """Tensor and matrix decompositions: a tensor goes in, frozen factors come out."""
 
+from lowrank.decompositions.completion import Completion, complete
 from lowrank.decompositions.cp import cp, sensitivity
 from lowrank.decompositions.factors import (
     CPFactors,
@@ -8,6 +9,12 @@ from lowrank.decompositions.factors import (
     TTFactors,
     TuckerFactors,
 )
+from lowrank.decompositions.low_rank_sparse import (
+    LowRankSparse,
+    go_dec,
+    greedy_bilateral,
+    robust_pca,
+)
 from lowrank.decompositions.rank import energy_rank, error_rank, evbmf, evbmf_rank
 from lowrank.decompositions.svd import singular_values, truncated_svd
 from lowrank.decompositions.tensor_train import tensor_train, tt_error_bound, tt_spectra
@@ -15,16 +22,22 @@ from lowrank.decompositions.tucker import hosvd_core, tucker, tucker_error_surfa
 
 __all__ = [
     "CPFactors",
+    "Completion",
     "Factors",
+    "LowRankSparse",
     "SVDFactors",
     "TTFactors",
     "TuckerFactors",
+    "complete",
     "cp",
     "energy_rank",
     "error_rank",
     "evbmf",
     "evbmf_rank",
+    "go_dec",
+    "greedy_bilateral",
     "hosvd_core",
+    "robust_pca",
     "sensitivity",
     "singular_values",
     "tensor_train",

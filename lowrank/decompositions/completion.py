@@ -1,0 +1,217 @@
+"""A low-rank matrix from some of its entries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Generic
+
+import torch
+from torch import Tensor
+
+from lowrank.decompositions.nuclear_norm import Ball, Huber, Status, minimise
+from lowrank.decompositions.observed import (
+    Array,
+    Observed,
+    check_count,
+    check_positive,
+    observe,
+)
+from lowrank.errors import InputError
+
+
+@dataclass(frozen=True)
+class Completion(Generic[Array]):
+    """A completed matrix.
+
+    Attributes:
+        L: (m, n) completed low-rank matrix.
+        S: (m, n) what of the observed entries `L` leaves unexplained, `M - L` there and zero on
+            the missing entries.
+        status: "converged"; "max_iter": the accuracy asked for was not reached; "infeasible": no
+            matrix of the rank asked for was found within `epsilon` of the observed entries.
+        rank: of `L`.
+        n_iter: iterations done.
+        objective: value at `L` of what is minimised.
+        gap: relative duality gap of a convex problem; None with a fixed rank.
+        residual: `||S||_F / ||M||_F` on the observed entries.
+        dual: (m, n) dual point, zero on the missing entries; None with a fixed rank.
+        history: residuals of each iteration: (primal, dual) of the convex solver, (relative
+            misfit, its decrease) with a fixed rank.
+    """
+
+    L: Array
+    S: Array
+    status: Status
+    rank: int
+    n_iter: int
+    objective: float
+    gap: float | None
+    residual: float
+    dual: Array | None
+    history: tuple[tuple[float, float], ...]
+
+
+def complete(
+    M: Array,
+    mask: Any,
+    *,
+    rank: int | None = None,
+    lam: float | None = None,
+    epsilon: float | None = None,
+    max_iter: int = 1000,
+    tol: float = 1e-7,
+    seed: int = 0,
+) -> Completion[Array]:
+    """Complete a matrix from the entries `P(M)` that the mask shows.
+
+        minimise  ||L||_*                             subject to  ||P(L - M)||_F <= epsilon
+        minimise  lam ||L||_* + ||P(L - M)||_F^2 / 2            with lam     (soft-impute)
+        minimise  ||P(L - M)||_F^2                    subject to  rank(L) <= rank
+
+    The first with `epsilon = 0` is the default. The last is not convex and goes by alternating
+    least squares; a given `epsilon` is then the misfit that still counts as a fit.
+
+    Args:
+        M: (m, n) array or tensor, real or complex; anything where `mask` is False.
+        mask: (m, n) bool, True where observed.
+        rank: fix the rank, 1..min(m, n).
+        lam: weight of the nuclear norm, > 0; above `||P(M)||_2` the answer is zero. Not together
+            with `rank` or `epsilon`.
+        epsilon: largest Frobenius norm of the misfit, >= 0.
+        max_iter: most iterations.
+        tol: relative duality gap and residual to reach; with a fixed rank the relative misfit, or
+            its relative decrease in one iteration, at which to stop.
+        seed: of the random start that a fixed rank needs where the spectrum falls short.
+
+    Returns:
+        The completion, with status and duality gap.
+
+    Raises:
+        InputError: not a matrix, observed NaN or Inf, wrong mask, nothing observed, `lam` not
+            above 0, `epsilon` below 0, `rank` out of range, or arguments that exclude each other.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> M = rng.standard_normal((40, 2)) @ rng.standard_normal((2, 30))
+        >>> seen = rng.random((40, 30)) < 0.6
+        >>> result = complete(np.where(seen, M, np.nan), seen)
+        >>> result.status, result.rank, bool(np.abs(result.L - M).max() < 1e-5)
+        ('converged', 2, True)
+
+    Source: Candes and Recht 2009, eq. (1.5); Mazumder, Hastie, Tibshirani 2010, eq. (8);
+    Jain, Netrapalli, Sanghavi 2013, algorithm 1 (without its sample splitting).
+    """
+    if lam is not None and (rank is not None or epsilon is not None):
+        raise InputError("complete", "lam excludes rank and epsilon", "give one of them")
+    check_positive(tol, "tol", "complete")
+    check_count(max_iter, "max_iter", 10**9, "complete")
+    if epsilon is not None:
+        check_positive(epsilon, "epsilon", "complete", zero=True)
+    seen = observe(M, mask, "complete")
+    if rank is not None:
+        check_count(rank, "rank", min(seen.M.shape), "complete")
+        return _fixed_rank(seen, rank, epsilon, max_iter, tol, seed)
+    if lam is not None:
+        check_positive(lam, "lam", "complete")
+        return _convex(seen, Huber(math.inf, lam, seen.mask), lam, max_iter, tol)
+    return _convex(seen, Ball(epsilon or 0.0, seen.mask), 1.0, max_iter, tol)
+
+
+def _convex(
+    seen: Observed[Array], f: Huber | Ball, scale: float, max_iter: int, tol: float
+) -> Completion[Array]:
+    found = minimise(seen.M, f, max_iter=max_iter, tol=tol)
+    S = _misfit(seen, found.L)
+    return Completion(
+        seen.back(found.L),
+        seen.back(S),
+        found.status,
+        found.rank,
+        found.n_iter,
+        scale * found.objective,
+        found.gap,
+        _relative(S, seen.M),
+        seen.back(found.Y),
+        found.history,
+    )
+
+
+def _fixed_rank(
+    seen: Observed[Array], rank: int, epsilon: float | None, max_iter: int, tol: float, seed: int
+) -> Completion[Array]:
+    """Alternating least squares from the spectrum of the zero-filled matrix."""
+    mask = torch.ones_like(seen.M, dtype=torch.bool) if seen.mask is None else seen.mask
+    weight = mask.to(seen.M.dtype)
+    V = _start(seen.M, rank, seed)
+    size = float(torch.linalg.vector_norm(seen.M))
+    target = tol if epsilon is None else epsilon / size if size else 0.0
+    history: list[tuple[float, float]] = []
+    settled = False
+    L, S = torch.zeros_like(seen.M), seen.M
+    while not settled and len(history) < max_iter:
+        U = torch.linalg.qr(_least_squares_rows(seen.M, weight, V)).Q
+        V = _least_squares_rows(seen.M.mH, weight.mH, U)
+        L = U @ V.mH
+        V = torch.linalg.qr(V).Q  # only its span matters, and a well-scaled basis solves better
+        S = _misfit(seen, L)
+        relative = _relative(S, seen.M)
+        drop = (history[-1][0] if history else 1.0) - relative
+        history.append((relative, drop))
+        settled = relative <= target or abs(drop) <= tol * max(relative, target)
+    status: Status = "converged" if settled else "max_iter"
+    misfit = float(torch.linalg.vector_norm(S))
+    if settled and epsilon is not None and misfit > epsilon + tol * size:
+        status = "infeasible"
+    return Completion(
+        seen.back(L),
+        seen.back(S),
+        status,
+        rank,
+        len(history),
+        misfit**2,
+        None,
+        _relative(S, seen.M),
+        None,
+        tuple(history),
+    )
+
+
+RIDGE = 1e-13
+"""Relative Tikhonov term: rows with fewer entries than the rank stay solvable."""
+
+
+def _least_squares_rows(M: Tensor, weight: Tensor, V: Tensor) -> Tensor:
+    """Each row `u_i = argmin ||w_i (M_i - u_i V^H)||`, all rows in one batched Cholesky.
+
+    The normal matrices `V^T diag(w_i) conj(V)` are one matrix product, of the weights (m, n) with
+    the row-wise outer products of `V` (n, k^2).
+    """
+    m, k = M.shape[0], V.shape[1]
+    outer = (V.unsqueeze(2) * V.conj().unsqueeze(1)).reshape(-1, k * k)  # (n, k, k) -> (n, k^2)
+    normal = (weight @ outer).view(m, k, k)
+    trace = normal.diagonal(dim1=1, dim2=2).real.sum(1).clamp_min(torch.finfo(V.dtype).tiny)
+    normal.diagonal(dim1=1, dim2=2).add_((RIDGE * trace + 1e-300).unsqueeze(1))
+    right = (M @ V).unsqueeze(2)
+    solved, failed = torch.linalg.solve_ex(normal.mT, right)
+    if bool(failed.any()):
+        solved = torch.linalg.pinv(normal.mT, hermitian=True) @ right
+    return solved.squeeze(2)
+
+
+def _start(M: Tensor, rank: int, seed: int) -> Tensor:
+    """Top right singular vectors of the zero-filled matrix, filled up at random."""
+    V = torch.linalg.svd(M, full_matrices=False).Vh[:rank].mH
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(V.shape, generator=generator, dtype=torch.float64).to(V)
+    return torch.linalg.qr(V + 1e-9 * noise).Q
+
+
+def _misfit(seen: Observed[Any], L: Tensor) -> Tensor:
+    R = seen.M - L
+    return R if seen.mask is None else R * seen.mask
+
+
+def _relative(S: Tensor, M: Tensor) -> float:
+    return float(torch.linalg.vector_norm(S)) / (float(torch.linalg.vector_norm(M)) or 1.0)

@@ -1,0 +1,107 @@
+"""A matrix with missing entries, on the way into an algorithm and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowrank.errors import InputError
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+"""A NumPy array or a torch tensor: what goes in is what comes out."""
+
+
+@dataclass(frozen=True)
+class Observed(Generic[Array]):
+    """A checked matrix to compute with; missing entries are zero.
+
+    Attributes:
+        M: (m, n), float64 or complex128, or the single precision that was asked for.
+        mask: (m, n) bool, True where observed; None if nothing is missing.
+        source: the caller's matrix, for its type, dtype and device.
+    """
+
+    M: Tensor
+    mask: Tensor | None
+    source: Array
+
+    @property
+    def fraction(self) -> float:
+        """Observed share of the entries."""
+        return 1.0 if self.mask is None else float(self.mask.sum()) / self.mask.numel()
+
+    def back(self, X: Tensor) -> Array:
+        """A result in the caller's array type, dtype and device."""
+        if isinstance(self.source, Tensor):
+            kept = self.source.is_floating_point() or self.source.is_complex()
+            return X.to(self.source.dtype if kept else torch.get_default_dtype())
+        kind = self.source.dtype if self.source.dtype.kind in "fc" else np.dtype(np.float64)
+        return X.numpy().astype(kind, copy=False)
+
+
+def observe(M: Array, mask: Any, name: str, *, single: bool = False) -> Observed[Array]:
+    """Check a matrix and its mask, and put zeros on the missing entries.
+
+    Args:
+        M: (m, n) NumPy array or torch tensor; NaN and Inf only where `mask` is False.
+        mask: (m, n) boolean, True where observed, or None.
+        name: the function that the error message names.
+        single: compute in float32 if that is what `M` holds; else always in double, which the
+            Gram matrix needs.
+
+    Raises:
+        InputError: not a matrix, wrong mask, nothing observed, or an observed NaN or Inf.
+    """
+    if not isinstance(M, (np.ndarray, Tensor)) or M.ndim != 2 or 0 in M.shape:
+        shown = f"shape {tuple(M.shape)}" if hasattr(M, "shape") else f"a {type(M).__name__}"
+        raise InputError(name, f"got {shown}, need a non-empty (m, n) array or tensor", "reshape")
+    tensor = M.detach() if isinstance(M, Tensor) else _from_numpy(M, name)
+    work = torch.complex128 if tensor.is_complex() else torch.float64
+    work = torch.float32 if single and tensor.dtype == torch.float32 else work
+    seen = _check_mask(mask, tensor, name)
+    filled = tensor.to(work, copy=True)
+    if seen is not None:
+        filled[~seen] = 0
+    bad = int((~torch.isfinite(filled)).sum())
+    if bad:
+        raise InputError(
+            name, f"{bad} observed values are NaN or Inf", "set mask to False where they stand"
+        )
+    return Observed(filled, seen, M)
+
+
+def _from_numpy(M: np.ndarray, name: str) -> Tensor:
+    if M.dtype.kind not in "biufc":
+        raise InputError(name, f"got dtype {M.dtype}, need numbers", "convert with .astype(float)")
+    return torch.from_numpy(np.ascontiguousarray(M, M.dtype.newbyteorder("=")))
+
+
+def _check_mask(mask: Any, M: Tensor, name: str) -> Tensor | None:
+    if mask is None:
+        return None
+    seen = torch.as_tensor(mask, device=M.device)
+    if seen.shape != M.shape or seen.dtype != torch.bool:
+        problem = f"mask is {seen.dtype} {tuple(seen.shape)}, need bool {tuple(M.shape)}"
+        raise InputError(name, problem, "pass True where an entry is observed")
+    if not seen.any():
+        raise InputError(name, "mask observes no entry", "pass True where an entry is observed")
+    return None if bool(seen.all()) else seen
+
+
+def check_positive(value: float, argument: str, name: str, *, zero: bool = False) -> None:
+    """Raise InputError unless `value` is finite and above 0 (or 0, with `zero`)."""
+    if not (np.isfinite(value) and (value > 0 or (zero and value == 0))):
+        need = "at least 0" if zero else "above 0"
+        problem = f"{argument}={value!r} is not a finite number {need}"
+        raise InputError(name, problem, f"give {argument} a value {need}")
+
+
+def check_count(value: int, argument: str, most: int, name: str, *, least: int = 1) -> None:
+    """Raise InputError unless `value` is an integer in least..most."""
+    if isinstance(value, bool) or int(value) != value or not least <= value <= most:
+        problem = f"{argument}={value!r} is not an integer in {least}..{most}"
+        raise InputError(name, problem, f"give {argument} a value in that range")
