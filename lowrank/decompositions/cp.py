@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from scipy.optimize import brentq
@@ -29,6 +30,10 @@ SCREENING_SWEEPS = 10
 """Sweeps that every start gets before the best one goes on alone."""
 CORRECTION_SWEEPS = 5
 """Sweeps of error-preserving correction each time the sensitivity passes its bound."""
+PATIENCE = 3
+"""Slow sweeps in a row after which the descent has converged."""
+ERROR_FLOOR = 1e-7
+"""Smaller relative errors drown in the rounding of 1 - 2 <T, T'> + <T', T'> in float64."""
 POLISH_SWEEPS = 5
 """Sweeps on the whole tensor where the Tucker core was not exact."""
 
@@ -39,7 +44,7 @@ def cp(
     *,
     n_starts: int = 2,
     max_iter: int = 100,
-    tol: float = 1e-4,
+    tol: float = 1e-3,
     seed: int = 0,
     max_sensitivity: float = 10.0,
     name: str = "cp",
@@ -53,8 +58,9 @@ def cp(
         rank: number of components, 1..(product of all sizes except the largest); at that full
             rank, and for matrices, the result is exact or optimal without iterations.
         n_starts: one from singular vectors of the slices of the HOSVD core, the others random.
-        max_iter: most sweeps over all modes.
-        tol: stop when the relative error falls by less than this fraction of itself in a sweep.
+        max_iter: most sweeps over all modes, before up to 5 that polish a result found on a
+            truncated Tucker core.
+        tol: stop when three sweeps in a row lower the error by less than this fraction of it.
         seed: of the random starts.
         max_sensitivity: bound on `sensitivity`, at least 1.
         name: what an error message calls W.
@@ -98,19 +104,18 @@ def _fit(
     T: Tensor, rank: int, n_starts: int, max_iter: int, tol: float, seed: int, bound: float
 ) -> _Run:
     """Screen the starts, finish the best one on the Tucker core, polish it on the tensor."""
-    ranks = [min(n, T.numel() // n, rank) for n in T.shape]
-    exact = all(r == min(n, T.numel() // n) for r, n in zip(ranks, T.shape, strict=True))
-    small = tucker(T, ranks, n_sweeps=0)
+    core, bases = _reduce(T, rank)
     runs = [
-        _descend(small.core, start, SCREENING_SWEEPS, tol, bound)
-        for start in _starts(small.core, rank, n_starts, seed)
+        _descend(core, start, min(SCREENING_SWEEPS, max_iter), tol, bound)
+        for start in _starts(core, rank, n_starts, seed)
     ]
     best = min(runs, key=lambda run: run.fit.error)
-    run = _descend(small.core, best.fit, max(max_iter - best.n_iter, 0), tol, bound)
-    fit, n_iter = _expand(run.fit, small.factors), best.n_iter + run.n_iter
-    if exact:
+    run = _descend(core, best.fit, max(max_iter - best.n_iter, 0), tol, bound)
+    fit, n_iter = _expand(run.fit, bases), best.n_iter + run.n_iter
+    if all(U.shape[1] == min(n, T.numel() // n) for U, n in zip(bases, T.shape, strict=True)):
         return _Run(fit, run.status, n_iter)
-    polished = _descend(T, replace(fit, error=math.inf), POLISH_SWEEPS, tol, bound)
+    unseen = replace(fit, error=math.inf, sensitivity=math.inf)  # known on the core only
+    polished = _descend(T, unseen, POLISH_SWEEPS, tol, bound)
     return _Run(polished.fit, run.status, n_iter + polished.n_iter)
 
 
@@ -155,16 +160,12 @@ def _sensitivity(weights: Tensor, norm: float, order: int) -> float:
 
 @dataclass(frozen=True)
 class _Fit:
-    """Components of unit norm with their weights, and the error against a tensor of norm 1."""
+    """Components of unit norm, their weights, and the error against a tensor of norm 1."""
 
     factors: tuple[Tensor, ...]
     weights: Tensor
     error: float
-
-    @property
-    def sensitivity(self) -> float:
-        norm = math.sqrt(max(1 - self.error**2, 0.0))  # the residual is orthogonal to the fit
-        return _sensitivity(self.weights, norm, len(self.factors))
+    sensitivity: float
 
 
 @dataclass(frozen=True)
@@ -193,17 +194,19 @@ def _sweep(T: Tensor, fit: _Fit, update: Update) -> _Fit:
             M = T.flatten(1) @ khatri_rao(later)  # (I_1, R)
         else:
             M = (carried.flatten(1, -2) * khatri_rao(later)).sum(1) if later else carried
-        V = torch.stack(grams[:n] + grams[n + 1 :]).prod(0)
+        V = reduce(torch.mul, grams[:n] + grams[n + 1 :])
         A = update(M, V, weights)
         weights = torch.linalg.vector_norm(A, dim=0)
-        factors[n] = A / torch.where(weights > 0, weights, 1.0)
+        factors[n] = _unit(A)
         grams[n] = factors[n].mT @ factors[n]
         if n == 0:
             carried = torch.tensordot(T, factors[0], dims=([0], [0]))  # (I_2, ..., I_N, R)
         elif later:
             carried = torch.einsum("i...r,ir->...r", carried, factors[n])
-    error = 1 - 2 * (M * A).sum() + (V * (A.mT @ A)).sum()
-    return _Fit(tuple(factors), weights, math.sqrt(max(float(error), 0.0)))
+    energy = max(float((V * (A.mT @ A)).sum()), 0.0)  # of the fit
+    error = math.sqrt(max(1 - 2 * float((M * A).sum()) + energy, 0.0))
+    growth = _sensitivity(weights, math.sqrt(energy), T.ndim)
+    return _Fit(tuple(factors), weights, error, growth)
 
 
 def _least_squares(M: Tensor, V: Tensor, weights: Tensor) -> Tensor:
@@ -247,20 +250,19 @@ def _descend(T: Tensor, fit: _Fit, max_iter: int, tol: float, bound: float) -> _
     step, previous, slow = 0.5, fit, 0
     for n_iter in range(1, max_iter + 1):
         new = _sweep(T, _extrapolate(fit, previous, step), _least_squares)
-        if new.error > fit.error:
+        diverging = new.sensitivity > bound
+        if diverging:
+            new = _correct(T, new, new.error)
+        outside = new.sensitivity > bound
+        if previous is not fit and (new.error > fit.error or outside):
             step, previous = step / 3, fit  # too far: the next sweep is a plain one
             continue
-        if new.sensitivity > bound:
-            new = _correct(T, new, new.error)
-            if new.sensitivity > bound:
-                fit = fit if fit.sensitivity <= bound else _loosen(T, new, bound)
-                return _Run(fit, "bounded", n_iter)
-            previous = new
-        else:
-            previous = fit
+        if outside:
+            return _Run(_loosen(T, new, bound, fit), "bounded", n_iter)
         slow = slow + 1 if fit.error - new.error <= tol * new.error else 0
-        fit, step = new, min(step * 1.2, 20.0)
-        if slow == 3:
+        previous, fit = (new if diverging else fit), new
+        step = min(step * 1.2, 20.0)
+        if slow == PATIENCE or fit.error < ERROR_FLOOR:
             return _Run(fit, "converged", n_iter)
     return _Run(fit, "max_iter", max_iter)
 
@@ -268,8 +270,14 @@ def _descend(T: Tensor, fit: _Fit, max_iter: int, tol: float, bound: float) -> _
 def _extrapolate(fit: _Fit, previous: _Fit, step: float) -> _Fit:
     if previous is fit or step == 0:
         return fit
-    moved = [A + step * (A - B) for A, B in zip(fit.factors, previous.factors, strict=True)]
-    return _Fit(tuple(A / A.norm(dim=0) for A in moved), fit.weights, fit.error)
+    pairs = zip(fit.factors, previous.factors, strict=True)
+    return replace(fit, factors=tuple(_unit(A + step * (A - B)) for A, B in pairs))
+
+
+def _unit(A: Tensor) -> Tensor:
+    """Columns of unit norm; a zero column stays zero."""
+    norms = torch.linalg.vector_norm(A, dim=0)
+    return A / torch.where(norms > 0, norms, 1.0)
 
 
 def _correct(T: Tensor, fit: _Fit, error: float) -> _Fit:
@@ -280,11 +288,13 @@ def _correct(T: Tensor, fit: _Fit, error: float) -> _Fit:
     return fit
 
 
-def _loosen(T: Tensor, fit: _Fit, bound: float) -> _Fit:
-    """Give up error until the bound holds."""
+def _loosen(T: Tensor, fit: _Fit, bound: float, before: _Fit) -> _Fit:
+    """Give up error until the sensitivity bound holds, but no more than the sweep had gained."""
     allowed = fit.error
     while fit.sensitivity > bound and allowed < 1:
-        allowed = min(1.0, 1.05 * allowed + 1e-6)
+        allowed = min(1.02 * allowed + ERROR_FLOOR, 1.0)
+        if before.sensitivity <= bound and before.error <= allowed:
+            return before
         fit = _correct(T, fit, allowed)
     return fit
 
@@ -299,8 +309,8 @@ def _starts(core: Tensor, rank: int, n_starts: int, seed: int) -> list[_Fit]:
 
 
 def _start(factors: Sequence[Tensor]) -> _Fit:
-    unit = tuple(A / torch.linalg.vector_norm(A, dim=0) for A in factors)
-    return _Fit(unit, unit[0].new_ones(unit[0].shape[1]), math.inf)
+    unit = tuple(_unit(A) for A in factors)
+    return _Fit(unit, unit[0].new_ones(unit[0].shape[1]), math.inf, math.inf)
 
 
 def _slice_components(core: Tensor, rank: int) -> list[Tensor]:
@@ -325,9 +335,22 @@ def _unit_vectors(index: Tensor, shape: Sequence[int], like: Tensor) -> list[Ten
     return vectors[::-1]
 
 
+def _reduce(T: Tensor, rank: int) -> tuple[Tensor, list[Tensor]]:
+    """Tucker core with at most `rank` along each mode, and its bases, one mode after another.
+
+    No error where no mode is larger than the rank. In sequence, because bases found apart from
+    each other can miss the tensor altogether when singular values coincide.
+    """
+    bases: list[Tensor] = []
+    for mode in range(T.ndim):
+        kept = min(T.shape[mode], T.numel() // T.shape[mode], rank)
+        part = tucker(T, [kept], modes=[mode])
+        T, bases = part.core, [*bases, *part.factors]
+    return T, bases
+
+
 def _expand(fit: _Fit, bases: Sequence[Tensor]) -> _Fit:
-    factors = tuple(U @ A for U, A in zip(bases, fit.factors, strict=True))
-    return _Fit(factors, fit.weights, fit.error)
+    return replace(fit, factors=tuple(U @ A for U, A in zip(bases, fit.factors, strict=True)))
 
 
 def _finish(run: _Run, back: Sequence[int], scale: float, dtype: torch.dtype) -> CPFactors:
@@ -348,8 +371,7 @@ def _exact(W: Tensor) -> CPFactors:
     by_weight = weights.argsort(descending=True, stable=True)
     rest = W.shape[:largest] + W.shape[largest + 1 :]
     factors = _unit_vectors(by_weight, rest, W)
-    unit = fibres / torch.where(weights > 0, weights, 1.0)
-    factors.insert(largest, unit[:, by_weight])
+    factors.insert(largest, _unit(fibres)[:, by_weight])
     weights = weights[by_weight]
     growth = sensitivity([factors[0] * weights, *factors[1:]])
     return CPFactors(weights, tuple(factors), "exact", 0, growth)

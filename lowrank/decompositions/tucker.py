@@ -127,7 +127,8 @@ def tucker_error_surface(
     full = hosvd_core(W, modes, name=name)
     energy = full.core.double().square()
     others = [mode for mode in range(energy.ndim) if mode not in full.modes]
-    energy = energy.permute(*full.modes, *others).flatten(len(full.modes)).sum(-1)
+    energy = energy.permute(*full.modes, *others)
+    energy = energy.reshape(*energy.shape[: len(full.modes)], -1).sum(-1)
     total = float(energy.sum())
     return _energy_outside(energy) / (total if total else 1.0)
 
@@ -135,17 +136,13 @@ def tucker_error_surface(
 def _energy_outside(energy: Tensor) -> Tensor:
     """Sum outside every leading corner: only sums of positive terms, so no cancellation."""
     outside = torch.zeros_like(energy)
-    for axis in range(energy.ndim):  # inside in the modes before, outside in this, any after
-        part = (
-            energy.sum(tuple(range(axis + 1, energy.ndim)), keepdim=True)
-            if (axis + 1 < energy.ndim)
-            else energy
-        )
-        part = part.flip(axis).cumsum(axis).flip(axis).roll(-1, axis)
-        part.select(axis, -1).zero_()
+    for axis in reversed(range(energy.ndim)):  # inside in the modes before, outside in this one
+        part = energy.flip(axis).cumsum(axis).flip(axis).roll(-1, axis)
+        part.select(axis, -1).zero_()  # nothing lies beyond the last index
         for before in range(axis):
             part = part.cumsum(before)
         outside += part
+        energy = energy.sum(axis, keepdim=True)  # anywhere in the modes after
     return outside
 
 
