@@ -135,6 +135,7 @@ def test_transposed_convolution():
         (nn.GELU(), (2, 3, 8, 8), 384),
         (nn.Hardswish(), (2, 3, 8, 8), 384),
         (nn.ReLU(inplace=True), (2, 3, 8, 8), 384),
+        (nn.Hardswish(inplace=True), (2, 3, 8, 8), 384),
         (nn.PReLU(), (2, 3, 8, 8), 384),
         (nn.BatchNorm2d(3), (2, 3, 8, 8), 384),
         (nn.LayerNorm(8), (2, 3, 8, 8), 384),
@@ -186,6 +187,11 @@ def test_bilinear_and_matrix_vector():
     assert cost_of(nn.Bilinear(3, 4, 5), (torch.zeros(2, 3), torch.zeros(2, 4))).macs == 2 * 60
     product = Lambda(lambda a, x: (a @ x, torch.dot(x, x)))
     assert cost_of(product, (torch.zeros(6, 4), torch.zeros(4))).macs == 24 + 4
+
+
+def test_a_product_in_place():
+    cost = cost_of(Lambda(lambda a, b: a.clone().addmm_(a, b)), (torch.zeros(3, 3),) * 2)
+    assert (cost.macs, cost.flops) == (27, 54 + 9)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ ROOT = "(model)"
 class CountMode(TorchDispatchMode):
     """Add up MACs and FLOPs of every operation under the innermost module that runs."""
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         self.stack = [ROOT]
@@ -256,6 +258,8 @@ class MemoryMode(TorchDispatchMode):
     operation was given and that no earlier operation created (a parameter, a buffer, the
     example) never counts; views share their storage.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()
