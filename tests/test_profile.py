@@ -466,6 +466,7 @@ def test_to_dict_is_json():
     assert data["macs"] == cost.macs
     assert data["latency"]["runs"] == 2
     assert data["latency_ms"] == cost.latency_ms
+    assert (cost.latency_runs, cost.warmup) == (2, 0)
     assert data["layers"][1]["name"] == "conv"
 
 

@@ -129,6 +129,16 @@ class Profile:
         """Median time of a forward pass in milliseconds."""
         return self.latency.median_ms if self.latency else None
 
+    @property
+    def latency_runs(self) -> int:
+        """Timed runs behind the median; 0 if the model was not timed."""
+        return self.latency.runs if self.latency else 0
+
+    @property
+    def warmup(self) -> int:
+        """Untimed runs before them."""
+        return self.latency.warmup if self.latency else 0
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, ready for JSON."""
         return {**asdict(self), "latency_ms": self.latency_ms}
