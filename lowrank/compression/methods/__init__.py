@@ -1,0 +1,21 @@
+"""The replacement methods, one file each, and the literal dict that names them."""
+
+from __future__ import annotations
+
+from lowrank.compression.methods.base import Method
+from lowrank.compression.methods.channel_svd import ChannelSVD
+from lowrank.compression.methods.cp import CP
+from lowrank.compression.methods.spatial_svd import SpatialSVD
+from lowrank.compression.methods.tensor_train import TensorTrain
+from lowrank.compression.methods.tucker2 import Tucker2
+
+METHODS: dict[str, type[Method]] = {
+    "channel_svd": ChannelSVD,
+    "spatial_svd": SpatialSVD,
+    "tucker2": Tucker2,
+    "cp": CP,
+    "tensor_train": TensorTrain,
+}
+"""Every method by the name that plans and the command line use."""
+
+__all__ = ["CP", "METHODS", "ChannelSVD", "Method", "SpatialSVD", "TensorTrain", "Tucker2"]

@@ -1,0 +1,165 @@
+"""What a replacement method is, and what every one of them gets for free.
+
+A method is a frozen dataclass that holds its ranks. It answers three questions about a
+layer: `supports` (a reason against it, or None), `specs` (the shapes of the stages), and
+`factor` (their weights). Cost, construction and the way back follow from these here, for
+all methods alike. `candidates` proposes the ranks worth planning with, each with its error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from lowrank.compression.layers import LayerSpec
+from lowrank.errors import RankError
+
+M = TypeVar("M", bound="Method")
+
+
+class Method(Protocol):
+    """One way to replace a layer by a chain of smaller ones.
+
+    A class of methods is registered by its `name` in `METHODS`; its fields are JSON values.
+    Weights are canonical: (groups, out / groups, in / groups, *kernel).
+    """
+
+    name: ClassVar[str]
+
+    @classmethod
+    def supports(cls, spec: LayerSpec) -> str | None:
+        """Why the method cannot serve a layer of this shape, or None if it can."""
+
+    @classmethod
+    def full_rank(cls: type[M], spec: LayerSpec) -> M:
+        """The method at the ranks at which it reproduces every weight."""
+
+    @classmethod
+    def candidates(
+        cls: type[M], spec: LayerSpec, weight: Tensor, *, round_to: int, seed: int
+    ) -> Iterable[tuple[M, float]]:
+        """Methods with the ranks worth considering, and their relative squared error."""
+
+    def check(self, spec: LayerSpec) -> str | None:
+        """What is wrong with the ranks for a layer of this shape, or None."""
+
+    def specs(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
+        """The stages that replace the layer, first to last."""
+
+    def factor(self, spec: LayerSpec, weight: Tensor, *, seed: int) -> tuple[Tensor, ...]:
+        """The canonical weights of the stages."""
+
+
+def require(method: Method, spec: LayerSpec, name: str) -> None:
+    """Raise a RankError with the layer's name unless the method fits the layer."""
+    if (reason := method.supports(spec)) is not None:
+        raise RankError(name, f"{method.name} does not fit: {reason}", "choose another method")
+    if (wrong := method.check(spec)) is not None:
+        raise RankError(name, wrong, "change it, or leave the layer out of the plan")
+
+
+def outside(what: str, rank: int, full: int, spec: LayerSpec) -> str | None:
+    """The complaint about a rank outside 1..full, or None."""
+    if isinstance(rank, int) and 1 <= rank <= full:
+        return None
+    g, o, i, *kernel = spec.weight_shape
+    shape = (g * o, i, *kernel)
+    return f"{what} {rank} is outside 1..{full} for weight {shape}"
+
+
+def no_kernel(spec: LayerSpec, axes: int, instead: str) -> str | None:
+    """The complaint about a kernel that extends along fewer than `axes` axes, or None."""
+    if sum(k > 1 for k in spec.kernel) >= axes:
+        return None
+    return f"its kernel extends along fewer than {axes} axes, where this is {instead}"
+
+
+def depthwise(spec: LayerSpec) -> str | None:
+    """The complaint about groups of a single input channel, or None."""
+    if spec.groups > 1 and spec.weight_shape[2] == 1:
+        return "a depthwise layer has one input channel per group"
+    return None
+
+
+def kernel_axes(spec: LayerSpec) -> list[list[int]]:
+    """Spatial axes of each one-dimensional stage; axes of extent 1 go with the first."""
+    long = [a for a, k in enumerate(spec.kernel) if k > 1]
+    flat = [a for a, k in enumerate(spec.kernel) if k == 1]
+    return [[a, *flat] if a == long[0] else [a] for a in long]
+
+
+def long_kernel(w: Tensor) -> Tensor:
+    """(o, i, *kernel) without the kernel axes of extent 1."""
+    o, i, *kernel = w.shape
+    return w.reshape(o, i, *(k for k in kernel if k > 1))
+
+
+def rank_grid(full: int, *, round_to: int, limit: int) -> list[int]:
+    """At most `limit` ranks in 1..full, evenly spread, multiples of `round_to`."""
+    step = max(round_to, -(-full // limit) if round_to == 1 else round_to)
+    n = full // step
+    stride = max(1, -(-n // limit))
+    return [step * k for k in range(1, n + 1, stride)]
+
+
+def lost_energy(singular_values: Tensor) -> list[float]:
+    """Relative squared error at rank 1, 2, ... of truncating every group at the same rank.
+
+    Args:
+        singular_values: (groups, n), descending.
+    """
+    energy = singular_values.double().square().sum(0)
+    tail = energy.flip(0).cumsum(0).flip(0)  # summed from the small end: no cancellation
+    total = float(tail[0])
+    return [float(t) / total if total else 0.0 for t in tail[1:]] + [0.0]
+
+
+def compose(
+    spec: LayerSpec, stages: Sequence[LayerSpec], weights: Sequence[Tensor]
+) -> Tensor:
+    """The canonical weight of the layer that a chain of stages amounts to.
+
+    Every spatial axis is worked on by one stage at most, so kernels multiply by
+    broadcasting and channels contract: W[g, o, j] = sum_i B[g, o, i] A[g, i, j].
+
+    Args:
+        spec: the dense layer.
+        stages: the shapes of the stages, first to last.
+        weights: their canonical weights.
+
+    Returns:
+        Weight (groups, out / groups, in / groups, *kernel).
+    """
+    total: Tensor | None = None
+    for stage, weight in zip(stages, weights, strict=True):
+        block = _within_groups(weight, stage.groups // spec.groups)
+        total = block if total is None else _chain(block, total)
+    assert total is not None
+    return total
+
+
+def _within_groups(weight: Tensor, n: int) -> Tensor:
+    """(g * n, o, i, *k) as (g, n * o, n * i, *k), block-diagonal over the n."""
+    if n == 1:
+        return weight
+    gn, o, i, *kernel = weight.shape
+    blocks = weight.reshape(gn // n, n, o, i, *kernel)
+    eye = torch.eye(n, dtype=weight.dtype, device=weight.device)
+    eye = eye.reshape(1, n, 1, n, 1, *(1,) * len(kernel))
+    return (blocks.unsqueeze(3) * eye).reshape(gn // n, n * o, n * i, *kernel)
+
+
+def _chain(after: Tensor, before: Tensor) -> Tensor:
+    """sum_i after[g, o, i, *ka] before[g, i, j, *kb], kernels multiplied by broadcasting."""
+    kernel = torch.broadcast_shapes(after.shape[3:], before.shape[3:])
+    letters = "xyz"[: len(kernel)]
+    ka = "".join(c for c, n in zip(letters, after.shape[3:], strict=True) if n > 1)
+    kb = "".join(c for c, n in zip(letters, before.shape[3:], strict=True) if n > 1)
+    squeezed_a = after.reshape(*after.shape[:3], *(n for n in after.shape[3:] if n > 1))
+    squeezed_b = before.reshape(*before.shape[:3], *(n for n in before.shape[3:] if n > 1))
+    out = "".join(c for c in letters if c in ka + kb)
+    product = torch.einsum(f"goi{ka},gij{kb}->goj{out}", squeezed_a, squeezed_b)
+    return product.reshape(*product.shape[:3], *kernel)

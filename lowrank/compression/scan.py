@@ -1,0 +1,319 @@
+"""Find every layer of a model: those that can be replaced, and why the others cannot.
+
+A layer may be replaced by a chain of stock layers only if the model uses nothing of it but
+its output. So the example is run once under watch: which layers run, at which sizes, which
+of them answer as their plain type would, and whose weights anyone else reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lowrank.compression.example import check, run
+from lowrank.compression.layers import Call, LayerView, is_transposed_linear, spec_of
+from lowrank.errors import InputError
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_IGNORED_READS = frozenset({"training", "forward"})
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Every layer of a model: `views` can be replaced, `reasons` says why the rest cannot.
+
+    Args:
+        views: the replaceable layers, in the order in which the example ran them; an output
+            head that shares an embedding's weight is found in that embedding's view.
+        reasons: name of every other module that holds parameters -> why it stays dense.
+        kinds: name of every module of the two above -> its class name.
+        shapes: name of every module of the two above -> shapes of its own parameters.
+    """
+
+    views: tuple[LayerView, ...]
+    reasons: dict[str, str]
+    kinds: dict[str, str]
+    shapes: dict[str, dict[str, tuple[int, ...]]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every layer, in the model's order."""
+        return tuple(self.kinds)
+
+
+@dataclass
+class _Watch:
+    """What the run of the example showed, by the id of the module."""
+
+    calls: dict[int, list[Call]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    readers: dict[int, tuple[str, str]] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)
+
+
+def scan(model: nn.Module, example: object) -> Scan:
+    """List every module that holds parameters, as a `LayerView` or with a reason.
+
+    Args:
+        model: the network; left as it is.
+        example: inputs of one forward pass: a tensor, a tuple, or a dict of inputs.
+
+    Raises:
+        InputError: the example is refused, or a weight holds NaN or Inf.
+    """
+    check(example)
+    paths = _paths(model)
+    modules = {p[0]: module for module, p in paths.items() if _holds_parameters(module)}
+    reasons = {name: r for name, m in modules.items() if (r := _static_reason(m)) is not None}
+    _refuse_nonfinite(modules)
+    candidates = {name: m for name, m in modules.items() if name not in reasons}
+    watch = _watch_example(model, example, candidates)
+    for name, module in candidates.items():
+        if (reason := _run_reason(module, watch)) is not None:
+            reasons[name] = reason
+    views = {
+        name: _view(paths[module], module, watch)
+        for name, module in candidates.items()
+        if name not in reasons
+    }
+    _pair_shared_weights(model, views, reasons)
+    order = {id_: i for i, id_ in enumerate(watch.order)}
+    return Scan(
+        views=tuple(sorted(views.values(), key=lambda v: order[id(v.module)])),
+        reasons={name: reasons[name] for name in modules if name in reasons},
+        kinds={name: type(m).__name__ for name, m in modules.items()},
+        shapes={name: own_shapes(m) for name, m in modules.items()},
+    )
+
+
+def own_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters that the module itself holds."""
+    return {k: tuple(p.shape) for k, p in module.named_parameters(recurse=False)}
+
+
+def _paths(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
+    paths: dict[nn.Module, tuple[str, ...]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        paths[module] = (*paths.get(module, ()), name)
+    return paths
+
+
+def _holds_parameters(module: nn.Module) -> bool:
+    """Own parameters, or the packed ones of PyTorch's quantized layers."""
+    if isinstance(module, parametrize.ParametrizationList):
+        return False
+    own = next(module.parameters(recurse=False), None) is not None
+    return own or _is_quantized(module) or parametrize.is_parametrized(module)
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return "quantized" in type(module).__module__ and callable(getattr(module, "weight", None))
+
+
+def _static_reason(module: nn.Module) -> str | None:
+    """Why a module stays dense, as far as its type and parameters tell."""
+    kind = type(module).__name__
+    if _is_quantized(module):
+        return f"{kind} is already quantized"
+    if isinstance(module, _RECURRENT):
+        return f"{kind} hands all its weights to one fused kernel"
+    if isinstance(module, nn.MultiheadAttention):
+        return "MultiheadAttention hands its packed projections to one fused kernel"
+    if parametrize.is_parametrized(module):
+        return "its weight is parametrized; remove_parametrizations first"
+    own = dict(module.named_parameters(recurse=False))
+    if any(isinstance(p, nn.parameter.UninitializedTensorMixin) for p in own.values()):
+        return f"{kind} has no weights yet; run the model once"
+    if spec_of(module) is None:
+        matrix = any(p.ndim > 1 for p in own.values())
+        return f"{kind} is not a layer with one weight matrix" if matrix else "no weight matrix"
+    weight = own.get("weight")
+    if weight is None:
+        return f"its weight is recomputed from {', '.join(own)} by a hook; remove that first"
+    return _weight_reason(module, weight, own)
+
+
+def _weight_reason(
+    module: nn.Module, weight: nn.Parameter, own: dict[str, nn.Parameter]
+) -> str | None:
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}, not a real floating type"
+    if type(weight.data) is not Tensor:
+        return f"its weight is a {type(weight.data).__name__}, already quantized or distributed"
+    if weight.is_meta:
+        return "its weight is on the meta device and holds no values"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "max_norm rescales the rows of its table in place"
+    if others := set(own) - {"weight", "bias"}:
+        return f"it holds further parameters: {', '.join(sorted(others))}"
+    return None
+
+
+def _refuse_nonfinite(modules: dict[str, nn.Module]) -> None:
+    for name, module in modules.items():
+        for key, p in module.named_parameters(recurse=False):
+            lazy = isinstance(p, nn.parameter.UninitializedTensorMixin)
+            if lazy or p.is_meta or not p.is_floating_point():
+                continue
+            if not torch.isfinite(p.detach()).all():
+                bad = int((~torch.isfinite(p.detach())).sum())
+                raise InputError(
+                    f"{name}.{key}" if name else key,
+                    f"{bad} of {p.numel()} values are NaN or Inf",
+                    "load weights that trained without overflow",
+                )
+
+
+def _watch_example(model: nn.Module, example: object, candidates: dict[str, nn.Module]) -> _Watch:
+    watch = _Watch()
+    names = {id(m): name or type(m).__name__ for name, m in model.named_modules()}
+    watched = {id(m) for m in candidates.values()}
+    running: list[nn.Module] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        running.append(module)
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if running and running[-1] is module:
+            running.pop()
+        if id(module) in watched:
+            _record_call(watch, module, args, kwargs, output)
+
+    def read(module: nn.Module, attribute: str) -> None:
+        reader = running[-1] if running else model
+        if reader is not module and id(module) not in watch.readers:
+            watch.readers[id(module)] = (names.get(id(reader), type(reader).__name__), attribute)
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            before = module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+            after = module.register_forward_hook(leave, with_kwargs=True, always_call=True)
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        stack.enter_context(_attribute_reads(candidates.values(), read))
+        run(model, example)
+    return watch
+
+
+@contextmanager
+def _attribute_reads(modules: Any, read: Any) -> Iterator[None]:
+    """Call `read(module, name)` whenever an attribute that a chain of layers lacks is read."""
+    own = {id(m): (set(m._parameters) | set(vars(m))) - _IGNORED_READS for m in modules}
+
+    def getattribute(self: nn.Module, name: str) -> Any:
+        if name[:1] != "_" and name in own.get(id(self), ()):
+            read(self, name)
+        return object.__getattribute__(self, name)
+
+    nn.Module.__getattribute__ = getattribute  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del nn.Module.__getattribute__  # type: ignore[misc]
+
+
+def _record_call(watch: _Watch, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    key = id(module)
+    if key not in watch.calls:
+        watch.order.append(key)
+    calls = watch.calls.setdefault(key, [])
+    inputs = [*args, *kwargs.values()]
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+        watch.reasons[key] = "it is called with more than one tensor (output_size, for example)"
+        return
+    calls.append(_call(module, inputs[0]))
+    if key not in watch.reasons and not _behaves_as_plain(module, inputs[0], output):
+        watch.reasons[key] = f"{type(module).__name__} does more than its base class's forward"
+
+
+def _call(module: nn.Module, x: Tensor) -> Call:
+    spec = spec_of(module)
+    assert spec is not None
+    n = len(spec.kernel)
+    if not n:
+        return Call(x.numel() if spec.kind == "embedding" else x.numel() // max(x.shape[-1], 1))
+    return Call(x.shape[0] if x.ndim == n + 2 else 1, tuple(x.shape[-n:]))
+
+
+def _behaves_as_plain(module: nn.Module, x: Tensor, output: Any) -> bool:
+    """Whether the module answers as the stock layer of its spec does.
+
+    Stock layers do by definition; a subclass (a static padding, a cast, an adapter) is
+    asked on the example's own input.
+    """
+    if _is_stock(module):
+        return True
+    spec = spec_of(module)
+    assert spec is not None
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    plain = spec.build(dtype=weight.dtype, device="meta")
+    state = {k: v for k, v in (("weight", weight), ("bias", module.bias)) if v is not None}
+    try:
+        expected = torch.func.functional_call(plain, {k: v.detach() for k, v in state.items()}, x)
+    except (RuntimeError, TypeError):
+        return False
+    same_type = isinstance(output, Tensor) and output.shape == expected.shape
+    return same_type and torch.equal(output, expected)
+
+
+def _is_stock(module: nn.Module) -> bool:
+    stock = type(module).__module__.startswith("torch.nn.modules.")
+    return stock or is_transposed_linear(module)
+
+
+def _run_reason(module: nn.Module, watch: _Watch) -> str | None:
+    key = id(module)
+    if key in watch.readers:
+        reader, attribute = watch.readers[key]
+        return f"{reader} reads its {attribute} directly"
+    if key in watch.reasons:
+        return watch.reasons[key]
+    if key not in watch.calls:
+        return "the example never runs it"
+    return None
+
+
+def _view(paths: tuple[str, ...], module: nn.Module, watch: _Watch) -> LayerView:
+    spec = spec_of(module)
+    assert spec is not None
+    return LayerView(paths[0], paths, module, spec, tuple(watch.calls[id(module)]))
+
+
+def _pair_shared_weights(
+    model: nn.Module, views: dict[str, LayerView], reasons: dict[str, str]
+) -> None:
+    """Join an embedding and the head that shares its table; leave other shared weights dense."""
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, p in module.named_parameters(recurse=False, remove_duplicate=False):
+            if key != "bias":  # a bias is carried over as it is, shared or not
+                holders.setdefault(id(p), []).append(name)
+    for names in holders.values():
+        if len(names) < 2:
+            continue
+        pair = _embedding_and_head([views[n] for n in names if n in views])
+        if pair is not None and len(names) == 2:
+            embedding, head = pair
+            views[embedding.name] = replace(embedding, head=head)
+            del views[head.name]
+            continue
+        for name in names:
+            if name in views:
+                others = ", ".join(n for n in names if n != name)
+                why = next((f" ({reasons[n]})" for n in names if n in reasons), "")
+                reasons[name] = f"shares its weight with {others}{why}"
+                del views[name]
+
+
+def _embedding_and_head(views: list[LayerView]) -> tuple[LayerView, LayerView] | None:
+    if sorted(v.spec.kind for v in views) != ["embedding", "linear"]:
+        return None
+    embedding, head = sorted(views, key=lambda v: v.spec.kind)
+    return None if is_transposed_linear(head.module) else (embedding, head)
