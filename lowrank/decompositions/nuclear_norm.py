@@ -21,8 +21,12 @@ Status = Literal["converged", "max_iter", "infeasible"]
 
 EXTRA = 10
 """Directions that the warm subspace carries beyond the rank, so that it sees the rank grow."""
+START = 1.25
+"""First penalty, over the spectral norm of the matrix (Lin, Chen, Ma 2010)."""
 GROWTH = 1.5
 """Factor by which the penalty moves towards balanced residuals (Lin, Chen, Ma 2010: 1.5)."""
+CALMING = 0.7
+"""Exponent on the factor whenever it turns, so that the penalty comes to rest and cannot cycle."""
 RELAXATION = 1.6
 """Over-relaxation while the penalty rests (Boyd et al. 2011, section 3.4.3); halves the steps."""
 PLAIN = 30
@@ -198,13 +202,15 @@ def minimise(M: Tensor, f: Penalty, *, max_iter: int, tol: float) -> Solution:
     iteration at a feasible point that need not be the optimum; here it follows the ratio of the
     residuals (Boyd et al. 2011, section 3.4.1), and the gap decides.
     """
-    size, top = float(torch.linalg.vector_norm(M)), float(singular_values(M)[-1])
-    mu = 1.25 / top if top else 1.0
+    spectrum, basis = leading_right(M)
+    size, top = float(torch.linalg.vector_norm(M)), float(spectrum[0])
+    mu = START / top if top else 1.0
+    V: Tensor | None = basis[:, : int((spectrum > 1 / mu).sum()) + EXTRA]
     rest, L, Y = M.clone(), torch.zeros_like(M), torch.zeros_like(M)  # rest = M - E
-    V, s, primal, gap = None, M.real.new_zeros(0), 0.0, 0.0
+    s, primal, gap = M.real.new_zeros(0), 0.0, 0.0
     status: Status = "max_iter"
     history: list[tuple[float, float]] = []
-    settled, next_check = False, 0
+    settled, next_check, growth, went_up = False, 0, GROWTH, True
     for n_iter in range(max_iter):
         L_last, (L, s, V) = L, shrink(torch.add(rest, Y, alpha=1 / mu), 1 / mu, V)
         taken = rest.lerp_(L, RELAXATION) if settled and n_iter >= PLAIN else L
@@ -221,10 +227,12 @@ def minimise(M: Tensor, f: Penalty, *, max_iter: int, tol: float) -> Solution:
             if gap <= tol and float(torch.linalg.vector_norm(rest - L)) <= tol * size:
                 status = "converged"
                 break
-            V, next_check = None, n_iter + 5  # a missed direction shows here: look exactly
+            V, next_check = V if gap <= 100 * tol else None, n_iter + 5  # else one may be missed
         settled = moving / 10 <= feasible <= moving
         if not settled:
-            mu *= GROWTH if feasible > moving else 1 / GROWTH
+            up = feasible > moving
+            growth **= 1.0 if up == went_up else CALMING
+            mu, went_up = mu * growth if up else mu / growth, up
     if status == "max_iter":
         primal, gap = relative_gap(M, L, float(s.sum()), Y, f)
     return Solution(L, M - rest, Y, len(s), status, len(history), primal, gap, tuple(history))
