@@ -205,7 +205,9 @@ def scaled_dual(problem: Problem, v: Array, z: Array) -> tuple[Array, Array]:
     f, g = problem.loss, problem.penalty
     correlation = _summed(problem, (v.conj() * _columns(problem.target)).real.sum(axis=0))
     cap = np.minimum(g.cap(z), f.cap(v).min(keepdims=True) if problem.coupled else f.cap(v))
-    quadratic = _summed(problem, 2 * f.conjugate(v)) if isinstance(f, HalfSquare) else 0 * cap
+    quadratic = (
+        _summed(problem, 2 * f.conjugate(v)) if isinstance(f, HalfSquare) else np.zeros_like(cap)
+    )
     slope = correlation - (0 if isinstance(f, HalfSquare) else _summed(problem, f.conjugate(v)))
     if _is_linear(g):
         slope = slope - g.conjugate(z)

@@ -210,10 +210,7 @@ def _candidates(problem: Problem, solver: str | Solver) -> Iterator[tuple[str, S
         yield type(solver).__name__, _accepting(type(solver).__name__, solver, problem), "asked for"
         return
     if solver != "auto":
-        if solver not in SOLVERS:
-            text = f"{solver!r} is not one of {', '.join(sorted(SOLVERS))}"
-            raise InputError("solver", text, 'name one of these, or "auto"')
-        yield solver, _accepting(solver, SOLVERS[solver](), problem), "asked for by name"
+        yield solver, _accepting(solver, _named(solver), problem), "asked for by name"
         return
     reasons: list[str] = []
     any_fits = False
@@ -230,6 +227,17 @@ def _candidates(problem: Problem, solver: str | Solver) -> Iterator[tuple[str, S
     if not any_fits:
         text = f"no solver takes this {kind.__name__} ({'; '.join(reasons) or 'none lists it'})"
         raise InputError("solver", text, "change the formulation or pass A as a matrix")
+
+
+def _named(name: str) -> Solver:
+    """The solver of a name; "cvxpy:scs" names the backend too."""
+    family, _, backend = name.partition(":")
+    if family == "cvxpy" and backend:
+        return _with(SOLVERS["cvxpy"](), backend=backend)
+    if name not in SOLVERS:
+        text = f"{name!r} is not one of {', '.join(sorted(SOLVERS))}"
+        raise InputError("solver", text, 'name one of these, "cvxpy:BACKEND", or "auto"')
+    return SOLVERS[name]()
 
 
 def _why(problem: Problem, name: str, reasons: list[str]) -> str:

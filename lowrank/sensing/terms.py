@@ -63,7 +63,7 @@ def _ratio(a: Any, b: Array) -> Array:
 
 def _shrink(r: Array, length: Array, t: Any) -> Array:
     """Shorten what has this length by t, to 0 at the least."""
-    return np.asarray(r * np.maximum(1 - t * _ratio(1.0, length), 0))
+    return np.asarray(r * np.maximum(1 - _ratio(t, length), 0))
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Ball:
 
     def prox(self, r: Array, t: float) -> Array:
         """Projection onto the ball."""
-        return r * np.minimum(1, self.epsilon * _ratio(1.0, _norms(r)))
+        return r * np.minimum(1, _ratio(self.epsilon, _norms(r)))
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,7 @@ class Groups:
 
     def prox(self, c: Array, t: Any) -> Array:
         """Each group shortened by `t w_g`."""
-        factor = np.maximum(1 - t * self.weights * _ratio(1.0, self.lengths(c)), 0)
+        factor = np.maximum(1 - _ratio(t * self.weights, self.lengths(c)), 0)
         return np.asarray(c * factor[self.labels])
 
 

@@ -1,10 +1,10 @@
-"""ADMM for every convex problem of the form `f(M c - b) + g(D c)`, analysis and TV among them."""
+"""Douglas-Rachford / ADMM for every convex problem `f(M c - b) + g(D c)`, TV among them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -34,37 +34,34 @@ MAX_FACTOR = 4096
 """Largest side of a Gram matrix that is factored; beyond it, conjugate gradients."""
 
 
-class _Residuals(NamedTuple):
-    """Relative primal and dual residuals of the splitting."""
-
-    primal: float
-    dual: float
-
-
 @dataclass(frozen=True)
 class Admm:
-    """Alternating directions on `min f(u - b) + g(w)  subject to  u = M c, w = D c`.
+    """Douglas-Rachford (ADMM) with restarted Halpern steps, for `min f(M c - b) + g(D c)`.
 
-    The least-squares step in c is exact: by one Cholesky factorisation, in closed form where
+    With `K = (s M, D)` and `z` in the split space, each iteration takes the proximal point `p` of
+    the terms at z, projects `2 p - z` onto the range of K, and averages the reflected point with
+    the epoch's first one. Restarts make the rate linear for linear programs, where plain ADMM
+    crawls. The projection is exact: by one Cholesky factorisation, in closed form where
     `M M^H = I`, else by warm-started conjugate gradients.
 
     Args:
-        tol: relative duality gap (and relative residuals) to stop at.
+        tol: relative duality gap and relative violation to stop at.
         max_iter: limit of the iterations.
-        relaxation: over-relaxation, in (0, 2).
-        check_every: iterations between checks of the gap and of the balance of the residuals.
+        restart: share of an epoch's first step at which the next epoch begins, in (0, 1).
+        check_every: iterations between checks of the gap.
 
     Example:
         >>> from lowrank.sensing import solve
         >>> solve(L1Fit(np.eye(2), [3.0, 0.5], lam=0.5), Admm()).x.round(6).tolist()
         [3.0, 0.5]
 
-    Source: Boyd et al. 2011, sections 3.1.1, 3.4.1 and 3.4.3.
+    Source: Boyd et al. 2011, section 5.2 (graph form); Lieder 2021 for the Halpern steps; Lu, Yang
+        2024, algorithm 1, for restarts and for balancing the penalty rho at each.
     """
 
     tol: float = 1e-8
     max_iter: int = 20_000
-    relaxation: float = 1.7
+    restart: float = 0.3
     check_every: int = 20
 
     solves: ClassVar[tuple[type[Problem], ...]] = (
@@ -90,77 +87,125 @@ class Admm:
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
         """Iterate until gap and residuals are within tol."""
-        M, b = problem.design, _columns(problem.target)
-        D: Operator | None = getattr(problem, "D", None)
-        f, g = problem.loss, problem.penalty
-        s = 1 / max(M.norm(), 1e-300)  # so that both constraints weigh the same
-        least_squares = _least_squares(M, s, D)
-        c = np.zeros((M.shape[1], b.shape[1]), problem.dtype) if x0 is None else _columns(x0)
-        Mc, Dc = s * M.forward(c), _apply(D, c)
-        u, w = Mc, Dc
-        alpha, beta = np.zeros_like(u, dtype=problem.dtype), np.zeros_like(w)
-        rho = _first_penalty(problem)
+        split, rho = _Split(problem), _first_penalty(problem)
+        c = np.zeros(split.shape, problem.dtype) if x0 is None else _columns(x0)
+        z = split.forward(c)
+        epoch: _Epoch | None = None
         gaps: list[float] = []
         status, k = Status.MAX_ITER, 0
         for k in range(1, self.max_iter + 1):
-            c = least_squares(s * M.adjoint(u - alpha) + _adjoint(D, w - beta), c)
-            Mc, Dc = s * M.forward(c), _apply(D, c)
-            u_old, w_old = u, w
-            relaxed = self.relaxation * Mc + (1 - self.relaxation) * u
-            u = s * (b + f.prox((relaxed + alpha) / s - b, 1 / (rho * s**2)))
-            alpha = alpha + relaxed - u
-            relaxed = self.relaxation * Dc + (1 - self.relaxation) * w
-            w = g.prox(relaxed + beta, 1 / rho)
-            beta = beta + relaxed - w
-            if callback is not None and callback(k, c.reshape(problem.unknown_shape)):
+            p = split.prox(z, rho)
+            c = split.least_squares(split.adjoint(2 * p - z), c)
+            dual, step = z - p, split.forward(c) - p
+            if k % self.check_every == 0:
+                gaps.append(split.gap(p, c, rho * dual))
+                if gaps[-1] <= self.tol / 2 or not np.isfinite(gaps[-1]):
+                    status = Status.OPTIMAL if np.isfinite(gaps[-1]) else Status.DIVERGED
+                    break
+            if callback is not None and callback(k, split.answer(p, c)):
                 break
-            if k % self.check_every:
+            size = float(np.linalg.norm(step))
+            if epoch is None:
+                epoch = _Epoch(k, z, p, dual, size)
+            elif size <= self.restart * epoch.size or k - epoch.k >= 0.4 * k:
+                factor = epoch.balance(p, dual)
+                rho, z, epoch = rho * factor, p + dual / factor, None
                 continue
-            moves = s * M.adjoint(u - u_old) + _adjoint(D, w - w_old)
-            found = _Residuals(
-                _size(Mc - u, Dc - w) / _size(u, w), _size(moves) / _size(_adjoint(D, beta))
-            )
-            gaps.append(_gap(problem, c, w, -rho * s * alpha, found))
-            if gaps[-1] <= self.tol / 2 or not np.isfinite(gaps[-1]):
-                status = Status.OPTIMAL if np.isfinite(gaps[-1]) else Status.DIVERGED
-                break
-            factor = _rebalance(found, k, self.check_every)
-            rho, alpha, beta = rho * factor, alpha / factor, beta / factor
-        sparse = w if D is None else c
+            share = 1 / (k - epoch.k + 2)
+            z = share * epoch.z + (1 - share) * (z + 2 * step)
+        v, q = split.dual(rho * dual)
         return SolverResult(
-            sparse.reshape(problem.unknown_shape),
-            dual=(-rho * s * alpha).reshape(np.shape(problem.target)),
-            analysis_dual=None if D is None else (rho * beta)[:, 0],
+            split.answer(p, c),
+            dual=v.reshape(np.shape(problem.target)),
+            analysis_dual=None if split.D is None else q[:, 0],
             status=status,
             n_iter=k,
             history={"gap": gaps},
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Epoch:
+    """Where the averaging began: iteration, point, its proximal point, dual and step length."""
+
+    k: int
+    z: Array
+    p: Array
+    dual: Array
+    size: float
+
+    def balance(self, p: Array, dual: Array) -> float:
+        """Factor for rho that makes the next epoch's primal and dual way equally long."""
+        moved, turned = np.linalg.norm(p - self.p), np.linalg.norm(dual - self.dual)
+        ratio = np.sqrt(turned / moved) if min(moved, turned) > 0 else 1.0
+        return float(np.clip(ratio, 0.5, 2.0))
+
+
+class _Split:
+    """The problem in the split space of stacked `u = s M c` and `w = D c`, (m + q, batch)."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.M = problem, problem.design
+        self.D: Operator | None = getattr(problem, "D", None)
+        self.b = _columns(problem.target)
+        self.s = 1 / max(self.M.norm(), 1e-300)  # so that both constraints weigh the same
+        self.m, self.shape = self.M.shape[0], (self.M.shape[1], self.b.shape[1])
+        self.least_squares = _least_squares(self.M, self.s, self.D)
+
+    def forward(self, c: Array) -> Array:
+        """`K c`."""
+        w = c if self.D is None else self.D.forward(c)
+        return np.concatenate([self.s * self.M.forward(c), w])
+
+    def adjoint(self, z: Array) -> Array:
+        """`K^H z`."""
+        w = z[self.m :] if self.D is None else self.D.adjoint(z[self.m :])
+        return self.s * self.M.adjoint(z[: self.m]) + w
+
+    def prox(self, z: Array, rho: float) -> Array:
+        """The proximal point of both terms."""
+        s, f, g = self.s, self.problem.loss, self.problem.penalty
+        u = s * (self.b + f.prox(z[: self.m] / s - self.b, 1 / (rho * s**2)))
+        return np.concatenate([u, g.prox(z[self.m :], 1 / rho)])
+
+    def answer(self, p: Array, c: Array) -> Array:
+        """The coefficients: exactly sparse, except that an analysis term has no say on c."""
+        return (p[self.m :] if self.D is None else c).reshape(self.problem.unknown_shape)
+
+    def dual(self, multipliers: Array) -> tuple[Array, Array]:
+        """The pair `v`, `q` that satisfies `M^H v = D^H q` in the limit."""
+        return -self.s * multipliers[: self.m], multipliers[self.m :]
+
+    def gap(self, p: Array, c: Array, multipliers: Array) -> float:
+        """Relative duality gap or violation, the worse."""
+        problem, (v, q) = self.problem, self.dual(multipliers)
+        point = p[self.m :] if self.D is None else c
+        r = problem.design.forward(point) - self.b
+        g = problem.penalty.value(point if self.D is None else self.D.forward(c))
+        values = problem.loss.value(r)
+        primal = (values.sum() if problem.coupled else values) + g
+        back = self.M.adjoint(v)
+        scale, dual = scaled_dual(problem, v, back if self.D is None else q)
+        if self.D is not None:
+            rest = np.linalg.norm(back - self.D.adjoint(q)) * np.linalg.norm(c)
+            dual = dual - scale * rest
+        size = np.linalg.norm(self.b, axis=0)
+        floor = size**2 / 2 if isinstance(problem, ConstrainedLasso) else 0.0
+        violation = problem.loss.violation(r) / np.where(size > 0, size, 1)
+        return float(max(relative_gap(primal, dual, floor).max(), violation.max()))
+
+
 def _columns(x: Array) -> Array:
     return x.reshape(x.shape[0], -1)
 
 
-def _apply(D: Operator | None, c: Array) -> Array:
-    return c if D is None else D.forward(c)
-
-
-def _adjoint(D: Operator | None, w: Array) -> Array:
-    return w if D is None else D.adjoint(w)
-
-
 def _first_penalty(problem: Problem) -> float:
-    """A penalty for which a typical coefficient and a typical threshold are of one size."""
-    z = np.abs(problem.design.adjoint(problem.target)).max()
+    """A penalty at which a typical coefficient and a typical threshold are of one size."""
+    z = float(np.abs(problem.design.adjoint(problem.target)).max())
     size = z / max(problem.design.norm() ** 2, 1e-300)
-    probe = np.ones((problem.penalty.prox(_probe(problem), 0.0).shape[0], 1))
-    weight = float(problem.penalty.value(probe).max() / probe.size)
-    return max(weight, 1e-12 * z, 1e-300) / max(size, 1e-300) if weight > 0 else 1.0
-
-
-def _probe(problem: Problem) -> Array:
     rows = problem.D.shape[0] if hasattr(problem, "D") else problem.n_unknowns
-    return np.zeros((rows, 1))
+    weight = float(problem.penalty.value(np.ones((rows, 1))).max()) / rows
+    return max(weight, 1e-12 * z) / size if weight > 0 and size > 0 else 1.0
 
 
 def _least_squares(M: Operator, s: float, D: Operator | None) -> Callable[[Array, Array], Array]:
@@ -202,25 +247,3 @@ def _conjugate_gradients(
 
 def _size(*parts: Array) -> float:
     return float(np.sqrt(sum(np.linalg.norm(x) ** 2 for x in parts))) + 1e-300
-
-
-def _rebalance(found: _Residuals, k: int, every: int) -> float:
-    """Factor for rho; adapted ever more rarely, so that the iteration converges."""
-    checks = k // every
-    if checks & (checks - 1):  # only at 1, 2, 4, 8, ... checks
-        return 1.0
-    ratio = np.sqrt(found.primal / max(found.dual, 1e-300))
-    return float(np.clip(ratio, 0.1, 10)) if not 0.5 < ratio < 2 else 1.0
-
-
-def _gap(problem: Problem, c: Array, w: Array, v: Array, found: _Residuals) -> float:
-    if hasattr(problem, "D"):
-        return max(found)
-    r = problem.design.forward(w) - _columns(problem.target)
-    values = problem.loss.value(r)
-    primal = (values.sum() if problem.coupled else values) + problem.penalty.value(w)
-    _, dual = scaled_dual(problem, v, problem.design.adjoint(v))
-    scale = np.linalg.norm(_columns(problem.target), axis=0)
-    floor = scale**2 / 2 if isinstance(problem, ConstrainedLasso) else 0.0
-    violation = problem.loss.violation(r) / np.where(scale > 0, scale, 1)
-    return float(max(relative_gap(primal, dual, floor).max(), violation.max()))
