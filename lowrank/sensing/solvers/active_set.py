@@ -24,8 +24,12 @@ from lowrank.sensing.solvers.column_pool import Array, ColumnPool, Index
 
 # Relative slack of `|a_j^T u| <= w_j` when a column joins: above rounding, below any real one.
 TIE = 1e-10
+# The same for products in float32; what passes is looked at again in float64.
+ROUGH_TIE = 1e-5
 # A least-squares residual below this times ||y|| counts as an exact fit.
 EXACT = 1e-10
+# Exchanges without progress after which a guess is given up.
+PATIENCE = 2
 
 
 class Segment(NamedTuple):
@@ -120,20 +124,33 @@ class Exchange(NamedTuple):
 
 
 def exchange(pool: ColumnPool, line: Segment, lam: float) -> Exchange:
-    """Drop what changed sign and add what violates the dual bound."""
+    """Drop what changed sign and add what violates the dual bound.
+
+    A product in float32 finds most changes; only "no change" needs float64.
+    """
     if lam == 0:
         signs, stay = limit_signs(line)
         if pool.nonneg:
             signs, stay = line.signs, stay & (signs > 0)
     else:
         signs, stay = line.signs, line.signs * (line.x_ls - lam * line.q) > 0
-    c = pool.multiply_adjoint(line.dual(lam))
+    u = line.dual(lam)
+    c = pool.multiply_roughly(u)
+    join = joining(pool, line, c, ROUGH_TIE)
+    flipped = np.count_nonzero(~stay) + np.count_nonzero(signs != line.signs)
+    if not (join.size or flipped):
+        c = pool.multiply_adjoint(u)
+        join = joining(pool, line, c, TIE)
+    support = np.concatenate([line.support[stay], join])
+    signs = np.concatenate([signs[stay], np.sign(c[join])])
+    return Exchange(support, signs, int(join.size + flipped), c)
+
+
+def joining(pool: ColumnPool, line: Segment, c: Array, tie: float) -> Index:
+    """Columns off the support whose `c_j` lies outside its bound."""
     violation = pool.violation(c)
     violation[line.support] = 0.0
-    join = np.flatnonzero(violation > TIE)
-    changed = int(join.size + np.count_nonzero(~stay) + np.count_nonzero(signs != line.signs))
-    support = np.concatenate([line.support[stay], join])
-    return Exchange(support, np.concatenate([signs[stay], np.sign(c[join])]), changed, c)
+    return np.flatnonzero(violation > tie)
 
 
 class Settled(NamedTuple):
@@ -148,6 +165,7 @@ def settle(
     pool: ColumnPool, support: Index, signs: Array, lam: float, target: Target, max_iter: int
 ) -> Settled | None:
     """Exchange at a fixed `lam`, no lower than the target, until the pair is right; else None."""
+    fewest, idle = pool.weights.size, 0
     for _ in range(max_iter):
         if support.size > 1.5 * min(pool.A.shape) + 8:
             return None
@@ -158,6 +176,10 @@ def settle(
         support, signs, changed, c = exchange(pool, line, here)
         if not changed:
             return Settled(line, here, c)
+        idle = 0 if changed < fewest else idle + 1
+        if idle >= PATIENCE:
+            return None
+        fewest = min(fewest, changed)
     return None
 
 

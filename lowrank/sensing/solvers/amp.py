@@ -57,15 +57,16 @@ class AmpState(NamedTuple):
 
 
 def amp_start(
-    A: Array, y: Array, weights: Array | float = 1.0, *, reach: float = 0.03, max_iter: int = 40,
-    nonneg: bool = False,
+    A: Array, y: Array, weights: Array | float = 1.0, *, norm: float = 1.0, reach: float = 0.03,
+    max_iter: int = 40, nonneg: bool = False,
 ) -> AmpState:  # fmt: skip
     """Run AMP only until the residual shows that the support is about known.
 
     Args:
-        A: matrix with columns of about unit norm, shape (m, n); float32 halves the time.
+        A: matrix, shape (m, n); float32 halves the time.
         y: measurements, shape (m,).
         weights: penalty weights about 1, a number or shape (n,).
+        norm: norm that the columns of A about have; pseudo-data are for columns of norm 1.
         reach: stop at `||z|| < reach ||y||`.
         max_iter: number of iterations, two products each.
         nonneg: threshold one-sidedly.
@@ -74,20 +75,21 @@ def amp_start(
         The state; `falling` is False if the residual grew or stalled, as for coherent matrices.
     """
     m, n = A.shape
-    threshold = weights * A.dtype.type(minimax_threshold(min(m / n, 1.0), nonneg=nonneg))
+    number = A.dtype.type
+    threshold = weights * number(minimax_threshold(min(m / n, 0.95), nonneg=nonneg))
     scale = float(np.linalg.norm(y))
     z = y = y.astype(A.dtype, copy=False)
     x = pseudo = np.zeros(n, A.dtype)
-    norm = scale
+    size, onto_unit, root = scale, number(1 / norm), math.sqrt(m)
     for it in range(1, max_iter + 1):
-        pseudo = x + z @ A
-        size = pseudo if nonneg else np.abs(pseudo)
-        size = np.maximum(size - threshold * (norm / math.sqrt(m)), 0)
-        x = size if nonneg else np.copysign(size, pseudo)
-        z = y - A @ x + z * A.dtype.type(np.count_nonzero(x) / m)
-        norm = math.sqrt(float(z @ z))
-        if not norm < (0.35 if it >= 10 else 1.5) * scale:
-            return AmpState(pseudo, z, norm / math.sqrt(m), it, False)
-        if norm < reach * scale:
+        pseudo = x + (z * onto_unit) @ A
+        x = np.clip(pseudo, 0, None) if nonneg else pseudo
+        cut = threshold * number(size / root)
+        x = x - (np.minimum(x, cut) if nonneg else np.clip(x, -cut, cut))
+        z = y - A @ (x * onto_unit) + z * number(np.count_nonzero(x) / m)
+        size = math.sqrt(float(z @ z))
+        if not size < (0.35 if it >= 10 else 1.5) * scale:
+            return AmpState(pseudo, z, size / root, it, False)
+        if size < reach * scale:
             break
-    return AmpState(pseudo, z, norm / math.sqrt(m), it, True)
+    return AmpState(pseudo, z, size / root, it, True)

@@ -43,10 +43,13 @@ class Breakpoints(NamedTuple):
     """Sign with which the column joins; 0 if it leaves."""
 
 
-def breakpoints(pool: ColumnPool, here: Settled) -> Breakpoints:
+def breakpoints(pool: ColumnPool, here: Settled, *, rough: bool = False) -> Breakpoints:
     """List the breakpoints of the present line below the present `lam`."""
     line, w = here.line, pool.weights
-    b = pool.multiply_adjoint(line.v)
+    if line.exact:  # no residual, so the dual point stays and nothing joins
+        b = here.c.copy()
+    else:
+        b = pool.multiply_roughly(line.v) if rough else pool.multiply_adjoint(line.v)
     a = here.lam * (here.c - b)
     b[line.support] = np.nan  # these cannot join
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -61,8 +64,11 @@ def breakpoints(pool: ColumnPool, here: Settled) -> Breakpoints:
     return Breakpoints(lam[chosen], column, np.select([chosen < n, chosen < 2 * n], [1.0, -1.0]))
 
 
-def single_step(pool: ColumnPool, here: Settled, points: Breakpoints) -> Settled | None:
+def single_step(pool: ColumnPool, here: Settled) -> Settled | None:
     """Cross the next breakpoint only: the step of classical homotopy."""
+    points = breakpoints(pool, here)
+    if not points.lam.size:
+        return None
     lam, column, sign = points.lam[0], points.column[0], points.sign[0]
     line = here.line
     if sign:
@@ -110,21 +116,22 @@ def follow_path(
     Source: Osborne, Presnell and Turlach, 2000, for the path; the blocks are ours.
     """
     here: Settled | None = start or top_of_path(pool)
-    share, points = 0.3, None
+    share, points = 1.0, None
     for _ in range(max_steps):
         if here is None or here.lam <= target(here.line):
             return here
         if points is None:
-            points = breakpoints(pool, here)
-        block = max(1, int(share * (here.line.support.size + 10)))
-        lam = below_block(points, block)
-        there = settle(pool, here.line.support, here.line.signs, lam, target, 10)
+            points = breakpoints(pool, here, rough=True)
+        block = max(1, int(share * (here.line.support.size + 4)))
+        lam, before = below_block(points, block), pool.products
+        there = settle(pool, here.line.support, here.line.signs, lam, target, 12)
         if there is not None:
-            here, points, share = there, None, min(0.4, 1.2 * share)
+            easy = pool.products - before <= 6
+            here, points, share = there, None, min(1.2, 1.3 * share) if easy else 0.8 * share
         elif block > 1:
             share *= 0.4
         elif points.lam.size and points.lam[0] > target(here.line):
-            here, points = single_step(pool, here, points), None
+            here, points = single_step(pool, here), None
         else:
             return None
     return None
