@@ -47,18 +47,22 @@ def minimax_threshold(delta: float, *, nonneg: bool = False) -> float:
 
 
 class AmpState(NamedTuple):
-    """Where message passing stopped: pseudo-data, residual, noise level, iterations, success."""
+    """Where message passing stopped: pseudo-data, residual, noise level, iterations.
+
+    `falling` is False if the residual grew or stalled; `reached` is True if it fell far enough.
+    """
 
     pseudo: Array
     z: Array
     sigma: float
     n_iter: int
     falling: bool
+    reached: bool
 
 
 def amp_start(
     A: Array, y: Array, weights: Array | float = 1.0, *, norm: float = 1.0, reach: float = 0.03,
-    max_iter: int = 40, nonneg: bool = False,
+    max_iter: int = 25, nonneg: bool = False,
 ) -> AmpState:  # fmt: skip
     """Run AMP only until the residual shows that the support is about known.
 
@@ -72,7 +76,7 @@ def amp_start(
         nonneg: threshold one-sidedly.
 
     Returns:
-        The state; `falling` is False if the residual grew or stalled, as for coherent matrices.
+        The state; not `falling` for coherent matrices, not `reached` near the phase transition.
     """
     m, n = A.shape
     number = A.dtype.type
@@ -89,7 +93,7 @@ def amp_start(
         z = y - A @ (x * onto_unit) + z * number(np.count_nonzero(x) / m)
         size = math.sqrt(float(z @ z))
         if not size < (0.35 if it >= 10 else 1.5) * scale:
-            return AmpState(pseudo, z, size / root, it, False)
+            return AmpState(pseudo, z, size / root, it, False, False)
         if size < reach * scale:
             break
-    return AmpState(pseudo, z, size / root, it, True)
+    return AmpState(pseudo, z, size / root, it, True, size < reach * scale)

@@ -57,7 +57,7 @@ def by_message_passing(pool: ColumnPool, goal: Goal) -> tuple[Answer | None, Set
     size = state.pseudo if pool.nonneg else np.abs(state.pseudo)
     support = np.flatnonzero(size > 3 * state.sigma)
     signs = np.sign(state.pseudo[support]).astype(np.float64)
-    found = descend(pool, support, signs, lam, goal.target())
+    found = descend(pool, support, signs, lam, goal.target()) if state.reached else None
     if found is not None:
         return answer_of(pool, goal, found, "message passing and active set", state.n_iter), None
     return None, settle(pool, support, signs, lam, goal.target(), 10)
