@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+from scipy.linalg import eigh
 from torch import Tensor
 
-from lowrank.errors import InputError
+from lowrank.errors import InputError, RankError
 
 
 def as_working(W: Tensor, name: str, *, min_dim: int = 1) -> Tensor:
@@ -49,6 +50,30 @@ def as_working(W: Tensor, name: str, *, min_dim: int = 1) -> Tensor:
             "repair or leave out this tensor",
         )
     return W
+
+
+def check_rank(rank: int, full: int, shape: Sequence[int], name: str, where: str = "") -> None:
+    """Refuse a rank that is not an integer in 1..full.
+
+    Args:
+        rank: what was asked for.
+        full: the largest rank that makes sense.
+        shape: of the tensor, for the message.
+        name: layer or function that the message names.
+        where: which of several ranks, e.g. " of mode 0".
+
+    Raises:
+        RankError: the rank is outside its range or not an integer.
+
+    Example:
+        >>> check_rank(9, 4, (4, 6), "fc")
+        Traceback (most recent call last):
+        lowrank.errors.RankError: fc: rank 9 is outside 1..4 for shape (4, 6); choose an integer \
+in that range
+    """
+    if not hasattr(rank, "__index__") or isinstance(rank, bool) or not 1 <= rank <= full:
+        problem = f"rank {rank}{where} is outside 1..{full} for shape {tuple(shape)}"
+        raise RankError(name, problem, "choose an integer in that range")
 
 
 def relative_error(W: Tensor, approximation: Tensor) -> float:
@@ -188,8 +213,20 @@ def leading_eigenvectors(S: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         >>> values
         tensor([3., 2.])
     """
-    values, vectors = torch.linalg.eigh(S)
+    k = S.shape[-1]
+    if S.ndim == 2 and S.device.type == "cpu" and k >= 768 and 4 * rank <= k:
+        values, vectors = _few_eigenvectors(S, rank)
+    else:
+        values, vectors = torch.linalg.eigh(S)
     return values.flip(-1)[..., :rank], vectors.flip(-1)[..., :rank]
+
+
+def _few_eigenvectors(S: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The top of the spectrum, ascending; measured 2 to 3 times faster than all of it."""
+    k = S.shape[0]
+    top = (k - rank, k - 1)
+    values, vectors = eigh(S.numpy(), subset_by_index=top, driver="evr", check_finite=False)
+    return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
 def soft_threshold(x: Tensor, tau: float | Tensor) -> Tensor:

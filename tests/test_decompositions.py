@@ -143,7 +143,7 @@ def test_svd_counts_what_it_stores():
     torch.testing.assert_close(left.norm(dim=-2), right.norm(dim=-1))
 
 
-@pytest.mark.parametrize("rank", [0, -1, 6])
+@pytest.mark.parametrize("rank", [0, -1, 6, 2.5, True])
 def test_svd_rank_outside(rank):
     with pytest.raises(RankError, match=rf"^fc: rank {rank} is outside 1\.\.5 for shape \(5, 9\)"):
         truncated_svd(draw(5, 9), rank, name="fc")

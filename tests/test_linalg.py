@@ -109,6 +109,16 @@ def test_gram_is_on_the_short_side(shape):
     )
 
 
+def test_few_eigenvectors_are_the_leading_ones():
+    """Large enough for the route that computes only a part of the spectrum."""
+    W = draw(800, 900)
+    few, vectors = leading_eigenvectors(W @ W.T, 5)
+    torch.testing.assert_close(few, torch.linalg.svdvals(W)[:5] ** 2, rtol=ROUNDING, atol=0)
+    torch.testing.assert_close(
+        vectors.T @ vectors, torch.eye(5, dtype=W.dtype), rtol=0, atol=ROUNDING
+    )
+
+
 def test_soft_threshold_minimises_its_objective():
     x, grid = torch.tensor(1.3), torch.linspace(-3, 3, 60001)
     best = grid[(0.5 * (grid - x) ** 2 + 0.8 * grid.abs()).argmin()]

@@ -21,8 +21,8 @@ from torch.nn.functional import one_hot
 from lowrank.decompositions.factors import CPFactors, CPStatus
 from lowrank.decompositions.svd import truncated_svd
 from lowrank.decompositions.tucker import tucker
-from lowrank.errors import InputError, RankError
-from lowrank.linalg import as_working, frobenius, khatri_rao, unfold
+from lowrank.errors import InputError
+from lowrank.linalg import as_working, check_rank, frobenius, khatri_rao, unfold
 
 RIDGE = 1e-11
 """Added to the unit diagonal of the normal equations: Cholesky holds when columns coincide."""
@@ -81,7 +81,8 @@ def cp(
 
     Source: Kolda and Bader 2009, section 3.4 (ALS); Bro and Andersson 1998 (compression); Ang,
     Cohen, Gillis and Hien 2021 (extrapolation with restart); Phan et al. 2020, "Stable low-rank
-    tensor decomposition for compression of CNN", section 3 (sensitivity and its correction).
+    tensor decomposition for compression of CNN" (sensitivity and its minimisation at constant
+    error). We correct during the descent, not after it.
     """
     W = as_working(W, name, min_dim=2)
     _check(W, rank, n_starts, max_iter, max_sensitivity, name)
@@ -141,8 +142,8 @@ def sensitivity(factors: Sequence[Tensor]) -> float:
         >>> sensitivity([torch.eye(3), torch.eye(3), torch.eye(3)])
         1.0
 
-    Source: Phan et al. 2020, definition 1 and lemma 1, divided by its value for orthogonal
-    components.
+    Source: Phan et al. 2020, "Stable low-rank tensor decomposition for compression of CNN"; theirs
+    is not divided by its value for orthogonal components.
     """
     wide = [A.double() for A in factors]
     weights = torch.stack([torch.linalg.vector_norm(A, dim=0) for A in wide]).prod(0)
@@ -354,13 +355,12 @@ def _expand(fit: _Fit, bases: Sequence[Tensor]) -> _Fit:
 
 
 def _finish(run: _Run, back: Sequence[int], scale: float, dtype: torch.dtype) -> CPFactors:
-    """Descending weights, axes in their own order again, and the sensitivity as it really is."""
+    """Descending weights, axes in their own order, the scale and dtype of the input again."""
     by_weight = run.fit.weights.argsort(descending=True, stable=True)
     factors = [run.fit.factors[n][:, by_weight] for n in back]
     weights = run.fit.weights[by_weight]
-    growth = sensitivity([factors[0] * weights, *factors[1:]])
     kept = tuple(A.to(dtype).contiguous() for A in factors)
-    return CPFactors((weights * scale).to(dtype), kept, run.status, run.n_iter, growth)
+    return CPFactors((weights * scale).to(dtype), kept, run.status, run.n_iter, run.fit.sensitivity)
 
 
 def _exact(W: Tensor) -> CPFactors:
@@ -395,10 +395,7 @@ def _full_rank(shape: Sequence[int]) -> int:
 def _check(
     W: Tensor, rank: int, n_starts: int, max_iter: int, max_sensitivity: float, name: str
 ) -> None:
-    full = _full_rank(W.shape)
-    if not 1 <= rank <= full:
-        problem = f"rank {rank} is outside 1..{full} for shape {tuple(W.shape)}"
-        raise RankError(name, problem, "choose a rank in that range")
+    check_rank(rank, _full_rank(W.shape), W.shape, name)
     if n_starts < 1 or max_iter < 1:
         problem = f"n_starts {n_starts} and max_iter {max_iter} must be at least 1"
         raise InputError(name, problem, "raise them")

@@ -111,8 +111,9 @@ class TuckerFactors:
 
 
 CPStatus = Literal["exact", "converged", "max_iter", "bounded"]
-"""How `cp` ended: an exact construction; the error stopped falling; iterations ran out; the
-sensitivity bound stopped the descent (a better fit needs components that cancel each other)."""
+"""How `cp` ended: in closed form (exact; for a matrix, optimal); the error stopped falling;
+iterations ran out; the sensitivity bound stopped the descent, as a better fit needs components
+that cancel each other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +147,7 @@ class CPFactors:
 
     @property
     def converged(self) -> bool:
-        """True if the fit is exact or its error stopped falling within the bounds."""
+        """True if the fit is in closed form or its error stopped falling within the bound."""
         return self.status in ("exact", "converged")
 
     def balanced(self) -> tuple[Tensor, ...]:

@@ -120,8 +120,9 @@ def evbmf(W: Tensor, sigma2: float | None = None, *, name: str = "evbmf") -> EVB
         >>> evbmf(W).rank
         3
 
-    Source: Nakajima, Sugiyama, Babacan and Tomioka 2013, theorem 2 (analytic EVB solution),
-    corollary 1 and theorem 4 (noise variance). tau is their large-matrix approximation.
+    Source: Nakajima, Sugiyama, Babacan and Tomioka 2013, "Global analytic solution of
+    fully-observed variational Bayesian matrix factorization": the empirical solution and its noise
+    variance, with their approximation of tau. We search a grid before the bounded minimisation.
     """
     W = as_working(W, name, min_dim=2)
     if W.ndim != 2:
@@ -192,7 +193,7 @@ def _noise_variance(s: NDArray[np.float64], L: int, M: int) -> float:
 
 
 def _free_energy(s: NDArray[np.float64], L: int, M: int, sigma2: float) -> float:
-    """Free energy up to a constant, as a function of the noise variance (equation 27 on)."""
+    """Free energy up to a constant, as a function of the noise variance."""
     alpha = L / M
     x = s**2 / (M * sigma2)
     z = x[x > _threshold(alpha)]

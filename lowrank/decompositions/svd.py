@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lowrank.decompositions.factors import SVDFactors
-from lowrank.errors import InputError, RankError
-from lowrank.linalg import as_working, gram, leading_eigenvectors
+from lowrank.errors import InputError
+from lowrank.linalg import as_working, check_rank, gram, leading_eigenvectors
 
 Method = Literal["auto", "lapack", "gram", "randomized"]
 
@@ -30,7 +30,7 @@ def truncated_svd(
         method: "auto" takes the cheaper of "lapack" (SVD) and "gram" (eigenvectors of the
             float64 Gram matrix on the short side), and goes back to "lapack" where the kept
             singular values are too small for the Gram matrix to resolve; "randomized" is a range
-            finder with two power iterations, for a rank far below min(m, n), and not exact.
+            finder with four power iterations, for a rank far below min(m, n), and not exact.
         seed: of the randomized method.
         name: what an error message calls W.
 
@@ -51,10 +51,7 @@ def truncated_svd(
     and 5.1.
     """
     W = as_working(W, name, min_dim=2)
-    full = min(W.shape[-2:])
-    if not 1 <= rank <= full:
-        problem = f"rank {rank} is outside 1..{full} for shape {tuple(W.shape)}"
-        raise RankError(name, problem, "choose a rank in that range")
+    check_rank(rank, min(W.shape[-2:]), W.shape, name)
     if method not in get_args(Method):
         problem = f"method {method!r} is not one of {', '.join(get_args(Method))}"
         raise InputError(name, problem, "choose one of them")
@@ -125,12 +122,15 @@ def _gram(W: Tensor, rank: int) -> SVDFactors:
 
 
 def _randomized(W: Tensor, rank: int, seed: int) -> SVDFactors:
-    """Range finder with 10 extra columns and 2 power iterations, each orthonormalised."""
+    """Range finder with 10 extra columns and 4 power iterations, each orthonormalised.
+
+    Not `torch.svd_lowrank`, which draws from the global generator.
+    """
     generator = torch.Generator(device="cpu").manual_seed(seed)  # one answer on every device
     width = min(rank + 10, *W.shape[-2:])
     probe = torch.randn(*W.shape[:-2], W.shape[-1], width, generator=generator, dtype=W.dtype)
     Q = torch.linalg.qr(W @ probe.to(W.device)).Q
-    for _ in range(2):
+    for _ in range(4):
         Q = torch.linalg.qr(W @ torch.linalg.qr(W.mT @ Q).Q).Q
     inner = _lapack(Q.mT @ W, rank)
     return SVDFactors(Q @ inner.U, inner.s, inner.Vh)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lowrank.decompositions.factors import TTFactors
 from lowrank.decompositions.svd import singular_values, truncated_svd
 from lowrank.errors import RankError
-from lowrank.linalg import as_working
+from lowrank.linalg import as_working, check_rank
 
 
 def tensor_train(W: Tensor, ranks: Sequence[int], *, name: str = "tensor_train") -> TTFactors:
@@ -113,7 +113,5 @@ def _check_ranks(shape: tuple[int, ...], ranks: Sequence[int], name: str) -> Non
     left = 1
     for k, rank in enumerate(ranks):
         full = min(left * shape[k], math.prod(shape[k + 1 :]))
-        if not 1 <= rank <= full:
-            problem = f"rank {rank} between modes {k} and {k + 1} is outside 1..{full}"
-            raise RankError(name, f"{problem} for shape {shape}", "choose a rank in that range")
+        check_rank(rank, full, shape, name, f" between modes {k} and {k + 1}")
         left = rank

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from lowrank.decompositions.factors import TuckerFactors
 from lowrank.errors import InputError, RankError
-from lowrank.linalg import as_working, gram, leading_eigenvectors, mode_product, unfold
+from lowrank.linalg import (
+    as_working,
+    check_rank,
+    gram,
+    leading_eigenvectors,
+    mode_product,
+    unfold,
+)
 
 
 def tucker(
@@ -185,9 +192,4 @@ def _check_ranks(W: Tensor, ranks: Sequence[int], modes: tuple[int, ...], name: 
         problem = f"{len(ranks)} ranks for {len(modes)} modes of shape {tuple(W.shape)}"
         raise RankError(name, problem, "give one rank per mode")
     for mode, rank in zip(modes, ranks, strict=True):
-        full = _full_rank(W, mode)
-        if not 1 <= rank <= full:
-            problem = f"rank {rank} of mode {mode} is outside 1..{full}"
-            raise RankError(
-                name, f"{problem} for shape {tuple(W.shape)}", "choose a rank in that range"
-            )
+        check_rank(rank, _full_rank(W, mode), W.shape, name, f" of mode {mode}")
