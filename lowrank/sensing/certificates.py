@@ -25,6 +25,9 @@ from lowrank.sensing.operators import Array, Operator
 from lowrank.sensing.problems import Analysis, AnalysisLasso, ConstrainedLasso, OneBit, Problem
 from lowrank.sensing.terms import HalfSquare, Norm1, Norm2, Term, soft
 
+TIE = 1e-12
+"""Entries this close, relatively, count as equal in 1-bit recovery."""
+
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
@@ -33,8 +36,10 @@ class Certificate:
     Attributes:
         objective: primal value, summed over a batch.
         dual_objective: proven lower bound of the minimum, summed over a batch.
-        gap: `|P - D| / max(|P|, |D|)`, the worst over a batch; below `tol` in an optimum. The
-            constrained LASSO, whose minimum may be 0, is measured against `1/2 ||b||^2`.
+        gap: `|P + price - D| / max(|P|, |D|)`, the worst over a batch; the price is what the
+            violation of a data constraint would cost at the dual point, `||v|| (||r|| - epsilon)`,
+            so that no infeasible point looks optimal. The constrained LASSO, whose minimum may be
+            0, is measured against `1/2 ||b||^2`.
         infeasibility: violation of the constraints relative to the measurements, the worst over a
             batch.
         dual: the feasible dual point, of the shape of the loss's argument.
@@ -99,7 +104,8 @@ def certify(
     primal = _summed(problem, problem.loss.value(r)) + problem.penalty.value(_columns(c))
     violation = _violation(problem, r, problem.penalty.violation(_columns(c)))
     residual = r if problem.design is problem.operator else _plain_residual(problem, c)
-    return _certificate(problem, primal, values, violation, best, residual)
+    price = problem.loss.violation(r) * problem.loss.price(best)
+    return _certificate(problem, primal, values, violation, best, residual, price)
 
 
 def relative_gap(primal: Array, dual: Array, floor: Any = 0.0) -> Array:
@@ -109,11 +115,17 @@ def relative_gap(primal: Array, dual: Array, floor: Any = 0.0) -> Array:
 
 
 def _certificate(
-    problem: Problem, primal: Array, dual: Array, violation: Array, v: Array, residual: Array
+    problem: Problem,
+    primal: Array,
+    dual: Array,
+    violation: Array,
+    v: Array,
+    residual: Array,
+    price: Array | float = 0.0,
 ) -> Certificate:
     half = isinstance(problem, ConstrainedLasso)
     floor = np.linalg.norm(_columns(problem.target), axis=0) ** 2 / 2 if half else 0.0
-    gap = relative_gap(primal, dual, floor)
+    gap = relative_gap(primal + price, dual, floor)
     finite = np.isfinite(gap) & np.isfinite(violation)
     return Certificate(
         objective=float(primal.sum()),
@@ -265,14 +277,15 @@ def _certify_analysis(
     Dx = D.forward(c)
     values = problem.loss.value(r) + problem.penalty.value(_columns(Dx))
     v = -r[:, 0] if dual is None or isinstance(problem.loss, HalfSquare) else np.asarray(dual)
-    p = np.zeros(D.shape[0], dtype=v.dtype) if p is None else np.asarray(p)
-    v, p, rest = _joined(problem.design, D, v, p)
+    p_start = np.zeros(D.shape[0], dtype=v.dtype) if p is None else np.asarray(p)
+    v, p, rest = _joined(problem.design, D, v, p_start)
     scale, value = scaled_dual(problem, _columns(v), _columns(p))
     value = value - scale * np.linalg.norm(rest) * np.linalg.norm(c)  # what CG left undone
-    keep = value > 0
+    keep = value > 0  # v = 0 is feasible, of value 0
     value, scale = np.where(keep, value, 0.0), np.where(keep, scale, 0.0)
-    violation = _violation(problem, r, np.zeros(1))
-    return _certificate(problem, values, value, violation, scale * _columns(v), r)
+    violation, dual = _violation(problem, r, np.zeros(1)), scale * _columns(v)
+    price = problem.loss.violation(r) * problem.loss.price(dual)
+    return _certificate(problem, values, value, violation, dual, r, price)
 
 
 def _joined(M: Operator, D: Operator, v: Array, p: Array) -> tuple[Array, Array, Array]:
@@ -297,7 +310,7 @@ def one_bit_threshold(z: Array, radius: float) -> float:
     """The `t >= 0` with `||soft(z, t)||_1 = radius ||soft(z, t)||_2`, 0 if z is within.
 
     Soft thresholding at t gives the direction that maximises `<z, c>` over `||c||_2 <= 1`,
-    `||c||_1 <= radius`.
+    `||c||_1 <= radius`. Where `radius^2` entries or more tie for the largest, t is the largest.
     """
 
     def excess(t: float) -> float:
@@ -306,11 +319,12 @@ def one_bit_threshold(z: Array, radius: float) -> float:
 
     if excess(0.0) <= 0:
         return 0.0
-    sizes = np.sort(np.abs(z))
-    below_top = float(sizes[-2]) if z.size > 1 else 0.0
-    if excess(below_top) > 0 or below_top == 0:  # ties at the top, radius near 1
-        return below_top * (1 - 1e-12)
-    return float(brentq(excess, 0.0, below_top, xtol=1e-15 * float(sizes[-1]), rtol=1e-15))
+    size = np.abs(z)
+    top = float(size.max())
+    tied = size >= top * (1 - TIE)
+    if np.sqrt(tied.sum()) >= radius:
+        return top
+    return float(brentq(excess, 0.0, size[~tied].max(), xtol=1e-15 * top, rtol=1e-15))
 
 
 def _certify_one_bit(problem: OneBit, c: Array) -> Certificate:

@@ -72,7 +72,7 @@ class Problem:
         return self.A if basis is None else self.A.compose(basis)
 
     @property
-    def loss(self) -> terms.Term:
+    def loss(self) -> terms.Loss:
         """`f` of `min f(M c - b) + g(D c)`; convex problems have one."""
         raise NotImplementedError(f"{type(self).__name__} is not of the form f(M c - b) + g(c)")
 
@@ -189,7 +189,7 @@ class BasisPursuit(_L1Problem):
     """
 
     @property
-    def loss(self) -> terms.Term:
+    def loss(self) -> terms.Loss:
         """`M c = b`."""
         return terms.Ball(0.0)
 
@@ -224,7 +224,7 @@ class BPDN(_L1Problem):
         self._set("epsilon", _checked_number("epsilon", self.epsilon, zero=True))
 
     @property
-    def loss(self) -> terms.Term:
+    def loss(self) -> terms.Loss:
         """`||M c - b||_2 <= epsilon`."""
         return terms.Ball(self.epsilon)
 
@@ -261,7 +261,7 @@ class Lasso(_L1Problem):
         self._set("lam", _checked_number("lam", self.lam))
 
     @property
-    def loss(self) -> terms.Term:
+    def loss(self) -> terms.Loss:
         """`1/2 ||M c - b||_2^2`."""
         return terms.HalfSquare()
 
@@ -304,7 +304,7 @@ class ConstrainedLasso(_L1Problem):
             raise InputError("lower, upper", problem, "pass lower=0, or use Lasso for boxes")
 
     @property
-    def loss(self) -> terms.Term:
+    def loss(self) -> terms.Loss:
         """`1/2 ||M c - b||_2^2`."""
         return terms.HalfSquare()
 
@@ -344,7 +344,7 @@ class DantzigSelector(_L1Problem):
         self._set("lam", _checked_number("lam", self.lam, zero=True))
 
     @property
-    def loss(self) -> terms.Term:
+    def loss(self) -> terms.Loss:
         """`||M c - b||_inf <= lam`."""
         return terms.BallInf(self.lam)
 
@@ -395,7 +395,7 @@ class ElasticNet(_L1Problem):
         self._set("ridge", _checked_number("ridge", self.ridge))
 
     @property
-    def loss(self) -> terms.Term:
+    def loss(self) -> terms.Loss:
         """`1/2 ||M c - b||_2^2`."""
         return terms.HalfSquare()
 
@@ -437,7 +437,7 @@ class SqrtLasso(_L1Problem):
         self._set("lam", _checked_number("lam", self.lam))
 
     @property
-    def loss(self) -> terms.Term:
+    def loss(self) -> terms.Loss:
         """`||M c - b||_2`."""
         return terms.Norm2()
 
@@ -477,7 +477,7 @@ class L1Fit(_L1Problem):
         self._set("lam", _checked_number("lam", self.lam))
 
     @property
-    def loss(self) -> terms.Term:
+    def loss(self) -> terms.Loss:
         """`||M c - b||_1`."""
         return terms.Norm1()
 
@@ -527,7 +527,7 @@ class GroupLasso(Problem):
         self._set("weights", _checked_weights(weights, sizes.size))
 
     @property
-    def loss(self) -> terms.Term:
+    def loss(self) -> terms.Loss:
         """`1/2 ||M c - b||_2^2`."""
         return terms.HalfSquare()
 
@@ -574,7 +574,7 @@ class JointSparse(Problem):
             )
 
     @property
-    def loss(self) -> terms.Term:
+    def loss(self) -> terms.Loss:
         """`1/2 ||M c - b||_2^2`."""
         return terms.HalfSquare()
 
@@ -616,7 +616,7 @@ class Analysis(Problem):
         _single_signal(self.y)
 
     @property
-    def loss(self) -> terms.Term:
+    def loss(self) -> terms.Loss:
         """`||M c - b||_2 <= epsilon`."""
         return terms.Ball(self.epsilon)
 
@@ -658,7 +658,7 @@ class AnalysisLasso(Problem):
         _single_signal(self.y)
 
     @property
-    def loss(self) -> terms.Term:
+    def loss(self) -> terms.Loss:
         """`1/2 ||M c - b||_2^2`."""
         return terms.HalfSquare()
 

@@ -36,6 +36,13 @@ class Term(Protocol):
         """`argmin_u t f(u) + 1/2 ||u - r||^2`."""
 
 
+class Loss(Term, Protocol):
+    """A term of the residual."""
+
+    def price(self, v: Array) -> Array:
+        """What a unit of violation would cost in the objective, at the dual point v, (batch,)."""
+
+
 def soft(c: Array, t: Any) -> Array:
     """Soft threshold `c / |c| max(|c| - t, 0)`, real or complex."""
     if not np.iscomplexobj(c):
@@ -80,6 +87,10 @@ class Ball:
         """`(||r|| - epsilon)_+`."""
         return np.maximum(_norms(r) - self.epsilon, 0)
 
+    def price(self, v: Array) -> Array:
+        """`||v||_2`."""
+        return _norms(v)
+
     def conjugate(self, v: Array) -> Array:
         """`epsilon ||v||_2`."""
         return self.epsilon * _norms(v)
@@ -107,6 +118,10 @@ class BallInf:
         """`(||r||_inf - lam)_+`."""
         return np.maximum(np.abs(r).max(axis=0) - self.lam, 0)
 
+    def price(self, v: Array) -> Array:
+        """`||v||_1`."""
+        return np.asarray(np.abs(v).sum(axis=0))
+
     def conjugate(self, v: Array) -> Array:
         """`lam ||v||_1`."""
         return self.lam * np.abs(v).sum(axis=0)
@@ -131,6 +146,10 @@ class HalfSquare:
     def violation(self, r: Array) -> Array:
         """0."""
         return _zeros(r)
+
+    def price(self, v: Array) -> Array:
+        """Nothing can be violated."""
+        return _zeros(v)
 
     def conjugate(self, v: Array) -> Array:
         """`1/2 ||v||_2^2`."""
@@ -157,6 +176,10 @@ class Norm2:
         """0."""
         return _zeros(r)
 
+    def price(self, v: Array) -> Array:
+        """Nothing can be violated."""
+        return _zeros(v)
+
     def conjugate(self, v: Array) -> Array:
         """0 for `||v||_2 <= 1`."""
         return _zeros(v)
@@ -181,6 +204,10 @@ class Norm1:
     def violation(self, r: Array) -> Array:
         """0."""
         return _zeros(r)
+
+    def price(self, v: Array) -> Array:
+        """Nothing can be violated."""
+        return _zeros(v)
 
     def conjugate(self, v: Array) -> Array:
         """0 for `||v||_inf <= 1`."""

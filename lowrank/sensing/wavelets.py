@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from math import prod
 from typing import Any
 
@@ -27,7 +28,13 @@ def wavelet_basis(size: tuple[int, ...], name: str, level: int | None, mode: str
         filter_bank=[f[::-1] for f in (wave.rec_lo, wave.rec_hi, wave.dec_lo, wave.dec_hi)],
     )
     extension = mode if mode == "periodization" else "zero"
-    template = pywt.wavedecn(np.zeros(size), wave, mode=extension, level=level, axes=axes)
+
+    def decompose(picture: Array, filters: Any) -> Any:
+        with warnings.catch_warnings():  # deep levels of periodized wavelets are exact all the same
+            warnings.filterwarnings("ignore", "Level value", UserWarning)
+            return pywt.wavedecn(picture, filters, mode=extension, level=level, axes=axes)
+
+    template = decompose(np.zeros(size), wave)
     p = sum(prod(block.shape) for block in _blocks(template))
 
     def synthesis(c: Array) -> Array:
@@ -37,8 +44,8 @@ def wavelet_basis(size: tuple[int, ...], name: str, level: int | None, mode: str
 
     def adjoint(x: Array) -> Array:
         picture = x.reshape(*size, *x.shape[1:])
-        coefficients = pywt.wavedecn(picture, reverse, mode=extension, level=level, axes=axes)
-        parts = [block.reshape(-1, *x.shape[1:]) for block in _blocks(coefficients)]
+        blocks = _blocks(decompose(picture, reverse))
+        parts = [block.reshape(-1, *x.shape[1:]) for block in blocks]
         return np.concatenate(parts)
 
     orthonormal = bool(wave.orthogonal) and mode == "periodization"

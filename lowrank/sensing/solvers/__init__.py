@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from lowrank.sensing.cvx import Cvxpy
 from lowrank.sensing.solvers.admm import Admm
+from lowrank.sensing.solvers.amp import Amp
+from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAmp
 from lowrank.sensing.solvers.chain import Chain
 from lowrank.sensing.solvers.fista import Fista
 from lowrank.sensing.solvers.homotopy import Homotopy
@@ -28,11 +30,14 @@ from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
 from lowrank.sensing.solvers.one_bit import OneBitThreshold
 from lowrank.sensing.solvers.protocol import Callback, Solver
 from lowrank.sensing.solvers.spg import Spg
+from lowrank.sensing.solvers.vamp import Vamp
 
 __all__ = ["AUTO", "SOLVERS", "Callback", "Solver"]
 
 SOLVERS: dict[str, type[Solver]] = {
     "admm": Admm,
+    "amp": Amp,
+    "bg_amp": BernoulliGaussianAmp,
     "chain": Chain,
     "cvxpy": Cvxpy,
     "fista": Fista,
@@ -40,6 +45,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "interior_point": MehrotraInteriorPoint,
     "one_bit": OneBitThreshold,
     "spg": Spg,
+    "vamp": Vamp,
 }
 """Every solver by the name that `recover(..., solver=name)` takes."""
 

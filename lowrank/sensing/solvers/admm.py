@@ -191,8 +191,9 @@ class _Split:
             dual = dual - scale * rest
         size = np.linalg.norm(self.b, axis=0)
         floor = size**2 / 2 if isinstance(problem, ConstrainedLasso) else 0.0
-        violation = problem.loss.violation(r) / np.where(size > 0, size, 1)
-        return float(max(relative_gap(primal, dual, floor).max(), violation.max()))
+        violation = problem.loss.violation(r)
+        gap = relative_gap(primal + violation * problem.loss.price(scale * v), dual, floor)
+        return float(max(gap.max(), (violation / np.where(size > 0, size, 1)).max()))
 
 
 def _columns(x: Array) -> Array:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank.sensing.certificates import one_bit_threshold
+from lowrank.sensing.certificates import TIE, one_bit_threshold
 from lowrank.sensing.operators import Array
 from lowrank.sensing.problems import OneBit, Problem
 from lowrank.sensing.result import SolverResult
@@ -47,9 +47,9 @@ class OneBitThreshold:
 
 
 def _maximiser(z: Array, radius: float) -> Array:
-    top = np.abs(z).max()
-    tied = np.abs(z) >= top * (1 - 1e-12)
-    if np.sqrt(tied.sum()) >= radius and top > 0:  # spread over the ties: L1 norm radius, L2 <= 1
+    t = one_bit_threshold(z, radius)
+    s = soft(z, t)
+    if not s.any():  # ties for the largest: spread over them, with L1 norm radius and L2 norm <= 1
+        tied = np.abs(z) >= t * (1 - TIE)
         return np.asarray(np.where(tied, np.sign(z) * radius / tied.sum(), 0.0))
-    s = soft(z, one_bit_threshold(z, radius))
-    return s / max(float(np.linalg.norm(s)), np.finfo(float).tiny)
+    return np.asarray(s / np.linalg.norm(s))
