@@ -24,12 +24,17 @@ from lowrank.sensing.solvers.admm import Admm
 from lowrank.sensing.solvers.amp import Amp
 from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAmp
 from lowrank.sensing.solvers.chain import Chain
+from lowrank.sensing.solvers.cosamp import CoSaMP
 from lowrank.sensing.solvers.fista import Fista
 from lowrank.sensing.solvers.homotopy import Homotopy
+from lowrank.sensing.solvers.iht import Iht
 from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
+from lowrank.sensing.solvers.omp import Omp
 from lowrank.sensing.solvers.one_bit import OneBitThreshold
 from lowrank.sensing.solvers.protocol import Callback, Solver
+from lowrank.sensing.solvers.sbl import Sbl
 from lowrank.sensing.solvers.spg import Spg
+from lowrank.sensing.solvers.subspace_pursuit import SubspacePursuit
 from lowrank.sensing.solvers.vamp import Vamp
 
 __all__ = ["AUTO", "SOLVERS", "Callback", "Solver"]
@@ -39,15 +44,20 @@ SOLVERS: dict[str, type[Solver]] = {
     "amp": Amp,
     "bg_amp": BernoulliGaussianAmp,
     "chain": Chain,
+    "cosamp": CoSaMP,
     "cvxpy": Cvxpy,
     "fista": Fista,
     "homotopy": Homotopy,
+    "iht": Iht,
     "interior_point": MehrotraInteriorPoint,
+    "omp": Omp,
     "one_bit": OneBitThreshold,
+    "sbl": Sbl,
     "spg": Spg,
+    "subspace_pursuit": SubspacePursuit,
     "vamp": Vamp,
 }
 """Every solver by the name that `recover(..., solver=name)` takes."""
 
-AUTO: tuple[str, ...] = ("chain", "one_bit", "fista", "spg", "admm", "cvxpy")
+AUTO: tuple[str, ...] = ("chain", "one_bit", "omp", "fista", "spg", "admm", "cvxpy")
 """The order in which "auto" tries those that take the problem, until one answer is certified."""

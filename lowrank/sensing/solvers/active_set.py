@@ -98,7 +98,7 @@ def lasso_target(lam: float) -> Target:
 
 
 def bpdn_target(epsilon: float) -> Target:
-    """Stop where `||r||^2 + lam^2 ||v||^2 = epsilon^2`, which is exact as `r` and `v` are normal."""
+    """Stop where `||r||^2 + lam^2 ||v||^2 = epsilon^2` exactly, as `r` is normal to `v`."""
 
     def target(line: Segment) -> float:
         spare = epsilon**2 - float(line.r @ line.r)
@@ -108,7 +108,7 @@ def bpdn_target(epsilon: float) -> Target:
 
 
 def limit_signs(line: Segment) -> tuple[Array, NDArray[np.bool_]]:
-    """Signs and membership in the limit `lam -> 0+`, where `-q` decides on what the fit leaves 0."""
+    """Signs and membership in the limit `lam -> 0+`, where `-q` decides on zeros."""
     nonzero = line.x_ls != 0
     signs = np.where(nonzero, np.sign(line.x_ls), line.signs)
     return signs, nonzero | (line.signs * line.q < 0)

@@ -41,9 +41,7 @@ def amp_guess(pool: ColumnPool, goal: Goal) -> tuple[AmpState, float]:
     if float(np.ptp(weights)) < 1e-6:
         weights = 1.0
     reach = max(0.03, 1.5 * noise / pool.y_norm)
-    state = amp_start(
-        pool.single, pool.y, weights, norm=norm, reach=reach, nonneg=pool.nonneg
-    )
+    state = amp_start(pool.single, pool.y, weights, norm=norm, reach=reach, nonneg=pool.nonneg)
     pool.products += 2 * state.n_iter
     return state, norm
 

@@ -144,7 +144,9 @@ def solve_columns(problem: BasisPursuit | BPDN | Lasso, link: Link, tol: float) 
     answers = [_trivial(pool, goal) or link(pool, goal) or _nothing(pool) for pool in pools]
     worst = max(answers, key=lambda a: a.error)
     return SolverResult(
-        coefficients=np.stack([a.x / norms for a in answers], axis=-1).reshape(problem.unknown_shape),
+        coefficients=np.stack([a.x / norms for a in answers], axis=-1).reshape(
+            problem.unknown_shape
+        ),
         dual=np.stack([a.u for a in answers], axis=-1).reshape(y.shape),
         status=Status.OPTIMAL if worst.error <= tol else Status.STALLED,
         n_iter=max(a.n_iter for a in answers),

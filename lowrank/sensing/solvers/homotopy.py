@@ -14,7 +14,6 @@ import numpy as np
 
 from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
 from lowrank.sensing.result import SolverResult
-
 from lowrank.sensing.solvers.active_set import (
     Segment,
     Settled,

@@ -51,9 +51,7 @@ class _Iterate(NamedTuple):
     u: Array
 
     def moved(self, step: _Iterate, primal: float, dual: float) -> _Iterate:
-        return _Iterate(
-            self.v + primal * step.v, self.z + dual * step.z, self.u + dual * step.u
-        )
+        return _Iterate(self.v + primal * step.v, self.z + dual * step.z, self.u + dual * step.u)
 
     def reach(self, step: _Iterate) -> tuple[float, float]:
         """Largest primal and dual steps, at most 1, that keep all entries non-negative."""
@@ -81,7 +79,7 @@ class NormalEquations:
         if self.single is None:
             B, factorize, floor = self.A * root, dpotrf, 1e-15
         else:
-            kept = np.flatnonzero(D > SMALL_WEIGHT * D.max())
+            kept = np.flatnonzero(D / D.max() > SMALL_WEIGHT)
             few = kept.size < 0.8 * D.size
             part, root = (self.single[:, kept], root[kept]) if few else (self.single, root)
             B, factorize, floor = part * (root / root.max()).astype(np.float32), spotrf, 1e-6
@@ -101,7 +99,7 @@ class NormalEquations:
         x, r, goal = np.zeros_like(rhs), rhs, tol * float(np.linalg.norm(rhs))
         z = self._precondition(r)
         d, rz = z, float(r @ z)
-        for step in range(20 if self.single is not None else 6):
+        for step in range(1, 21 if self.single is not None else 7):
             Md = self.A @ (self._D * (d @ self.A))
             self.products += 2
             curvature = float(d @ Md)
@@ -113,8 +111,8 @@ class NormalEquations:
             z = self._precondition(r)
             rz, previous = float(r @ z), rz
             d = z + (rz / previous) * d
-        if step > 6:
-            self.single = None
+            if step > 7:
+                self.single = None
         return x
 
 
@@ -184,7 +182,7 @@ def _point(
     gap = abs(value - float(y @ now.u)) / max(value, 1e-300)
     infeasibility = float(np.linalg.norm(residual) / np.linalg.norm(y))
     scale = float(np.abs(x).max()) or 1.0  # active: primal part outweighs dual slack
-    active = (now.v / scale > now.z / weights).any(axis=0)
+    active: NDArray[np.bool_] = np.any(now.v / scale > now.z / weights, axis=0)
     return InteriorPoint(x, now.u, active, gap, infeasibility, it, products)
 
 

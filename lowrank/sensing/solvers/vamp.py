@@ -1,0 +1,103 @@
+"""EM Bernoulli-Gaussian VAMP (also called OAMP) for operators with orthonormal rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from lowrank.sensing.operators import Array, Operator
+from lowrank.sensing.problems import PosteriorMean, Problem
+from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.solvers.bernoulli_gaussian import first_prior, posterior
+from lowrank.sensing.solvers.protocol import Callback
+
+# The prior and the noise may not be fitted before the pseudo-data mean anything.
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Vamp:
+    """Posterior mean under a learned Bernoulli-Gaussian prior, for `A A^H = I`.
+
+    Alternates the entrywise posterior with the linear estimate from the measurements, each fed
+    only what the other did not know already. Two transforms an iteration; the posterior has many
+    stationary points, so nothing is certified.
+
+    Args:
+        tol: relative change of the estimate at which to stop.
+        max_iter: number of iterations.
+        damping: share of the new pseudo-data in each step; below 1 is slower and steadier.
+
+    Example:
+        >>> from lowrank.sensing.operators import partial_dct
+        >>> A = partial_dct(512, m=256, seed=0)
+        >>> x = np.zeros(512)
+        >>> x[[3, 99, 200]] = [1.0, -2.0, 0.5]
+        >>> found = Vamp().solve(PosteriorMean(A, A @ x, noise_std=0.0))
+        >>> bool(np.abs(found.coefficients - x).max() < 1e-8)
+        True
+
+    Source: Rangan, Schniter and Fletcher, 2019, algorithm 3, and Ma and Ping, 2017, in a form
+        that divides by no precision, so that it stays finite without noise.
+    """
+
+    tol: float = 1e-10
+    max_iter: int = 200
+    damping: float = 1.0
+
+    solves: ClassVar[tuple[type[Problem], ...]] = (PosteriorMean,)
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Only operators known to have orthonormal rows."""
+        known = problem.operator.row_orthonormal
+        return None if known else "needs an operator with orthonormal rows, and A is not known to"
+
+    def solve(
+        self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
+    ) -> SolverResult:
+        """Estimate; `x0` is not used."""
+        assert isinstance(problem, PosteriorMean)
+        y = np.asarray(problem.y)
+        columns = y.reshape(len(y), -1)
+        x, status, n_iter = self._iterate(problem.operator, columns, problem.noise_std, callback)
+        return SolverResult(x.reshape(problem.unknown_shape), status=status, n_iter=n_iter)
+
+    def _iterate(
+        self, A: Operator, y: Array, noise_std: float | None, callback: Callback | None
+    ) -> tuple[Array, Status, int]:
+        m, n = A.shape
+        delta = m / n
+        energy = (np.abs(y) ** 2).mean(axis=0)  # of y and of x are the same, entry by entry
+        noise = np.full(y.shape[1], 1e-2 * energy if noise_std is None else noise_std**2)
+        prior = first_prior(delta, np.maximum(energy - noise, 1e-3 * energy))
+        r, x, r2 = A.adjoint(y) / delta, np.zeros((n, y.shape[1]), A.dtype), 0.0
+        tau = np.maximum(energy * (1 - delta) / delta + noise / delta, 1e-300)
+        for it in range(1, self.max_iter + 1):
+            before, (x, slope, fitted) = x, posterior(r, tau, prior)
+            slope = np.clip(slope, 1e-12, 1 - 1e-6)
+            r2 = (1 - self.damping) * r2 + self.damping * (x - slope * r) / (1 - slope)
+            z = y - A.forward(r2)
+            size = (np.abs(z) ** 2).mean(axis=0)
+            if not np.all(size < 4 * energy + 1e-300):
+                return before, Status.DIVERGED, it
+            if it > WARM_UP:
+                prior = fitted
+                if noise_std is None:  # what the extrinsic variance leaves unexplained
+                    noise = np.maximum(size - slope * tau / (1 - slope), 1e-6 * size)
+            v = np.maximum(size - noise, 1e-4 * size)
+            change = np.linalg.norm(x - before) / max(float(np.linalg.norm(x)), 1e-300)
+            if change < self.tol or (callback and callback(it, x)):
+                return x, _fits(y - A.forward(x), noise_std, energy), it
+            r = r2 + A.adjoint(z) / delta
+            tau = np.maximum(v * (1 - delta) / delta + noise / delta, 1e-300)
+        return x, Status.MAX_ITER, self.max_iter
+
+
+def _fits(residual: Array, noise_std: float | None, energy: Array) -> Status:
+    """A fixed point that leaves more than the noise says that the prior is wrong."""
+    if noise_std is None:
+        return Status.CONVERGED
+    left = (np.abs(residual) ** 2).mean(axis=0)
+    return Status.CONVERGED if np.all(left < 2 * noise_std**2 + 1e-12 * energy) else Status.STALLED
