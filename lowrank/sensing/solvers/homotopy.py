@@ -32,6 +32,9 @@ from lowrank.sensing.solvers.dense_l1 import (
 )
 from lowrank.sensing.solvers.protocol import Callback
 
+# Below this share of `lam_max` breakpoints are rounding noise.
+PATH_END = 1e-14
+
 
 class Breakpoints(NamedTuple):
     """Where a line of the path stops being optimal: `lam`, descending, and which column turns."""
@@ -54,7 +57,7 @@ def breakpoints(pool: ColumnPool, here: Settled, *, rough: bool = False) -> Brea
     with np.errstate(divide="ignore", invalid="ignore"):
         lam = np.concatenate([a / (w - b), -a / (w + b), line.x_ls / line.q])
     n = w.size
-    valid = (lam > 0) & (lam < here.lam * (1 - 1e-12))
+    valid = (lam > PATH_END * lam_max(pool)) & (lam < here.lam * (1 - 1e-12))
     if pool.nonneg:
         valid[n : 2 * n] = False
     chosen = np.flatnonzero(valid)

@@ -26,6 +26,10 @@ from lowrank.sensing.solvers.protocol import Callback
 
 # Weights this much smaller than the largest are left out of the factor; CG puts them back.
 SMALL_WEIGHT = 1e-9
+# A gap beyond this shows that the dual grows without bound: A x = y has no solution.
+UNBOUNDED = 1e8
+# The least-norm solution leaves no more than this of y, unless there is no solution.
+LEAST_NORM = 1e-3
 
 
 class InteriorPoint(NamedTuple):
@@ -145,7 +149,8 @@ def interior_point(
         point = _point(now, x, residual, y, weights, normal.products, it)
         if max(point.gap, point.infeasibility) < tol or visit(point):
             break
-        if not np.isfinite(point.gap) or now.z.min() <= 0 or now.v.min() <= 0:
+        inconsistent = it == 1 and not point.infeasibility < LEAST_NORM
+        if inconsistent or not point.gap < UNBOUNDED or now.z.min() <= 0 or now.v.min() <= 0:
             break
         ratio = now.v / now.z
         normal.factorize(ratio.sum(axis=0))

@@ -1,0 +1,282 @@
+"""The certified chain against linear programs, CVXPY and random search; message passing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import linprog
+
+from lowrank.sensing import operators, solve
+from lowrank.sensing.certificates import certify
+from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, PosteriorMean
+from lowrank.sensing.result import Status
+from lowrank.sensing.solvers.active_set import basis_pursuit_target, make_segment, settle
+from lowrank.sensing.solvers.amp import Amp, minimax_threshold
+from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAmp
+from lowrank.sensing.solvers.chain import Chain, by_linear_program
+from lowrank.sensing.solvers.column_pool import ColumnPool
+from lowrank.sensing.solvers.dense_l1 import Goal
+from lowrank.sensing.solvers.homotopy import Homotopy
+from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
+from lowrank.sensing.solvers.vamp import Vamp
+
+CERTIFIED = 1e-8  # the default accuracy, of the relative gap and of the constraint
+LP_ACCURACY = 1e-6  # HiGHS at its default feasibility tolerance of 1e-7
+KINDS = ("gauss", "ar", "dup", "sign", "int", "power", "scaled", "lowrank", "sparse")
+
+
+def random_matrix(kind: str, m: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    A = rng.standard_normal((m, n))
+    if kind == "ar":
+        rho = rng.choice([0.8, 0.95, 0.99])
+        for j in range(1, n):
+            A[:, j] = rho * A[:, j - 1] + np.sqrt(1 - rho**2) * A[:, j]
+    elif kind == "dup":
+        A[:, n // 2 :] = A[:, : n - n // 2] * rng.choice([-1, 1], n - n // 2)
+    elif kind == "sign":
+        A = rng.choice([-1.0, 1.0], (m, n))
+    elif kind == "int":
+        A = rng.integers(-2, 3, (m, n)).astype(float)
+    elif kind == "scaled":
+        A *= 10.0 ** rng.uniform(-3, 3, n)
+    elif kind == "lowrank":
+        r = max(1, min(m, n) // 2)
+        A = A[:, :r] @ rng.standard_normal((r, n))
+    elif kind == "sparse":
+        A *= rng.random((m, n)) < 0.3
+    return A
+
+
+def random_problem(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """A small problem of any kind: matrix, measurements, weights, lower bound."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(4, 80))
+    m = int(rng.integers(2, n + 1)) if rng.random() < 0.85 else int(rng.integers(n, n + 30))
+    kind = str(rng.choice(KINDS))
+    A = random_matrix(kind, m, n, rng)
+    k = int(rng.integers(1, max(2, min(m, n))))
+    values = [rng.standard_normal(k), rng.choice([-1.0, 1.0], k), np.arange(1, k + 1.0) ** -1.5]
+    x = np.zeros(n)
+    x[rng.permutation(n)[:k]] = values[rng.integers(3)]
+    if kind == "power":
+        x = rng.choice([-1, 1], n) * np.arange(1, n + 1.0) ** -1.0
+    if kind == "scaled" and rng.random() < 0.5:
+        x /= np.linalg.norm(A, axis=0)
+    nonneg = rng.random() < 0.2
+    weights = np.ones(n) if rng.random() < 0.7 else 10.0 ** rng.uniform(-1, 1, n)
+    return A, A @ (np.abs(x) if nonneg else x), weights, 0.0 if nonneg else -np.inf
+
+
+def linear_program_value(A: np.ndarray, y: np.ndarray, w: np.ndarray, lower: float) -> float:
+    split = A if lower == 0 else np.hstack([A, -A])
+    cost = w if lower == 0 else np.tile(w, 2)
+    return float(linprog(cost, A_eq=split, b_eq=y, method="highs").fun)
+
+
+def search(seeds: range) -> list[int]:
+    """Solve random problems; return those without a proof. A false claim fails at once."""
+    unproven = []
+    for seed in seeds:
+        A, y, weights, lower = random_problem(seed)
+        problem = BasisPursuit(A, y, weights=weights, lower=lower)
+        result = Chain().solve(problem)
+        proven = certify(problem, result.coefficients, result.dual).holds(CERTIFIED)
+        assert proven or result.status is not Status.OPTIMAL, f"seed {seed}: {result.note}"
+        unproven += [] if proven else [seed]
+    return unproven
+
+
+def test_random_problems_all_end_in_a_proof() -> None:
+    assert search(range(150)) == []
+
+
+@pytest.mark.fuzz
+def test_long_search_leaves_hardly_any_without_a_proof() -> None:
+    assert len(search(range(150, 3150))) <= 3
+
+
+@pytest.mark.parametrize("seed", range(0, 60, 3))
+def test_basis_pursuit_agrees_with_the_linear_program(seed: int) -> None:
+    A, y, weights, lower = random_problem(seed)
+    found = solve(BasisPursuit(A, y, weights=weights, lower=lower), "chain")
+    value = linear_program_value(A, y, weights, lower)
+    assert found.objective == pytest.approx(value, rel=LP_ACCURACY, abs=LP_ACCURACY)
+
+
+@pytest.mark.parametrize("kind", ["gauss", "ar", "dup", "sign", "scaled"])
+@pytest.mark.parametrize("lower", [-np.inf, 0.0])
+@pytest.mark.parametrize("make", [BPDN, Lasso])
+def test_noisy_problems_agree_with_cvxpy(kind: str, lower: float, make: type) -> None:
+    rng = np.random.default_rng(3)
+    A = random_matrix(kind, 20, 45, rng)
+    y = A[:, :4] @ np.ones(4) + 0.01 * rng.standard_normal(20)
+    size = np.linalg.norm(y) if make is BPDN else np.abs(A.T @ y).max()
+    problem = make(A, y, 0.1 * float(size), lower=lower)
+    result = Chain().solve(problem)
+    certificate = certify(problem, result.coefficients, result.dual)
+    assert certificate.holds(1e-10)
+    reference = solve(problem, "cvxpy")
+    assert certificate.objective == pytest.approx(reference.objective, rel=1e-6)
+
+
+@pytest.mark.parametrize("solver", [Homotopy(), MehrotraInteriorPoint(), Chain()])
+@pytest.mark.parametrize("kind", ["gauss", "ar", "power"])
+def test_each_link_solves_basis_pursuit_alone(solver: Chain, kind: str) -> None:
+    rng = np.random.default_rng(5)
+    A = random_matrix(kind, 40, 100, rng)
+    x = np.where(np.arange(100) < 8, 1.0, 0.0) if kind != "power" else np.arange(1, 101.0) ** -1.0
+    problem = BasisPursuit(A, A @ x)
+    result = solver.solve(problem)
+    assert certify(problem, result.coefficients, result.dual).holds(CERTIFIED)
+
+
+def test_a_large_matrix_takes_the_single_precision_route_to_the_same_proof() -> None:
+    rng = np.random.default_rng(0)
+    A = 7.0 * rng.standard_normal((256, 1024))
+    x = np.zeros(1024)
+    x[:40] = rng.standard_normal(40)
+    problem = BasisPursuit(A, A @ x)
+    result = Chain().solve(problem)
+    assert "message passing" in result.note
+    assert certify(problem, result.coefficients, result.dual).holds(1e-13)
+    assert np.abs(result.coefficients - x).max() < 1e-12
+
+
+def test_linear_program_is_a_sound_last_resort() -> None:
+    A, y, weights, _ = random_problem(4)
+    answer = by_linear_program(ColumnPool(A, y, weights), Goal())
+    assert answer is not None
+    assert answer.error < CERTIFIED
+
+
+def test_batches_and_trivial_columns() -> None:
+    rng = np.random.default_rng(1)
+    A = rng.standard_normal((20, 50))
+    Y = np.stack([A[:, 3], np.zeros(20), A[:, 4] - A[:, 9]], axis=1)
+    found = solve(BasisPursuit(A, Y), "chain")
+    assert found.status is Status.OPTIMAL
+    assert not np.asarray(found.x)[:, 1].any()
+    zero = solve(Lasso(A, Y[:, 0], 1.001 * float(np.abs(A.T @ Y[:, 0]).max())), Chain())
+    assert not np.asarray(zero.x).any()
+
+
+def test_zero_column_and_inconsistent_system() -> None:
+    A = np.zeros((4, 3))
+    A[:2, :2] = [[1.0, 2.0], [0.0, 1.0]]
+    assert solve(BasisPursuit(A, [1.0, 0.0, 0.0, 0.0]), "chain").status is Status.OPTIMAL
+    assert solve(BasisPursuit(A, [1.0, 0.0, 1.0, 0.0]), "chain").status is Status.INFEASIBLE
+
+
+def test_chain_says_what_it_does_not_take() -> None:
+    y = np.ones(8)
+    free = BasisPursuit(operators.partial_dct(16, m=8, seed=0), y)
+    assert "matrix-free" in str(Chain().refuses(free))
+    assert "complex" in str(Chain().refuses(BasisPursuit(np.ones((8, 9)) * 1j, y)))
+    assert "bounds" in str(Chain().refuses(BasisPursuit(np.ones((8, 9)), y, upper=1.0)))
+
+
+def test_updated_factor_solves_like_a_new_one() -> None:
+    rng = np.random.default_rng(2)
+    A, y = rng.standard_normal((200, 300)), rng.standard_normal(200)
+    updated, fresh = ColumnPool(A, y, np.ones(300)), ColumnPool(A, y, np.ones(300))
+    rhs = rng.standard_normal((120, 2))
+    updated.solve(np.arange(120), rhs)
+    support = np.concatenate([np.arange(4, 120), [130, 250, 131, 299]])
+    (kept, X), (_, Y) = updated.solve(support, rhs), fresh.solve(support, rhs)
+    assert kept.size == 120
+    np.testing.assert_allclose(X, Y, rtol=0, atol=1e-12)
+    gram = A[:, support].T @ A[:, support]
+    np.testing.assert_allclose(gram @ X, rhs, rtol=0, atol=1e-10)
+
+
+def test_dependent_columns_leave_the_support() -> None:
+    A = np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    pool = ColumnPool(A, A @ [1.0, 1.0, 0.0], np.ones(3))
+    line = make_segment(pool, np.arange(3), np.ones(3))
+    assert line.support.size == 2
+    assert line.exact
+    settled = settle(pool, np.arange(3), np.ones(3), 0.0, basis_pursuit_target, 5)
+    assert settled is not None
+    assert settled.line.support.tolist() == [2]
+
+
+def test_minimax_threshold_gives_the_weak_threshold_of_l1() -> None:
+    """The peak of `rho` at the threshold is the Donoho-Tanner value at delta = 1/4."""
+    from scipy.stats import norm
+
+    a, delta = minimax_threshold(0.25), 0.25
+    M = 2 * ((1 + a * a) * norm.cdf(-a) - a * norm.pdf(a))
+    assert (1 - M / delta) / (1 + a * a - M) == pytest.approx(0.2674, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "sign", "complex"])
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_vamp_reaches_the_oracle(kind: str, noise: float) -> None:
+    n, m, k = 4096, 1024, 120
+    rng = np.random.default_rng(0)
+    make = operators.partial_fourier if kind == "complex" else operators.partial_dct
+    A = make(n, m=m, seed=1)
+    x = np.zeros(n, dtype=complex if kind == "complex" else float)
+    support = rng.permutation(n)[:k]
+    values = rng.choice([-1.0, 1.0], k) if kind == "sign" else rng.standard_normal(k)
+    x[support] = values * (1 if kind != "complex" else np.exp(2j * np.pi * rng.random(k)))
+    error, oracle, status = _errors(A, x, support, noise, Vamp(), rng)
+    assert status is Status.CONVERGED
+    assert error < (1e-8 if noise == 0 else 1.1 * oracle)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "sign"])
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_bernoulli_gaussian_amp_reaches_the_oracle(kind: str, noise: float) -> None:
+    rng = np.random.default_rng(0)
+    A = operators.from_matrix(3.0 * rng.standard_normal((512, 2048)))
+    x, support = np.zeros(2048), rng.permutation(2048)[:70]
+    x[support] = rng.standard_normal(70) if kind == "gaussian" else rng.choice([-1.0, 1.0], 70)
+    error, oracle, status = _errors(A, x, support, noise, BernoulliGaussianAmp(), rng)
+    assert status is Status.CONVERGED
+    assert error < (1e-8 if noise == 0 else 1.15 * oracle)
+
+
+def _errors(
+    A: operators.Operator,
+    x: np.ndarray,
+    support: np.ndarray,
+    noise: float,
+    solver: Vamp | BernoulliGaussianAmp,
+    rng: np.random.Generator,
+) -> tuple[float, float, Status]:
+    clean = A @ x
+    e = rng.standard_normal(clean.size).astype(clean.dtype)
+    y = clean + noise * np.linalg.norm(clean) / np.linalg.norm(e) * e
+    noise_std = float(np.linalg.norm(y - clean) / np.sqrt(y.size))
+    result = solver.solve(PosteriorMean(A, y, noise_std))
+    best = np.zeros_like(x)
+    best[support] = np.linalg.lstsq(A.columns(support), y, rcond=None)[0]
+    error, oracle = (np.linalg.norm(c - x) / np.linalg.norm(x) for c in (result.coefficients, best))
+    return float(error), float(oracle), result.status
+
+
+def test_vamp_owns_up_to_a_signal_that_is_not_sparse() -> None:
+    x = np.arange(1, 1025.0) ** -0.7
+    A = operators.partial_dct(1024, m=256, seed=0)
+    result = Vamp().solve(PosteriorMean(A, A @ np.random.default_rng(0).permutation(x), 0.0))
+    assert result.status in (Status.STALLED, Status.DIVERGED, Status.MAX_ITER)
+
+
+@pytest.mark.parametrize("solver", [Amp(), BernoulliGaussianAmp()])
+def test_message_passing_says_that_it_diverged(solver: Amp) -> None:
+    A = 1.0 + 0.1 * np.random.default_rng(0).standard_normal((100, 200))
+    y = A[:, :5].sum(axis=1)
+    make = BasisPursuit if isinstance(solver, Amp) else PosteriorMean
+    assert solver.solve(make(A, y)).status is Status.DIVERGED
+
+
+def test_amp_takes_a_batch_and_claims_nothing() -> None:
+    rng = np.random.default_rng(0)
+    A, X = rng.standard_normal((300, 800)), np.zeros((800, 6))
+    for column in X.T:
+        column[rng.permutation(800)[:25]] = rng.standard_normal(25)
+    result = Amp().solve(BasisPursuit(A, A @ X))
+    assert result.status is Status.CONVERGED
+    assert np.abs(result.coefficients - X).max() < 1e-6
+    assert solve(BasisPursuit(A, A @ X), "amp").status is not Status.CONVERGED
