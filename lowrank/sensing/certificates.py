@@ -276,7 +276,7 @@ def _certify_analysis(
     D = cast(Operator, problem.D)
     Dx = D.forward(c)
     values = problem.loss.value(r) + problem.penalty.value(_columns(Dx))
-    v = -r[:, 0] if dual is None or isinstance(problem.loss, HalfSquare) else np.asarray(dual)
+    v = -r[:, 0] if dual is None else np.asarray(dual)
     p_start = np.zeros(D.shape[0], dtype=v.dtype) if p is None else np.asarray(p)
     v, p, rest = _joined(problem.design, D, v, p_start)
     scale, value = scaled_dual(problem, _columns(v), _columns(p))

@@ -59,5 +59,5 @@ SOLVERS: dict[str, type[Solver]] = {
 }
 """Every solver by the name that `recover(..., solver=name)` takes."""
 
-AUTO: tuple[str, ...] = ("chain", "one_bit", "omp", "fista", "spg", "admm", "cvxpy")
+AUTO: tuple[str, ...] = ("chain", "one_bit", "omp", "fista", "admm", "spg", "cvxpy")
 """The order in which "auto" tries those that take the problem, until one answer is certified."""

@@ -28,6 +28,7 @@ from lowrank.sensing.problems import (
     SqrtLasso,
 )
 from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.scaling import equilibrated, scaled_start, unscaled
 from lowrank.sensing.solvers.protocol import Callback
 
 MAX_FACTOR = 4096
@@ -87,8 +88,9 @@ class Admm:
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
         """Iterate until gap and residuals are within tol."""
+        problem, S = equilibrated(problem)
         split, rho = _Split(problem), _first_penalty(problem)
-        c = np.zeros(split.shape, problem.dtype) if x0 is None else _columns(x0)
+        c = scaled_start(problem, x0, S)
         z = split.forward(c)
         epoch: _Epoch | None = None
         gaps: list[float] = []
@@ -102,7 +104,7 @@ class Admm:
                 if gaps[-1] <= self.tol / 2 or not np.isfinite(gaps[-1]):
                     status = Status.OPTIMAL if np.isfinite(gaps[-1]) else Status.DIVERGED
                     break
-            if callback is not None and callback(k, split.answer(p, c)):
+            if callback is not None and callback(k, unscaled(problem, split.answer(p, c), S)):
                 break
             size = float(np.linalg.norm(step))
             if epoch is None:
@@ -115,7 +117,7 @@ class Admm:
             z = share * epoch.z + (1 - share) * (z + 2 * step)
         v, q = split.dual(rho * dual)
         return SolverResult(
-            split.answer(p, c),
+            unscaled(problem, split.answer(p, c), S),
             dual=v.reshape(np.shape(problem.target)),
             analysis_dual=None if split.D is None else q[:, 0],
             status=status,
@@ -149,7 +151,7 @@ class _Split:
         self.D: Operator | None = getattr(problem, "D", None)
         self.b = _columns(problem.target)
         self.s = 1 / max(self.M.norm(), 1e-300)  # so that both constraints weigh the same
-        self.m, self.shape = self.M.shape[0], (self.M.shape[1], self.b.shape[1])
+        self.m = self.M.shape[0]
         self.least_squares = _least_squares(self.M, self.s, self.D)
 
     def forward(self, c: Array) -> Array:
@@ -170,7 +172,7 @@ class _Split:
 
     def answer(self, p: Array, c: Array) -> Array:
         """The coefficients: exactly sparse, except that an analysis term has no say on c."""
-        return (p[self.m :] if self.D is None else c).reshape(self.problem.unknown_shape)
+        return p[self.m :] if self.D is None else c
 
     def dual(self, multipliers: Array) -> tuple[Array, Array]:
         """The pair `v`, `q` that satisfies `M^H v = D^H q` in the limit."""

@@ -18,6 +18,7 @@ from lowrank.sensing.problems import (
     Problem,
 )
 from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.scaling import equilibrated, scaled_start, unscaled
 from lowrank.sensing.solvers.protocol import Callback
 
 
@@ -61,8 +62,9 @@ class Fista:
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
         """Iterate until the duality gap is within tol."""
+        problem, S = equilibrated(problem)
         A, g, y = problem.operator, problem.penalty, _columns(np.asarray(problem.y))
-        c = np.zeros((A.shape[1], y.shape[1]), problem.dtype) if x0 is None else _columns(x0)
+        c = scaled_start(problem, x0, S)
         Ac = A.forward(c)
         z, Az, theta = c, Ac, np.ones(y.shape[1])
         L = _rayleigh(A, y)
@@ -89,10 +91,10 @@ class Fista:
             if gaps and (gaps[-1] <= self.tol / 2 or not np.isfinite(gaps[-1])):
                 status = Status.OPTIMAL if np.isfinite(gaps[-1]) else Status.DIVERGED
                 break
-            if callback is not None and callback(k, c.reshape(problem.unknown_shape)):
+            if callback is not None and callback(k, unscaled(problem, c, S)):
                 break
         return SolverResult(
-            c.reshape(problem.unknown_shape),
+            unscaled(problem, c, S),
             dual=(y - Ac).reshape(np.shape(problem.y)),
             status=status,
             n_iter=k,
@@ -114,7 +116,7 @@ def _inner(a: Array, b: Array) -> Array:
 
 def _rayleigh(A: Operator, y: Array) -> float:
     """A lower bound of `||A||^2` to start from: the Rayleigh quotient at `A^H y`."""
-    if A._known_norm is not None:
+    if A.knows_norm:
         return A.norm() ** 2
     direction = A.adjoint(y)
     size = _squares(direction).sum()

@@ -10,6 +10,7 @@ import numpy as np
 from lowrank.sensing.operators import Array, Operator
 from lowrank.sensing.problems import BPDN, BasisPursuit, Problem
 from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.scaling import equilibrated, unscaled
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.terms import L1Ball
 
@@ -66,17 +67,20 @@ class Spg:
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
         """Newton steps on tau until gap and residual are within tol."""
+        problem, S = equilibrated(problem)
         A, y = problem.operator, np.asarray(problem.y)
         epsilon, size = float(getattr(problem, "epsilon", 0.0)), float(np.linalg.norm(y))
         weights = np.asarray(problem.weights)[:, None]  # type: ignore[attr-defined]
         ball = L1Ball(0.0, weights, problem.nonneg)  # type: ignore[attr-defined]
         point = _Point(np.zeros(A.shape[1], problem.dtype), y, -A.adjoint(y), 0)
         dual, gaps = y, []
+        seen = callback and (lambda k, c: callback(k, unscaled(problem, c[:, None], S)))
         status = Status.MAX_ITER
         while point.n_iter < self.max_iter:
             rnorm, steepest = float(np.linalg.norm(point.r)), _dual_norm(ball, point.g)
             bound = (np.vdot(point.r, y).real - epsilon * rnorm) / steepest
-            gaps.append(abs(bound - ball.tau) / max(bound, ball.tau))
+            price = max(rnorm - epsilon, 0.0) * rnorm / steepest
+            gaps.append(abs(ball.tau + price - bound) / max(bound, ball.tau))
             if bound > ball.tau:
                 dual = point.r
             if max(gaps[-1], abs(rnorm - epsilon) / size) <= self.tol / 2:
@@ -86,9 +90,14 @@ class Spg:
                 status = Status.STALLED
                 break
             ball = L1Ball(bound, weights, ball.nonneg)
-            point = self._subproblem(A, y, ball, epsilon, point, callback)
+            point = self._subproblem(A, y, ball, epsilon, point, seen)
+        c = _fitted(A, point) if epsilon == 0 else point.c
         return SolverResult(
-            point.c, dual=dual, status=status, n_iter=point.n_iter, history={"gap": gaps}
+            unscaled(problem, c[:, None], S),
+            dual=dual,
+            status=status,
+            n_iter=point.n_iter,
+            history={"gap": gaps},
         )
 
     def _subproblem(
@@ -130,6 +139,16 @@ class Spg:
             if callback is not None and callback(k, c):
                 return _Point(c, r, g, self.max_iter)
         return _Point(c, r, g, k)
+
+
+def _fitted(A: Operator, point: _Point) -> Array:
+    """Basis pursuit's last digits: the least change on the support that makes the residual 0."""
+    J = np.flatnonzero(point.c)
+    if not A.is_dense or not 0 < J.size <= A.shape[0]:
+        return point.c
+    c = point.c.copy()
+    c[J] += np.linalg.lstsq(A.columns(J), point.r, rcond=None)[0]
+    return c
 
 
 def _square(x: Array) -> float:
