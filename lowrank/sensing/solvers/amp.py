@@ -65,7 +65,7 @@ class AmpState(NamedTuple):
 
 
 def amp_start(
-    A: Array, y: Array, weights: Array | float = 1.0, *, norm: float = 1.0, reach: float = 0.03,
+    A: Array, y: Array, weights: Array | float = 1.0, *, norm: float = 1.0, reach: float = 0.1,
     max_iter: int = 25, nonneg: bool = False,
 ) -> AmpState:  # fmt: skip
     """Run AMP only until the residual shows that the support is about known.

@@ -31,6 +31,8 @@ from lowrank.sensing.solvers.protocol import Callback
 
 # Message passing is for columns that are penalised about alike.
 ALIKE = 10.0
+# Message passing stops at this share of ||y||; from there the active set is faster.
+REACH = 0.1
 
 
 def amp_guess(pool: ColumnPool, goal: Goal) -> tuple[AmpState, float]:
@@ -40,7 +42,7 @@ def amp_guess(pool: ColumnPool, goal: Goal) -> tuple[AmpState, float]:
     weights: Array | float = pool.weights.astype(pool.single.dtype) / pool.weights.mean()
     if float(np.ptp(weights)) < 1e-6:
         weights = 1.0
-    reach = max(0.03, 1.5 * noise / pool.y_norm)
+    reach = max(REACH, 1.5 * noise / pool.y_norm)
     state = amp_start(pool.single, pool.y, weights, norm=norm, reach=reach, nonneg=pool.nonneg)
     pool.products += 2 * state.n_iter
     return state, norm

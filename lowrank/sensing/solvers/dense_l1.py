@@ -80,8 +80,9 @@ def measure(
         dual = scale * slope - (scale * norm) ** 2 / 2
         return abs(primal - dual) / max(primal, 1e-300), 0.0
     dual = cap * (slope - goal.epsilon * norm)
-    infeasibility = max(size - goal.epsilon, 0.0) / pool.y_norm
-    return abs(value - dual) / max(value, abs(dual), 1e-300), infeasibility
+    outside = max(size - goal.epsilon, 0.0)
+    value += outside * cap * norm  # what moving x into the constraint may cost
+    return abs(value - dual) / max(value, abs(dual), 1e-300), outside / pool.y_norm
 
 
 def answer_of(pool: ColumnPool, goal: Goal, found: Settled, link: str, n_iter: int) -> Answer:
