@@ -245,6 +245,12 @@ def _conv_spec(module: nn.Module, bias: bool) -> LayerSpec:
     )
 
 
+def own_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters that the module itself holds."""
+    own = module.named_parameters(recurse=False)
+    return {k: () if nn.parameter.is_lazy(p) else tuple(p.shape) for k, p in own}
+
+
 def is_transposed_linear(module: nn.Module) -> bool:
     """Whether this is transformers' `Conv1D`: a linear layer with weight (in, out)."""
     cls = type(module)

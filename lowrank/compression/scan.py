@@ -16,8 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lowrank.compression.example import check, run
-from lowrank.compression.layers import Call, LayerView, is_transposed_linear, spec_of
+from lowrank.compression.example import Example, check, run
+from lowrank.compression.layers import (
+    Call,
+    LayerView,
+    is_transposed_linear,
+    own_shapes,
+    spec_of,
+)
 from lowrank.errors import InputError
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -57,7 +63,7 @@ class _Watch:
     order: list[int] = field(default_factory=list)
 
 
-def scan(model: nn.Module, example: object) -> Scan:
+def scan(model: nn.Module, example: Example) -> Scan:
     """List every module that holds parameters, as a `LayerView` or with a reason.
 
     Args:
@@ -70,7 +76,7 @@ def scan(model: nn.Module, example: object) -> Scan:
     check(example)
     paths = _paths(model)
     modules = {p[0]: module for module, p in paths.items() if _holds_parameters(module)}
-    reasons = {name: r for name, m in modules.items() if (r := _static_reason(m)) is not None}
+    reasons = {name: r for name, m in modules.items() if (r := static_reason(m)) is not None}
     _refuse_nonfinite(modules)
     candidates = {name: m for name, m in modules.items() if name not in reasons}
     watch = _watch_example(model, example, candidates)
@@ -92,11 +98,6 @@ def scan(model: nn.Module, example: object) -> Scan:
     )
 
 
-def own_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters that the module itself holds."""
-    return {k: tuple(p.shape) for k, p in module.named_parameters(recurse=False)}
-
-
 def _paths(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
     paths: dict[nn.Module, tuple[str, ...]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -116,7 +117,7 @@ def _is_quantized(module: nn.Module) -> bool:
     return "quantized" in type(module).__module__ and callable(getattr(module, "weight", None))
 
 
-def _static_reason(module: nn.Module) -> str | None:
+def static_reason(module: nn.Module) -> str | None:
     """Why a module stays dense, as far as its type and parameters tell."""
     kind = type(module).__name__
     if _is_quantized(module):
@@ -170,7 +171,7 @@ def _refuse_nonfinite(modules: dict[str, nn.Module]) -> None:
                 )
 
 
-def _watch_example(model: nn.Module, example: object, candidates: dict[str, nn.Module]) -> _Watch:
+def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.Module]) -> _Watch:
     watch = _Watch()
     names = {id(m): name or type(m).__name__ for name, m in model.named_modules()}
     watched = {id(m) for m in candidates.values()}
@@ -180,10 +181,10 @@ def _watch_example(model: nn.Module, example: object, candidates: dict[str, nn.M
         running.append(module)
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if id(module) in watched:  # while it still counts as running: our own reads are its own
+            _record_call(watch, module, args, kwargs, output)
         if running and running[-1] is module:
             running.pop()
-        if id(module) in watched:
-            _record_call(watch, module, args, kwargs, output)
 
     def read(module: nn.Module, attribute: str) -> None:
         reader = running[-1] if running else model

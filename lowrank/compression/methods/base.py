@@ -117,9 +117,7 @@ def lost_energy(singular_values: Tensor) -> list[float]:
     return [float(t) / total if total else 0.0 for t in tail[1:]] + [0.0]
 
 
-def compose(
-    spec: LayerSpec, stages: Sequence[LayerSpec], weights: Sequence[Tensor]
-) -> Tensor:
+def compose(spec: LayerSpec, stages: Sequence[LayerSpec], weights: Sequence[Tensor]) -> Tensor:
     """The canonical weight of the layer that a chain of stages amounts to.
 
     Every spatial axis is worked on by one stage at most, so kernels multiply by

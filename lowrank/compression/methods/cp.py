@@ -22,8 +22,11 @@ from lowrank.compression.methods.base import (
 )
 from lowrank.decompositions.cp import cp
 
-_FITS = 6
+_FITS = 5
 """Ranks at which the error curve is fitted; between them it is interpolated."""
+
+_CURVE_SWEEPS = 25
+"""Sweeps of those fits: one start, stopped early, for an error slightly too high."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def _fit_error(weight: Tensor, rank: int, seed: int) -> float:
 
 def _squared_error(w: Tensor, rank: int, seed: int) -> float:
     w = long_kernel(w)
-    return (cp(w, rank, seed=seed).error(w) ** 2) * float(w.double().square().sum())
+    fit = cp(w, rank, n_starts=1, max_iter=_CURVE_SWEEPS, seed=seed)
+    return fit.error(w) ** 2 * float(w.double().square().sum())
 
 
 def _full(spec: LayerSpec) -> int:

@@ -1,0 +1,359 @@
+"""Measure once, plan often: the cost and the error of every layer x method x rank."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+from torch import nn
+
+from lowrank.compression.budget import Budget, budget_of
+from lowrank.compression.example import Example
+from lowrank.compression.knapsack import Choices, choose, smallest
+from lowrank.compression.layers import Cost, LayerView
+from lowrank.compression.methods import METHODS, Method
+from lowrank.compression.methods.base import compose, require
+from lowrank.compression.plan import Choice, Dense, Plan, PlannedLayer, Tied
+from lowrank.compression.profile import TOTAL, count_macs
+from lowrank.compression.scan import Scan, scan
+from lowrank.errors import BudgetError, InputError, PlanError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many steps are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to replace a layer: all that the planner ever sees.
+
+    Args:
+        layer: name of the layer.
+        method: the method with its ranks.
+        cost: parameters, bytes and MACs of the replacement's weights.
+        error: relative squared error of the weight, ||W - W'||^2 / ||W||^2.
+    """
+
+    layer: str
+    method: Method
+    cost: Cost
+    error: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The candidates of one layer.
+
+    Args:
+        layer: name of the layer.
+        dense: cost of its weights as they are.
+        candidates: every method at every rank worth considering.
+        head: name of the output head that goes with this embedding, if any.
+        fixed: the layer must take its one candidate, by the user's rule.
+    """
+
+    layer: str
+    dense: Cost
+    candidates: tuple[Candidate, ...]
+    head: str | None = None
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The cost and the error of every layer x method x rank; plans for any budget at once.
+
+    Args:
+        curves: the layers that some method can serve.
+        reasons: every other layer -> why it stays dense.
+        kinds: every layer, in the model's order -> its class name.
+        shapes: every layer -> the shapes of its own parameters.
+        total: cost of the whole model on the example.
+        seed: seed of the randomised fits.
+    """
+
+    curves: tuple[Curve, ...]
+    reasons: dict[str, str]
+    kinds: dict[str, str]
+    shapes: dict[str, dict[str, tuple[int, ...]]]
+    total: Cost
+    seed: int = 0
+
+    def plan(
+        self,
+        *,
+        params: float | None = None,
+        bytes: float | None = None,
+        macs: float | None = None,
+    ) -> Plan:
+        """The method and rank, or dense, of every layer: least summed error in the budget.
+
+        Every budget is a kept fraction in (0, 1] of the whole model, or an absolute figure
+        as a whole number; several at once must all be met. A layer is replaced only where
+        each given measure gets smaller. The plan's error is within 1e-4 (relative) of the
+        optimum with one budget.
+
+        Args:
+            params: parameters to keep.
+            bytes: bytes of parameters to keep.
+            macs: multiply-accumulates to keep, on the example.
+
+        Raises:
+            BudgetError: the budget makes no sense, or is below the smallest that can be
+                reached, which the message names.
+        """
+        budget = budget_of(self.total, params=params, bytes=bytes, macs=macs)
+        options = [self._options(curve, budget) for curve in self.curves]
+        fixed = np.array(budget.measure(self.total), float)
+        fixed -= np.sum([budget.measure(c.dense) for c in self.curves], axis=0)
+        choices = [_choices(c, o, budget) for c, o in zip(self.curves, options, strict=True)]
+        picked = choose(choices, np.array(budget.limits) - fixed)
+        if picked is None:
+            _refuse(budget, fixed + smallest(choices), self.total)
+        rows: dict[str, Choice | Candidate] = {n: Dense(r) for n, r in self.reasons.items()}
+        for curve, offered, p in zip(self.curves, options, picked, strict=True):
+            taken = offered[p]
+            rows[curve.layer] = taken or Dense(_why_dense(curve, offered, budget))
+            if curve.head is not None:
+                rows[curve.head] = (
+                    Tied(curve.layer) if taken else Dense(f"shares the weight of {curve.layer}")
+                )
+        dense = {c.layer: c.dense for c in self.curves}
+        layers = {
+            name: _row(self.kinds[name], self.shapes[name], rows[name], dense.get(name))
+            for name in self.kinds
+        }
+        return Plan(layers, self.total, budget.given, self.seed)
+
+    def _options(self, curve: Curve, budget: Budget) -> list[Candidate | None]:
+        """Dense (None), and what makes every budgeted measure of the layer smaller."""
+        if curve.fixed:
+            return [curve.candidates[0]]
+        limit = np.array(budget.measure(curve.dense))
+        smaller = [c for c in curve.candidates if np.all(np.array(budget.measure(c.cost)) < limit)]
+        return [None, *smaller]
+
+
+def measure(
+    model: nn.Module,
+    example: Example,
+    *,
+    methods: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+    overrides: Mapping[str, Choice] | None = None,
+    round_to: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Curves:
+    """The cost and the error of every layer x method x rank of a model.
+
+    Args:
+        model: the trained network; left as it is.
+        example: inputs of one forward pass (tensor, tuple or dict). MACs are counted on it.
+        methods: names from `METHODS` that may be used; all by default.
+        skip: layers to leave dense: names or patterns such as "layer1.*".
+        only: the only layers to consider; all by default.
+        overrides: layer name -> the method to use, or `Dense(reason)`.
+        round_to: ranks are multiples of this, where the layer is large enough.
+        seed: seed of the randomised fits (CP).
+        progress: called as (what, done, total).
+
+    Returns:
+        Curves, from which `plan` makes a plan for any budget in well under a second.
+
+    Raises:
+        InputError: unknown names, an empty `only`, NaN or Inf in weights or example, a model
+            with no layer that can be replaced, or an example that the model refuses.
+        RankError: an override whose ranks do not fit its layer.
+    """
+    chosen = _methods(methods)
+    _check_round_to(round_to)
+    found = scan(model, example)
+    overrides = dict(overrides or {})
+    reasons = found.reasons | _ruled_out(found, skip, only, overrides)
+    views = [v for v in found.views if v.name not in reasons]
+    for name in set(reasons) & {v.name for v in found.views}:
+        reasons |= dict.fromkeys(_head(found, name), f"shares the weight of {name}")
+    curves = []
+    for done, view in enumerate(views):
+        if progress is not None:
+            progress(view.name, done, len(views))
+        if view.name in overrides:
+            curves.append(_forced(view, overrides[view.name], seed))
+            continue
+        candidates = tuple(_candidates(view, chosen, round_to, seed))
+        head = view.head.name if view.head else None
+        curves.append(Curve(view.name, view.cost(), candidates, head))
+    if progress is not None:
+        progress("measured", len(views), len(views))
+    if not curves:
+        _refuse_model(found, reasons)
+    return Curves(
+        tuple(curves), reasons, found.kinds, found.shapes, model_cost(model, example), seed
+    )
+
+
+def model_cost(model: nn.Module, example: Example) -> Cost:
+    """Parameters, their bytes, and MACs on the example, of a whole model."""
+    parameters = list(model.parameters())  # shared ones come once
+    n = sum(p.numel() for p in parameters)
+    size = sum(p.numel() * p.element_size() for p in parameters)
+    return Cost(n, size, count_macs(model, example)[TOTAL])
+
+
+def _candidates(
+    view: LayerView, methods: Sequence[type[Method]], round_to: int, seed: int
+) -> Iterator[Candidate]:
+    weight = view.weight()
+    for cls in methods:
+        if cls.supports(view.spec) is not None:
+            continue
+        for method, error in cls.candidates(view.spec, weight, round_to=round_to, seed=seed):
+            cost = view.cost(method.specs(view.spec))
+            yield Candidate(view.name, method, cost, error)
+
+
+def _forced(view: LayerView, choice: Choice, seed: int) -> Curve:
+    assert not isinstance(choice, Dense | Tied)
+    require(choice, view.spec, view.name)
+    weight = view.weight()
+    specs = choice.specs(view.spec)
+    made = compose(view.spec, specs, choice.factor(view.spec, weight, seed=seed))
+    energy = float(weight.square().sum())
+    error = float((weight - made).square().sum()) / energy if energy else 0.0
+    candidate = Candidate(view.name, choice, view.cost(specs), error)
+    head = view.head.name if view.head else None
+    return Curve(view.name, view.cost(), (candidate,), head, fixed=True)
+
+
+def _methods(names: Sequence[str] | None) -> list[type[Method]]:
+    if names is None:
+        return list(METHODS.values())
+    if isinstance(names, str) or not names:
+        raise InputError("methods", f"{names!r} is not a list of names", _known(METHODS))
+    for name in names:
+        if name not in METHODS:
+            raise InputError("methods", f"{name!r} is unknown", _known(METHODS))
+    return [METHODS[name] for name in names]
+
+
+def _known(names: Mapping[str, object]) -> str:
+    return f"choose among {', '.join(names)}"
+
+
+def _check_round_to(round_to: int) -> None:
+    if not isinstance(round_to, int) or round_to < 1:
+        raise InputError("round_to", f"{round_to!r} is not a whole number from 1 up", "give 8, say")
+
+
+def _ruled_out(
+    found: Scan,
+    skip: Sequence[str],
+    only: Sequence[str] | None,
+    overrides: Mapping[str, Choice],
+) -> dict[str, str]:
+    """The replaceable layers that the user's rules leave dense -> why."""
+    views = {v.name: v for v in found.views}
+    skipped = _matching("skip", skip, found)
+    kept = None if only is None else _matching("only", only, found)
+    reasons = {}
+    for name in views:
+        if name in skipped:
+            reasons[name] = "skipped by the user"
+        elif kept is not None and name not in kept and name not in overrides:
+            reasons[name] = "not among the layers chosen by the user"
+    for name, choice in overrides.items():
+        _check_override(name, choice, found)
+        if isinstance(choice, Dense):
+            reasons[name] = choice.reason
+        else:
+            reasons.pop(name, None)
+    return reasons
+
+
+def _matching(what: str, patterns: Sequence[str], found: Scan) -> set[str]:
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    if what == "only" and not patterns:
+        raise InputError("only", "it is empty, so no layer could be replaced", "name some layers")
+    matched = {p: {n for n in found.kinds if fnmatchcase(n, p)} for p in patterns}
+    for pattern, names in matched.items():
+        if not names:
+            raise InputError(what, f"{pattern!r} matches no layer", _suggest(pattern, found))
+    return set().union(*matched.values())
+
+
+def _suggest(name: str, found: Scan) -> str:
+    close = difflib.get_close_matches(name, list(found.kinds), n=3)
+    return f"did you mean {' or '.join(close)}?" if close else "check the model's layer names"
+
+
+def _check_override(name: str, choice: Choice, found: Scan) -> None:
+    if name not in found.kinds:
+        raise InputError("overrides", f"{name!r} is no layer", _suggest(name, found))
+    if isinstance(choice, Dense):
+        return
+    if type(choice) not in METHODS.values():
+        raise InputError(
+            "overrides", f"{choice!r} for {name} is neither a method nor Dense", _known(METHODS)
+        )
+    if name not in {v.name for v in found.views}:
+        reason = found.reasons.get(
+            name, "it goes with the embedding that it shares its weight with"
+        )
+        raise PlanError(name, f"it cannot be replaced: {reason}", "drop its override")
+
+
+def _head(found: Scan, name: str) -> list[str]:
+    return [v.head.name for v in found.views if v.name == name and v.head is not None]
+
+
+def _refuse_model(found: Scan, reasons: Mapping[str, str]) -> None:
+    first = next(iter(reasons.items()), None)
+    why = f"; {first[0] or 'the model'}: {first[1]}" if first else ""
+    raise InputError(
+        "model",
+        f"none of its {len(found.kinds)} layers can be replaced{why}",
+        "see lowrank.compression.scan for the reason of each",
+    )
+
+
+def _choices(curve: Curve, options: Sequence[Candidate | None], budget: Budget) -> Choices:
+    costs = [budget.measure(o.cost if o else curve.dense) for o in options]
+    errors = [o.error if o else 0.0 for o in options]
+    return Choices(np.array(costs, float), np.array(errors))
+
+
+def _row(
+    kind: str,
+    shapes: dict[str, tuple[int, ...]],
+    taken: Choice | Candidate,
+    dense: Cost | None,
+) -> PlannedLayer:
+    if isinstance(taken, Candidate):
+        return PlannedLayer(kind, shapes, taken.method, dense, taken.cost, taken.error)
+    return PlannedLayer(kind, shapes, taken, dense)
+
+
+def _why_dense(curve: Curve, options: Sequence[Candidate | None], budget: Budget) -> str:
+    if not curve.candidates:
+        return "no method fits a layer of this shape"
+    if len(options) == 1:
+        return f"no rank makes it smaller in {' and '.join(budget.given)}"
+    return "worth more than it costs"
+
+
+def _refuse(budget: Budget, least: np.ndarray, total: Cost) -> None:
+    parts = []
+    for name, low, whole in zip(budget.given, least, budget.measure(total), strict=True):
+        parts.append(f"{name}={low / whole:.4f} ({int(low):,} of {whole:,})")
+    given = ", ".join(f"{k}={v}" for k, v in budget.given.items())
+    alone = " (each alone)" if len(parts) > 1 else ""
+    raise BudgetError(
+        "budget",
+        f"{given} cannot be reached; the smallest is {', '.join(parts)}{alone}",
+        "raise it, or allow more layers or methods",
+    )

@@ -1,0 +1,135 @@
+"""How far the outputs of a compressed model are from those of the dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowrank.compression.example import Example, check, flatten, run
+from lowrank.errors import InputError
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Outputs of the compressed model against the dense one's.
+
+    Args:
+        relative_error: ||y' - y|| / ||y|| over all floating-point outputs.
+        agreement: share of positions in [0, 1] at which the largest entry along the last
+            (for pictures: channel) axis of the first output is the same.
+        kl: mean Kullback-Leibler divergence KL(dense || compressed) of the softmax over that
+            axis, in nats; meaningful for classifiers.
+        n_examples: how many examples the figures stand on.
+    """
+
+    relative_error: float
+    agreement: float
+    kl: float
+    n_examples: int
+
+    def to_dict(self) -> dict[str, float]:
+        """The figures as JSON values."""
+        return asdict(self)
+
+
+def compare_outputs(
+    dense: nn.Module, small: nn.Module, example: Example | None, data: Any = None
+) -> Quality | None:
+    """Quality on the data, or on the example where there is none.
+
+    Args:
+        dense: the reference.
+        small: the compressed model, with outputs of the same structure.
+        example: one batch of inputs.
+        data: batches of inputs; see `batches_of`.
+
+    Returns:
+        The figures, or None without example and data.
+
+    Raises:
+        InputError: the data is empty, or a batch is refused.
+    """
+    if example is None and data is None:
+        return None
+    batches = [example] if data is None else batches_of(data, example)
+    lost = energy = kl = 0.0
+    agree = positions = n = 0
+    for batch in batches:
+        assert batch is not None
+        expected, got = flatten(run(dense, batch)), flatten(run(small, batch))
+        if not expected:
+            raise InputError("model", "it returns no floating-point tensor", "wrap it to do so")
+        for a, b in zip(expected, got, strict=True):
+            lost += float((a.double() - b.double()).square().sum())
+            energy += float(a.double().square().sum())
+        p, q = _scores(expected[0]), _scores(got[0])
+        agree += int((p.argmax(-1) == q.argmax(-1)).sum())
+        positions += p[..., 0].numel()
+        kl += float(
+            F.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="sum", log_target=True)
+        )
+        n += expected[0].shape[0] if expected[0].ndim else 1
+    if not n:
+        raise InputError("data", "it holds no batch", "pass at least one")
+    return Quality(
+        (lost / energy) ** 0.5 if energy else lost**0.5,
+        agree / positions,
+        max(kl / positions, 0.0),
+        n,
+    )
+
+
+def _scores(output: Tensor) -> Tensor:
+    """(positions, classes): the last axis, or the channel axis of pictures."""
+    output = output.float()
+    if output.ndim >= 4:
+        return output.movedim(1, -1)
+    return output if output.ndim else output.reshape(1, 1)
+
+
+def batches_of(data: Any, example: Example | None) -> Iterable[Example]:
+    """Batches of inputs in the example's form, from the forms that data comes in.
+
+    A tensor (n, ...) is split into batches of 64; a loader or list yields batches. From a
+    batch that is a pair (inputs, labels) the labels are dropped where the example shows that
+    the model takes one tensor; from a dict the keys that the example lacks are dropped.
+
+    Raises:
+        InputError: NaN or Inf, or nothing that can be iterated over.
+    """
+    if isinstance(data, Tensor):
+        batches: Iterable[Any] = data.split(64)
+    elif isinstance(data, Iterable) and not isinstance(data, str | bytes):
+        batches = [data] if isinstance(data, Mapping) else data
+    else:
+        raise InputError("data", f"{type(data).__name__} gives no batches", "pass a loader")
+    for batch in batches:
+        inputs = _inputs_only(batch, example)
+        check(inputs)
+        yield inputs
+
+
+def _inputs_only(batch: Any, example: Example | None) -> Example:
+    if isinstance(batch, Mapping) and isinstance(example, Mapping):
+        return {k: v for k, v in batch.items() if k in example}
+    if isinstance(batch, tuple | list):
+        if example is None or isinstance(example, Tensor):
+            return batch[0]
+        if isinstance(example, tuple | list):
+            return tuple(batch[: len(example)])
+    return batch
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of right answers of a classifier, in [0, 1]."""
+    with torch.no_grad():
+        hits = [
+            run(model, x).argmax(-1) == y
+            for x, y in zip(images.split(250), labels.split(250), strict=True)
+        ]
+    return float(torch.cat(hits).float().mean())

@@ -1,0 +1,184 @@
+"""What a compression cost and gained: predicted beside measured, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lowrank.compression.example import Example
+from lowrank.compression.layers import Cost
+from lowrank.compression.plan import Choice, Dense, Plan, Tied, describe_choice
+from lowrank.compression.profile import TOTAL, Latency, compare_latency, count_macs
+from lowrank.compression.quality import Quality
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+_RUNS, _WARMUP = 7, 2
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A whole model, measured.
+
+    Args:
+        parameters: number of parameters, shared ones once.
+        bytes: their storage.
+        macs: multiply-accumulates on the example; None without an example.
+        latency: median time of a forward pass on the example, both models in turns.
+    """
+
+    parameters: int
+    bytes: int
+    macs: int | None
+    latency: Latency | None
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Median time of a forward pass in milliseconds."""
+        return None if self.latency is None else self.latency.median_ms
+
+    @classmethod
+    def of(
+        cls, dense: nn.Module, small: nn.Module, example: Example | None
+    ) -> tuple[Figures, Figures]:
+        """The figures of the dense and the compressed model, timed in turns."""
+        both = (dense, small)
+        latency: tuple[Latency | None, ...] = (None, None)
+        macs: tuple[int | None, ...] = (None, None)
+        if example is not None:
+            latency = compare_latency(both, example, repeats=_RUNS, warmup=_WARMUP)
+            macs = tuple(count_macs(m, example)[TOTAL] for m in both)
+        first, second = (
+            cls(
+                sum(p.numel() for p in m.parameters()),
+                sum(p.numel() * p.element_size() for p in m.parameters()),
+                n,
+                t,
+            )
+            for m, n, t in zip(both, macs, latency, strict=True)
+        )
+        return first, second
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return {
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "macs": self.macs,
+            "latency_ms": self.latency_ms,
+        }
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer of a report.
+
+    Args:
+        name: path of the layer.
+        kind: its class name.
+        choice: what became of it.
+        dense: cost of its weights before; None where no method could serve it.
+        cost: predicted cost of its replacement; None where it stays dense.
+        predicted_error: ||W - W'|| / ||W|| as planned; None where it stays dense.
+        measured_error: the same of the weights that were built.
+    """
+
+    name: str
+    kind: str
+    choice: Choice
+    dense: Cost | None
+    cost: Cost | None
+    predicted_error: float | None
+    measured_error: float | None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the layer stays dense; None where it was replaced."""
+        return self.choice.reason if isinstance(self.choice, Dense) else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compression cost and gained.
+
+    Args:
+        layers: every layer of the model, replaced or dense with the reason.
+        plan: the plan that was applied.
+        dense: the model before.
+        compressed: the model after.
+        quality: outputs against the dense model's; None where nothing was run.
+    """
+
+    layers: tuple[LayerReport, ...]
+    plan: Plan
+    dense: Figures
+    compressed: Figures
+    quality: Quality | None
+
+    @property
+    def replaced(self) -> tuple[LayerReport, ...]:
+        """The layers that were replaced."""
+        return tuple(row for row in self.layers if not isinstance(row.choice, Dense))
+
+    @property
+    def left_alone(self) -> dict[str, str]:
+        """Every layer that stays dense -> why."""
+        return {r.name: r.choice.reason for r in self.layers if isinstance(r.choice, Dense)}
+
+    def kept(self, measure: str) -> float | None:
+        """Kept fraction of "parameters", "bytes", "macs" or "latency_ms"."""
+        before, after = self.dense.to_dict()[measure], self.compressed.to_dict()[measure]
+        return None if before is None or after is None or not before else after / before
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must not miss."""
+        notes = []
+        ratio = self.kept("latency_ms")
+        if ratio is not None and ratio > 1:
+            notes.append(
+                f"the compressed model runs {ratio:.2f} times as long as the dense one here: "
+                "fewer MACs are not less time"
+            )
+        if not self.replaced:
+            notes.append("no layer was replaced")
+        return tuple(notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "dense": self.dense.to_dict(),
+            "compressed": self.compressed.to_dict(),
+            "kept": {k: self.kept(k) for k in ("parameters", "bytes", "macs", "latency_ms")},
+            "quality": None if self.quality is None else self.quality.to_dict(),
+            "notes": list(self.notes),
+            "layers": [_layer_to_dict(row) for row in self.layers],
+            "plan": self.plan.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        from lowrank.compression.tables import as_text
+
+        return as_text(self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from lowrank.compression.tables import report_tables
+
+        yield from report_tables(self)
+
+
+def _layer_to_dict(row: LayerReport) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "choice": describe_choice(row.choice),
+        "replaced": not isinstance(row.choice, Dense),
+        "tied_to": row.choice.to if isinstance(row.choice, Tied) else None,
+        "cost_dense": None if row.dense is None else asdict(row.dense),
+        "cost": None if row.cost is None else asdict(row.cost),
+        "predicted_error": row.predicted_error,
+        "measured_error": row.measured_error,
+    }
