@@ -155,6 +155,8 @@ PROBLEMS: dict[str, Case] = {
 """Convex problems on random, complex, correlated, degenerate, tall and badly scaled matrices."""
 
 MAY_STOP_SHORT: dict[str, tuple[str, ...]] = {
+    "amp": ("basis pursuit",),
+    "interior_point": ("nonneg",),
     "spg": ("basis pursuit", "scaled"),
 }
 """Solver -> words in the names of cases that it need not solve; it must say so when it does not."""

@@ -45,7 +45,7 @@ def test_agrees_with_cvxpy(name, case):
     result = solve(problem_of(case), name, max_iter=1000 if short else None)
     expected = reference(case)
     if short and result.status is not Status.OPTIMAL:
-        assert result.status in (Status.MAX_ITER, Status.STALLED)
+        assert result.status in (Status.MAX_ITER, Status.STALLED, Status.DIVERGED)
         return
     assert result.status is Status.OPTIMAL, result
     problem = problem_of(case)

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import lsq_linear
 from scipy.sparse.linalg import LinearOperator, lsqr
 
 from lowrank.errors import InputError
 from lowrank.sensing.certificates import Certificate, certify
-from lowrank.sensing.operators import Array, MatrixLike, Operator, to_numpy
+from lowrank.sensing.operators import Array, MatrixLike, to_numpy
 from lowrank.sensing.problems import BPDN, BasisPursuit, KSparse, Lasso, Problem
 from lowrank.sensing.result import Recovery, SolverResult, Status
 from lowrank.sensing.solvers import AUTO, SOLVERS, Callback, Solver
@@ -385,29 +386,39 @@ def _judge(
 
 
 def _distance_if_infeasible(problem: Problem, tol: float) -> float:
-    """Distance from y to the range of A, if it rules out every x; else 0."""
+    """Distance from y to what `A c` can be within the bounds, if it rules out every c; else 0."""
     allowed = getattr(problem, "epsilon", 0.0 if isinstance(problem, BasisPursuit) else None)
     if allowed is None:
         return 0.0
     y = np.asarray(problem.y)
     worst = 0.0
     for column in y.reshape(y.shape[0], -1).T:
-        fitted = _least_squares(problem.operator, column)
-        r = column - problem.operator.forward(fitted)
-        scale = problem.operator.norm() * np.linalg.norm(r)
-        stationary = np.linalg.norm(problem.operator.adjoint(r)) <= 1e-6 * scale
-        beyond = np.linalg.norm(r) - allowed > tol * np.linalg.norm(column)
-        worst = max(worst, float(np.linalg.norm(r)) if stationary and beyond else 0.0)
+        distance = _distance(problem, column)
+        if distance - allowed > tol * np.linalg.norm(column):
+            worst = max(worst, distance)
     return worst
 
 
-def _least_squares(A: Operator, y: Array) -> Array:
-    if A.is_dense and A.shape[0] * A.shape[1] <= 2**24:
-        return np.asarray(np.linalg.lstsq(A.to_dense(), y, rcond=None)[0])
-    operator = LinearOperator(
-        A.shape, matvec=A.forward, rmatvec=A.adjoint, dtype=np.result_type(A.dtype, y)
-    )
-    return np.asarray(lsqr(operator, y, atol=1e-14, btol=1e-14, iter_lim=2000)[0])
+def _distance(problem: Problem, y: Array) -> float:
+    """`min ||A c - y||` within the bounds, or 0 where that could not be settled."""
+    A = problem.operator
+    small = A.is_dense and A.shape[0] * A.shape[1] <= 2**24
+    if getattr(problem, "bounded", False):
+        if not small:
+            return 0.0
+        bounds = (problem.lower, problem.upper)  # type: ignore[attr-defined]
+        fit = lsq_linear(A.to_dense(), y, bounds, tol=1e-14)
+        return float(np.linalg.norm(fit.fun)) if fit.success else 0.0
+    if small:
+        c = np.linalg.lstsq(A.to_dense(), y, rcond=None)[0]
+    else:
+        dtype = np.result_type(A.dtype, y)
+        system = LinearOperator(A.shape, matvec=A.forward, rmatvec=A.adjoint, dtype=dtype)
+        c = lsqr(system, y, atol=1e-14, btol=1e-14, iter_lim=2000)[0]
+    r = y - A.forward(c)
+    size = float(np.linalg.norm(r))
+    settled = np.linalg.norm(A.adjoint(r)) <= 1e-6 * A.norm() * size
+    return size if settled else 0.0
 
 
 def support_of(coefficients: Array) -> Array:
@@ -445,7 +456,7 @@ def _back(problem: Problem, array: Array) -> Any:
 
 
 def _warn(problem: Problem, tol: float) -> None:
-    A: Operator = problem.operator
+    A = problem.operator
     if A.is_dense:
         return
     if not A.trusted and (error := A.dot_test) > 1e-5:

@@ -1,0 +1,86 @@
+"""CVXPY as a solver: compiled once, any backend, refusals that help."""
+
+import numpy as np
+import pytest
+
+from lowrank.errors import InputError
+from lowrank.sensing import BPDN, BasisPursuit, Lasso, Status, operators, solve, sparse_signal
+from lowrank.sensing.cvx import Cvxpy, _compiled
+
+
+@pytest.fixture(name="instance")
+def random_instance():
+    A = operators.gaussian(20, 50, seed=0).to_dense()
+    return A, A @ sparse_signal(50, 4, seed=1)
+
+
+def test_statements_follow_the_parameter_rules(instance):
+    from sensing_cases import PROBLEMS
+
+    from lowrank.sensing.cvx import _Structure
+
+    for name in [n for n in PROBLEMS if n.startswith(("random", "complex"))]:
+        assert _compiled(_Structure.of(PROBLEMS[name]())).statement.is_dcp(dpp=True), name
+
+
+def test_new_measurements_reuse_the_statement(instance):
+    A, y = instance
+    solve(Lasso(A, y, 0.1), "cvxpy")
+    before = _compiled.cache_info()
+    result = solve(Lasso(A.copy(), -2 * y, 0.3, weights=np.arange(1, 51)), "cvxpy")
+    after = _compiled.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
+    assert result.status is Status.OPTIMAL
+
+
+def test_changed_matrix_is_a_new_statement(instance):
+    A, y = instance
+    first = solve(Lasso(A, y, 0.1), "cvxpy")
+    A[0] *= 2
+    second = solve(Lasso(A, y, 0.1), "cvxpy")
+    assert second.status is Status.OPTIMAL
+    assert abs(first.objective - second.objective) > 1e-4
+
+
+@pytest.mark.parametrize("backend", ["clarabel", "scs", "scipy", "CLARABEL"])
+def test_backends_by_name(instance, backend):
+    A, y = instance
+    result = solve(BasisPursuit(A, y), f"cvxpy:{backend}")
+    assert result.status is Status.OPTIMAL
+    assert backend.upper() in result.why
+
+
+def test_infeasible_is_said():
+    A = np.array([[1.0, 0.0], [1.0, 0.0]])
+    result = solve(BasisPursuit(A, [1.0, 2.0]), "cvxpy")
+    assert result.status is Status.INFEASIBLE
+    assert "away from y" in result.message
+
+
+def test_columns_of_a_batch_are_solved_apart(instance):
+    A, y = instance
+    Y = np.stack([y, -y, 3 * y], axis=1)
+    result = solve(BPDN(A, Y, 0.05), "cvxpy")
+    assert result.status is Status.OPTIMAL
+    alone = solve(BPDN(A, 3 * y, 0.05), "cvxpy")
+    np.testing.assert_allclose(result.x[:, 2], alone.x, atol=1e-6)
+
+
+def test_matrix_free_is_refused_with_size_memory_and_takers():
+    A = operators.partial_dct(2**12, m=2**11, seed=0)
+    with pytest.raises(InputError) as caught:
+        solve(BasisPursuit(A, np.ones(2**11)), "cvxpy")
+    message = str(caught.value)
+    for part in ("2048 x 4096", "GiB", "take one of", "admm"):
+        assert part in message
+
+
+def test_too_large_is_refused():
+    A = operators.from_matrix(np.broadcast_to(np.eye(1), (3000, 3000)))
+    assert "at most" in Cvxpy().refuses(BasisPursuit(A, np.ones(3000)))
+
+
+def test_max_iter_is_passed_on(instance):
+    A, y = instance
+    result = solve(Lasso(A, y, 0.1), "cvxpy:clarabel", max_iter=2)
+    assert result.status is not Status.OPTIMAL

@@ -1,0 +1,295 @@
+"""The front door: what it chooses, what it says, and what it does with bad input."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from lowrank.errors import InputError
+from lowrank.sensing import (
+    BPDN,
+    BasisPursuit,
+    GroupLasso,
+    JointSparse,
+    KSparse,
+    Lasso,
+    Status,
+    bases,
+    certify,
+    operators,
+    recover,
+    reweighted,
+    solve,
+    sparse_signal,
+    total_variation,
+)
+from lowrank.sensing.operators import from_functions
+from lowrank.sensing.problems import (
+    Analysis,
+    ConstrainedLasso,
+    DantzigSelector,
+    ElasticNet,
+    OneBit,
+    PosteriorMean,
+)
+
+TOL = 1e-8
+
+
+@pytest.fixture(name="instance")
+def random_instance():
+    A = operators.gaussian(40, 100, seed=0).to_dense()
+    x = sparse_signal(100, 6, seed=1)
+    return A, x, A @ x
+
+
+def test_noiseless(instance):
+    A, x, y = instance
+    result = recover(A, y)
+    assert result.status is Status.OPTIMAL
+    assert result.gap <= TOL
+    np.testing.assert_allclose(result.x, x, atol=1e-7)
+    assert result.support.tolist() == np.flatnonzero(x).tolist()
+    assert "first choice for BasisPursuit, dense 40 x 100" in result.why
+    assert result.n_products > 0
+    assert result.seconds > 0
+
+
+def test_noise_lam_and_nonneg_choose_the_formulation(instance):
+    A, x, y = instance
+    bound = recover(A, y, noise=0.1)
+    assert bound.residual_norm == pytest.approx(0.1, rel=1e-6)
+    penalised = recover(A, y, lam=0.05)
+    assert penalised.objective == pytest.approx(
+        0.5 * penalised.residual_norm**2 + 0.05 * np.abs(penalised.x).sum()
+    )
+    nonneg = recover(A, A @ abs(x), nonneg=True)
+    np.testing.assert_allclose(nonneg.x, abs(x), atol=1e-7)
+    assert recover(A, y, noise=0.0).objective == pytest.approx(recover(A, y).objective, rel=1e-7)
+
+
+def test_basis(instance):
+    A, c, _ = instance
+    Psi = bases.dct(100)
+    result = recover(A, A @ (Psi @ c), basis=Psi)
+    np.testing.assert_allclose(result.coefficients, c, atol=1e-7)
+    np.testing.assert_allclose(result.x, Psi @ c, atol=1e-7)
+
+
+@pytest.mark.parametrize("solver", ["auto", "admm", "cvxpy", "spg"])
+def test_every_route_gives_one_answer(instance, solver):
+    A, _, y = instance
+    expected = solve(BPDN(A, y, 0.05), "cvxpy:clarabel")
+    result = solve(BPDN(A, y, 0.05), solver)
+    assert result.objective == pytest.approx(expected.objective, rel=1e-6)
+
+
+def test_debias_stands_beside_x(instance):
+    A, x, y = instance
+    result = recover(A, y, lam=0.005, debias=True)
+    np.testing.assert_allclose(result.debiased, x, atol=1e-8)
+    assert np.abs(result.x - x).max() > 1e-4
+
+
+def test_matrix_free_partial_dct():
+    A, x = operators.partial_dct(512, m=200, seed=0), sparse_signal(512, 30, seed=1)
+    result = recover(A, A @ x)
+    assert result.status is Status.OPTIMAL
+    np.testing.assert_allclose(result.x, x, atol=1e-6)
+
+
+def test_complex_matrix_free():
+    A, x = operators.partial_fourier(256, m=100, seed=0), sparse_signal(256, 12, seed=1)
+    result = recover(A, A @ x)
+    assert result.status is Status.OPTIMAL
+    np.testing.assert_allclose(result.x, x, atol=1e-6)
+
+
+def test_tv_of_a_picture_from_radial_lines():
+    picture = np.zeros((32, 32))
+    picture[8:20, 6:25], picture[12:16, 10:18] = 1.0, 0.5
+    mask = operators.radial_mask((32, 32), 12)
+    A = operators.for_real_signals(operators.partial_fourier((32, 32), mask=mask))
+    result = solve(total_variation(A, A @ picture.ravel(), (32, 32)))
+    assert result.status is Status.OPTIMAL
+    assert np.linalg.norm(result.x - picture.ravel()) < 1e-5 * np.linalg.norm(picture)
+
+
+def test_torch_in_torch_out(instance):
+    A, x, y = (torch.tensor(v) for v in instance)
+    for matrix, measurements in ((A, y), (A.numpy(), y), (A, y.numpy())):
+        result = recover(matrix, measurements)
+        assert isinstance(result.x, torch.Tensor)
+        assert result.x.dtype == torch.float64
+        torch.testing.assert_close(result.x, x, atol=1e-7, rtol=0)
+    single = recover(A.float(), y.float(), noise=1e-3)
+    assert single.x.dtype == torch.float32
+    assert single.status is Status.OPTIMAL
+
+
+def test_batch(instance):
+    A, x, _ = instance
+    X = np.stack([x, 2 * x, np.roll(x, 3), 0 * x], axis=1)
+    result = recover(A, A @ X, lam=1e-3)
+    alone = [recover(A, A @ column, lam=1e-3) for column in X.T]
+    assert result.x.shape == X.shape
+    np.testing.assert_allclose(result.x, np.stack([r.x for r in alone], axis=1), atol=1e-5)
+    assert result.objective == pytest.approx(sum(r.objective for r in alone), rel=1e-7)
+
+
+def test_reweighting_finds_what_l1_misses():
+    A, x = operators.gaussian(50, 150, seed=2).to_dense(), sparse_signal(150, 19, seed=3)
+    problem = BasisPursuit(A, A @ x)
+    plain, better = solve(problem), reweighted(problem)
+    assert np.linalg.norm(plain.x - x) > 0.1
+    np.testing.assert_allclose(better.x, x, atol=1e-5)
+
+
+def test_inconsistent_system_is_infeasible_with_distance():
+    A = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    result = recover(A, np.array([1.0, 2.0, 0.0]))
+    assert result.status is Status.INFEASIBLE
+    assert "0.707107 away from y" in result.message
+    assert recover(A, np.array([1.0, 2.0, 0.0]), noise=0.8).status is Status.OPTIMAL
+    assert recover(A, np.array([1.0, 2.0, 0.0]), noise=0.6).status is Status.INFEASIBLE
+
+
+def test_nonneg_infeasible_with_distance():
+    result = recover(np.eye(2), np.array([1.0, -0.25]), nonneg=True)
+    assert result.status is Status.INFEASIBLE
+    assert "0.25 away from y" in result.message
+
+
+def test_more_rows_than_unknowns_is_said():
+    A = operators.gaussian(30, 10, seed=0).to_dense()
+    x = sparse_signal(10, 3, seed=1)
+    result = recover(A, A @ x)
+    assert "m > n" in result.why
+    np.testing.assert_allclose(result.x, x, atol=1e-8)
+
+
+def test_wrong_adjoint_is_said():
+    A = from_functions((5, 5), np.cumsum, np.cumsum)
+    with pytest.warns(UserWarning, match="fails the dot test with relative error"):
+        recover(A, np.ones(5), lam=0.1, max_iter=10)
+
+
+def test_single_precision_operator_is_said():
+    matrix = operators.gaussian(10, 20, seed=0).to_dense().astype(np.float32)
+    A = from_functions(
+        (10, 20),
+        lambda x: matrix @ x.astype(np.float32),
+        lambda y: matrix.T @ y.astype(np.float32),
+        dtype=np.float32,
+    )
+    with pytest.warns(UserWarning, match="cannot reach the tolerance 1e-08"):
+        recover(A, np.ones(10), lam=0.1, max_iter=50)
+
+
+def test_max_iter_and_tol_reach_the_solver(instance):
+    A, _, y = instance
+    result = recover(A, y, lam=0.05, solver="fista", max_iter=10, tol=1e-12)
+    assert result.solver == "fista(tol=1e-12, max_iter=10)"
+    assert result.status is Status.MAX_ITER
+    loose = recover(A, y, lam=0.05, solver="fista", tol=1e-3)
+    assert loose.status is Status.OPTIMAL
+    assert 1e-8 < loose.gap <= 1e-3
+
+
+def test_products_are_counted(instance):
+    A, _, y = instance
+    result = recover(operators.from_matrix(A), y, lam=0.05, solver="fista", max_iter=10)
+    assert 20 <= result.n_products <= 45  # two an iteration, the gap, and backtracking
+
+
+def test_repr_tells_all(instance):
+    A, _, y = instance
+    text = repr(recover(A, y))
+    for part in ("OPTIMAL", "6 of 100 non-zero", "gap", "iterations", "why:"):
+        assert part in text
+
+
+def test_certificate_is_scale_free(instance):
+    A, _, y = instance
+    for a, b in ((1e-6, 1e6), (1e5, 1e-5)):
+        result = recover(a * A, b * y)
+        assert result.status is Status.OPTIMAL
+        result = recover(a * A, b * y, lam=0.05 * a * b)
+        assert result.status is Status.OPTIMAL
+
+
+def test_certificate_refutes_a_wrong_answer(instance):
+    A, x, y = instance
+    problem = Lasso(A, y, 0.05)
+    good = solve(problem).coefficients
+    assert certify(problem, good).gap < TOL
+    assert certify(problem, good + 1e-3).gap > 1e-6
+    assert certify(BasisPursuit(A, y), 0.9 * x).infeasibility > 0.05
+    assert not certify(BasisPursuit(A, y), 0 * x).holds(TOL)
+    with pytest.raises(InputError, match="not convex"):
+        certify(KSparse(A, y, 3), x)
+    with pytest.raises(InputError, match="in the basis"):
+        certify(problem, x[:5])
+
+
+def test_import_is_light():
+    code = (
+        "import sys, lowrank.sensing; "
+        "print([m for m in ('cvxpy', 'matplotlib', 'tensorly', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_plot():
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    A, x = operators.gaussian(20, 40, seed=0), sparse_signal(40, 3, seed=1)
+    ax = recover(A, A @ x).plot(truth=x)
+    assert ax.get_legend() is not None
+
+
+EYE, ONES = np.eye(3), np.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: recover(EYE, np.ones(4)), "y has shape \\(4,\\) and A has 3 rows"),
+        (lambda: recover(EYE, [1, np.nan, 2]), "1 of 3 values are NaN or Inf"),
+        (lambda: recover(EYE, ONES, noise=-1), "-1 is not zero or positive"),
+        (lambda: recover(EYE, ONES, lam=0.0), "0.0 is not positive"),
+        (lambda: recover(EYE, ONES, lam=1, noise=1), "noise and lam were all given"),
+        (lambda: recover(EYE, ONES, sparsity=4), "4 is outside 1..3"),
+        (lambda: recover(EYE, ONES, sparsity=1, nonneg=True), "joins neither"),
+        (lambda: recover(EYE, ONES, solver="nope"), "'nope' is not one of"),
+        (lambda: recover(EYE, ONES, solver="cvxpy:nope"), "CVXPY finds no solver"),
+        (lambda: recover(EYE, ONES, solver="fista"), "cannot take this BasisPursuit"),
+        (lambda: recover(EYE * 1j, ONES, nonneg=True), "which have no order"),
+        (lambda: recover(EYE, ONES, weights=[1, 0, 1]), "positive real numbers"),
+        (lambda: recover(EYE, ONES, basis=bases.dct(4)), "basis makes 4 samples"),
+        (lambda: Lasso(EYE, ONES, 1.0, lower=0.5), "does not contain 0"),
+        (lambda: Lasso(EYE, ONES, 1.0, upper=[1, 2]), "pass a number or \\(3,\\)"),
+        (lambda: ConstrainedLasso(EYE, ONES, 1.0, upper=2.0), "only c >= 0"),
+        (lambda: ConstrainedLasso(EYE, ONES, -1.0), "tau"),
+        (lambda: DantzigSelector(EYE, ONES, np.inf), "finite"),
+        (lambda: ElasticNet(EYE, ONES, 1.0, 0.0), "ridge"),
+        (lambda: GroupLasso(EYE, ONES, 1.0, [0, 1]), "one integer label"),
+        (lambda: JointSparse(EYE, ONES, 1.0), "is not \\(m, L\\)"),
+        (lambda: OneBit(EYE, [1, 0, -1], 2.0), "not all values are -1 or 1"),
+        (lambda: OneBit(EYE, [1, 1, -1], 0.5), "below 1"),
+        (lambda: Analysis(EYE, ONES, np.eye(4)), "both act on the signal"),
+        (lambda: Analysis(EYE, ONES, EYE, components=2), "does not divide"),
+        (lambda: total_variation(EYE, np.ones((3, 2)), 3), "one signal at a time"),
+        (lambda: PosteriorMean(EYE, ONES, -1.0), "noise_std"),
+        (lambda: sparse_signal(3, 4, seed=0), "outside 0..3"),
+        (lambda: reweighted(KSparse(EYE, ONES, 1)), "no weighted L1 norm"),
+        (lambda: reweighted(BasisPursuit(EYE, ONES), rounds=0), "must be positive"),
+    ],
+)
+def test_bad_input_gets_a_sentence(call, says):
+    with pytest.raises(InputError, match=says):
+        call()
