@@ -7,20 +7,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lowrank.compression.apply import apply, densify
+    from lowrank.compression.checkpoint import load, save
     from lowrank.compression.compress import compress
     from lowrank.compression.curves import measure
-    from lowrank.compression.plan import Plan
+    from lowrank.compression.export import export_onnx, export_program
+    from lowrank.compression.plan import Dense, Plan
     from lowrank.compression.profile import profile
     from lowrank.errors import LowRankError
 
 _HOME = {
+    "Dense": "lowrank.compression.plan",
     "LowRankError": "lowrank.errors",
     "Plan": "lowrank.compression.plan",
     "apply": "lowrank.compression.apply",
     "compress": "lowrank.compression.compress",
     "densify": "lowrank.compression.apply",
+    "export_onnx": "lowrank.compression.export",
+    "export_program": "lowrank.compression.export",
+    "load": "lowrank.compression.checkpoint",
     "measure": "lowrank.compression.curves",
     "profile": "lowrank.compression.profile",
+    "save": "lowrank.compression.checkpoint",
 }
 """Public name -> the module it lives in; imported on first use, so `import lowrank` is quick."""
 
