@@ -130,14 +130,16 @@ class ColumnPool:
         `mu`. With `F` the old Gram matrix, `C = [G_joined, I_left]` and `Z = F^-1 C`,
         `[x_joined; mu]` solves the Schur complement, and `x_old = F^-1 b - Z [x_joined; mu]`.
         """
+        if not self._base.size:
+            return None
         position = np.full(self._size, -1)
         position[self._base] = np.arange(self._base.size)
         old = position[places]
         kept, joined = old >= 0, places[old < 0]
-        left = np.delete(np.arange(self._base.size), old[kept])
         change, size, count = joined.size, self._base.size, rhs.shape[1]
-        if UPDATE_SHARE * (joined.size + left.size) > size:
+        if UPDATE_SHARE * (2 * change + size - places.size) > size:
             return None
+        left = np.delete(np.arange(size), old[kept])
         stack = np.zeros((size, count + change + left.size), order="F")
         stack[old[kept], :count] = rhs[kept]
         stack[:, count : count + change] = self._gram[self._base[:, None], joined]
