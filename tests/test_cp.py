@@ -202,6 +202,19 @@ def test_correction_preserves_the_error_and_lowers_the_sensitivity():
     assert corrected.sensitivity < 0.9 * fit.sensitivity
 
 
+def test_correction_solves_its_subproblem():
+    """Stationary: M - A V = mu A D with D = diag(weights^(-2/N)); and the error bound is met."""
+    A, Z, weights = draw(7, 4), draw(30, 4, seed=1), draw(4, seed=2).exp()
+    T = A @ Z.T + 0.5 * draw(7, 30, seed=3)
+    T, bound = T / T.norm(), 0.8
+    M, V = T @ Z, Z.T @ Z
+    A = module._least_sensitive(bound, 3)(M, V, weights)
+    mu = (M - A @ V) / (A * weights ** (-2 / 3))
+    torch.testing.assert_close(mu, mu[:1, :1].expand_as(mu), rtol=1e-9, atol=0)
+    assert float(mu[0, 0]) > 0
+    assert float((T - A @ Z.T).norm()) == pytest.approx(bound, rel=1e-7)  # xtol of the root: 1e-8
+
+
 def test_bound_holds_on_a_kernel_and_costs_little():
     W = fading(24, 20, 3, 3).float()
     free = cp(W, 24, max_sensitivity=math.inf, tol=1e-4)

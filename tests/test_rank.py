@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from lowrank.decompositions import (
     singular_values,
     truncated_svd,
 )
+from lowrank.decompositions import rank as module
 from lowrank.errors import InputError
 
 
@@ -113,6 +115,17 @@ def test_evbmf_shrinkage_is_the_larger_root_of_its_quadratic():
     residual = found.s**2 - s * (1 - (L + M) * v / s**2) * found.s + L * M * v**2 / s**2
     assert float(residual.abs().max() / (s**2).max()) < 1e-12
     assert (found.s > s / 2 * (1 - (L + M) * v / s**2)).all()
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.05, 0.3, 1.0])
+def test_components_enter_where_they_leave_the_free_energy_unchanged(alpha):
+    """The threshold is where a component starts to pay, so the free energy has no jump there."""
+    edge = module._threshold(alpha)
+    below, above = (np.sqrt(np.array([edge * f])) for f in (1 - 1e-9, 1 + 1e-9))
+    left = module._free_energy(below, alpha, 1, 1.0)
+    assert module._free_energy(above, alpha, 1, 1.0) == pytest.approx(left, rel=1e-7)
+    tau = 2.5129 * math.sqrt(alpha)  # the paper's approximation
+    assert edge == pytest.approx((1 + tau) * (1 + alpha / tau), rel=0.02)
 
 
 def test_evbmf_scales_with_the_matrix():

@@ -240,7 +240,7 @@ def _least_sensitive(bound: float, order: int) -> Update:
         if excess(low) >= 0:
             mu = 0.0  # no slack: plain least squares
         else:
-            mu = math.exp(high if excess(high) <= 0 else brentq(excess, low, high, xtol=1e-3))
+            mu = math.exp(high if excess(high) <= 0 else brentq(excess, low, high, xtol=1e-8))
         return ((F / (values + mu)) @ Q.mT) * d
 
     return update

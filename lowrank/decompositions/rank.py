@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 from lowrank.decompositions.svd import singular_values
@@ -95,8 +96,9 @@ class EVBMF:
 def evbmf(W: Tensor, sigma2: float | None = None, *, name: str = "evbmf") -> EVBMF:
     """Low-rank part of a noisy matrix by empirical variational Bayes, in closed form.
 
-    With L = min(m, n), M = max(m, n), alpha = L / M and tau = 2.5129 sqrt(alpha), a singular value
-    is kept if it exceeds sqrt(M sigma2 (1 + tau) (1 + alpha / tau)), and shrunken to
+    With L = min(m, n), M = max(m, n), alpha = L / M, and tau > 0 the root of
+    log(1 + tau) + alpha log(1 + tau / alpha) = tau, a singular value is kept if it exceeds
+    sqrt(M sigma2 (1 + tau) (1 + alpha / tau)), and shrunken to
 
         s/2 (1 - (L+M) sigma2 / s^2 + sqrt((1 - (L+M) sigma2 / s^2)^2 - 4 L M sigma2^2 / s^4))
 
@@ -122,7 +124,8 @@ def evbmf(W: Tensor, sigma2: float | None = None, *, name: str = "evbmf") -> EVB
 
     Source: Nakajima, Sugiyama, Babacan and Tomioka 2013, "Global analytic solution of
     fully-observed variational Bayesian matrix factorization": the empirical solution and its noise
-    variance, with their approximation of tau. We search a grid before the bounded minimisation.
+    variance. They approximate tau by 2.5129 sqrt(alpha); we solve for it, and search a grid before
+    the bounded minimisation.
     """
     W = as_working(W, name, min_dim=2)
     if W.ndim != 2:
@@ -162,9 +165,15 @@ def evbmf_rank(W: Tensor, sigma2: float | None = None, *, name: str = "evbmf_ran
     return evbmf(W, sigma2, name=name).rank
 
 
+@lru_cache(maxsize=256)
 def _threshold(alpha: float) -> float:
-    """Squared singular value / (M sigma2) above which a component is kept."""
-    tau = 2.5129 * math.sqrt(alpha)
+    """Squared singular value / (M sigma2) from which a component lowers the free energy."""
+
+    def gain(tau: float) -> float:
+        return math.log1p(tau) + alpha * math.log1p(tau / alpha) - tau
+
+    near = 2.5129 * math.sqrt(alpha)  # exact for alpha = 1
+    tau = brentq(gain, near / 4, near * 4)
     return (1 + tau) * (1 + alpha / tau)
 
 
