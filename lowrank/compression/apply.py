@@ -24,7 +24,7 @@ from lowrank.compression.methods.base import compose, require
 from lowrank.compression.plan import Plan, Tied
 from lowrank.compression.quality import compare_outputs
 from lowrank.compression.report import Figures, LayerReport, Report
-from lowrank.compression.scan import static_reason
+from lowrank.compression.scan import refuse_valueless, static_reason
 from lowrank.errors import InputError, PlanError
 
 _RECORD = "_lowrank_applied"
@@ -86,6 +86,8 @@ def apply(
     """
     plan.check_model(model)
     _check_choices(model, plan)
+    for name in plan.replaced:
+        refuse_valueless(name, model.get_submodule(name))
     small = copy_model(model)
     modules = dict(small.named_modules())
     rows, originals = [], {}

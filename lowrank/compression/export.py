@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +102,7 @@ def _write_onnx(
         batch = torch.export.Dim("batch", min=1)
         shapes = tuple({0: batch} if isinstance(v, Tensor) else None for v in args)
         shapes += tuple({0: batch} if isinstance(v, Tensor) else None for v in kwargs.values())
-    with evaluating(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations are not the user's
+    with evaluating(model), _quiet():
         try:
             torch.onnx.export(
                 model,
@@ -117,6 +118,20 @@ def _write_onnx(
             raise ExportError(
                 "onnx", f"cannot trace the model ({_first_line(error)})", _ADVICE
             ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's own deprecations and its notes on packages that are not needed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 _ADVICE = "see torch.export's notes on what can be traced"

@@ -77,7 +77,8 @@ def scan(model: nn.Module, example: Example) -> Scan:
     paths = _paths(model)
     modules = {p[0]: module for module, p in paths.items() if _holds_parameters(module)}
     reasons = {name: r for name, m in modules.items() if (r := static_reason(m)) is not None}
-    _refuse_nonfinite(modules)
+    for name, module in modules.items():
+        refuse_valueless(name, module)
     candidates = {name: m for name, m in modules.items() if name not in reasons}
     watch = _watch_example(model, example, candidates)
     for name, module in candidates.items():
@@ -147,8 +148,6 @@ def _weight_reason(
         return f"its weight is {weight.dtype}, not a real floating type"
     if type(weight.data) is not Tensor:
         return f"its weight is a {type(weight.data).__name__}, already quantized or distributed"
-    if weight.is_meta:
-        return "its weight is on the meta device and holds no values"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return "max_norm rescales the rows of its table in place"
     if others := set(own) - {"weight", "bias"}:
@@ -156,19 +155,25 @@ def _weight_reason(
     return None
 
 
-def _refuse_nonfinite(modules: dict[str, nn.Module]) -> None:
-    for name, module in modules.items():
-        for key, p in module.named_parameters(recurse=False):
-            lazy = isinstance(p, nn.parameter.UninitializedTensorMixin)
-            if lazy or p.is_meta or not p.is_floating_point():
-                continue
-            if not torch.isfinite(p.detach()).all():
-                bad = int((~torch.isfinite(p.detach())).sum())
-                raise InputError(
-                    f"{name}.{key}" if name else key,
-                    f"{bad} of {p.numel()} values are NaN or Inf",
-                    "load weights that trained without overflow",
-                )
+def refuse_valueless(name: str, module: nn.Module) -> None:
+    """Refuse a layer whose parameters hold no values, or NaN or Inf.
+
+    Raises:
+        InputError: names the parameter.
+    """
+    for key, p in module.named_parameters(recurse=False):
+        where = f"{name}.{key}" if name else key
+        if nn.parameter.is_lazy(p) or not p.is_floating_point():
+            continue
+        if p.is_meta:
+            raise InputError(where, "it is on the meta device and holds no values", "load weights")
+        bad = int((~torch.isfinite(p.detach())).sum())
+        if bad:
+            raise InputError(
+                where,
+                f"{bad} of {p.numel()} values are NaN or Inf",
+                "load weights that trained without overflow",
+            )
 
 
 def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.Module]) -> _Watch:
