@@ -1,0 +1,295 @@
+"""How plans and reports print: tables as wide as the terminal, layers left dense by reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lowrank.compression.plan import Choice, Dense, Tied
+from lowrank.compression.profile_table import amount
+
+if TYPE_CHECKING:
+    from rich.console import ConsoleOptions, RenderResult
+
+    from lowrank.compression.layers import Cost
+    from lowrank.compression.plan import Plan
+    from lowrank.compression.report import Report
+
+_HEADERS = {
+    "layer": "layer",
+    "kind": "kind",
+    "method": "method",
+    "rank": "rank",
+    "params": "params",
+    "params_kept": "kept",
+    "macs": "MACs",
+    "macs_kept": "kept",
+    "planned": "error",
+    "built": "built",
+}
+"""Every column -> what stands above it; text columns first."""
+
+_TEXT = frozenset({"layer", "kind", "method"})
+
+_COLUMNS = (
+    ("layer", "kind", "method", "rank", "params", "params_kept", "macs", "macs_kept", "planned"),
+    ("layer", "method", "rank", "params", "params_kept", "macs", "macs_kept", "planned"),
+    ("layer", "method", "rank", "macs", "macs_kept", "planned"),
+    ("layer", "method", "rank", "macs_kept", "planned"),
+)
+"""Sets of columns, widest first; a narrow terminal gets the first one that fits."""
+
+
+def as_text(printable: Plan | Report) -> str:
+    """The plain text of what a terminal would show, as wide as this one."""
+    console = Console(color_system=None)
+    with console.capture() as capture:
+        console.print(printable)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def plan_table(plan: Plan) -> Group:
+    """The replaced layers with what they cost, the others by reason, and the totals."""
+    rows = [
+        _cells(name, row.kind, row.choice, row.dense, row.cost, _root(row.error))
+        for name, row in plan.layers.items()
+        if not isinstance(row.choice, Dense)
+    ]
+    totals = _totals(plan)
+    dense = {n: r.choice.reason for n, r in plan.layers.items() if isinstance(r.choice, Dense)}
+    return Group(*_layers(rows, totals, dense), Text(_plan_summary(plan, len(rows))))
+
+
+def report_tables(report: Report) -> Iterator[RenderableType]:
+    """The layers as built, the others by reason, the whole model before and after, notes."""
+    rows = [
+        _cells(r.name, r.kind, r.choice, r.dense, r.cost, r.predicted_error)
+        | {"built": _error(r.measured_error)}
+        for r in report.replaced
+    ]
+    yield from _layers(rows, _totals(report.plan), report.left_alone, built=True)
+    yield _figures(report)
+    for line in _report_lines(report):
+        yield Text(line)
+
+
+def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Reason -> the names of its layers, with the numbers of alike names as ranges.
+
+    Example:
+        >>> by_reason({"0.bn": "no weight matrix", "1.bn": "no weight matrix", "fc": "by hand"})
+        {'no weight matrix': ['0-1.bn'], 'by hand': ['fc']}
+    """
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(reason, []).append(name or "(model)")
+    return {reason: merge_names(names) for reason, names in groups.items()}
+
+
+def merge_names(names: Sequence[str]) -> list[str]:
+    """Names that differ in block numbers only, as one name with ranges.
+
+    Example:
+        >>> merge_names(["a.0.x", "a.0.y", "a.1.x", "a.1.y", "b"])
+        ['a.0-1.x', 'a.0-1.y', 'b']
+    """
+    patterns = [tuple(name.split(".")) for name in names]
+    for index in range(max((len(p) for p in patterns), default=0)):
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for parts in patterns:
+            number = index < len(parts) and parts[index].isdecimal()
+            key = (*parts[:index], "*", *parts[index + 1 :]) if number else parts
+            groups.setdefault(key, []).append(parts[index] if number else "")
+        patterns = [
+            (*key[:index], _ranges(numbers), *key[index + 1 :]) if numbers[0] else key
+            for key, numbers in groups.items()
+        ]
+    return [".".join(parts) for parts in patterns]
+
+
+def _ranges(numbers: Iterable[str]) -> str:
+    """0, 1, 2, 5 as `0-2,5`."""
+    runs: list[list[int]] = []
+    for number in sorted(map(int, numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A table of the first set of columns that fits the width it is given."""
+
+    rows: Sequence[Mapping[str, str]]
+    totals: Mapping[str, str]
+    extra: tuple[str, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for columns in _COLUMNS:
+            grid = self._grid((*columns, *self.extra))
+            wanted = console.measure(grid, options=options.update(width=10_000)).maximum
+            if wanted <= options.max_width:
+                break
+        yield grid
+
+    def _grid(self, columns: Sequence[str]) -> Table:
+        grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_footer=True)
+        for name in columns:
+            text = name in _TEXT
+            grid.add_column(
+                "planned" if name == "planned" and self.extra else _HEADERS[name],
+                footer=Text(self.totals.get(name, "")),
+                justify="left" if text else "right",
+                no_wrap=not text,
+                overflow="fold",
+            )
+        for row in self.rows:
+            grid.add_row(*(Text(row.get(name, "")) for name in columns))
+        return grid
+
+
+def _layers(
+    rows: Sequence[Mapping[str, str]],
+    totals: Mapping[str, str],
+    dense: Mapping[str, str],
+    *,
+    built: bool = False,
+) -> Iterator[RenderableType]:
+    if rows:
+        yield _Fitted(rows, totals, ("built",) if built else ())
+    if not dense:
+        return
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    grid.add_column(max_width=36)
+    grid.add_column(overflow="fold")
+    for reason, names in by_reason(dense).items():
+        grid.add_row(Text(reason), Text(", ".join(names)))
+    yield Text(f"Left dense ({len(dense)}):", style="bold")
+    yield grid
+    yield Text()
+
+
+def _cells(
+    name: str, kind: str, choice: Choice, dense: Cost | None, cost: Cost | None, error: float | None
+) -> dict[str, str]:
+    method, rank = _method_and_rank(choice)
+    cells = {"layer": name or "(model)", "kind": kind, "method": method, "rank": rank}
+    if cost is not None:
+        cells |= {"params": amount(cost.params), "macs": amount(cost.macs)}
+    if cost is not None and dense is not None:
+        cells["params_kept"] = _kept(cost.params, dense.params)
+        cells["macs_kept"] = _kept(cost.macs, dense.macs)
+    return cells | {"planned": _error(error)}
+
+
+def _method_and_rank(choice: Choice) -> tuple[str, str]:
+    """The method with its settings, and its ranks: `channel_svd kernel_last` and `16`."""
+    if isinstance(choice, Tied):
+        return f"factors of {choice.to}", ""
+    assert not isinstance(choice, Dense)
+    values = {f.name: getattr(choice, f.name) for f in fields(choice)}  # type: ignore[arg-type]
+    ranks = [v for name, v in values.items() if name.startswith("rank")]
+    settings = [
+        v if isinstance(v, str) else f"{name} {v}"
+        for name, v in values.items()
+        if not name.startswith("rank")
+    ]
+    flat = [n for r in ranks for n in (r if isinstance(r, tuple) else (r,))]
+    return " ".join([choice.name, *settings]), ", ".join(map(str, flat))
+
+
+def _totals(plan: Plan) -> dict[str, str]:
+    cost, total = plan.cost, plan.total
+    return {
+        "layer": "whole model",
+        "params": amount(cost.params),
+        "params_kept": _kept(cost.params, total.params),
+        "macs": amount(cost.macs),
+        "macs_kept": _kept(cost.macs, total.macs),
+    }
+
+
+def _plan_summary(plan: Plan, replaced: int) -> str:
+    cost, total = plan.cost, plan.total
+    given = ", ".join(f"{k}={v:,}" for k, v in plan.budget.items()) or "none"
+    unknown = sum(
+        row.cost is None and not isinstance(row.choice, Dense | Tied)
+        for row in plan.layers.values()
+    )
+    lines = [
+        f"{replaced} of {len(plan.layers)} layers replaced; budget {given}",
+        f"parameters {_change(total.params, cost.params)}",
+        f"bytes      {_change(total.bytes, cost.bytes, 'B')}",
+        f"MACs       {_change(total.macs, cost.macs)}",
+    ]
+    if unknown:
+        lines.append(f"{unknown} chosen by hand and counted as dense until the plan is applied")
+    return "\n".join(lines)
+
+
+def _change(before: int, after: int, unit: str = "") -> str:
+    change = f"{amount(before, unit)} -> {amount(after, unit)}"
+    return f"{change}, {_kept(after, before)} kept" if before else change
+
+
+def _figures(report: Report) -> Table:
+    before, after = report.dense, report.compressed
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_column("")
+    for header in ("dense", "compressed", "kept", "removed"):
+        grid.add_column(header, justify="right", no_wrap=True)
+    grid.add_row("parameters", f"{before.parameters:,}", f"{after.parameters:,}", *_both(report))
+    sizes = amount(before.bytes, "B"), amount(after.bytes, "B")
+    grid.add_row("bytes", *sizes, *_both(report, "bytes"))
+    if before.macs is not None and after.macs is not None:
+        grid.add_row("MACs", amount(before.macs), amount(after.macs), *_both(report, "macs"))
+    if before.latency_ms is not None and after.latency_ms is not None:
+        times = f"{before.latency_ms:.3g} ms", f"{after.latency_ms:.3g} ms"
+        grid.add_row("latency", *times, *_both(report, "latency_ms"))
+    return grid
+
+
+def _both(report: Report, measure: str = "parameters") -> tuple[str, str]:
+    kept = report.kept(measure)
+    return ("", "") if kept is None else (f"{100 * kept:.1f} %", f"{100 * (1 - kept):.1f} %")
+
+
+def _report_lines(report: Report) -> Iterator[str]:
+    """What the tables do not say: how it was timed, what happened to the outputs, notes."""
+    timed = report.compressed.latency
+    if timed is not None:
+        yield (
+            f"latency: median of {timed.runs} passes over the example, both models in turns, "
+            f"{timed.threads} thread{'s' if timed.threads != 1 else ''} on {timed.device}"
+        )
+    if any(r.predicted_error is not None for r in report.replaced):
+        yield "planned, built: relative error of the weights, ||W - W'|| / ||W||"
+    if (quality := report.quality) is not None:
+        plural = "s" if quality.n_examples != 1 else ""
+        yield (
+            f"outputs on {quality.n_examples:,} example{plural}: relative error "
+            f"{quality.relative_error:.3g}, same answer {100 * quality.agreement:.1f} %, "
+            f"KL {quality.kl:.3g} nats"
+        )
+    for note in report.notes:
+        yield f"note: {note}"
+
+
+def _kept(after: int, before: int) -> str:
+    return f"{100 * after / before:.1f} %" if before else ""
+
+
+def _root(error: float | None) -> float | None:
+    return None if error is None else error**0.5
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else f"{error:.3f}"
