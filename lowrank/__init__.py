@@ -7,26 +7,39 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lowrank.compression.apply import apply, densify
+    from lowrank.compression.batchnorm import recalibrate_batchnorm
     from lowrank.compression.checkpoint import load, save
     from lowrank.compression.compress import compress
     from lowrank.compression.curves import measure
     from lowrank.compression.export import export_onnx, export_program
-    from lowrank.compression.plan import Dense, Plan
-    from lowrank.compression.profile import profile
+    from lowrank.compression.methods import CP, ChannelSVD, SpatialSVD, TensorTrain, Tucker2
+    from lowrank.compression.plan import Dense, Plan, Tied
+    from lowrank.compression.profile import Profile, profile
+    from lowrank.compression.report import Report
     from lowrank.errors import LowRankError
 
 _HOME = {
+    "CP": "lowrank.compression.methods",
+    "ChannelSVD": "lowrank.compression.methods",
     "Dense": "lowrank.compression.plan",
     "LowRankError": "lowrank.errors",
     "Plan": "lowrank.compression.plan",
+    "Profile": "lowrank.compression.profile",
+    "Report": "lowrank.compression.report",
+    "SpatialSVD": "lowrank.compression.methods",
+    "TensorTrain": "lowrank.compression.methods",
+    "Tied": "lowrank.compression.plan",
+    "Tucker2": "lowrank.compression.methods",
     "apply": "lowrank.compression.apply",
     "compress": "lowrank.compression.compress",
     "densify": "lowrank.compression.apply",
     "export_onnx": "lowrank.compression.export",
     "export_program": "lowrank.compression.export",
     "load": "lowrank.compression.checkpoint",
+    "finetune": "lowrank.compression.finetune",
     "measure": "lowrank.compression.curves",
     "profile": "lowrank.compression.profile",
+    "recalibrate_batchnorm": "lowrank.compression.batchnorm",
     "save": "lowrank.compression.checkpoint",
 }
 """Public name -> the module it lives in; imported on first use, so `import lowrank` is quick."""
