@@ -140,7 +140,7 @@ def test_batch(instance):
 
 
 def test_reweighting_finds_what_l1_misses():
-    A, x = operators.gaussian(50, 150, seed=2).to_dense(), sparse_signal(150, 19, seed=3)
+    A, x = operators.gaussian(50, 150, seed=3).to_dense(), sparse_signal(150, 17, seed=4)
     problem = BasisPursuit(A, A @ x)
     plain, better = solve(problem), reweighted(problem)
     assert np.linalg.norm(plain.x - x) > 0.1

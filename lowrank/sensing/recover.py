@@ -170,7 +170,7 @@ def reweighted(
         problem: one of the L1 formulations; its weights are the first round's.
         solver: as in `solve`.
         rounds: number of weighted problems after the first, >= 1.
-        floor: > 0; None is a tenth of the median of the non-zeros of the first round.
+        floor: > 0, below the non-zeros' size; None is a tenth of the first round's largest.
 
     Returns:
         The last round's `Recovery`, of the problem with the last weights.
@@ -196,8 +196,7 @@ def reweighted(
         size = np.abs(to_numpy(found.coefficients))
         size = size if size.ndim == 1 else np.linalg.norm(size, axis=1)
         if floor is None:
-            nonzero = size[size > 0]
-            floor = 0.1 * float(np.median(nonzero)) if nonzero.size else 1.0
+            floor = 0.1 * float(size.max()) or 1.0
         weights = floor / (size + floor)  # in units of the floor, so that lam keeps its meaning
         problem = replace(problem, weights=weights)  # type: ignore[call-arg]
         found = solve(problem, solver)
@@ -402,22 +401,25 @@ def _distance_if_infeasible(problem: Problem, tol: float) -> float:
 def _distance(problem: Problem, y: Array) -> float:
     """`min ||A c - y||` within the bounds, or 0 where that could not be settled."""
     A = problem.operator
+    lower, upper = (getattr(problem, name, None) for name in ("lower", "upper"))
+    bounded = bool(getattr(problem, "bounded", False))
     small = A.is_dense and A.shape[0] * A.shape[1] <= 2**24
-    if getattr(problem, "bounded", False):
-        if not small:
-            return 0.0
-        bounds = (problem.lower, problem.upper)  # type: ignore[attr-defined]
-        fit = lsq_linear(A.to_dense(), y, bounds, tol=1e-14)
-        return float(np.linalg.norm(fit.fun)) if fit.success else 0.0
-    if small:
+    if bounded and not small:
+        return 0.0
+    if bounded:
+        method = "bvls" if A.shape[1] <= 1000 else "trf"
+        c = lsq_linear(A.to_dense(), y, (lower, upper), tol=1e-14, method=method).x
+    elif small:
         c = np.linalg.lstsq(A.to_dense(), y, rcond=None)[0]
     else:
         dtype = np.result_type(A.dtype, y)
         system = LinearOperator(A.shape, matvec=A.forward, rmatvec=A.adjoint, dtype=dtype)
         c = lsqr(system, y, atol=1e-14, btol=1e-14, iter_lim=2000)[0]
     r = y - A.forward(c)
-    size = float(np.linalg.norm(r))
-    settled = np.linalg.norm(A.adjoint(r)) <= 1e-6 * A.norm() * size
+    size, L = float(np.linalg.norm(r)), A.norm() ** 2
+    uphill = A.adjoint(r) / L
+    moved = np.clip(c + uphill, lower, upper) - c if bounded else uphill
+    settled = np.linalg.norm(moved) * np.sqrt(L) <= 1e-6 * size  # else a slow fit looks like a gap
     return size if settled else 0.0
 
 

@@ -97,8 +97,8 @@ class Admm:
         status, k = Status.MAX_ITER, 0
         for k in range(1, self.max_iter + 1):
             p = split.prox(z, rho)
-            c = split.least_squares(split.adjoint(2 * p - z), c)
-            dual, step = z - p, split.forward(c) - p
+            c, Kc = split.project(2 * p - z, c)
+            dual, step = z - p, Kc - p
             if k % self.check_every == 0:
                 gaps.append(split.gap(p, c, rho * dual))
                 if gaps[-1] <= self.tol / 2 or not np.isfinite(gaps[-1]):
@@ -152,17 +152,31 @@ class _Split:
         self.b = _columns(problem.target)
         self.s = 1 / max(self.M.norm(), 1e-300)  # so that both constraints weigh the same
         self.m = self.M.shape[0]
-        self.least_squares = _least_squares(self.M, self.s, self.D)
+        self.solve_gram = None if self.D is not None else _gram_solver(self.M, self.s)
+        self.solve_normal = (
+            _normal_solver(self.M, self.s, self.D) if self.solve_gram is None else None
+        )
 
     def forward(self, c: Array) -> Array:
         """`K c`."""
         w = c if self.D is None else self.D.forward(c)
         return np.concatenate([self.s * self.M.forward(c), w])
 
-    def adjoint(self, z: Array) -> Array:
-        """`K^H z`."""
-        w = z[self.m :] if self.D is None else self.D.adjoint(z[self.m :])
-        return self.s * self.M.adjoint(z[: self.m]) + w
+    def project(self, z: Array, guess: Array) -> tuple[Array, Array]:
+        """`argmin_c ||K c - z||` and `K c`.
+
+        For `K = (s M, I)` and `z = (a, b)`: `s M c = t` with `(I + s^2 M M^H) t = s^2 M M^H a +
+        s M b`, so that one product with M and one with M^H do.
+        """
+        a, b = z[: self.m], z[self.m :]
+        if self.solve_gram is not None:
+            t = self.solve_gram(a, self.s * self.M.forward(b))
+            c = b + self.s * self.M.adjoint(a - t)
+            return c, np.concatenate([t, c])
+        assert self.solve_normal is not None
+        w = b if self.D is None else self.D.adjoint(b)
+        c = self.solve_normal(self.s * self.M.adjoint(a) + w, guess)
+        return c, self.forward(c)
 
     def prox(self, z: Array, rho: float) -> Array:
         """The proximal point of both terms."""
@@ -211,32 +225,31 @@ def _first_penalty(problem: Problem) -> float:
     return max(weight, 1e-12 * z) / size if weight > 0 and size > 0 else 1.0
 
 
-def _least_squares(M: Operator, s: float, D: Operator | None) -> Callable[[Array, Array], Array]:
+def _gram_solver(M: Operator, s: float) -> Callable[[Array, Array], Array] | None:
+    """`a, Mb -> (I + G)^-1 (G a + Mb)` with `G = s^2 M M^H`, where G is at hand."""
+    if M.row_orthonormal:
+        return lambda a, Mb: (s**2 * a + Mb) / (1 + s**2)
+    if not M.is_dense or not M.shape[0] < M.shape[1] or M.shape[0] > MAX_FACTOR:
+        return None
+    A = s * M.to_dense()
+    G = A @ A.conj().T
+    factor = cho_factor(np.eye(len(G)) + G)
+    return lambda a, Mb: cho_solve(factor, G @ a + Mb)
+
+
+def _normal_solver(M: Operator, s: float, D: Operator | None) -> Callable[[Array, Array], Array]:
     """`rhs, guess -> (s^2 M^H M + D^H D)^-1 rhs`."""
-    m, p = M.shape
-    if D is None and M.row_orthonormal:
-        return lambda rhs, _: rhs - s**2 / (1 + s**2) * M.adjoint(M.forward(rhs))
-    if D is None and M.is_dense and m < p and m <= MAX_FACTOR:
+    p = M.shape[1]
+    if M.is_dense and p <= (MAX_FACTOR if D is None else MAX_FACTOR // 4):
         A = s * M.to_dense()
-        factor = cho_factor(np.eye(m) + A @ A.conj().T)
-        return lambda rhs, _: rhs - A.conj().T @ cho_solve(factor, A @ rhs)
-    if M.is_dense and p <= MAX_FACTOR and (D is None or p <= 1024):
-        A = s * M.to_dense()
-        gram = np.eye(p) if D is None else D.adjoint(D.to_dense())
-        full = cho_factor(A.conj().T @ A + gram)
-        return lambda rhs, _: cho_solve(full, rhs)
-    return _conjugate_gradients(M, s, D)
+        rest = np.eye(p) if D is None else D.adjoint(D.to_dense())
+        factor = cho_factor(A.conj().T @ A + rest)
+        return lambda rhs, _: cho_solve(factor, rhs)
 
-
-def _conjugate_gradients(
-    M: Operator, s: float, D: Operator | None
-) -> Callable[[Array, Array], Array]:
     def normal(x: Array) -> Array:
         return s**2 * M.adjoint(M.forward(x)) + (x if D is None else D.adjoint(D.forward(x)))
 
-    p = M.shape[1]
-    dtype = np.result_type(M.dtype, float)
-    system = LinearOperator((p, p), matvec=normal, dtype=dtype)
+    system = LinearOperator((p, p), matvec=normal, dtype=np.result_type(M.dtype, float))
 
     def solve(rhs: Array, guess: Array) -> Array:
         columns = []
@@ -246,7 +259,3 @@ def _conjugate_gradients(
         return np.stack(columns, axis=1)
 
     return solve
-
-
-def _size(*parts: Array) -> float:
-    return float(np.sqrt(sum(np.linalg.norm(x) ** 2 for x in parts))) + 1e-300
