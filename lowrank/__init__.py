@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lowrank.compression.compress import compress
     from lowrank.compression.curves import measure
     from lowrank.compression.export import export_onnx, export_program
+    from lowrank.compression.finetune import finetune
     from lowrank.compression.methods import CP, ChannelSVD, SpatialSVD, TensorTrain, Tucker2
     from lowrank.compression.plan import Dense, Plan, Tied
     from lowrank.compression.profile import Profile, profile
@@ -35,8 +36,8 @@ _HOME = {
     "densify": "lowrank.compression.apply",
     "export_onnx": "lowrank.compression.export",
     "export_program": "lowrank.compression.export",
-    "load": "lowrank.compression.checkpoint",
     "finetune": "lowrank.compression.finetune",
+    "load": "lowrank.compression.checkpoint",
     "measure": "lowrank.compression.curves",
     "profile": "lowrank.compression.profile",
     "recalibrate_batchnorm": "lowrank.compression.batchnorm",
