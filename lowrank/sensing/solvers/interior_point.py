@@ -24,10 +24,13 @@ from lowrank.sensing.solvers.dense_l1 import (
 )
 from lowrank.sensing.solvers.protocol import Callback
 
-# Weights this much smaller than the largest are left out of the factor; CG puts them back.
-SMALL_WEIGHT = 1e-9
+# Weights this much smaller than the largest (squared, for float64) are left out of the factor; CG
+# puts them back.
+SMALL_WEIGHT = 1e-6
 # A gap beyond this shows that the dual grows without bound: A x = y has no solution.
 UNBOUNDED = 1e8
+# Iterations without a smaller gap after which rounding has won.
+PATIENCE = 4
 # The least-norm solution leaves no more than this of y, unless there is no solution.
 LEAST_NORM = 1e-3
 
@@ -79,16 +82,16 @@ class NormalEquations:
     def factorize(self, D: Array) -> None:
         """Factor `M` for new weights, in float64 as soon as float32 fails."""
         self._D = D
-        root = np.sqrt(D)
-        if self.single is None:
-            B, factorize, floor = self.A * root, dpotrf, 1e-15
-        else:
-            kept = np.flatnonzero(D / D.max() > SMALL_WEIGHT)
-            few = kept.size < 0.8 * D.size
-            part, root = (self.single[:, kept], root[kept]) if few else (self.single, root)
-            B, factorize, floor = part * (root / root.max()).astype(np.float32), spotrf, 1e-6
+        A, factorize, floor, small = self.A, dpotrf, 1e-15, SMALL_WEIGHT**2
+        if self.single is not None:
+            A, factorize, floor, small = self.single, spotrf, 1e-6, SMALL_WEIGHT
+        root = np.sqrt(D / D.max())
+        kept = np.flatnonzero(root**2 > small)
+        few = kept.size < 0.8 * D.size
+        B = (A[:, kept] * root[kept].astype(A.dtype)) if few else A * root.astype(A.dtype)
         M = B @ B.T
         M[np.diag_indices(len(M))] += floor * M.diagonal().max()
+        M *= A.dtype.type(D.max())
         self._factor, info = factorize(M.T, lower=True, clean=False, overwrite_a=True)
         if info and self.single is not None:
             self.single = None
@@ -143,14 +146,23 @@ def interior_point(
     normal = NormalEquations(A)
     side = np.array([[1.0]] if nonneg else [[1.0], [-1.0]])
     now = _start(normal, y, weights, side)
+    least, idle = np.inf, 0
     for it in range(1, max_iter + 1):
         x = (side * now.v).sum(axis=0)
         residual = y - A @ x
         point = _point(now, x, residual, y, weights, normal.products, it)
         if max(point.gap, point.infeasibility) < tol or visit(point):
             break
+        idle = 0 if point.gap < least else idle + 1
+        least = min(least, point.gap)
         inconsistent = it == 1 and not point.infeasibility < LEAST_NORM
-        if inconsistent or not point.gap < UNBOUNDED or now.z.min() <= 0 or now.v.min() <= 0:
+        if (
+            idle > PATIENCE
+            or inconsistent
+            or not point.gap < UNBOUNDED
+            or now.z.min() <= 0
+            or now.v.min() <= 0
+        ):
             break
         ratio = now.v / now.z
         normal.factorize(ratio.sum(axis=0))
@@ -194,12 +206,14 @@ def _point(
 def by_interior_point(pool: ColumnPool, goal: Goal, tol: float) -> Answer:
     """Interior point for basis pursuit, with attempts to cross over to an exact vertex."""
     vertex: list[Answer] = []
-    tried = [1e-2]
+    tried, seen = [1e-2], [np.zeros(0, bool)]
 
     def cross_over(point: InteriorPoint) -> bool:
-        if point.gap > tried[-1] or not point.active.any():
+        new = point.gap < 1e-7 and not np.array_equal(point.active, seen[-1])
+        if not point.active.any() or not (new or point.gap < tried[-1]):
             return False
         tried.append(0.1 * point.gap)
+        seen.append(point.active)
         support = np.flatnonzero(point.active)
         lam = point.gap * float(np.abs(pool.correlation).max())
         found = descend(pool, support, np.sign(point.x[support]), lam, goal.target())
