@@ -101,6 +101,15 @@ def test_from_everything():
         np.testing.assert_allclose(A.H @ np.ones(2), M.sum(axis=0))
 
 
+def test_torch_in_torch_out():
+    A = operators.partial_fourier((4, 4), m=5, seed=0)
+    x = torch.arange(16, dtype=torch.float32)
+    y = A @ x
+    assert y.dtype == torch.complex64
+    np.testing.assert_allclose(y.numpy(), A @ x.numpy(), rtol=1e-6)
+    assert (A.H @ y.to(torch.complex128)).dtype == torch.complex128
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 60), st.data())
 def test_dct_column_norms(n, data):

@@ -162,6 +162,13 @@ def test_nonneg_infeasible_with_distance():
     assert "0.25 away from y" in result.message
 
 
+def test_infeasible_by_word_alone_says_so():
+    problem = DantzigSelector(-np.eye(2), np.ones(2), 0.1, lower=0)
+    result = solve(problem, "cvxpy")
+    assert result.status is Status.INFEASIBLE
+    assert "by the solver's word alone" in result.message
+
+
 def test_more_rows_than_unknowns_is_said():
     A = operators.gaussian(30, 10, seed=0).to_dense()
     x = sparse_signal(10, 3, seed=1)

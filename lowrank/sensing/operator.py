@@ -87,6 +87,11 @@ class Operator(LinearOperator):  # type: ignore[misc]
     def _rmatmat(self, Y: Array) -> Array:
         return self._adjoint(Y)
 
+    def __matmul__(self, other: Any) -> Any:
+        if not is_torch(other):
+            return super().__matmul__(other)
+        return to_tensor(super().__matmul__(to_numpy(other)), other)
+
     def forward(self, x: Array) -> Array:
         """`A x` along axis 0 without any check, for inner loops; x is (n,) or (n, batch)."""
         return self._forward(x)
@@ -384,6 +389,16 @@ def to_numpy(value: Any) -> Array:
 def is_torch(value: Any) -> bool:
     """Whether the value is a torch tensor; does not import torch."""
     return type(value).__module__.split(".")[0] == "torch"
+
+
+def to_tensor(array: Array, like: Any) -> Any:
+    """The array as a torch tensor on the device and in the precision of `like`; complex stays."""
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if like.dtype in (torch.float32, torch.complex64):
+        tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
+    return tensor.to(like.device)
 
 
 def as_double(array: Array, where: str) -> Array:

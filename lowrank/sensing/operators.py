@@ -39,6 +39,7 @@ from lowrank.sensing.operator import (
     from_matrix,
     is_torch,
     to_numpy,
+    to_tensor,
 )
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "random_convolution",
     "sparse_binary",
     "to_numpy",
+    "to_tensor",
     "toeplitz",
     "variable_density_mask",
 ]

@@ -16,8 +16,8 @@ from scipy.sparse.linalg import LinearOperator, lsqr
 
 from lowrank.errors import InputError
 from lowrank.sensing.certificates import Certificate, certify
-from lowrank.sensing.operators import Array, MatrixLike, to_numpy
-from lowrank.sensing.problems import BPDN, BasisPursuit, KSparse, Lasso, Problem
+from lowrank.sensing.operators import Array, MatrixLike, to_numpy, to_tensor
+from lowrank.sensing.problems import BPDN, Analysis, BasisPursuit, KSparse, Lasso, Problem
 from lowrank.sensing.result import Recovery, SolverResult, Status
 from lowrank.sensing.solvers import AUTO, SOLVERS, Callback, Solver
 
@@ -339,8 +339,7 @@ def _finish(
 ) -> Recovery:
     c = np.asarray(result.coefficients)
     status, detail = _judge(problem, result, certificate, tol)
-    residual = problem.operator.forward(c) - np.asarray(problem.y)
-    size = float(np.linalg.norm(residual))
+    size = certificate.residual_norm if certificate else _residual_norm(problem, c)
     support = support_of(c)
     fitted = debiased(problem, support) if debias else None
     return Recovery(
@@ -349,7 +348,7 @@ def _finish(
         support=support,
         status=status,
         objective=certificate.objective if certificate else size,
-        residual_norm=certificate.residual_norm if certificate else size,
+        residual_norm=size,
         gap=certificate.gap if certificate else None,
         infeasibility=certificate.infeasibility if certificate else None,
         dual=_back(problem, certificate.dual) if certificate else None,
@@ -363,6 +362,10 @@ def _finish(
         why=why,
         message=f"{detail}{status.value}",
     )
+
+
+def _residual_norm(problem: Problem, c: Array) -> float:
+    return float(np.linalg.norm(problem.operator.forward(c) - np.asarray(problem.y)))
 
 
 def _judge(
@@ -380,6 +383,9 @@ def _judge(
         share = distance / float(np.linalg.norm(problem.y))
         text = f"the closest A x is {distance:.6g} away from y ({share:.2g} of ||y||): "
         return Status.INFEASIBLE, text
+    measured = isinstance(problem, BasisPursuit | BPDN | Analysis)
+    if result.status in (Status.INFEASIBLE, Status.UNBOUNDED) and not measured:
+        return result.status, "by the solver's word alone: "
     lost = result.status in (Status.OPTIMAL, Status.CONVERGED, Status.INFEASIBLE)
     return (Status.STALLED if lost else result.status), figures
 
@@ -443,18 +449,7 @@ def debiased(problem: Problem, support: Array) -> Array:
 def _back(problem: Problem, array: Array) -> Any:
     """The array as the kind of thing that came in."""
     like = problem.tensor_like
-    if like is None:
-        return array
-    import torch
-
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    dtype = like.dtype
-    if tensor.is_complex() and not dtype.is_complex:
-        dtype = torch.complex64 if dtype == torch.float32 else torch.complex128
-    return tensor.to(
-        device=like.device,
-        dtype=dtype if dtype.is_floating_point or dtype.is_complex else tensor.dtype,
-    )
+    return array if like is None else to_tensor(array, like)
 
 
 def _warn(problem: Problem, tol: float) -> None:
