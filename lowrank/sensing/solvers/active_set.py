@@ -160,6 +160,10 @@ class Settled(NamedTuple):
     lam: float
     c: Array
 
+    def solves(self, target: Target) -> bool:
+        """Whether this is where the problem asks to stop."""
+        return self.lam <= target(self.line)
+
 
 def settle(
     pool: ColumnPool, support: Index, signs: Array, lam: float, target: Target, max_iter: int
@@ -186,7 +190,7 @@ def settle(
 def descend(
     pool: ColumnPool, support: Index, signs: Array, lam: float, target: Target, max_iter: int = 12
 ) -> Settled | None:
-    """Exchange while `lam` falls with the residual, from a good guess to the target; else None.
+    """Exchange while `lam` falls with the residual, from a good guess towards the target.
 
     Args:
         pool: the columns and data.
@@ -197,7 +201,7 @@ def descend(
         max_iter: number of exchanges, each one product with the matrix.
 
     Returns:
-        The solution of the problem, or None.
+        The solution if its `lam` is the target's, else a point of the path above it, or None.
     """
     for step in range(max_iter):
         if support.size > 1.2 * min(pool.A.shape) + 8:
@@ -210,6 +214,6 @@ def descend(
         if here == 0 and not line.exact:
             return None
         support, signs, changed, c = exchange(pool, line, here)
-        if not changed and here <= goal:
+        if not changed:
             return Settled(line, here, c)
     return None

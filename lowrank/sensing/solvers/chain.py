@@ -16,7 +16,7 @@ from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.active_set import Settled, descend, settle
 from lowrank.sensing.solvers.amp import AmpState, amp_start
-from lowrank.sensing.solvers.column_pool import Array, ColumnPool
+from lowrank.sensing.solvers.column_pool import SMALL, Array, ColumnPool
 from lowrank.sensing.solvers.dense_l1 import (
     Answer,
     Goal,
@@ -57,10 +57,11 @@ def by_message_passing(pool: ColumnPool, goal: Goal) -> tuple[Answer | None, Set
     size = state.pseudo if pool.nonneg else np.abs(state.pseudo)
     support = np.flatnonzero(size > 3 * state.sigma)
     signs = np.sign(state.pseudo[support]).astype(np.float64)
-    found = descend(pool, support, signs, lam, goal.target()) if state.reached else None
-    if found is not None:
+    target = goal.target()
+    found = descend(pool, support, signs, lam, target) if state.reached else None
+    if found is not None and found.solves(target):
         return answer_of(pool, goal, found, "message passing and active set", state.n_iter), None
-    return None, settle(pool, support, signs, lam, goal.target(), 10)
+    return None, found or settle(pool, support, signs, lam, target, 10)
 
 
 def by_linear_program(pool: ColumnPool, goal: Goal) -> Answer | None:
@@ -79,7 +80,7 @@ def by_linear_program(pool: ColumnPool, goal: Goal) -> Answer | None:
     c = pool.multiply_adjoint(u)
     vertex = np.flatnonzero(x)
     found = descend(pool, vertex, np.sign(x[vertex]), 1e-12, goal.target())
-    if found is not None:
+    if found is not None and found.solves(goal.target()):
         return answer_of(pool, goal, found, "linear program", int(lp.nit))
     gap, infeasibility = measure(pool, goal, x, u, pool.y - pool.A @ x, c)
     return Answer(x, u, gap, infeasibility, "linear program", int(lp.nit), pool.products)
@@ -98,7 +99,10 @@ def by_chain(pool: ColumnPool, goal: Goal, tol: float) -> Answer | None:
         answers += [answer] if answer else []
     links: list[Callable[[], Answer | None]] = [lambda: by_path(pool, goal, start)]
     if not goal.epsilon and not goal.lam:
-        links += [lambda: by_interior_point(pool, goal, tol), lambda: by_linear_program(pool, goal)]
+        links.append(lambda: by_interior_point(pool, goal, tol))
+        if pool.crowded and pool.A.size > SMALL:  # a long path; its end costs the most
+            links.reverse()
+        links.append(lambda: by_linear_program(pool, goal))
     for link in links:
         if answers and answers[-1].error <= tol:
             break

@@ -45,6 +45,11 @@ class ColumnPool:
         self._gram = np.empty((0, 0))
         self._base, self._factor = np.empty(0, np.intp), np.empty((0, 0))
 
+    @property
+    def crowded(self) -> bool:
+        """Whether about as many columns were in play as a basis has: hardly a sparse signal."""
+        return self._size >= 0.9 * min(self.A.shape)
+
     def multiply_adjoint(self, u: Array) -> Array:
         """Return `A^T u` and count it."""
         self.products += 1

@@ -34,6 +34,8 @@ from lowrank.sensing.solvers.protocol import Callback
 
 # Below this share of `lam_max` breakpoints are rounding noise.
 PATH_END = 1e-14
+# The first block is this multiple of the support, and none is larger.
+FIRST_SHARE = 1.5
 
 
 class Breakpoints(NamedTuple):
@@ -101,6 +103,13 @@ def below_block(points: Breakpoints, block: int) -> float:
     return float(0.5 * (last + later[0])) if later.size else 0.5 * float(last)
 
 
+def block_size(pool: ColumnPool, here: Settled, share: float) -> int:
+    """Breakpoints to leave behind: a share of the support, less where it nears a basis."""
+    size = here.line.support.size
+    room = max(min(pool.A.shape) - size, size // 5) / 2
+    return max(1, int(min(share * (size + 4), room)))
+
+
 def follow_path(
     pool: ColumnPool, target: Target, start: Settled | None = None, *, max_steps: int = 200
 ) -> Settled | None:
@@ -118,18 +127,22 @@ def follow_path(
     Source: Osborne, Presnell and Turlach, 2000, for the path; the blocks are ours.
     """
     here: Settled | None = start or top_of_path(pool)
-    share, points = 1.0, None
+    share, points = FIRST_SHARE, None
     for _ in range(max_steps):
-        if here is None or here.lam <= target(here.line):
+        if here is None or here.solves(target):
             return here
         if points is None:
             points = breakpoints(pool, here, rough=True)
-        block = max(1, int(share * (here.line.support.size + 4)))
+        block = block_size(pool, here, share)
         lam, before = below_block(points, block), pool.products
         there = settle(pool, here.line.support, here.line.signs, lam, target, 12)
         if there is not None:
             easy = pool.products - before <= 6
-            here, points, share = there, None, min(1.2, 1.3 * share) if easy else 0.8 * share
+            here, points, share = (
+                there,
+                None,
+                min(FIRST_SHARE, 1.3 * share) if easy else 0.8 * share,
+            )
         elif block > 1:
             share *= 0.4
         elif points.lam.size and points.lam[0] > target(here.line):

@@ -217,7 +217,7 @@ def by_interior_point(pool: ColumnPool, goal: Goal, tol: float) -> Answer:
         support = np.flatnonzero(point.active)
         lam = point.gap * float(np.abs(pool.correlation).max())
         found = descend(pool, support, np.sign(point.x[support]), lam, goal.target())
-        if found is not None:
+        if found is not None and found.solves(goal.target()):
             vertex.append(answer_of(pool, goal, found, "interior point", point.n_iter))
         return bool(vertex) and vertex[-1].error < 0.1 * tol
 
