@@ -51,11 +51,12 @@ def recalibrate_batchnorm(
         InputError: empty data, NaN or Inf, or batches that the model refuses.
 
     Example:
-        >>> import torch
-        >>> _ = torch.manual_seed(0)
-        >>> teacher = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)).eval()
-        >>> model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)).eval()
-        >>> recalibrate_batchnorm(model, teacher=model, data=torch.randn(256, 8), val=0.25)
+        >>> x = torch.randn(512, 8)
+        >>> teacher, model = nn.BatchNorm1d(8).eval(), nn.BatchNorm1d(8).eval()
+        >>> _ = model.running_mean.fill_(3.0)  # as if they were other weights' statistics
+        >>> recalibrate_batchnorm(model, teacher=teacher, data=x, val=0.25)
+        True
+        >>> recalibrate_batchnorm(teacher, teacher=teacher, data=x, val=0.25)  # nothing to mend
         False
     """
     generator = torch.Generator().manual_seed(seed)

@@ -144,7 +144,9 @@ def finetune(
     Example:
         >>> import torch, lowrank
         >>> _ = torch.manual_seed(0)
-        >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU())
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)
+        ... )
         >>> x, records = torch.randn(512, 32), []
         >>> small, _ = lowrank.compress(model, x[:1], params=0.6)
         >>> small = lowrank.finetune(
@@ -434,7 +436,7 @@ def _check_finite(value: Tensor, what: str, when: str) -> None:
     if not bool(torch.isfinite(value)):
         raise InputError(
             "finetune",
-            f"the {what} is {float(value)} at {when}",
+            f"the {what} is {value.item()} at {when}",
             "the best weights so far are kept; lower lr, or look for bad values in the data",
         )
 
@@ -488,7 +490,7 @@ def _bar(progress: Progress | bool) -> Iterator[Progress]:
     else:
         from rich.progress import Progress as Bar
 
-        with Bar(transient=True) as bar:
+        with Bar() as bar:
             task = bar.add_task("fine-tuning", total=None)
             yield lambda what, done, total: bar.update(
                 task, description=what, completed=done, total=total
