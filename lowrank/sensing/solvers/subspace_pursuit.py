@@ -1,0 +1,69 @@
+"""Subspace pursuit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+
+from lowrank.sensing.operators import Array, Operator
+from lowrank.sensing.problems import KSparse, Problem
+from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.solvers.protocol import Callback
+from lowrank.sensing.solvers.support import each_column, fit, largest
+
+
+@dataclass(frozen=True)
+class SubspacePursuit:
+    """Subspace pursuit: join the k best columns, fit, keep the k largest, while the residual falls.
+
+    Attributes:
+        tol: stop when the residual norm is at most `tol ||y||`.
+        max_iter: most iterations.
+
+    Example:
+        >>> A = np.array([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]])
+        >>> SubspacePursuit().solve(KSparse(A, [0.0, 2.0], 1)).coefficients.round(12)
+        array([0., 2., 0.])
+
+    Source: Dai, Milenkovic 2009, algorithm 1.
+    """
+
+    tol: float = 1e-12
+    max_iter: int = 200
+
+    solves: ClassVar[tuple[type[Problem], ...]] = (KSparse,)
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Takes every instance."""
+        return None
+
+    def solve(
+        self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
+    ) -> SolverResult:
+        """Signal by signal; `x0` is ignored."""
+        assert isinstance(problem, KSparse)
+        return each_column(problem, partial(self._column, problem.k), callback)
+
+    def _column(
+        self, k: int, A: Operator, y: Array, callback: Callback | None
+    ) -> tuple[Array, Status, list[float]]:
+        goal = self.tol * float(np.linalg.norm(y))
+        S = largest(A.adjoint(y), k)
+        c, r = fit(A, S, y)
+        history = [float(np.linalg.norm(r))]
+        while len(history) <= self.max_iter:
+            if history[-1] <= goal:
+                return c, Status.CONVERGED, history
+            wide = np.union1d(S, largest(A.adjoint(r), k))
+            S_next = largest(fit(A, wide, y)[0], k)
+            c_next, r_next = fit(A, S_next, y)
+            if np.linalg.norm(r_next) >= history[-1] * (1 - 1e-12):
+                return c, Status.CONVERGED, history
+            S, c, r = S_next, c_next, r_next
+            history.append(float(np.linalg.norm(r)))
+            if callback is not None and callback(len(history), c):
+                break
+        return c, Status.MAX_ITER, history

@@ -1,0 +1,92 @@
+"""What the greedy solvers share: unit columns, the largest entries, least squares on a support."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lowrank.sensing.operators import Array, Operator
+from lowrank.sensing.problems import Problem
+from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.solvers.protocol import Callback
+
+Step = Callable[[Operator, Array, Callback | None], tuple[Array, Status, list[float]]]
+"""Solves one column y (m,): coefficients, status, residual norm of each iteration."""
+
+
+def dependence(dtype: np.dtype[Any]) -> float:
+    """Length below which what is left of a unit column counts as zero."""
+    return math.sqrt(float(np.finfo(dtype).eps))
+
+
+class Dictionary:
+    """The columns of an operator, at unit length; rows of every array are signals.
+
+    Attributes:
+        norms: of the columns, (n,); 1 for a zero column, which correlates with nothing.
+        n_products: products so far with a dense matrix; None where the operator counts them.
+    """
+
+    def __init__(self, operator: Operator) -> None:
+        norms = operator.column_norms()
+        self.operator, self.norms = operator, np.where(norms > 0, norms, 1.0)
+        self.n_products: int | None = 0 if operator.is_dense else None
+        self.rows: Array | None = None
+        self.single: Array | None = None
+        if operator.is_dense:
+            unit = operator.to_dense() / self.norms
+            self.rows = np.ascontiguousarray(unit.T)  # (n, m): atoms are gathered as rows
+            self.single = unit.astype(np.complex64 if np.iscomplexobj(unit) else np.float32)
+
+    def strength(self, R: Array) -> Array:
+        """`|<a_j, r>|` for every column and every row r of R (batch, m); (batch, n), writable.
+
+        In single precision for a matrix: the largest is looked for, and half the time is saved.
+        """
+        if self.single is None:
+            return np.abs(self.operator.adjoint(np.ascontiguousarray(R.T)).T / self.norms)
+        self.n_products = (self.n_products or 0) + R.shape[0]
+        product = R.conj().astype(self.single.dtype) @ self.single
+        return np.abs(product, out=None if np.iscomplexobj(product) else product)
+
+    def atoms(self, J: Array) -> Array:
+        """Unit columns, (len(J), m)."""
+        if self.rows is not None:
+            return np.asarray(self.rows[J])
+        unique, position = np.unique(J, return_inverse=True)
+        return np.asarray((self.operator.columns(unique) / self.norms[unique]).T[position])
+
+
+def largest(v: Array, k: int) -> Array:
+    """Indices of the k entries of largest modulus, (k,), in ascending order."""
+    if k >= v.size:
+        return np.arange(v.size)
+    return np.sort(np.argpartition(-np.abs(v), k - 1)[:k])
+
+
+def fit(A: Operator, S: Array, y: Array) -> tuple[Array, Array]:
+    """Least squares on the columns S: coefficients (n,) and residual (m,)."""
+    columns = A.columns(S)
+    inside = np.linalg.lstsq(columns, y, rcond=None)[0]
+    c = np.zeros(A.shape[1], dtype=inside.dtype)
+    c[S] = inside
+    return c, y - columns @ inside
+
+
+def each_column(problem: Problem, step: Step, callback: Callback | None) -> SolverResult:
+    """Run a solver of single signals over the columns of y; the status is the worst of them."""
+    y = np.asarray(problem.y)
+    columns = y.reshape(y.shape[0], -1).T.astype(problem.dtype)
+    found = [step(problem.operator, column, callback) for column in columns]
+    order = [Status.CONVERGED, Status.MAX_ITER, Status.STALLED, Status.DIVERGED]
+    histories = [history for _, _, history in found]
+    longest = max(histories, key=len)
+    return SolverResult(
+        np.stack([c for c, _, _ in found], axis=1).reshape(problem.unknown_shape),
+        status=max((status for _, status, _ in found), key=order.index),
+        n_iter=len(longest),
+        history={"residual_norm": longest},
+    )
