@@ -25,7 +25,7 @@ from lowrank.sensing.solvers.dense_l1 import (
     refuses_dense,
     solve_columns,
 )
-from lowrank.sensing.solvers.homotopy import by_path
+from lowrank.sensing.solvers.homotopy import by_path, by_perturbed_path
 from lowrank.sensing.solvers.interior_point import by_interior_point
 from lowrank.sensing.solvers.protocol import Callback
 
@@ -97,12 +97,13 @@ def by_chain(pool: ColumnPool, goal: Goal, tol: float) -> Answer | None:
     if float(pool.weights.max()) < ALIKE * float(pool.weights.min()):
         answer, start = by_message_passing(pool, goal)
         answers += [answer] if answer else []
-    links: list[Callable[[], Answer | None]] = [lambda: by_path(pool, goal, start)]
+    path, again = lambda: by_path(pool, goal, start), lambda: by_perturbed_path(pool, goal)
+    links: list[Callable[[], Answer | None]] = [path, again]
     if not goal.epsilon and not goal.lam:
-        links.append(lambda: by_interior_point(pool, goal, tol))
-        if pool.crowded and pool.A.size > SMALL:  # a long path; its end costs the most
-            links.reverse()
-        links.append(lambda: by_linear_program(pool, goal))
+        interior = lambda: by_interior_point(pool, goal, tol)  # noqa: E731
+        # the path of a signal that is hardly sparse is long, and its end costs the most
+        first = [interior, path] if pool.crowded and pool.A.size > SMALL else [path, interior]
+        links = [*first, again, lambda: by_linear_program(pool, goal)]
     for link in links:
         if answers and answers[-1].error <= tol:
             break

@@ -27,6 +27,7 @@ from lowrank.sensing.solvers.dense_l1 import (
     Goal,
     answer_of,
     lam_max,
+    measure,
     refuses_dense,
     solve_columns,
 )
@@ -36,6 +37,8 @@ from lowrank.sensing.solvers.protocol import Callback
 PATH_END = 1e-14
 # The first block is this multiple of the support, and none is larger.
 FIRST_SHARE = 1.5
+# Relative change of the weights that takes ties apart, well below any tolerance asked for.
+NUDGE = 1e-9
 
 
 class Breakpoints(NamedTuple):
@@ -158,6 +161,23 @@ def by_path(pool: ColumnPool, goal: Goal, start: Settled | None = None) -> Answe
     return None if found is None else answer_of(pool, goal, found, "block homotopy", 0)
 
 
+def by_perturbed_path(pool: ColumnPool, goal: Goal) -> Answer | None:
+    """The path for weights that differ by `NUDGE`, where ties led the path itself astray.
+
+    Many columns of a sign matrix reach their bounds at once; with random weights one comes first.
+    The gap is measured with the true weights.
+    """
+    nudge = 1 + NUDGE * np.random.default_rng(0).random(pool.weights.size)
+    other = ColumnPool(pool.A, pool.y, pool.weights * nudge, nonneg=pool.nonneg)
+    answer = by_path(other, goal)
+    pool.products += other.products
+    if answer is None:
+        return None
+    residual, c = pool.y - pool.A @ answer.x, pool.multiply_adjoint(answer.u)
+    gap, infeasibility = measure(pool, goal, answer.x, answer.u, residual, c)
+    return answer._replace(gap=gap, infeasibility=infeasibility, link="perturbed homotopy")
+
+
 @dataclass(frozen=True)
 class Homotopy:
     """Block homotopy for basis pursuit, BPDN and the LASSO: exact up to rounding, real matrix.
@@ -189,4 +209,6 @@ class Homotopy:
     ) -> SolverResult:
         """Minimise; `x0` and `callback` are not used."""
         assert isinstance(problem, BasisPursuit | BPDN | Lasso)
-        return solve_columns(problem, by_path, self.tol)
+        return solve_columns(
+            problem, lambda p, g: by_path(p, g) or by_perturbed_path(p, g), self.tol
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,9 +82,10 @@ class NormalEquations:
     def factorize(self, D: Array) -> None:
         """Factor `M` for new weights, in float64 as soon as float32 fails."""
         self._D = D
-        A, factorize, floor, small = self.A, dpotrf, 1e-15, SMALL_WEIGHT**2
+        A: NDArray[Any] = self.A if self.single is None else self.single
+        factorize, floor, small = dpotrf, 1e-15, SMALL_WEIGHT**2
         if self.single is not None:
-            A, factorize, floor, small = self.single, spotrf, 1e-6, SMALL_WEIGHT
+            factorize, floor, small = spotrf, 1e-6, SMALL_WEIGHT
         root = np.sqrt(D / D.max())
         kept = np.flatnonzero(root**2 > small)
         few = kept.size < 0.8 * D.size
