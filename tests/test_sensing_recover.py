@@ -205,6 +205,13 @@ def test_max_iter_and_tol_reach_the_solver(instance):
     assert 1e-8 < loose.gap <= 1e-3
 
 
+def test_callback_stops_auto_for_good(instance):
+    A, _, y = instance
+    free = operators.from_functions(A.shape, lambda x: A @ x, lambda r: A.T @ r)
+    result = recover(free, y, lam=0.05, callback=lambda k, c: k == 3)
+    assert (result.solver, result.n_iter) == ("fista()", 3)
+
+
 def test_products_are_counted(instance):
     A, _, y = instance
     result = recover(operators.from_matrix(A), y, lam=0.05, solver="fista", max_iter=10)
@@ -272,6 +279,7 @@ EYE, ONES = np.eye(3), np.ones(3)
         (lambda: recover(EYE, ONES, lam=1, noise=1), "noise and lam were all given"),
         (lambda: recover(EYE, ONES, sparsity=4), "4 is outside 1..3"),
         (lambda: recover(EYE, ONES, sparsity=1, nonneg=True), "joins neither"),
+        (lambda: recover(EYE, ONES, x0=np.ones(2)), "finite coefficients in the basis"),
         (lambda: recover(EYE, ONES, solver="nope"), "'nope' is not one of"),
         (lambda: recover(EYE, ONES, solver="cvxpy:nope"), "CVXPY finds no solver"),
         (lambda: recover(EYE, ONES, solver="fista"), "cannot take this BasisPursuit"),

@@ -136,14 +136,16 @@ def solve(
         ([2.0, 0.0], 'OPTIMAL')
     """
     _warn(problem, TOL if tol is None else tol)
-    start = None if x0 is None else to_numpy(x0).astype(problem.dtype)
+    start = _checked_start(problem, x0)
+    stops: list[int] = []
+    watched = None if callback is None else _watched(callback, stops)
     if (trivial := _zero_if_optimal(problem, tol or TOL)) is not None:
         return _finish(problem, *trivial, "none", "0 is the optimum", 0.0, tol or TOL, debias)
     tried: list[str] = []
     best: Recovery | None = None
     for name, candidate, why in _candidates(problem, solver):
         ready = _with(candidate, tol=tol, max_iter=max_iter)
-        result, products, seconds = _run(ready, problem, start, callback)
+        result, products, seconds = _run(ready, problem, start, watched)
         certificate = _certified(problem, result)
         accuracy = float(getattr(ready, "tol", tol or TOL))
         why = "; ".join([*tried, why, *([result.note] if result.note else [])])
@@ -151,11 +153,34 @@ def solve(
         args = (describe(name, ready), why, seconds, accuracy, debias)
         found = _finish(problem, result, certificate, *args)
         best = found if best is None or _is_better(found, best) else best
-        if found.status.ok or found.status in (Status.INFEASIBLE, Status.UNBOUNDED):
+        settled = found.status in (Status.INFEASIBLE, Status.UNBOUNDED)
+        if found.status.ok or settled or stops:
             return found
         tried.append(f"{name} ended {found.status.name} with gap {found.gap}")
     assert best is not None  # `_candidates` raises rather than being empty
     return best
+
+
+def _checked_start(problem: Problem, x0: ArrayLike | None) -> Array | None:
+    if x0 is None:
+        return None
+    start = to_numpy(x0)
+    if start.shape != problem.unknown_shape or not np.isfinite(start).all():
+        text = f"shape {start.shape}, or NaN, for coefficients {problem.unknown_shape}"
+        raise InputError("x0", text, "pass finite coefficients in the basis")
+    return start.astype(problem.dtype)
+
+
+def _watched(callback: Callback, stops: list[int]) -> Callback:
+    """The callback, which notes when it stops a run, so that no other solver takes over."""
+
+    def call(k: int, coefficients: Array) -> bool:
+        stop = bool(callback(k, coefficients))
+        if stop:
+            stops.append(k)
+        return stop
+
+    return call
 
 
 def reweighted(

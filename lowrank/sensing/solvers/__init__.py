@@ -25,6 +25,7 @@ from lowrank.sensing.solvers.amp import Amp
 from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAmp
 from lowrank.sensing.solvers.chain import Chain
 from lowrank.sensing.solvers.cosamp import CoSaMP
+from lowrank.sensing.solvers.cross_bouquet import CrossBouquet
 from lowrank.sensing.solvers.fista import Fista
 from lowrank.sensing.solvers.homotopy import Homotopy
 from lowrank.sensing.solvers.iht import Iht
@@ -45,6 +46,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "bg_amp": BernoulliGaussianAmp,
     "chain": Chain,
     "cosamp": CoSaMP,
+    "cross_bouquet": CrossBouquet,
     "cvxpy": Cvxpy,
     "fista": Fista,
     "homotopy": Homotopy,
@@ -59,5 +61,14 @@ SOLVERS: dict[str, type[Solver]] = {
 }
 """Every solver by the name that `recover(..., solver=name)` takes."""
 
-AUTO: tuple[str, ...] = ("chain", "one_bit", "omp", "fista", "admm", "spg", "cvxpy")
+AUTO: tuple[str, ...] = (
+    "chain",
+    "cross_bouquet",
+    "one_bit",
+    "omp",
+    "fista",
+    "admm",
+    "spg",
+    "cvxpy",
+)
 """The order in which "auto" tries those that take the problem, until one answer is certified."""

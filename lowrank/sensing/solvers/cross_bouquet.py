@@ -1,0 +1,59 @@
+"""L1 data fit as basis pursuit in the matrix extended by the identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from lowrank.sensing.operator import Array, from_matrix
+from lowrank.sensing.problems import BasisPursuit, L1Fit, Problem
+from lowrank.sensing.result import SolverResult
+from lowrank.sensing.solvers.chain import Chain
+from lowrank.sensing.solvers.protocol import Callback
+
+
+@dataclass(frozen=True)
+class CrossBouquet:
+    """`min ||A c - y||_1 + lam ||w c||_1` as `min lam ||w c||_1 + ||e||_1, A c + e = y`.
+
+    The gross errors e join the unknowns, so that the fast chain for basis pursuit applies; its
+    dual point is the one of this problem.
+
+    Args:
+        tol: relative gap and infeasibility that counts as optimal.
+
+    Example:
+        >>> problem = L1Fit([[1.0, 0.0], [1.0, 0.0], [1.0, 0.5]], [1.0, 1.0, 9.0], lam=0.5)
+        >>> CrossBouquet().solve(problem).coefficients.round(6).tolist()
+        [1.0, 0.0]
+
+    Source: Wright, Ma 2010, equation (3).
+    """
+
+    tol: float = 1e-8
+
+    solves: ClassVar[tuple[type[Problem], ...]] = (L1Fit,)
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Needs a real matrix, and takes no bounds."""
+        assert isinstance(problem, L1Fit)
+        if problem.bounded:
+            return "takes no bounds"
+        if problem.is_complex or not problem.operator.is_dense:
+            return "needs a real matrix"
+        return None
+
+    def solve(
+        self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
+    ) -> SolverResult:
+        """One basis pursuit with `(A, I)`; `x0` and `callback` are not used."""
+        assert isinstance(problem, L1Fit)
+        A = problem.operator.to_dense()
+        m, p = A.shape
+        extended = from_matrix(np.concatenate([A, np.eye(m)], axis=1))
+        weights = np.concatenate([problem.lam * np.asarray(problem.weights), np.ones(m)])
+        pursuit = BasisPursuit(extended, problem.y, weights=weights)
+        found = Chain(tol=self.tol).solve(pursuit)
+        return replace(found, coefficients=found.coefficients[:p])
