@@ -66,6 +66,8 @@ AUTO: tuple[str, ...] = (
     "cross_bouquet",
     "one_bit",
     "omp",
+    "vamp",
+    "bg_amp",
     "fista",
     "admm",
     "spg",
