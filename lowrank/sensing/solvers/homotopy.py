@@ -39,6 +39,8 @@ PATH_END = 1e-14
 FIRST_SHARE = 1.5
 # Relative change of the weights that takes ties apart, well below any tolerance asked for.
 NUDGE = 1e-9
+# Different changes tried.
+NUDGES = 4
 
 
 class Breakpoints(NamedTuple):
@@ -167,15 +169,16 @@ def by_perturbed_path(pool: ColumnPool, goal: Goal) -> Answer | None:
     Many columns of a sign matrix reach their bounds at once; with random weights one comes first.
     The gap is measured with the true weights.
     """
-    nudge = 1 + NUDGE * np.random.default_rng(0).random(pool.weights.size)
-    other = ColumnPool(pool.A, pool.y, pool.weights * nudge, nonneg=pool.nonneg)
-    answer = by_path(other, goal)
-    pool.products += other.products
-    if answer is None:
-        return None
-    residual, c = pool.y - pool.A @ answer.x, pool.multiply_adjoint(answer.u)
-    gap, infeasibility = measure(pool, goal, answer.x, answer.u, residual, c)
-    return answer._replace(gap=gap, infeasibility=infeasibility, link="perturbed homotopy")
+    for seed in range(NUDGES):
+        nudge = 1 + NUDGE * np.random.default_rng(seed).random(pool.weights.size)
+        other = ColumnPool(pool.A, pool.y, pool.weights * nudge, nonneg=pool.nonneg)
+        answer = by_path(other, goal)
+        pool.products += other.products
+        if answer is not None:
+            residual, c = pool.y - pool.A @ answer.x, pool.multiply_adjoint(answer.u)
+            gap, infeasibility = measure(pool, goal, answer.x, answer.u, residual, c)
+            return answer._replace(gap=gap, infeasibility=infeasibility, link="perturbed homotopy")
+    return None
 
 
 @dataclass(frozen=True)
