@@ -1,5 +1,6 @@
 """The front door: what it chooses, what it says, and what it does with bad input."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -210,6 +211,24 @@ def test_callback_stops_auto_for_good(instance):
     free = operators.from_functions(A.shape, lambda x: A @ x, lambda r: A.T @ r)
     result = recover(free, y, lam=0.05, callback=lambda k, c: k == 3)
     assert (result.solver, result.n_iter) == ("fista()", 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    solves = (BasisPursuit,)
+
+    def refuses(self, problem):
+        return None
+
+    def solve(self, problem, *, x0=None, callback=None):
+        raise ZeroDivisionError("no pivot")
+
+
+def test_breakdown_is_a_status(instance):
+    A, _, y = instance
+    result = solve(BasisPursuit(A, y), Broken())
+    assert result.status is Status.DIVERGED
+    assert "broke down: no pivot" in result.why
 
 
 def test_products_are_counted(instance):

@@ -17,7 +17,15 @@ from scipy.sparse.linalg import LinearOperator, lsqr
 from lowrank.errors import InputError
 from lowrank.sensing.certificates import Certificate, certify
 from lowrank.sensing.operators import Array, MatrixLike, to_numpy, to_tensor
-from lowrank.sensing.problems import BPDN, Analysis, BasisPursuit, KSparse, Lasso, Problem
+from lowrank.sensing.problems import (
+    BPDN,
+    Analysis,
+    BasisPursuit,
+    KSparse,
+    Lasso,
+    OneBit,
+    Problem,
+)
 from lowrank.sensing.result import Recovery, SolverResult, Status
 from lowrank.sensing.solvers import AUTO, SOLVERS, Callback, Solver
 
@@ -310,7 +318,12 @@ def _run(
         counted.__dict__.pop(derived, None)  # cached properties that hold the uncounted operator
     counted.__dict__["operator"] = problem.operator.counting(counts.append)
     begin = time.perf_counter()
-    result = solver.solve(counted, x0=x0, callback=callback)
+    try:
+        with np.errstate(all="ignore"):  # what overflows or is 0 / 0, the certificate will tell
+            result = solver.solve(counted, x0=x0, callback=callback)
+    except (ArithmeticError, np.linalg.LinAlgError) as error:
+        zero = np.zeros(problem.unknown_shape, problem.dtype)
+        result = SolverResult(zero, status=Status.DIVERGED, note=f"broke down: {error}")
     seconds = time.perf_counter() - begin
     products = sum(counts) if result.n_products is None else result.n_products
     return result, products, seconds
@@ -337,19 +350,15 @@ def _zero_if_optimal(
     """The zero answer if it is the optimum: y = 0, epsilon >= ||y||, or lam >= lam_max."""
     zero = np.zeros(problem.unknown_shape, dtype=problem.dtype)
     if not problem.convex:
-        if np.any(problem.y) or type(problem).__name__ == "OneBit":
-            return None
-        return SolverResult(zero, status=Status.OPTIMAL, n_products=0), None
-    try:
-        b = problem.target
-        columns = b.reshape(b.shape[0], -1)
-        if problem.loss.violation(-columns).max() > 0:
-            return None
-    except NotImplementedError:
+        return None if np.any(problem.y) else (SolverResult(zero, n_products=0), None)
+    if isinstance(problem, OneBit):
+        return None  # its answer has length 1
+    b = problem.target
+    if problem.loss.violation(-b.reshape(b.shape[0], -1)).max() > 0:
         return None
     certificate = certify(problem, zero, b)
-    result = SolverResult(zero, n_products=1)
-    return (result, certificate) if certificate.holds(min(tol, 1e-12)) else None
+    optimal = certificate.holds(min(tol, 1e-12))
+    return (SolverResult(zero, n_products=1), certificate) if optimal else None
 
 
 def _finish(
