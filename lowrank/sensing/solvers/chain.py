@@ -37,7 +37,9 @@ REACH = 0.1
 
 def amp_guess(pool: ColumnPool, goal: Goal) -> tuple[AmpState, float]:
     """Message passing in float32; also returns the norm that the columns have on average."""
-    norm = math.sqrt(float(np.einsum("ij,ij->", pool.A[::8], pool.A[::8])) * 8 / pool.A.shape[1])
+    rows = pool.A[::8] if pool.A.size > SMALL and pool.A[::8].any() else pool.A
+    share = len(rows) / len(pool.A)
+    norm = math.sqrt(float(np.einsum("ij,ij->", rows, rows)) / share / pool.A.shape[1])
     noise = goal.epsilon or goal.lam / norm * math.sqrt(len(pool.y))
     weights: Array | float = pool.weights.astype(pool.single.dtype) / pool.weights.mean()
     if float(np.ptp(weights)) < 1e-6:
