@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -93,35 +93,36 @@ def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def merge_names(names: Sequence[str]) -> list[str]:
-    """Names that differ in block numbers only, as one name with ranges.
+    """Names that differ in consecutive block numbers only, as one name with a range.
 
     Example:
-        >>> merge_names(["a.0.x", "a.0.y", "a.1.x", "a.1.y", "b"])
-        ['a.0-1.x', 'a.0-1.y', 'b']
+        >>> merge_names(["a.0.x", "a.0.y", "a.1.x", "a.1.y", "a.4.x"])
+        ['a.0-1.x', 'a.4.x', 'a.0-1.y']
     """
     patterns = [tuple(name.split(".")) for name in names]
     for index in range(max((len(p) for p in patterns), default=0)):
-        groups: dict[tuple[str, ...], list[str]] = {}
+        groups: dict[tuple[str, ...], list[int]] = {}
         for parts in patterns:
             number = index < len(parts) and parts[index].isdecimal()
             key = (*parts[:index], "*", *parts[index + 1 :]) if number else parts
-            groups.setdefault(key, []).append(parts[index] if number else "")
+            groups.setdefault(key, []).extend([int(parts[index])] if number else [])
         patterns = [
-            (*key[:index], _ranges(numbers), *key[index + 1 :]) if numbers[0] else key
+            (*key[:index], run, *key[index + 1 :]) if numbers else key
             for key, numbers in groups.items()
+            for run in (_runs(numbers) if numbers else [""])
         ]
     return [".".join(parts) for parts in patterns]
 
 
-def _ranges(numbers: Iterable[str]) -> str:
-    """0, 1, 2, 5 as `0-2,5`."""
+def _runs(numbers: Sequence[int]) -> list[str]:
+    """0, 1, 2, 5 as `0-2` and `5`."""
     runs: list[list[int]] = []
-    for number in sorted(map(int, numbers)):
+    for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:
             runs.append([number])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,9 @@ def _figures(report: Report) -> Table:
 
 def _both(report: Report, measure: str = "parameters") -> tuple[str, str]:
     kept = report.kept(measure)
-    return ("", "") if kept is None else (f"{100 * kept:.1f} %", f"{100 * (1 - kept):.1f} %")
+    if kept is None:
+        return "", ""
+    return f"{100 * kept:.1f} %", f"{100 * (1 - kept):.1f} %" if kept <= 1 else "none"
 
 
 def _report_lines(report: Report) -> Iterator[str]:
@@ -267,8 +270,8 @@ def _report_lines(report: Report) -> Iterator[str]:
     timed = report.compressed.latency
     if timed is not None:
         yield (
-            f"latency: median of {timed.runs} passes over the example, both models in turns, "
-            f"{timed.threads} thread{'s' if timed.threads != 1 else ''} on {timed.device}"
+            f"latency: median of {timed.runs} passes in turns on the example, "
+            f"{timed.device}, {timed.threads} thread{'s' if timed.threads != 1 else ''}"
         )
     if any(r.predicted_error is not None for r in report.replaced):
         yield "planned, built: relative error of the weights, ||W - W'|| / ||W||"

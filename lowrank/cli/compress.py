@@ -1,0 +1,129 @@
+"""`lowrank compress`: a smaller copy of a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lowrank.cli.console import json_option, show, show_json, tell, working
+from lowrank.cli.source import FILE, SOURCE_HELP, Source, source_options
+from lowrank.cli.values import Budget, Methods, split
+from lowrank.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lowrank.cli.loading import Loaded
+    from lowrank.compression.curves import Progress
+    from lowrank.compression.report import Report
+
+
+@click.command(
+    short_help="A smaller copy of a model, within a budget.",
+    help=f"""Replace the layers of a trained model by smaller ones, within a budget.
+
+    \b
+    lowrank compress net.py:build --input 1x3x224x224 --macs 0.5 -o small.safetensors
+    lowrank compress net.py:build --weights net.safetensors --data batch.npz --params 20M
+    lowrank compress ./my-bert --bytes 200MB --skip 'embeddings.*' --save-plan plan.json
+    lowrank compress net.py:build --input 1x3x32x32 --plan plan.json -o small.safetensors
+
+    A budget is a fraction to keep (0.5, 50%) or a figure (20M, 200MB, 1_500_000) of the whole
+    model; several must all be met. The plan can be edited by hand and applied with --plan.
+    Load the result with lowrank.load("small.safetensors", into=build()).
+{SOURCE_HELP}""",
+)
+@source_options
+@click.option("--macs", type=Budget(), metavar="KEEP", help="Multiply-accumulates to keep.")
+@click.option("--params", type=Budget(), metavar="KEEP", help="Parameters to keep.")
+@click.option("--bytes", "size", type=Budget(), metavar="KEEP", help="Bytes of weights to keep.")
+@click.option("--methods", type=Methods(), help="Methods that may be used; all by default.")
+@click.option("--skip", multiple=True, metavar="LAYERS", help="Leave these dense: fc,layer1.*")
+@click.option("--only", multiple=True, metavar="LAYERS", help="Consider these layers only.")
+@click.option(
+    "--round-to", type=click.IntRange(min=1), metavar="N", help="Make ranks multiples of this."
+)
+@click.option("--seed", type=int, metavar="N", help="Seed of the randomised fits; 0 by default.")
+@click.option("--plan", "plan_file", type=FILE, metavar="FILE", help="Apply this plan instead.")
+@click.option("--save-plan", type=FILE, metavar="FILE", help="Write the plan as JSON.")
+@click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the model: .safetensors")
+@json_option
+def command(
+    source: Source,
+    plan_file: Path | None,
+    save_plan: Path | None,
+    output: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compress a model."""
+    settings = _settings(options)
+    _check_choice(plan_file, settings)
+    _check_targets(save_plan, output)
+    with working() as progress:
+        loaded = source.load()
+        small, report = _compressed(loaded, plan_file, settings, progress)
+        _write(small, report, save_plan, output)
+    if as_json:
+        written = {"output": output, "plan_file": save_plan}
+        show_json(report.to_dict() | {k: v and str(v) for k, v in written.items()})
+    else:
+        show(report)
+    for path in filter(None, (save_plan, output)):
+        tell(f"wrote {path}")
+    if output is None and save_plan is None:
+        tell("nothing was written; -o FILE saves the model, --save-plan FILE the plan")
+
+
+def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, by the names that `lowrank.compress` uses."""
+    named = {"bytes" if name == "size" else name: value for name, value in options.items()}
+    given = {name: value for name, value in named.items() if value not in (None, ())}
+    return given | {name: split(given[name]) for name in ("skip", "only") if name in given}
+
+
+def _check_choice(plan_file: Path | None, settings: Mapping[str, Any]) -> None:
+    if plan_file is not None and settings:
+        spare = ", ".join("--" + name.replace("_", "-") for name in settings)
+        raise click.UsageError(f"--plan already settles every layer; drop {spare}")
+    if plan_file is None and not {"macs", "params", "bytes"} & set(settings):
+        raise click.UsageError("no budget; give --macs, --params or --bytes, such as --macs 0.5")
+
+
+def _check_targets(*paths: Path | None) -> None:
+    """Refuse what could not be written before any work is done."""
+    for path in filter(None, paths):
+        if not path.parent.is_dir():
+            raise InputError(str(path), f"there is no folder {path.parent}", "make it first")
+        if not os.access(path.parent, os.W_OK):
+            raise InputError(str(path), "the folder cannot be written to", "choose another")
+
+
+def _compressed(
+    loaded: Loaded, plan_file: Path | None, settings: Mapping[str, Any], progress: Progress
+) -> tuple[nn.Module, Report]:
+    from lowrank.compression.apply import apply
+    from lowrank.compression.compress import compress
+    from lowrank.compression.plan import Plan
+
+    model, example, data = loaded.model, loaded.example, loaded.data
+    if plan_file is None:
+        return compress(model, example, data=data, progress=progress, **settings)
+    plan = Plan.load(plan_file)
+    return apply(model, plan, example=example, data=data, progress=progress)
+
+
+def _write(small: nn.Module, report: Report, save_plan: Path | None, output: Path | None) -> None:
+    from lowrank.compression.checkpoint import save
+
+    if save_plan is not None:
+        try:
+            report.plan.save(save_plan)
+        except OSError as error:
+            raise InputError(str(save_plan), f"cannot be written ({error})", "free it") from error
+    if output is not None:
+        save(small, output)
