@@ -177,7 +177,12 @@ def _dct_column_norms(n: int, rows: Array) -> Array:
     doubled = 2 * rows[rows > 0]
     np.add.at(weights, np.where(doubled < n, doubled, 2 * n - doubled) % n, np.sign(n - doubled))
     cosines = idct(weights * np.where(np.arange(n) > 0, np.sqrt(n / 2), 0.0), norm="ortho")
-    return np.sqrt(np.maximum((rows.size + cosines) / n, 0))
+    return _roots((rows.size + cosines) / n)
+
+
+def _roots(squares: Array) -> Array:
+    """Square roots of sums that are at most 1; what is only rounding is 0."""
+    return np.sqrt(np.where(squares > 1e-14, squares, 0.0))
 
 
 def partial_hadamard(
@@ -386,7 +391,7 @@ def random_convolution(
     def column_norms() -> Array:
         energy = irfft(spectrum, n) ** 2  # of the pulse, at each shift that is kept
         kept_at = np.bincount(kept, minlength=n).astype(float)
-        return np.sqrt(np.maximum(irfft(rfft(kept_at) * rfft(energy).conj(), n), 0))
+        return _roots(irfft(rfft(kept_at) * rfft(energy).conj(), n))
 
     return _partial(
         n,
