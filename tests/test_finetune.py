@@ -249,7 +249,7 @@ def test_bad_data_is_refused_before_anything_changes(nets, data):
     "bad",
     [
         {"epochs": 0}, {"temperature": 0.0}, {"label_weight": 1.5}, {"hint_weight": -1.0},
-        {"max_norm": 0.0}, {"batch_size": 0}, {"patience": 1}, {"loss": "cosine"},
+        {"max_norm": 0.0}, {"lr": -1.0}, {"batch_size": 0}, {"patience": 1}, {"loss": "cosine"},
         {"amp": torch.float32}, {"hints": ["nowhere"]}, {"hints": "bn"}, {"val": 1.0},
         {"val": []}, {"val": 0.5, "data": [IMAGES]}, {"only_factors": True, "dense": True},
         {"loss": lambda s, t: s - t}, {"loss": lambda s, t: 1.0}, {"hints": ["unused"]},

@@ -158,7 +158,9 @@ def finetune(
 
     Source: Hinton, Vinyals, Dean 2015; Romero et al. 2015.
     """
-    _check_numbers(epochs, patience, temperature, label_weight, hint_weight, max_norm, batch_size)
+    _check_counts(epochs=epochs, patience=patience, batch_size=batch_size)
+    _check_positive(temperature=temperature, max_norm=max_norm, lr=lr)
+    _check_weights(label_weight, hint_weight)
     _check_arguments(val, patience, loss, amp)
     check_hints(hints, model=model, teacher=teacher)
     objective = Objective(loss, temperature, label_weight, tuple(hints), hint_weight)
@@ -192,8 +194,9 @@ def _epochs(
     """Train epoch by epoch; each is offered as the best before it is yielded."""
     if measure is not None:
         start = time.perf_counter()
-        best.score = measure(trainer.model)
-        yield Epoch(0, val=best.score, seconds=time.perf_counter() - start, best=True)
+        val = measure(trainer.model)
+        best.offer(val, 0)
+        yield Epoch(0, val=val, seconds=time.perf_counter() - start, best=True)
     for index in range(1, trainer.epochs + 1):
         start = time.perf_counter()
         terms, lr, steps = trainer.epoch(index, shown)
@@ -449,22 +452,19 @@ def _check_teacher(teacher: nn.Module, trained: Sequence[nn.Parameter]) -> None:
             raise InputError("teacher", problem, "pass a model of its own, such as the dense one")
 
 
-def _check_numbers(
-    epochs: int,
-    patience: int | None,
-    temperature: float,
-    label_weight: float,
-    hint_weight: float,
-    max_norm: float | None,
-    batch_size: int,
-) -> None:
-    whole = {"epochs": epochs, "batch_size": batch_size, "patience": patience}
-    for name, value in whole.items():
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise InputError(name, f"is {value!r}", "pass a whole number of at least 1")
-    for name, number in {"temperature": temperature, "max_norm": max_norm}.items():
+
+
+def _check_positive(**numbers: float | None) -> None:
+    for name, number in numbers.items():
         if number is not None and not 0 < number < math.inf:
             raise InputError(name, f"is {number!r}", "pass a number above 0")
+
+
+def _check_weights(label_weight: float, hint_weight: float) -> None:
     if not 0 <= label_weight <= 1:
         raise InputError("label_weight", f"is {label_weight!r}", "pass a number in [0, 1]")
     if not 0 <= hint_weight < math.inf:
