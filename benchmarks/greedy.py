@@ -22,6 +22,17 @@ from threadpoolctl import threadpool_limits
 from lowrank.sensing import KSparse, sparse_signal
 from lowrank.sensing.solvers.omp import Omp
 
+SIZE = {"n": 1024, "m": 256, "k": 40}
+
+
+def instance(signals, seed):
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((SIZE["m"], SIZE["n"]))
+    A /= np.linalg.norm(A, axis=0)  # scikit-learn selects by unnormalised correlations
+    return A, np.stack(
+        [sparse_signal(SIZE["n"], SIZE["k"], seed=rng) for _ in range(signals)], axis=1
+    )
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
@@ -30,12 +41,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="benchmarks/results/greedy.json")
     options = parser.parse_args()
-    n, m, k = 1024, 256, 40
-    rng = np.random.default_rng(options.seed)
-    A = rng.standard_normal((m, n))
-    A /= np.linalg.norm(A, axis=0)  # scikit-learn selects by unnormalised correlations
-    X = np.stack([sparse_signal(n, k, seed=rng) for _ in range(options.signals)], axis=1)
-    Y = A @ X
+    A, X = instance(options.signals, options.seed)
+    Y, k = A @ X, SIZE["k"]
     methods = {
         "lowrank Omp": lambda: Omp().solve(KSparse(A, Y, k)).coefficients,
         "sklearn": lambda: orthogonal_mp(A, Y, n_nonzero_coefs=k),
@@ -62,7 +69,7 @@ def main():
         for name, times in seconds.items()
     }
     record = {
-        "instance": {"n": n, "m": m, "k": k, "signals": options.signals},
+        "instance": {**SIZE, "signals": options.signals},
         "seed": options.seed,
         "repeats": options.repeats,
         "threads": 1,

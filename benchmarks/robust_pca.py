@@ -80,6 +80,18 @@ def installed(package):
         return None
 
 
+def about(options):
+    return {
+        "instance": {"shape": SHAPE, "rank": RANK, "share": SHARE, "amplitude": AMPLITUDE},
+        "seed": options.seed,
+        "repeats": options.repeats,
+        "threads": 1,
+        "device": platform.processor() or platform.machine(),
+        "versions": {p: installed(p) for p in ("numpy", "torch", "tensorly", "pyrpca", "rpca")},
+        "tensorly_learning_rate": options.tensorly_rate,
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
@@ -112,16 +124,7 @@ def main():
         }
         for name in solvers
     }
-    record = {
-        "instance": {"shape": SHAPE, "rank": RANK, "share": SHARE, "amplitude": AMPLITUDE},
-        "seed": options.seed,
-        "repeats": options.repeats,
-        "threads": 1,
-        "device": platform.processor() or platform.machine(),
-        "versions": {p: installed(p) for p in ("numpy", "torch", "tensorly", "pyrpca", "rpca")},
-        "tensorly_learning_rate": options.tensorly_rate,
-        "results": rows,
-    }
+    record = {**about(options), "results": rows}
     for name, row in rows.items():
         print(f"{name:40s} {row}")
     Path(options.out).write_text(json.dumps(record, indent=1) + "\n")
