@@ -245,6 +245,9 @@ def _chain(module: nn.Module, stages: Sequence[nn.Module]) -> nn.Sequential:
     if _is_channels_last(weight):
         layout = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
         chain.to(memory_format=layout)
+    for key, value in vars(module).items():
+        if not key.startswith("_"):  # stride, in_features, ...: a model may read them
+            chain.__dict__[key] = value
     _move_hooks(module, chain)
     for part in chain.modules():
         part.training = module.training

@@ -182,9 +182,7 @@ def _improve(
         if (error := _error(layers, picks)) <= floor * (1 + _GAP) + _TINY:
             break
         moves = [
-            (l, j)
-            for l, e in enumerate(excess)
-            for j in np.flatnonzero(e <= error - floor + _TINY)
+            (l, j) for l, e in enumerate(excess) for j in np.flatnonzero(e <= error - floor + _TINY)
         ]
         moves = sorted(moves, key=lambda m: float(excess[m[0]][m[1]]))[:_MOVES]
         l, j = np.array(moves).T

@@ -14,6 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.nn.utils import parametrize
 
 from lowrank.compression.example import Example, check, run
@@ -27,7 +31,6 @@ from lowrank.compression.layers import (
 from lowrank.errors import InputError
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_IGNORED_READS = frozenset({"training", "forward"})
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
     watched = {id(m) for m in candidates.values()}
     running: list[nn.Module] = []
 
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def enter(module: nn.Module, args: Any) -> None:
         running.append(module)
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -197,11 +200,11 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
             watch.readers[id(module)] = (names.get(id(reader), type(reader).__name__), attribute)
 
     with ExitStack() as stack:
-        for module in model.modules():
-            before = module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
-            after = module.register_forward_hook(leave, with_kwargs=True, always_call=True)
-            stack.callback(before.remove)
-            stack.callback(after.remove)
+        # hooks for all modules: one on a layer itself would switch torch's fused encoder off
+        before = register_module_forward_pre_hook(enter)
+        after = register_module_forward_hook(leave, with_kwargs=True, always_call=True)
+        stack.callback(before.remove)
+        stack.callback(after.remove)
         stack.enter_context(_attribute_reads(candidates.values(), read))
         run(model, example)
     return watch
@@ -209,8 +212,8 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
 
 @contextmanager
 def _attribute_reads(modules: Any, read: Any) -> Iterator[None]:
-    """Call `read(module, name)` whenever an attribute that a chain of layers lacks is read."""
-    own = {id(m): (set(m._parameters) | set(vars(m))) - _IGNORED_READS for m in modules}
+    """Call `read(module, name)` whenever a parameter is read, which a chain of layers lacks."""
+    own = {id(m): set(m._parameters) for m in modules}
 
     def getattribute(self: nn.Module, name: str) -> Any:
         if name[:1] != "_" and name in own.get(id(self), ()):

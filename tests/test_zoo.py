@@ -1,0 +1,104 @@
+"""Every architecture through the whole of it: compress, run, list, save, load, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from zoo import FULL, SMALL, Net
+
+import lowrank
+from lowrank.compression.example import flatten, run
+from lowrank.compression.scan import scan
+
+pytestmark = [
+    # transformers' own deprecations and tracer notes are not ours to mend
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:torch"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
+
+
+def _whole_way(net: Net, folder: Path, methods: list[str] | None = None) -> None:
+    model, example = net.build(), net.example()
+    before = [t.clone() for t in flatten(run(model, example))]
+    small, report = lowrank.compress(model, example, params=0.5, methods=methods)
+
+    holders = {n for n, m in model.named_modules() if m._parameters}
+    assert holders <= {row.name for row in report.layers}
+    assert all(row.reason or row.name in _replaced(report) for row in report.layers)
+    assert report.kept("parameters") <= 0.5
+    assert report.plan.cost.params == sum(p.numel() for p in small.parameters())
+    assert report.plan.cost.macs == report.compressed.macs
+    assert all(torch.equal(a, b) for a, b in zip(flatten(run(model, example)), before, strict=True))
+    assert not any("lowrank" in type(m).__module__ for m in small.modules())
+
+    expected = flatten(run(small, example))
+    assert all(torch.isfinite(t).all() for t in expected)
+    lowrank.save(small, folder / "small.safetensors")
+    loaded = lowrank.load(folder / "small.safetensors", into=net.build())
+    for a, b in zip(expected, flatten(run(loaded, example)), strict=True):
+        assert torch.equal(a, b)
+    lowrank.export_program(small, example)  # compares the outputs itself
+    dense = lowrank.densify(small)
+    assert [type(m) for m in dense.modules()] == [type(m) for m in model.modules()]
+    for a, b in zip(expected, flatten(run(dense, example)), strict=True):
+        assert (a - b).abs().max() <= 1e-3 * a.abs().max()
+
+
+def _replaced(report: lowrank.Report) -> set[str]:
+    return {row.name for row in report.replaced}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_networks_go_the_whole_way(name: str, tmp_path: Path) -> None:
+    _whole_way(SMALL[name], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL)
+def test_full_networks_go_the_whole_way(name: str, tmp_path: Path) -> None:
+    _whole_way(FULL[name], tmp_path)
+
+
+def test_tied_head_shares_the_table_of_the_embedding() -> None:
+    net = SMALL["gpt2"]
+    model, example = net.build(), net.example()
+    small, report = lowrank.compress(model, example, params=0.4)
+    plan = report.plan
+    assert isinstance(plan["transformer.wte"], lowrank.ChannelSVD)
+    assert plan["lm_head"] == lowrank.Tied("transformer.wte")
+    assert small.lm_head[1].weight is small.transformer.wte[0].weight
+    dense = lowrank.densify(small)
+    assert dense.lm_head.weight is dense.transformer.wte.weight
+
+
+def test_tied_head_stays_dense_with_its_embedding() -> None:
+    net = SMALL["gpt2"]
+    _, report = lowrank.compress(
+        net.build(), net.example(), params=0.8, skip=["transformer.wte"]
+    )
+    assert "transformer.wte" in report.left_alone["lm_head"]
+
+
+def test_layers_that_are_called_in_their_own_way_stay_dense() -> None:
+    net = SMALL["whisper"]
+    _, report = lowrank.compress(net.build(), net.example(), params=0.6)
+    assert "more than one tensor" in report.left_alone["model.decoder.embed_positions"]
+
+
+def test_fused_attention_of_torch_is_never_broken() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2, enable_nested_tensor=False
+    ).eval()
+    x = torch.randn(2, 5, 32)
+    found = scan(model, x)
+    assert not found.views
+    assert "MultiheadAttention" in found.reasons["layers.0.self_attn"]
+    assert "reads its weight directly" in found.reasons["layers.0.linear1"]
+    with pytest.raises(lowrank.LowRankError, match="none of its 12 layers"):
+        lowrank.compress(model, x, params=0.9)
