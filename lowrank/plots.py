@@ -222,10 +222,10 @@ def _chosen(lines: dict[str, _Line], layers: Sequence[str] | None, method: str) 
 
 
 def _label(row: PlannedLayer, dense: Cost, measure: Measure) -> str:
-    if row.cost is None:
+    before = getattr(dense, measure)
+    if row.cost is None or not before:
         return _short(row.choice)
-    kept = 100 * getattr(row.cost, measure) / max(getattr(dense, measure), 1)
-    return f"{_short(row.choice)}: {kept:.0f} %"
+    return f"{_short(row.choice)}: {100 * getattr(row.cost, measure) / before:.0f} %"
 
 
 def _short(choice: Choice) -> str:

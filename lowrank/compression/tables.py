@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -17,8 +19,7 @@ from lowrank.compression.profile_table import amount
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderResult
 
-    from lowrank.compression.layers import Cost
-    from lowrank.compression.plan import Plan
+    from lowrank.compression.plan import Plan, PlannedLayer
     from lowrank.compression.report import Report
 
 _HEADERS = {
@@ -35,15 +36,24 @@ _HEADERS = {
 }
 """Every column -> what stands above it; text columns first."""
 
-_TEXT = frozenset({"layer", "kind", "method"})
+_Label: TypeAlias = "tuple[str, str | None]"
+_Labels: TypeAlias = "list[_Label]"
+"""What stands in the first column, and the layer, if any, that it stands for."""
 
-_COLUMNS = (
-    ("layer", "kind", "method", "rank", "params", "params_kept", "macs", "macs_kept", "planned"),
-    ("layer", "method", "rank", "params", "params_kept", "macs", "macs_kept", "planned"),
-    ("layer", "method", "rank", "macs", "macs_kept", "planned"),
-    ("layer", "method", "rank", "macs_kept", "planned"),
-)
-"""Sets of columns, widest first; a narrow terminal gets the first one that fits."""
+_TEXT = frozenset({"layer", "kind", "method"})
+"""Columns of words."""
+
+
+def _column_sets(plan: Plan) -> tuple[tuple[str, ...], ...]:
+    """Columns, widest set first; a narrow terminal sees what the budget is about."""
+    measure = "params" if {"params", "bytes"} & set(plan.budget) else "macs"
+    both = ("params", "params_kept", "macs", "macs_kept")
+    return (
+        ("layer", "kind", "method", "rank", *both, "planned"),
+        ("layer", "method", "rank", *both, "planned"),
+        ("layer", "method", "rank", measure, f"{measure}_kept", "planned"),
+        ("layer", "method", "rank", f"{measure}_kept", "planned"),
+    )
 
 
 def as_text(printable: Plan | Report) -> str:
@@ -56,24 +66,19 @@ def as_text(printable: Plan | Report) -> str:
 
 def plan_table(plan: Plan) -> Group:
     """The replaced layers with what they cost, the others by reason, and the totals."""
-    rows = [
-        _cells(name, row.kind, row.choice, row.dense, row.cost, _root(row.error))
-        for name, row in plan.layers.items()
-        if not isinstance(row.choice, Dense)
-    ]
-    totals = _totals(plan)
+    replaced = {n: r for n, r in plan.layers.items() if not isinstance(r.choice, Dense)}
+    rows = {name: _cells(row) for name, row in replaced.items()}
     dense = {n: r.choice.reason for n, r in plan.layers.items() if isinstance(r.choice, Dense)}
-    return Group(*_layers(rows, totals, dense), Text(_plan_summary(plan, len(rows))))
+    return Group(*_layers(rows, plan, dense), Text(_plan_summary(plan)))
 
 
 def report_tables(report: Report) -> Iterator[RenderableType]:
     """The layers as built, the others by reason, the whole model before and after, notes."""
-    rows = [
-        _cells(r.name, r.kind, r.choice, r.dense, r.cost, r.predicted_error)
-        | {"built": _error(r.measured_error)}
+    rows = {
+        r.name: _cells(report.plan.layers[r.name]) | {"built": _error(r.measured_error)}
         for r in report.replaced
-    ]
-    yield from _layers(rows, _totals(report.plan), report.left_alone, built=True)
+    }
+    yield from _layers(rows, report.plan, report.left_alone, extra=("built",))
     yield _figures(report)
     for line in _report_lines(report):
         yield Text(line)
@@ -127,84 +132,117 @@ def _runs(numbers: Sequence[int]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """A table of the first set of columns that fits the width it is given."""
+    """A table in the first form that fits the width that it is given.
 
-    rows: Sequence[Mapping[str, str]]
-    totals: Mapping[str, str]
+    Full names first, with ever fewer columns; then an outline, whose labels are shorter.
+    """
+
+    rows: Mapping[str, Mapping[str, str]]
+    plan: Plan
     extra: tuple[str, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for columns in _COLUMNS:
-            grid = self._grid((*columns, *self.extra))
+        full: _Labels = [(name or "(model)", name) for name in self.rows]
+        forms = product([full, list(_outline(self.rows))], _column_sets(self.plan))
+        for labels, columns in forms:
+            grid = self._grid(labels, (*columns, *self.extra))
             wanted = console.measure(grid, options=options.update(width=10_000)).maximum
             if wanted <= options.max_width:
                 break
         yield grid
 
-    def _grid(self, columns: Sequence[str]) -> Table:
+    def _grid(self, labels: _Labels, columns: Sequence[str]) -> Table:
         grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_footer=True)
+        totals = _totals(self.plan)
         for name in columns:
-            text = name in _TEXT
             grid.add_column(
-                "planned" if name == "planned" and self.extra else _HEADERS[name],
-                footer=Text(self.totals.get(name, "")),
-                justify="left" if text else "right",
-                no_wrap=not text,
+                _header(name, columns),
+                footer=Text(totals.get(name, "")),
+                justify="left" if name in _TEXT else "right",
+                no_wrap=name != "layer",
                 overflow="fold",
             )
-        for row in self.rows:
-            grid.add_row(*(Text(row.get(name, "")) for name in columns))
+        for label, layer in labels:
+            cells = {"layer": label} | dict(self.rows[layer] if layer is not None else {})
+            grid.add_row(*(Text(cells.get(name, "")) for name in columns))
         return grid
 
 
+def _header(name: str, columns: Sequence[str]) -> str:
+    """What stands above a column, which depends on its neighbours."""
+    if name == "planned" and "built" in columns:
+        return "planned"
+    measure, _, kept = name.partition("_")
+    return f"{_HEADERS[measure]} kept" if kept and measure not in columns else _HEADERS[name]
+
+
+def _outline(names: Iterable[str]) -> Iterator[_Label]:
+    """The names as an outline: (indented label, name), without a name for a heading."""
+    known = set(names)
+    tree: dict[str, Any] = {}
+    for name in names:
+        node = tree
+        for part in name.split("."):
+            node = node.setdefault(part, {})
+
+    def walk(node: dict[str, Any], above: str, indent: str) -> Iterator[_Label]:
+        for label, child in node.items():
+            while above + label not in known and len(child) == 1:
+                [(part, child)] = child.items()
+                label = f"{label}.{part}"
+            path = above + label
+            yield indent + label, path if path in known else None
+            yield from walk(child, f"{path}.", indent + "  ")
+
+    return walk(tree, "", "")
+
+
 def _layers(
-    rows: Sequence[Mapping[str, str]],
-    totals: Mapping[str, str],
+    rows: Mapping[str, Mapping[str, str]],
+    plan: Plan,
     dense: Mapping[str, str],
     *,
-    built: bool = False,
+    extra: tuple[str, ...] = (),
 ) -> Iterator[RenderableType]:
     if rows:
-        yield _Fitted(rows, totals, ("built",) if built else ())
+        yield _Fitted(rows, plan, extra)
+    for name, row in plan.layers.items():
+        if isinstance(row.choice, Tied):
+            yield Text(f"{name} shares the factors of {row.choice.to}")
     if not dense:
         return
-    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-    grid.add_column(max_width=36)
-    grid.add_column(overflow="fold")
+    yield Text(f"left dense ({len(dense)}):")
     for reason, names in by_reason(dense).items():
-        grid.add_row(Text(reason), Text(", ".join(names)))
-    yield Text(f"Left dense ({len(dense)}):", style="bold")
-    yield grid
+        yield Text(f"  {reason}")
+        yield Padding(Text(", ".join(names), overflow="fold"), (0, 0, 0, 4))
     yield Text()
 
 
-def _cells(
-    name: str, kind: str, choice: Choice, dense: Cost | None, cost: Cost | None, error: float | None
-) -> dict[str, str]:
-    method, rank = _method_and_rank(choice)
-    cells = {"layer": name or "(model)", "kind": kind, "method": method, "rank": rank}
-    if cost is not None:
+def _cells(row: PlannedLayer) -> dict[str, str]:
+    method, rank = _method_and_rank(row.choice)
+    cells = {"kind": row.kind, "method": method, "rank": rank}
+    if (cost := row.cost) is not None:
         cells |= {"params": amount(cost.params), "macs": amount(cost.macs)}
-    if cost is not None and dense is not None:
-        cells["params_kept"] = _kept(cost.params, dense.params)
-        cells["macs_kept"] = _kept(cost.macs, dense.macs)
-    return cells | {"planned": _error(error)}
+        if (dense := row.dense) is not None:
+            cells["params_kept"] = _kept(cost.params, dense.params)
+            cells["macs_kept"] = _kept(cost.macs, dense.macs)
+    return cells | {"planned": _error(None if row.error is None else row.error**0.5)}
 
 
 def _method_and_rank(choice: Choice) -> tuple[str, str]:
-    """The method with its settings, and its ranks: `channel_svd kernel_last` and `16`."""
+    """The method with settings other than its defaults, and its ranks."""
     if isinstance(choice, Tied):
-        return f"factors of {choice.to}", ""
+        return "tied", ""  # to what stands below the table: names are long
     assert not isinstance(choice, Dense)
-    values = {f.name: getattr(choice, f.name) for f in fields(choice)}  # type: ignore[arg-type]
-    ranks = [v for name, v in values.items() if name.startswith("rank")]
-    settings = [
-        v if isinstance(v, str) else f"{name} {v}"
-        for name, v in values.items()
-        if not name.startswith("rank")
-    ]
-    flat = [n for r in ranks for n in (r if isinstance(r, tuple) else (r,))]
-    return " ".join([choice.name, *settings]), ", ".join(map(str, flat))
+    ranks: list[int] = []
+    words = [choice.name]
+    for f in fields(choice):  # type: ignore[arg-type]
+        value = getattr(choice, f.name)
+        if f.name.startswith("rank"):
+            ranks.extend(value if isinstance(value, tuple) else (value,))
+        elif value != f.default:
+            words.append(value if isinstance(value, str) else f"{f.name} {value}")
+    return " ".join(words), ", ".join(map(str, ranks))
 
 
 def _totals(plan: Plan) -> dict[str, str]:
@@ -218,13 +256,14 @@ def _totals(plan: Plan) -> dict[str, str]:
     }
 
 
-def _plan_summary(plan: Plan, replaced: int) -> str:
+def _plan_summary(plan: Plan) -> str:
     cost, total = plan.cost, plan.total
     given = ", ".join(f"{k}={v:,}" for k, v in plan.budget.items()) or "none"
     unknown = sum(
         row.cost is None and not isinstance(row.choice, Dense | Tied)
         for row in plan.layers.values()
     )
+    replaced = sum(not isinstance(row.choice, Dense) for row in plan.layers.values())
     lines = [
         f"{replaced} of {len(plan.layers)} layers replaced; budget {given}",
         f"parameters {_change(total.params, cost.params)}",
@@ -288,10 +327,6 @@ def _report_lines(report: Report) -> Iterator[str]:
 
 def _kept(after: int, before: int) -> str:
     return f"{100 * after / before:.1f} %" if before else ""
-
-
-def _root(error: float | None) -> float | None:
-    return None if error is None else error**0.5
 
 
 def _error(error: float | None) -> str:

@@ -1,0 +1,152 @@
+"""How plans and reports print."""
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import lowrank
+from lowrank.compression.methods import ChannelSVD
+from lowrank.compression.tables import as_text, by_reason, merge_names
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention_projection = nn.Linear(48, 48)
+        self.normalization = nn.LayerNorm(48)
+
+    def forward(self, x):
+        return x + self.attention_projection(self.normalization(x))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding_of_words = nn.Embedding(300, 48)
+        self.encoder_blocks = nn.Sequential(*(Block() for _ in range(3)))
+        self.head = nn.Linear(48, 300, bias=False)
+        self.head.weight = self.embedding_of_words.weight
+
+    def forward(self, ids):
+        return self.head(self.encoder_blocks(self.embedding_of_words(ids)))
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+@pytest.fixture(scope="module")
+def plan(net):
+    return lowrank.measure(net, torch.ones(1, 5, dtype=torch.long)).plan(params=0.15)
+
+
+@pytest.fixture(scope="module")
+def report(net, plan):
+    return lowrank.apply(net, plan, example=torch.ones(1, 5, dtype=torch.long))[1]
+
+
+def printed(value, width):
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(value)
+    return capture.get()
+
+
+@pytest.mark.parametrize("width", [50, 80, 120, 200])
+def test_lines_fit(plan, report, width):
+    for value in (plan, report):
+        assert max(map(len, printed(value, width).splitlines())) <= width
+
+
+def test_wide_tables_hold_full_names_and_kinds(plan):
+    text = printed(plan, 200)
+    for name in plan.replaced:
+        assert f" {name} " in text
+    assert "Embedding" in text
+
+
+def test_narrow_tables_become_an_outline(plan):
+    text = printed(plan, 70).split("left dense")[0]
+    assert "\n   0.attention_projection  channel_svd" in text
+    assert "encoder_blocks.0.attention" not in text
+
+
+def test_narrow_tables_show_what_the_budget_is_about(net, plan):
+    assert "params" in printed(plan, 60).splitlines()[1]
+    macs = lowrank.measure(net, torch.ones(1, 5, dtype=torch.long)).plan(macs=0.15)
+    assert "MACs" in printed(macs, 60).splitlines()[1]
+
+
+def test_every_layer_is_listed(plan, report):
+    for value in (plan, report):
+        text = printed(value, 120)
+        assert "encoder_blocks.0-2.normalization" in text
+        assert "no weight matrix" in text
+        assert "head shares the factors of embedding_of_words" in text
+
+
+def test_whole_model_is_the_plan_total(plan):
+    text = printed(plan, 120)
+    kept = 100 * plan.cost.params / plan.total.params
+    assert f"{kept:.1f} % kept" in text
+    assert "budget params=0.15" in text
+
+
+def test_report_shows_both_models_and_how_it_was_timed(report):
+    text = printed(report, 100)
+    assert f"{report.dense.parameters:,}" in text
+    assert f"{report.compressed.parameters:,}" in text
+    assert "median of 7 passes in turns on the example, cpu, 1 thread" in text
+    assert "outputs on 1 example:" in text
+    for note in report.notes:
+        assert note in text.replace("\n", " ") or note.split()[0] in text
+
+
+def test_report_without_an_example(net, plan):
+    text = printed(lowrank.apply(net, plan)[1], 100)
+    assert "latency" not in text
+    assert "outputs on" not in text
+
+
+def test_choice_by_hand_has_no_prediction(plan):
+    name = "encoder_blocks.0.attention_projection"
+    edited = plan.with_choice(name, ChannelSVD(3, "kernel_last"))
+    text = printed(edited, 120)
+    assert "channel_svd kernel_last" in text
+    assert "1 chosen by hand and counted as dense" in text
+
+
+def test_text_has_no_colour_and_no_trailing_blanks(plan, report, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for value in (plan, report):
+        text = as_text(value)
+        assert text == str(value)
+        assert "\x1b" not in text
+        assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_names_with_brackets_are_not_markup():
+    assert by_reason({"": "[red]why[/red]"}) == {"[red]why[/red]": ["(model)"]}
+    net = nn.ModuleDict({"[bold]": nn.Linear(64, 64)})
+    net.forward = lambda x: net["[bold]"](x)
+    plan = lowrank.measure(net, torch.zeros(1, 64)).plan(params=0.5)
+    assert "[bold]" in printed(plan, 80)
+
+
+@pytest.mark.parametrize(
+    ("names", "merged"),
+    [
+        ([], []),
+        (["a.0", "a.1", "a.2"], ["a.0-2"]),
+        (["a.0", "a.2"], ["a.0", "a.2"]),
+        (["a.0.b.0", "a.0.b.1", "a.1.b.0", "a.1.b.1"], ["a.0-1.b.0-1"]),
+        (["a.0.b.0", "a.0.b.1", "a.1.b.0"], ["a.0-1.b.0", "a.0.b.1"]),
+        (["a.10", "a.9"], ["a.9-10"]),
+        (["conv1", "conv2"], ["conv1", "conv2"]),
+    ],
+)
+def test_merged_names(names, merged):
+    assert sorted(merge_names(names)) == sorted(merged)
