@@ -12,7 +12,7 @@ from lowrank.errors import InputError
 from lowrank.sensing import SOLVERS, KSparse, PosteriorMean, Status, operators, solve, sparse_signal
 from lowrank.sensing.solvers.cosamp import CoSaMP
 from lowrank.sensing.solvers.iht import Iht
-from lowrank.sensing.solvers.omp import Omp
+from lowrank.sensing.solvers.omp import Omp, orthogonalise
 from lowrank.sensing.solvers.sbl import Sbl
 from lowrank.sensing.solvers.subspace_pursuit import SubspacePursuit
 
@@ -99,12 +99,22 @@ def test_omp_blocks_do_not_change_the_answer(monkeypatch):
 def test_omp_residual_is_least_squares_on_ill_conditioned_columns():
     rng = np.random.default_rng(3)
     base = rng.standard_normal((30, 1))
-    A = base + 1e-4 * rng.standard_normal((30, 20))  # columns all but parallel
+    A = base + 1e-6 * rng.standard_normal((30, 20))  # columns all but parallel
     y = rng.standard_normal(30)
-    c = Omp().solve(KSparse(A, y, 6)).coefficients
+    c = Omp().solve(KSparse(A, y, 12)).coefficients
     S = np.flatnonzero(c)
+    assert S.size == 12
     best = np.linalg.lstsq(A[:, S], y, rcond=None)[1][0]
     assert np.linalg.norm(y - A @ c) ** 2 == pytest.approx(best, rel=1e-6)
+
+
+def test_orthogonalise_restores_what_cancellation_lost():
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.standard_normal((30, 5)))[0].T[None]
+    a = Q.sum(axis=1) + 1e-7 * rng.standard_normal((1, 30))
+    along, q, rest = orthogonalise(Q, a)
+    assert np.abs(Q[0] @ q[0]).max() < 1e-14  # one pass leaves 1e-16 / 1e-7
+    assert np.allclose(along @ Q[0] + rest * q, a, atol=1e-15)
 
 
 @pytest.mark.parametrize("solver", GREEDY, ids=repr)

@@ -98,6 +98,12 @@ def test_the_optimum_is_found_where_a_growing_penalty_stops_short():
     assert gap_by_hand(L + S, result)[1] <= 2 * TOL
 
 
+def test_the_penalty_comes_to_rest():
+    # A penalty that balances the residuals for ever goes round in circles on this matrix.
+    result = robust_pca(np.random.default_rng(222).standard_normal((11, 2)))
+    assert result.status == "converged"
+
+
 def test_missing_entries_are_filled():
     L, S = planted(150, 100, 3, 0.05)
     mask = np.random.default_rng(2).random(L.shape) < 0.7
