@@ -66,13 +66,11 @@ def choose(layers: Sequence[Choices], limits: Sequence[float]) -> list[int] | No
         return []
     kept = [_undominated(layer) for layer in layers]
     unit = max(max(float(layer.errors.max()) for layer in layers), np.finfo(float).tiny)
-    bounds = np.maximum(np.asarray(limits, float), 1.0)
-    scaled = [
-        Choices(layer.costs[k] / bounds, layer.errors[k] / unit)
+    thinned = [
+        Choices(layer.costs[k], layer.errors[k] / unit)
         for layer, k in zip(layers, kept, strict=True)
     ]
-    # a hair below the limits: scaling must not let a plan overrun them by rounding
-    picked = _solve(scaled, np.asarray(limits, float) / bounds * (1 - 1e-12))
+    picked = _solve(thinned, np.asarray(limits, float))
     return None if picked is None else [int(k[p]) for k, p in zip(kept, picked, strict=True)]
 
 
@@ -94,17 +92,20 @@ def _undominated(layer: Choices) -> NDArray[np.int64]:
 
 def _solve(layers: Sequence[Choices], limits: NDArray[np.float64]) -> list[int] | None:
     """Price the budgets by the relaxation, then solve over what it cannot rule out."""
+    if np.any(smallest(layers) > limits):
+        return None
+    scale = np.maximum(limits, 1.0)
     relaxed = linprog(
         np.concatenate([c.errors for c in layers]),
-        A_ub=np.concatenate([c.costs for c in layers]).T,
-        b_ub=limits,
+        A_ub=np.concatenate([c.costs / scale for c in layers]).T,
+        b_ub=limits / scale,
         A_eq=_one_each(layers),
         b_eq=np.ones(len(layers)),
         method="highs",
     )
     if relaxed.x is None:
         return None
-    price = -relaxed.ineqlin.marginals  # error per unit of each budget
+    price = -relaxed.ineqlin.marginals / scale  # error per unit of each budget
     excess = [e - e.min() for e in (c.errors + c.costs @ price for c in layers)]
     best = _rounded(layers, _split(relaxed.x, layers), limits)
     if best is not None:

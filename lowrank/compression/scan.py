@@ -14,10 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
+from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from lowrank.compression.example import Example, check, run
@@ -201,10 +198,12 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
 
     with ExitStack() as stack:
         # hooks for all modules: one on a layer itself would switch torch's fused encoder off
-        before = register_module_forward_pre_hook(enter)
-        after = register_module_forward_hook(leave, with_kwargs=True, always_call=True)
+        before = torch_module.register_module_forward_pre_hook(enter)
+        after = torch_module.register_module_forward_hook(leave, with_kwargs=True, always_call=True)
         stack.callback(before.remove)
         stack.callback(after.remove)
+        # torch's own handle forgets this entry, and torch.compile then warns of global hooks
+        stack.callback(torch_module._global_forward_hooks_with_kwargs.pop, after.id, None)
         stack.enter_context(_attribute_reads(candidates.values(), read))
         run(model, example)
     return watch

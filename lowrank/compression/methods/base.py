@@ -67,7 +67,7 @@ def outside(what: str, rank: int, full: int, spec: LayerSpec) -> str | None:
         return None
     g, o, i, *kernel = spec.weight_shape
     shape = (g * o, i, *kernel)
-    return f"{what} {rank} is outside 1..{full} for weight {shape}"
+    return f"{what} {rank!r} is outside 1..{full} for weight {shape}"
 
 
 def no_kernel(spec: LayerSpec, axes: int, instead: str) -> str | None:

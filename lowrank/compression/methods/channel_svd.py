@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowrank.compression.layers import LayerSpec
 from lowrank.compression.methods.base import depthwise, lost_energy, outside, rank_grid
-from lowrank.decompositions.svd import SVDFactors, singular_values, truncated_svd
+from lowrank.decompositions.svd import singular_values, truncated_svd
 
 Fold = Literal["kernel_first", "kernel_last"]
 
@@ -81,9 +81,7 @@ class ChannelSVD:
         return spec.pointwise(spec.in_channels, inner, groups=g), last
 
     def factor(self, spec: LayerSpec, weight: Tensor, *, seed: int) -> tuple[Tensor, ...]:
-        svd: SVDFactors = truncated_svd(_matrix(weight, self.fold), self.rank)
-        root = svd.s.sqrt().unsqueeze(-2)
-        U, Vh = svd.U * root, svd.Vh * root.mT  # (g, m, r), (g, r, n)
+        U, Vh = truncated_svd(_matrix(weight, self.fold), self.rank).balanced()  # (g, m, r), (g, r, n)
         g, o, i, *kernel = spec.weight_shape
         ones = (1,) * len(kernel)
         if self.fold == "kernel_first":

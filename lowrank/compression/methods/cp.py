@@ -92,11 +92,7 @@ class CP:
 
 def _balanced_factors(w: Tensor, rank: int, seed: int) -> list[Tensor]:
     """CP factors of (o, i, *k) without the axes of extent 1, all of equal column norms."""
-    fit = cp(long_kernel(w), rank, seed=seed)
-    share = fit.weights.abs().pow(1 / len(fit.factors))
-    factors = [F * share for F in fit.factors]
-    factors[0] = factors[0] * fit.weights.sign()
-    return factors
+    return list(cp(long_kernel(w), rank, seed=seed).balanced())
 
 
 def _fit_error(weight: Tensor, rank: int, seed: int) -> float:

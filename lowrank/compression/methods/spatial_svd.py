@@ -64,9 +64,7 @@ class SpatialSVD:
         )
 
     def factor(self, spec: LayerSpec, weight: Tensor, *, seed: int) -> tuple[Tensor, ...]:
-        svd = truncated_svd(_matrix(weight, self.axis), self.rank)
-        root = svd.s.sqrt().unsqueeze(-2)
-        U, Vh = svd.U * root, svd.Vh * root.mT  # (g, o * rest, r), (g, r, i * k)
+        U, Vh = truncated_svd(_matrix(weight, self.axis), self.rank).balanced()  # (g, o * rest, r), (g, r, i * k)
         g, o, i, *kernel = spec.weight_shape
         first = [k if a == self.axis else 1 for a, k in enumerate(kernel)]
         rest = [1 if a == self.axis else k for a, k in enumerate(kernel)]
