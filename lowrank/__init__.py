@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lowrank.compression.profile import Profile, profile
     from lowrank.compression.report import Report
     from lowrank.errors import LowRankError
+    from lowrank.sensing import recover
 
 _HOME = {
     "CP": "lowrank.compression.methods",
@@ -41,15 +42,21 @@ _HOME = {
     "measure": "lowrank.compression.curves",
     "profile": "lowrank.compression.profile",
     "recalibrate_batchnorm": "lowrank.compression.batchnorm",
+    "recover": "lowrank.sensing",
     "save": "lowrank.compression.checkpoint",
 }
 """Public name -> the module it lives in; imported on first use, so `import lowrank` is quick."""
+
+_PACKAGES = ("compression", "decompositions", "plots", "sensing")
+"""What else `import lowrank` alone reaches, as in `lowrank.sensing.bases`."""
 
 __version__ = "0.1.0"
 __all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> object:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
@@ -58,4 +65,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_PACKAGES})

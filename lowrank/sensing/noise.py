@@ -87,10 +87,7 @@ def lam_max(
 
     Source: Osborne, Presnell, Turlach 2000, section 3.
     """
-    problem = _lasso(A, y, basis, nonneg)
-    correlation = problem.operator.adjoint(np.asarray(problem.y))
-    largest = correlation.max() if nonneg else np.abs(correlation).max()
-    return max(0.0, float(largest))
+    return _lasso(A, y, basis, nonneg).lam_max
 
 
 def lam_grid(

@@ -270,6 +270,17 @@ class Lasso(_L1Problem):
         """`lam ||w c||_1` within the bounds."""
         return self._l1(self.lam)
 
+    @cached_property
+    def lam_max(self) -> float:
+        """Smallest lam at which the answer is 0 (for every signal), whatever `lam` is."""
+        z = self.operator.adjoint(np.asarray(self.y)).reshape(self.n_unknowns, -1)
+        if not self.bounded:
+            size = np.abs(z)
+        else:  # where c cannot move up, a positive correlation is no reason to
+            up, down = np.asarray(self.upper) > 0, np.asarray(self.lower) < 0
+            size = np.maximum(np.where(up[:, None], z, 0), np.where(down[:, None], -z, 0))
+        return float((size / np.asarray(self.weights)[:, None]).max(initial=0.0))
+
 
 @dataclass(frozen=True, eq=False)
 class ConstrainedLasso(_L1Problem):

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,8 +37,9 @@ def recover(
     A: MatrixLike,
     y: ArrayLike,
     *,
-    noise: float | None = None,
+    noise: float | Literal["auto"] | None = None,
     lam: float | None = None,
+    lam_fraction: float | None = None,
     sparsity: int | None = None,
     basis: MatrixLike | None = None,
     nonneg: bool = False,
@@ -53,14 +54,18 @@ def recover(
     """Recover a sparse signal from measurements `y = A x + e`.
 
     Nothing given is basis pursuit, `min ||c||_1` subject to `A Psi c = y`; `noise` is BPDN,
-    `||A Psi c - y||_2 <= noise`; `lam` is LASSO, `1/2 ||A Psi c - y||^2 + lam ||c||_1`; `sparsity`
-    is k-sparse least squares, by a greedy method and without certificate.
+    `||A Psi c - y||_2 <= noise`; `lam` or `lam_fraction` is LASSO,
+    `1/2 ||A Psi c - y||^2 + lam ||c||_1`; `sparsity` is k-sparse least squares, by a greedy method
+    and without certificate.
 
     Args:
         A: (m, n) array, sparse matrix, LinearOperator, `Operator` or torch tensor.
         y: (m,), or (m, batch) for several signals.
-        noise: bound on `||A x - y||_2`, >= 0.
+        noise: bound on `||A x - y||_2`, >= 0; "auto" is `noise.estimate_noise(...).epsilon`, for
+            a single signal.
         lam: penalty, > 0.
+        lam_fraction: the same as a share of `noise.lam_max`, from where on the answer is zero;
+            in (0, 1], and without units.
         sparsity: number of non-zeros, 1 .. min(m, n).
         basis: `Psi` with `x = Psi c`, such as `bases.dct(n)`; None is the identity.
         nonneg: the coefficients are known to be non-negative.
@@ -88,14 +93,14 @@ def recover(
 
     Source: Chen, Donoho, Saunders 1998; van den Berg, Friedlander 2008; Tibshirani 1996.
     """
-    given = {"noise": noise, "lam": lam, "sparsity": sparsity}
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) > 1:
-        raise InputError("recover", f"{' and '.join(named)} were all given", "give one of them")
-    l1: dict[str, Any] = {"basis": basis, "weights": weights}
-    if nonneg:
-        l1["lower"] = 0.0
+    _check_one_of(noise=noise, lam=lam, lam_fraction=lam_fraction, sparsity=sparsity)
+    l1: dict[str, Any] = {"basis": basis, "weights": weights, "lower": 0.0 if nonneg else -np.inf}
     problem: Problem
+    said = ""
+    if isinstance(noise, str):
+        noise, said = _estimated(noise, A, y, basis, nonneg)
+    if lam_fraction is not None:
+        lam, said = _fraction(lam_fraction, Lasso(A, y, 1.0, **l1).lam_max)
     if sparsity is not None:
         if nonneg or weights is not None:
             raise InputError("sparsity", "joins neither nonneg nor weights", "give noise or lam")
@@ -107,7 +112,37 @@ def recover(
     else:
         problem = BasisPursuit(A, y, **l1)
     options: dict[str, Any] = {"x0": x0, "debias": debias, "callback": callback}
-    return solve(problem, solver, tol=tol, max_iter=max_iter, **options)
+    found = solve(problem, solver, tol=tol, max_iter=max_iter, **options)
+    return replace(found, why=f"{said}{found.why}") if said else found
+
+
+def _check_one_of(**given: object) -> None:
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise InputError("recover", f"{' and '.join(named)} were all given", "give one of them")
+
+
+def _fraction(fraction: float, top: float) -> tuple[float, str]:
+    """lam as a share of lam_max, and that it is."""
+    if not 0 < fraction <= 1:
+        text = f"{fraction} is outside (0, 1]"
+        raise InputError("lam_fraction", text, "0.01 to 0.5 is usual; at 1 the answer is zero")
+    lam = fraction * top or 1.0  # where nothing correlates with y, every lam answers zero
+    return lam, f"lam = {lam:.6g}, {100 * fraction:g} % of lam_max = {top:.6g}; "
+
+
+def _estimated(
+    noise: str, A: MatrixLike, y: ArrayLike, basis: MatrixLike | None, nonneg: bool
+) -> tuple[float, str]:
+    """The estimated bound on the noise, 0 where the noise is below what is solved to."""
+    from lowrank.sensing.noise import estimate_noise  # it solves, and so imports this module
+
+    if noise != "auto":
+        raise InputError("noise", f"{noise!r} is no number", 'give a number >= 0, or "auto"')
+    found = estimate_noise(A, y, basis=basis, nonneg=nonneg)
+    if found.epsilon <= TOL * np.linalg.norm(to_numpy(y)):
+        return 0.0, "noise estimated: none; "
+    return found.epsilon, f"noise estimated: std {found.std:.3g}, epsilon {found.epsilon:.6g}; "
 
 
 def solve(
