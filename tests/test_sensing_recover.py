@@ -276,15 +276,6 @@ def test_import_is_light():
     assert done.stdout.strip() == "[]"
 
 
-def test_plot():
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    A, x = operators.gaussian(20, 40, seed=0), sparse_signal(40, 3, seed=1)
-    ax = recover(A, A @ x).plot(truth=x)
-    assert ax.get_legend() is not None
-
-
 EYE, ONES = np.eye(3), np.ones(3)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Array = NDArray[Any]
 
@@ -127,32 +129,30 @@ class Recovery:
             f"{self.seconds:.3g} s)\n  {self.message}\n  why: {self.why}"
         )
 
-    def plot(self, truth: Any = None, ax: Any = None) -> Any:
-        """Stem plot of the recovered coefficients, over the true ones if they are given.
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON values: everything but the vectors."""
+        names = ("objective", "residual_norm", "gap", "infeasibility", "dual_objective")
+        counts = ("n_iter", "n_products", "seconds", "solver", "why", "message")
+        return {
+            "status": self.status.name.lower(),
+            "n": int(self.x.shape[0]),
+            "nonzeros": int(self.support.size),
+            **{name: getattr(self, name) for name in (*names, *counts)},
+        }
+
+    def plot(self, truth: Any = None, measurements: Any = None) -> Figure:
+        """Draw the signal, the measurements, the recovery and the convergence, a panel each.
 
         Args:
-            truth: the true coefficients, (n,); None draws the recovery alone.
-            ax: matplotlib axes; None makes new ones.
+            truth: the true signal, of the shape of x; None draws the recovery alone.
+            measurements: y, (m,) or (m, batch); None leaves them out.
 
         Returns:
-            The matplotlib axes.
+            A matplotlib figure; a notebook shows it, `figure.savefig(path)` writes it.
+
+        Raises:
+            InputError: the truth is not of the signal's shape.
         """
-        import matplotlib.pyplot as plt
+        from lowrank.sensing.plots import recovery
 
-        if ax is None:
-            ax = plt.subplots(figsize=(9, 3))[1]
-        if truth is not None:
-            _stems(ax, np.asarray(truth), "C0o", "true")
-        _stems(ax, np.asarray(self.coefficients), "C3x", "recovered")
-        title = f"{self.solver.split('(')[0]}: {self.status.name.lower()}"
-        ax.set(xlabel="index", ylabel="coefficient", title=title)
-        ax.legend()
-        return ax
-
-
-def _stems(ax: Any, values: Array, marker: str, label: str) -> None:
-    if np.iscomplexobj(values):
-        values, label = abs(values), f"|{label}|"
-    values = values if values.ndim == 1 else np.linalg.norm(values, axis=1)
-    index = np.flatnonzero(values)
-    ax.stem(index, values[index], linefmt=f"{marker[:2]}-", markerfmt=marker, label=label)
+        return recovery(self, truth=truth, measurements=measurements)
