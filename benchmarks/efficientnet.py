@@ -75,8 +75,8 @@ def crops() -> tuple[Tensor, Tensor]:
     files = [next((folder("skimage") / "data").glob(f"{n}.*")) for n in PHOTOGRAPHS]
     files += sorted((folder("sklearn") / "datasets" / "images").glob("*.jpg"))
     boxes = [(0, 0, 1), (0, 0, 0.7), (0.3, 0, 0.7), (0, 0.3, 0.7), (0.3, 0.3, 0.7)]
-    sets = [[prepared(Image.open(f), b) for b in boxes] for f in files]
-    return torch.stack(sum(sets[::2], [])), torch.stack(sum(sets[1::2], []))
+    sets = [torch.stack([prepared(Image.open(f), b) for b in boxes]) for f in files]
+    return torch.cat(sets[::2]), torch.cat(sets[1::2])
 
 
 def row(dense: nn.Module, small: nn.Module, test: Tensor, pictures: Tensor, labels: Tensor) -> dict:
@@ -103,8 +103,9 @@ def main() -> None:
             "latency_ratio": times[1].median_ms / times[0].median_ms,
             "layers_replaced": len(report.replaced),
         }
-        rows.append({**shared, "batch_norm": "as trained",
-                     **row(dense, small, test, pictures, labels)})
+        rows.append(
+            {**shared, "batch_norm": "as trained", **row(dense, small, test, pictures, labels)}
+        )
         kept = lowrank.recalibrate_batchnorm(small, teacher=dense, data=spare, val=0.3)
         how = "re-estimated" if kept else "as trained: re-estimation did not improve held-out ones"
         rows.append({**shared, "batch_norm": how, **row(dense, small, test, pictures, labels)})

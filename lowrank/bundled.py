@@ -117,9 +117,9 @@ def fashion_mnist(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
         >>> tuple(images.shape), tuple(labels.shape)
         ((2000, 1, 28, 28), (2000,))
     """
-    with as_file(files("lowrank") / "assets" / "fashion_mnist.npz") as path:
-        with np.load(path) as packed:
-            images, labels = packed[f"{split}_images"], packed[f"{split}_labels"]
+    source = files("lowrank") / "assets" / "fashion_mnist.npz"
+    with as_file(source) as path, np.load(path) as packed:
+        images, labels = packed[f"{split}_images"], packed[f"{split}_labels"]
     return normalise(torch.from_numpy(images)), torch.from_numpy(labels).long()
 
 

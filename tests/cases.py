@@ -31,9 +31,7 @@ LAYERS: dict[str, tuple[Build, tuple[int, ...]]] = {
     "conv2d": (_conv(nn.Conv2d, 6, 8, 3, padding=1), (2, 6, 7, 9)),
     "conv2d no bias, unbatched": (_conv(nn.Conv2d, 6, 8, 3, bias=False), (6, 7, 9)),
     "conv2d per axis": (
-        _conv(
-            nn.Conv2d, 6, 8, (3, 5), stride=(2, 1), padding=(2, 1), dilation=(1, 2), bias=False
-        ),
+        _conv(nn.Conv2d, 6, 8, (3, 5), stride=(2, 1), padding=(2, 1), dilation=(1, 2), bias=False),
         (2, 6, 11, 13),
     ),
     "conv2d reflect": (

@@ -29,8 +29,16 @@ def _net(seed: int = 0) -> nn.Sequential:
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("budget", [{"params": 0.5}, {"bytes": 0.4}, {"macs": 0.5}, {"macs": 80_000},
-                                    {"params": 0.7, "macs": 0.4}])
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"params": 0.5},
+        {"bytes": 0.4},
+        {"macs": 0.5},
+        {"macs": 80_000},
+        {"params": 0.7, "macs": 0.4},
+    ],
+)
 def test_budget_is_kept_and_predicted_is_measured(budget: dict[str, float]) -> None:
     model = _net()
     before = copy.deepcopy(model.state_dict())
@@ -102,8 +110,11 @@ def test_plan_is_json_that_can_be_edited_and_applied(tmp_path: Path) -> None:
     plan.save(path)
     assert lowrank.Plan.load(path) == plan
     data = json.loads(path.read_text())
-    data["layers"]["7"] = {**{k: data["layers"]["7"][k] for k in ("kind", "shapes")},
-                           "method": "channel_svd", "rank": 7}
+    data["layers"]["7"] = {
+        **{k: data["layers"]["7"][k] for k in ("kind", "shapes")},
+        "method": "channel_svd",
+        "rank": 7,
+    }
     path.write_text(json.dumps(data))
     edited = lowrank.Plan.load(path)
     assert list(plan.diff(edited)) == ["7"]
@@ -248,8 +259,12 @@ def test_plan_for_another_model_is_refused_with_the_first_mismatch() -> None:
     with pytest.raises(PlanError, match=r"3: the plan is for Conv2d\(weight \(32, 16, 3, 3\)"):
         lowrank.apply(other, plan)
     with pytest.raises(PlanError, match="7: the model has no such layer"):
-        lowrank.apply(other[:5], plan.with_choice("3", lowrank.Dense()).__class__(
-            {k: v for k, v in plan.layers.items() if k != "3"}, plan.total))
+        lowrank.apply(
+            other[:5],
+            plan.with_choice("3", lowrank.Dense()).__class__(
+                {k: v for k, v in plan.layers.items() if k != "3"}, plan.total
+            ),
+        )
 
 
 BAD_PLANS = [

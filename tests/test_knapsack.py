@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_is_near_an_integer_programme_at_the_size_of_a_resnet50(keep: float) -> 
     assert sum(c.costs[p] for c, p in zip(layers, picks, strict=True)) <= limit
     starts = np.cumsum([0, *(len(c.errors) for c in layers)])
     one_each = np.zeros((len(layers), starts[-1]))
-    for row, (a, b) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for row, (a, b) in enumerate(pairwise(starts)):
         one_each[row, a:b] = 1
     costs = np.concatenate([c.costs[:, 0] for c in layers]) / limit
     optimum = milp(
@@ -86,5 +86,3 @@ def test_no_layers_and_no_errors() -> None:
     assert choose([], [1.0]) == []
     zero = Choices(np.array([[2.0], [1.0]]), np.zeros(2))
     assert choose([zero, zero], [2.0]) == [1, 1]
-
-

@@ -78,9 +78,7 @@ def test_tied_head_shares_the_table_of_the_embedding() -> None:
 
 def test_tied_head_stays_dense_with_its_embedding() -> None:
     net = SMALL["gpt2"]
-    _, report = lowrank.compress(
-        net.build(), net.example(), params=0.8, skip=["transformer.wte"]
-    )
+    _, report = lowrank.compress(net.build(), net.example(), params=0.8, skip=["transformer.wte"])
     assert "transformer.wte" in report.left_alone["lm_head"]
 
 

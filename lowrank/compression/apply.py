@@ -89,22 +89,20 @@ def apply(
     for name in plan.replaced:
         refuse_valueless(name, model.get_submodule(name))
     small = copy_model(model)
-    modules = dict(small.named_modules())
-    rows, originals = [], {}
+    errors: dict[str, float] = {}
+    originals: dict[str, nn.Module] = {}
     methods = plan.replaced
     for done, (name, method) in enumerate(methods.items()):
         if progress is not None:
             progress(name, done, len(methods))
-        module = modules[name]
-        error = _replace(small, name, method, plan.seed, originals)
-        rows.append((name, module, error))
+        errors[name] = _replace(small, name, method, plan.seed, originals)
     for name, row in plan.layers.items():
         if isinstance(row.choice, Tied):
             _replace_head(small, name, row.choice.to, originals)
     if progress is not None:
         progress("replaced", len(methods), len(methods))
     small.__dict__[_RECORD] = (*history(small), Applied(plan, originals))
-    return small, _report(model, small, plan, {n: e for n, _, e in rows}, example, data)
+    return small, _report(model, small, plan, errors, example, data)
 
 
 def build_structure(model: nn.Module, plan: Plan) -> None:
@@ -239,12 +237,13 @@ def _chain(module: nn.Module, stages: Sequence[nn.Module]) -> nn.Sequential:
     weight = _weight(module)
     for stage in stages:
         _weight(stage).requires_grad_(weight.requires_grad)
-    if getattr(module, "bias", None) is not None:
-        stages[-1].register_parameter("bias", module.bias)  # the same object: it may be shared
+    bias = module._parameters.get("bias")
+    if bias is not None:
+        stages[-1].register_parameter("bias", bias)  # the same object: it may be shared
     chain = nn.Sequential(*stages)
     if _is_channels_last(weight):
-        layout = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
-        chain.to(memory_format=layout)
+        for stage in stages:
+            _weight(stage).data = _weight(stage).data.contiguous(memory_format=_layout(weight))
     for key, value in vars(module).items():
         if not key.startswith("_"):  # stride, in_features, ...: a model may read them
             chain.__dict__[key] = value
@@ -257,8 +256,11 @@ def _chain(module: nn.Module, stages: Sequence[nn.Module]) -> nn.Sequential:
 def _is_channels_last(weight: Tensor) -> bool:
     if weight.ndim not in (4, 5) or weight.is_contiguous():
         return False
-    layout = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
-    return weight.is_contiguous(memory_format=layout)
+    return weight.is_contiguous(memory_format=_layout(weight))
+
+
+def _layout(weight: Tensor) -> torch.memory_format:
+    return torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
 
 
 _HOOKS = (
@@ -329,11 +331,8 @@ def _restore(model: nn.Module, name: str, shell: nn.Module, weight: Tensor) -> N
     assert isinstance(chain, nn.Sequential)
     first, last = _weight(chain[0]), chain[-1]
     if not isinstance(weight, nn.Parameter):
-        layout = (
-            torch.channels_last
-            if first.ndim == 4 and any(_is_channels_last(_weight(m)) for m in chain)
-            else torch.contiguous_format
-        )
+        last_layout = any(_is_channels_last(_weight(m)) for m in chain)
+        layout = _layout(first) if last_layout else torch.contiguous_format
         value = weight.to(first.dtype).contiguous(memory_format=layout)
         weight = nn.Parameter(value, requires_grad=first.requires_grad)
     shell._parameters["weight"] = weight

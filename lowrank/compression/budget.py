@@ -63,11 +63,12 @@ def budget_of(
 
 def _checked(name: str, value: object) -> float:
     advice = "give a fraction in (0, 1], or a whole number as an absolute figure"
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, int | float | Real):
         raise BudgetError(name, f"{value!r} is not a number", advice)
+    whole, value = isinstance(value, Integral), float(value)
     if not value > 0:
-        raise BudgetError(name, f"{value} is not above 0", advice)
-    if isinstance(value, Integral):
+        raise BudgetError(name, f"{value:g} is not above 0", advice)
+    if whole:
         return int(value)
     if value > 1:
         raise BudgetError(name, f"{value} is above 1", advice)

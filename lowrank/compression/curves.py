@@ -6,8 +6,10 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from lowrank.compression.budget import Budget, budget_of
@@ -311,7 +313,7 @@ def _head(found: Scan, name: str) -> list[str]:
     return [v.head.name for v in found.views if v.name == name and v.head is not None]
 
 
-def _refuse_model(found: Scan, reasons: Mapping[str, str]) -> None:
+def _refuse_model(found: Scan, reasons: Mapping[str, str]) -> NoReturn:
     first = next(iter(reasons.items()), None)
     why = f"; {first[0] or 'the model'}: {first[1]}" if first else ""
     raise InputError(
@@ -346,7 +348,7 @@ def _why_dense(curve: Curve, options: Sequence[Candidate | None], budget: Budget
     return "worth more than it costs"
 
 
-def _refuse(budget: Budget, least: np.ndarray, total: Cost) -> None:
+def _refuse(budget: Budget, least: NDArray[np.float64], total: Cost) -> NoReturn:
     parts = []
     for name, low, whole in zip(budget.given, least, budget.measure(total), strict=True):
         parts.append(f"{name}={low / whole:.4f} ({int(low):,} of {whole:,})")

@@ -194,9 +194,9 @@ def _epochs(
     """Train epoch by epoch; each is offered as the best before it is yielded."""
     if measure is not None:
         start = time.perf_counter()
-        val = measure(trainer.model)
-        best.offer(val, 0)
-        yield Epoch(0, val=val, seconds=time.perf_counter() - start, best=True)
+        before = measure(trainer.model)
+        best.offer(before, 0)
+        yield Epoch(0, val=before, seconds=time.perf_counter() - start, best=True)
     for index in range(1, trainer.epochs + 1):
         start = time.perf_counter()
         terms, lr, steps = trainer.epoch(index, shown)

@@ -170,28 +170,30 @@ class LayerSpec:
 
     def _args(self) -> dict[str, object]:
         if self.kind == "linear":
-            return dict(
-                in_features=self.in_channels, out_features=self.out_channels, bias=self.bias
-            )
+            return {
+                "in_features": self.in_channels,
+                "out_features": self.out_channels,
+                "bias": self.bias,
+            }
         if self.kind == "embedding":
-            return dict(
-                num_embeddings=self.in_channels,
-                embedding_dim=self.out_channels,
-                padding_idx=self.padding_idx,
-                scale_grad_by_freq=self.scale_grad_by_freq,
-                sparse=self.sparse,
-            )
-        args: dict[str, object] = dict(
-            in_channels=self.in_channels,
-            out_channels=self.out_channels,
-            kernel_size=self.kernel,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            bias=self.bias,
-            padding_mode=self.padding_mode,
-        )
+            return {
+                "num_embeddings": self.in_channels,
+                "embedding_dim": self.out_channels,
+                "padding_idx": self.padding_idx,
+                "scale_grad_by_freq": self.scale_grad_by_freq,
+                "sparse": self.sparse,
+            }
+        args: dict[str, object] = {
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "kernel_size": self.kernel,
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "bias": self.bias,
+            "padding_mode": self.padding_mode,
+        }
         if self.kind == "conv_transpose":
             args["output_padding"] = self.output_padding
         return args
@@ -219,9 +221,7 @@ def spec_of(module: nn.Module) -> LayerSpec | None:
             scale_grad_by_freq=module.scale_grad_by_freq,
             sparse=module.sparse,
         )
-    if isinstance(module, tuple(_CONV.values())) or isinstance(
-        module, tuple(_CONV_TRANSPOSE.values())
-    ):
+    if isinstance(module, (*_CONV.values(), *_CONV_TRANSPOSE.values())):
         return _conv_spec(module, bias)
     return None
 

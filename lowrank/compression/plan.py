@@ -87,7 +87,7 @@ class Plan:
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
         >>> plan = lowrank.measure(model, torch.zeros(1, 64)).plan(params=0.5)
         >>> plan["0"]
-        ChannelSVD(rank=16, fold='kernel_first')
+        ChannelSVD(rank=15, fold='kernel_first')
         >>> Plan.from_json(plan.to_json()) == plan
         True
     """

@@ -130,7 +130,7 @@ def static_reason(module: nn.Module) -> str | None:
     if parametrize.is_parametrized(module):
         return "its weight is parametrized; remove_parametrizations first"
     own = dict(module.named_parameters(recurse=False))
-    if any(isinstance(p, nn.parameter.UninitializedTensorMixin) for p in own.values()):
+    if any(nn.parameter.is_lazy(p) for p in own.values()):
         return f"{kind} has no weights yet; run the model once"
     if spec_of(module) is None:
         matrix = any(p.ndim > 1 for p in own.values())
@@ -219,11 +219,11 @@ def _attribute_reads(modules: Any, read: Any) -> Iterator[None]:
             read(self, name)
         return object.__getattribute__(self, name)
 
-    nn.Module.__getattribute__ = getattribute  # type: ignore[method-assign]
+    nn.Module.__getattribute__ = getattribute  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
-        del nn.Module.__getattribute__  # type: ignore[misc]
+        del nn.Module.__getattribute__
 
 
 def _record_call(watch: _Watch, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -259,12 +259,10 @@ def _behaves_as_plain(module: nn.Module, x: Tensor, output: Any) -> bool:
         return True
     spec = spec_of(module)
     assert spec is not None
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    plain = spec.build(dtype=weight.dtype, device="meta")
-    state = {k: v for k, v in (("weight", weight), ("bias", module.bias)) if v is not None}
+    own = {k: p.detach() for k, p in module.named_parameters(recurse=False)}
+    plain = spec.build(dtype=own["weight"].dtype, device="meta")
     try:
-        expected = torch.func.functional_call(plain, {k: v.detach() for k, v in state.items()}, x)
+        expected = torch.func.functional_call(plain, own, x)
     except (RuntimeError, TypeError):
         return False
     same_type = isinstance(output, Tensor) and output.shape == expected.shape

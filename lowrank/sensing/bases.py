@@ -95,6 +95,38 @@ def wavelet(
     return wavelet_basis(_shape(shape)[0], name, level, mode)
 
 
+def scale_weights(Psi: Operator, growth: float = 0.5) -> Array:
+    """Weights of the L1 norm for a wavelet basis: lighter where coefficients are larger.
+
+    The coefficients of a bounded signal with jumps grow as `2^(j/2)` with the scale j in one
+    dimension, `2^j` in two; the weight `2^(-growth d (j - 1))` in d dimensions expects that, where
+    equal weights press coarse and fine scales alike.
+
+    Args:
+        Psi: a basis made by `wavelet`.
+        growth: per dimension and doubling of the scale, >= 0: 1/2 for jumps and 1/f noise, 1 for
+            continuous signals such as Brownian motion, 0 for equal weights.
+
+    Returns:
+        (p,), positive, 1 at the finest scale. The approximation has the coarsest scale's.
+
+    Raises:
+        InputError: Psi has no scales, or growth is negative.
+
+    Example:
+        >>> scale_weights(wavelet(8, name="haar", level=2), growth=1).tolist()
+        [0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0]
+
+    Source: Mallat 2009, section 6.1.3 (decay across scales); Donoho, Johnstone 1998, section 1
+        (sequence norms of Besov spaces).
+    """
+    if Psi.scales is None:
+        raise InputError("scale_weights", f"{Psi.name} has no scales", "pass bases.wavelet(...)")
+    if not growth >= 0 or not np.isfinite(growth):
+        raise InputError("growth", f"{growth} is not zero or positive", "pass 0.5, or 0 to 1")
+    return np.asarray(2.0 ** (-growth * (Psi.scales - 1)))
+
+
 def dictionary(matrix: MatrixLike) -> Operator:
     """A dictionary of atoms as columns (n, p): `x = matrix c`; `.orthonormal` if it is, measured.
 
@@ -189,8 +221,20 @@ def finite_differences(shape: int | Sequence[int]) -> Operator:
 
     norm = np.sqrt(sum(4 * np.cos(np.pi / (2 * s)) ** 2 for s in size))
     return Operator(
-        (d * n, n), float, gradient, minus_divergence, name="finite differences", norm=float(norm)
+        (d * n, n),
+        float,
+        gradient,
+        minus_divergence,
+        name="finite differences",
+        norm=float(norm),
+        gram_spectrum=_circular_laplacian(size),
     )
+
+
+def _circular_laplacian(size: tuple[int, ...]) -> Array:
+    """Eigenvalues of `D^T D` where the differences wrap around: near it but for the border."""
+    along = (2 - 2 * np.cos(2 * np.pi * np.arange(s) / s) for s in size)
+    return np.asarray(sum(np.meshgrid(*along, indexing="ij")))
 
 
 def _slices(axis: int, part: slice) -> tuple[slice, ...]:

@@ -41,9 +41,14 @@ class Operator(LinearOperator):  # type: ignore[misc]
         row_orthonormal: whether `A A^H = I`, known and not measured.
         dense: the matrix itself, or a function that makes it when first asked; None if matrix-free.
         trusted: the adjoint is known to be the adjoint; else solving runs the dot test once.
+        gram_spectrum: eigenvalues, of the signal's shape and in the order of `numpy.fft`, of a
+            circulant matrix near `A^H A`, which preconditions systems with it; None if none is.
+        scales: the scale of each coefficient of a wavelet basis, (n,), 1 the finest; else None.
 
     Attributes:
         row_orthonormal: whether `A A^H = I`.
+        gram_spectrum: as given.
+        scales: as given.
         name: what messages call it.
         trusted: whether the dot test can be left out.
 
@@ -68,10 +73,13 @@ class Operator(LinearOperator):  # type: ignore[misc]
         row_orthonormal: bool = False,
         dense: Array | Callable[[], Array] | None = None,
         trusted: bool = True,
+        gram_spectrum: Array | None = None,
+        scales: Array | None = None,
     ) -> None:
         super().__init__(np.dtype(dtype), (int(shape[0]), int(shape[1])))
         self._forward, self._adjoint = forward, adjoint
         self.name, self.row_orthonormal, self.trusted = name, row_orthonormal, trusted
+        self.gram_spectrum, self.scales = gram_spectrum, scales
         self._known_norm = 1.0 if row_orthonormal else norm
         self._known_column_norms, self._dense = column_norms, dense
 

@@ -270,6 +270,7 @@ def partial_fourier(
             text = f"shape {chosen.shape} with {int(chosen.sum())} samples, for {size}"
             raise InputError("mask", text, "pass booleans of the signal's shape, some of them true")
         kept = np.flatnonzero(chosen)
+    measured = np.bincount(kept, minlength=n).astype(float).reshape(size)
 
     def transform(x: Array) -> Array:
         return np.asarray(fftn(x.reshape(*size, *x.shape[1:]), axes=axes, norm="ortho"))
@@ -285,6 +286,7 @@ def partial_fourier(
         lambda y: inverse(y).reshape(y.shape),
         "partial Fourier",
         lambda: np.full(n, np.sqrt(kept.size / n)),
+        gram_spectrum=measured,
     )
 
 
@@ -499,6 +501,7 @@ def _partial(
     inverse: Map,
     name: str,
     column_norms: Callable[[], Array],
+    gram_spectrum: Array | None = None,
 ) -> Operator:
     """Rows of a unitary transform."""
 
@@ -515,6 +518,7 @@ def _partial(
         name=name,
         column_norms=column_norms,
         row_orthonormal=True,
+        gram_spectrum=gram_spectrum,
     )
 
 

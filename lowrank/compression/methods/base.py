@@ -97,6 +97,12 @@ def long_kernel(w: Tensor) -> Tensor:
     return w.reshape(o, i, *(k for k in kernel if k > 1))
 
 
+def worthwhile(rank_one: Method, spec: LayerSpec, full: int) -> int:
+    """The largest rank in 1..full that has no more weights than the layer; 1 if none has."""
+    per_rank = sum(s.n_weights for s in rank_one.specs(spec))
+    return min(full, max(1, spec.n_weights // per_rank))
+
+
 def rank_grid(full: int, *, round_to: int, limit: int) -> list[int]:
     """At most `limit` ranks in 1..full, evenly spread, multiples of `round_to`."""
     step = max(round_to, -(-full // limit) if round_to == 1 else round_to)

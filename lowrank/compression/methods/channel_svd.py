@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lowrank.compression.layers import LayerSpec
-from lowrank.compression.methods.base import depthwise, lost_energy, outside, rank_grid
+from lowrank.compression.methods.base import depthwise, lost_energy, outside, rank_grid, worthwhile
 from lowrank.decompositions.svd import singular_values, truncated_svd
 
 Fold = Literal["kernel_first", "kernel_last"]
@@ -51,7 +51,8 @@ class ChannelSVD:
         folds: tuple[Fold, ...] = ("kernel_first", "kernel_last")
         for fold in folds if any(k > 1 for k in spec.kernel) else folds[:1]:
             lost = lost_energy(singular_values(_matrix(weight, fold)))
-            for rank in rank_grid(_full(spec, fold), round_to=round_to, limit=64):
+            top = worthwhile(cls(1, fold), spec, _full(spec, fold))
+            for rank in rank_grid(top, round_to=round_to, limit=64):
                 yield cls(rank, fold), lost[rank - 1]
 
     def check(self, spec: LayerSpec) -> str | None:
@@ -81,7 +82,9 @@ class ChannelSVD:
         return spec.pointwise(spec.in_channels, inner, groups=g), last
 
     def factor(self, spec: LayerSpec, weight: Tensor, *, seed: int) -> tuple[Tensor, ...]:
-        U, Vh = truncated_svd(_matrix(weight, self.fold), self.rank).balanced()  # (g, m, r), (g, r, n)
+        U, Vh = truncated_svd(
+            _matrix(weight, self.fold), self.rank
+        ).balanced()  # (g, m, r), (g, r, n)
         g, o, i, *kernel = spec.weight_shape
         ones = (1,) * len(kernel)
         if self.fold == "kernel_first":

@@ -19,6 +19,7 @@ from lowrank.compression.methods.base import (
     no_kernel,
     outside,
     rank_grid,
+    worthwhile,
 )
 from lowrank.decompositions.cp import cp
 
@@ -57,8 +58,7 @@ class CP:
     def candidates(
         cls, spec: LayerSpec, weight: Tensor, *, round_to: int, seed: int
     ) -> Iterable[tuple[CP, float]]:
-        worthwhile = min(_full(spec), _break_even(spec))
-        ranks = rank_grid(worthwhile, round_to=round_to, limit=48)
+        ranks = rank_grid(worthwhile(cls(1), spec, _full(spec)), round_to=round_to, limit=48)
         if not ranks:
             return
         fitted = sorted({ranks[int(j)] for j in np.linspace(0, len(ranks) - 1, _FITS)})
@@ -111,9 +111,3 @@ def _full(spec: LayerSpec) -> int:
     """A rank at which every tensor of this shape is exact."""
     _, *shape = spec.weight_shape
     return prod(shape) // max(shape)
-
-
-def _break_even(spec: LayerSpec) -> int:
-    """The rank at which the factors have as many weights as the layer."""
-    _, *shape = spec.weight_shape
-    return max(1, prod(shape) // sum(n for n in shape if n > 1))

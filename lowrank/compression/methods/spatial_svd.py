@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lowrank.compression.layers import LayerSpec
-from lowrank.compression.methods.base import lost_energy, no_kernel, outside, rank_grid
+from lowrank.compression.methods.base import lost_energy, no_kernel, outside, rank_grid, worthwhile
 from lowrank.decompositions.svd import singular_values, truncated_svd
 
 
@@ -47,7 +47,8 @@ class SpatialSVD:
     ) -> Iterable[tuple[SpatialSVD, float]]:
         for axis in (a for a, k in enumerate(spec.kernel) if k > 1):
             lost = lost_energy(singular_values(_matrix(weight, axis)))
-            for rank in rank_grid(_full(spec, axis), round_to=round_to, limit=64):
+            top = worthwhile(cls(1, axis), spec, _full(spec, axis))
+            for rank in rank_grid(top, round_to=round_to, limit=64):
                 yield cls(rank, axis), lost[rank - 1]
 
     def check(self, spec: LayerSpec) -> str | None:
@@ -64,7 +65,9 @@ class SpatialSVD:
         )
 
     def factor(self, spec: LayerSpec, weight: Tensor, *, seed: int) -> tuple[Tensor, ...]:
-        U, Vh = truncated_svd(_matrix(weight, self.axis), self.rank).balanced()  # (g, o * rest, r), (g, r, i * k)
+        U, Vh = truncated_svd(
+            _matrix(weight, self.axis), self.rank
+        ).balanced()  # (g, o * rest, r), (g, r, i * k)
         g, o, i, *kernel = spec.weight_shape
         first = [k if a == self.axis else 1 for a, k in enumerate(kernel)]
         rest = [1 if a == self.axis else k for a, k in enumerate(kernel)]
