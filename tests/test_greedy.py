@@ -203,3 +203,10 @@ def test_sbl_on_correlated_columns_without_noise_and_degenerate():
     D = operators.partial_dct(64, rows=np.arange(40))
     free = PosteriorMean(operators.from_functions(D.shape, D.forward, D.adjoint), np.ones(40), 0.1)
     assert "matrix-free" in Sbl().refuses(free)
+
+
+@pytest.mark.parametrize("name", ["omp", "cosamp", "subspace_pursuit", "iht"])
+def test_a_complex_signal_through_a_real_matrix(name):
+    A, x = operators.gaussian(30, 60, seed=0), sparse_signal(60, 3, seed=1, kind="complex")
+    found = solve(KSparse(A, A @ x, 3), name)
+    np.testing.assert_allclose(found.x, x, atol=1e-8)

@@ -49,7 +49,7 @@ class Dictionary:
         if self.single is None:
             return np.abs(self.operator.adjoint(np.ascontiguousarray(R.T)).T / self.norms)
         self.n_products = (self.n_products or 0) + R.shape[0]
-        product = R.conj().astype(self.single.dtype) @ self.single
+        product = R.conj().astype(np.complex64 if np.iscomplexobj(R) else np.float32) @ self.single
         return np.abs(product, out=None if np.iscomplexobj(product) else product)
 
     def atoms(self, J: Array) -> Array:
