@@ -14,6 +14,7 @@ from lowrank.cli.commands import Commands
 COMMANDS = {
     "profile": "lowrank.cli.profile",
     "compress": "lowrank.cli.compress",
+    "recover": "lowrank.cli.recover",
     "demo": "lowrank.cli.demo",
 }
 """Command -> the module whose `command` it is."""
@@ -28,10 +29,12 @@ COMMANDS = {
 @click.version_option(__version__, prog_name="lowrank")
 @click.option("--debug", is_flag=True, help="Show the traceback of every error.")
 def main(debug: bool) -> None:
-    """Factorize trained PyTorch networks under a budget.
+    """Factorize trained PyTorch networks under a budget; recover sparse signals, with a proof.
 
     \b
     lowrank demo                      the whole of it on a bundled network, in two minutes
     lowrank profile net.py:build --input 1x3x224x224
     lowrank compress net.py:build --input 1x3x224x224 --macs 0.5 -o small.safetensors
+    lowrank recover --matrix A.npy --measurements y.npy -o x.npy
+    lowrank demo recover              a sparse signal, measured and recovered
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from lowrank.cli.console import json_option, show, show_json, tell, working
 from lowrank.cli.source import FILE, SOURCE_HELP, Source, source_options
+from lowrank.cli.targets import check_targets
 from lowrank.cli.values import Budget, Methods, split
 from lowrank.errors import InputError
 
@@ -63,7 +63,7 @@ def command(
     """Compress a model."""
     settings = _settings(options)
     _check_choice(plan_file, settings)
-    _check_targets(save_plan, output)
+    check_targets(save_plan, output)
     with working() as progress:
         loaded = source.load()
         small, report = _compressed(loaded, plan_file, settings, progress)
@@ -92,15 +92,6 @@ def _check_choice(plan_file: Path | None, settings: Mapping[str, Any]) -> None:
         raise click.UsageError(f"--plan already settles every layer; drop {spare}")
     if plan_file is None and not {"macs", "params", "bytes"} & set(settings):
         raise click.UsageError("no budget; give --macs, --params or --bytes, such as --macs 0.5")
-
-
-def _check_targets(*paths: Path | None) -> None:
-    """Refuse what could not be written before any work is done."""
-    for path in filter(None, paths):
-        if not path.parent.is_dir():
-            raise InputError(str(path), f"there is no folder {path.parent}", "make it first")
-        if not os.access(path.parent, os.W_OK):
-            raise InputError(str(path), "the folder cannot be written to", "choose another")
 
 
 def _compressed(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 from rich import box
 from rich.table import Table
 
@@ -15,7 +16,7 @@ from lowrank.cli.console import json_option, show, show_json, tell, working
 if TYPE_CHECKING:
     from lowrank.demo import Demo
 
-DEMOS: dict[str, str] = {}
+DEMOS = {"recover": "lowrank.cli.demo_recover", "ecg": "lowrank.cli.demo_ecg"}
 """Further demos (`lowrank demo NAME`) -> the module whose `command` each is."""
 
 
@@ -24,7 +25,7 @@ DEMOS: dict[str, str] = {}
     modules=DEMOS,
     invoke_without_command=True,
     short_help="The whole of it on a bundled network.",
-    subcommand_metavar="[DEMO]" if DEMOS else "",
+    subcommand_metavar="[DEMO]",
 )
 @click.option(
     "--output",
@@ -49,8 +50,11 @@ def command(ctx: click.Context, output: Path, seed: int, as_json: bool) -> None:
     \b
     lowrank demo
     lowrank demo --json --output /tmp
+    lowrank demo recover              a sparse signal, measured and recovered
+    lowrank demo ecg                  a heartbeat from a quarter of its samples
     """
     if ctx.invoked_subcommand is not None:
+        _check_place(ctx)
         return
     from lowrank import demo
 
@@ -62,6 +66,14 @@ def command(ctx: click.Context, output: Path, seed: int, as_json: bool) -> None:
     else:
         show(found.profile, found.plan, table(found), notes(found))
     tell(f"wrote {picture}")
+
+
+def _check_place(ctx: click.Context) -> None:
+    """Options before the name of another demo would be lost."""
+    for name in ("output", "seed", "as_json"):
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            demo = ctx.invoked_subcommand
+            raise click.UsageError(f"options come after the demo's name: lowrank demo {demo} ...")
 
 
 def table(found: Demo) -> Table:

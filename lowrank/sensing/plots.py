@@ -56,6 +56,7 @@ def recovery(
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for panel, ax in zip(panels, axes, strict=True):
         panel(ax)
+    figure.align_ylabels(axes)
     figure.suptitle(_title(found), fontsize=11)
     return figure
 
@@ -99,10 +100,11 @@ def signal(
         _stems(ax, true, TRUE, "o", "true")
         if other is not None:
             _stems(ax, other, FOUND, "x", "recovered")
+    elif other is None:
+        ax.plot(true, color=TRUE, lw=1.2)
     else:  # wide and pale below thin and dark, so that both show where they agree
         ax.plot(true, color=TRUE, lw=3.2, alpha=0.45, label="true")
-        if other is not None:
-            ax.plot(other, color=FOUND, lw=1.0, label="recovered")
+        ax.plot(other, color=FOUND, lw=1.0, label="recovered")
     _label(ax, true.size, label, unit)
     _tidy(ax, legend=other is not None)
 
