@@ -51,6 +51,11 @@ OPERATORS: dict[str, Callable[[], Operator]] = {
     "partial hadamard": lambda: operators.partial_hadamard(256, m=40, seed=0),
     "random convolution": lambda: operators.random_convolution(32, m=10, seed=0),
     "random convolution odd": lambda: operators.random_convolution(33, m=10, seed=0),
+    "sampling": lambda: operators.sampling(33, [0, 5, 7, 32]),
+    "circular convolution": lambda: operators.circular_convolution(9, [1.0, 2.0, 4.0]),
+    "circular convolution 2d": lambda: operators.circular_convolution(
+        (6, 5), np.arange(12.0).reshape(3, 4)
+    ),
     "toeplitz": lambda: operators.toeplitz(12, 30, seed=0),
     "toeplitz complex": lambda: operators.toeplitz(5, 4, taps=np.arange(8) + 1j),
     "toeplitz tall": lambda: operators.toeplitz(30, 12, seed=0),

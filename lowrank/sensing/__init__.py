@@ -1,6 +1,6 @@
 """Measurements in, signal out, with a proof."""
 
-from lowrank.sensing import bases, operators, problems
+from lowrank.sensing import bases, gallery, operators, problems
 from lowrank.sensing.certificates import Certificate, certify
 from lowrank.sensing.operators import Operator, adjoint_error, as_operator
 from lowrank.sensing.problems import (
@@ -56,6 +56,7 @@ __all__ = [
     "as_operator",
     "bases",
     "certify",
+    "gallery",
     "operators",
     "problems",
     "recover",

@@ -98,14 +98,13 @@ def wavelet(
 def scale_weights(Psi: Operator, growth: float = 0.5) -> Array:
     """Weights of the L1 norm for a wavelet basis: lighter where coefficients are larger.
 
-    The coefficients of a bounded signal with jumps grow as `2^(j/2)` with the scale j in one
-    dimension, `2^j` in two; the weight `2^(-growth d (j - 1))` in d dimensions expects that, where
-    equal weights press coarse and fine scales alike.
+    A jump's coefficients grow as the square root of the atom's volume V, in units of the finest
+    atom's; the weight `V^(-growth)` expects that, where equal weights press all scales alike.
 
     Args:
         Psi: a basis made by `wavelet`.
-        growth: per dimension and doubling of the scale, >= 0: 1/2 for jumps and 1/f noise, 1 for
-            continuous signals such as Brownian motion, 0 for equal weights.
+        growth: >= 0; 1/2 is for jumps and 1/f noise, 1 for continuous signals such as Brownian
+            motion, 0 for equal weights.
 
     Returns:
         (p,), positive, 1 at the finest scale. The approximation has the coarsest scale's.
@@ -124,7 +123,7 @@ def scale_weights(Psi: Operator, growth: float = 0.5) -> Array:
         raise InputError("scale_weights", f"{Psi.name} has no scales", "pass bases.wavelet(...)")
     if not growth >= 0 or not np.isfinite(growth):
         raise InputError("growth", f"{growth} is not zero or positive", "pass 0.5, or 0 to 1")
-    return np.asarray(2.0 ** (-growth * (Psi.scales - 1)))
+    return np.asarray(2.0 ** (-growth * Psi.scales))
 
 
 def dictionary(matrix: MatrixLike) -> Operator:

@@ -43,7 +43,8 @@ class Operator(LinearOperator):  # type: ignore[misc]
         trusted: the adjoint is known to be the adjoint; else solving runs the dot test once.
         gram_spectrum: eigenvalues, of the signal's shape and in the order of `numpy.fft`, of a
             circulant matrix near `A^H A`, which preconditions systems with it; None if none is.
-        scales: the scale of each coefficient of a wavelet basis, (n,), 1 the finest; else None.
+        scales: how large a wavelet basis's atoms are, (n,): log2 of their volume over that of the
+            finest; else None.
 
     Attributes:
         row_orthonormal: whether `A A^H = I`.

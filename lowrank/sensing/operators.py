@@ -50,6 +50,7 @@ __all__ = [
     "adjoint_error",
     "as_double",
     "as_operator",
+    "circular_convolution",
     "for_real_signals",
     "from_functions",
     "from_matrix",
@@ -61,6 +62,7 @@ __all__ = [
     "rademacher",
     "radial_mask",
     "random_convolution",
+    "sampling",
     "sparse_binary",
     "to_numpy",
     "to_tensor",
@@ -406,6 +408,69 @@ def random_convolution(
     )
 
 
+def sampling(n: int, rows: ArrayLike) -> Operator:
+    """The samples at some places, `x -> x[rows]`, matrix-free; `A A^T = I`.
+
+    Args:
+        n: length of the signal; pictures are flattened in C order.
+        rows: indices of the samples, or booleans (n,).
+
+    Raises:
+        InputError: indices repeated or out of range.
+
+    Example:
+        >>> sampling(4, [0, 3]) @ np.array([1.0, 2.0, 3.0, 4.0])
+        array([1., 4.])
+    """
+    kept = _rows(n, rows, None, None)
+    column_norms = lambda: np.bincount(kept, minlength=n).astype(float)  # noqa: E731
+    return _partial(n, kept, float, lambda x: x, lambda x: x, "sampling", column_norms)
+
+
+def circular_convolution(shape: int | Sequence[int], kernel: ArrayLike) -> Operator:
+    """Convolution of a signal or picture with a real kernel, wrapping around; by FFT.
+
+    Args:
+        shape: length, or (rows, columns, ...), of the signal.
+        kernel: of as many dimensions and no larger; its middle (`size // 2`) falls on the sample.
+
+    Raises:
+        InputError: a kernel of another dimension, larger than the signal, complex, or with NaN.
+
+    Example:
+        >>> (circular_convolution(4, [0.5, 0.5]) @ np.array([1.0, 0, 0, 0])).round(6)
+        array([0.5, 0. , 0. , 0.5])
+    """
+    size = (int(shape),) if isinstance(shape, int | np.integer) else tuple(map(int, shape))
+    taps = as_double(to_numpy(kernel), "kernel")
+    small = taps.ndim == len(size) and all(t <= s for t, s in zip(taps.shape, size, strict=True))
+    if not small or np.iscomplexobj(taps):
+        text = f"{taps.dtype} of shape {taps.shape} for a signal of shape {size}"
+        raise InputError("kernel", text, "pass a real one, no larger than the signal")
+    axes = tuple(range(len(size)))
+    padded = np.zeros(size)
+    padded[tuple(slice(t) for t in taps.shape)] = taps
+    response = fftn(np.roll(padded, [-(t // 2) for t in taps.shape], axes))
+
+    def filtered(x: Array, gains: Array) -> Array:
+        picture = x.reshape(*size, *x.shape[1:])
+        spread = gains.reshape(*size, *(1,) * (x.ndim - 1))
+        out = ifftn(spread * fftn(picture, axes=axes), axes=axes).reshape(x.shape)
+        return np.asarray(out if np.iscomplexobj(x) else out.real)
+
+    n = prod(size)
+    return Operator(
+        (n, n),
+        float,
+        lambda x: filtered(x, response),
+        lambda y: filtered(y, response.conj()),
+        name="circular convolution",
+        norm=float(np.abs(response).max()),
+        column_norms=lambda: np.full(n, np.linalg.norm(taps)),
+        gram_spectrum=np.abs(response) ** 2,
+    )
+
+
 def toeplitz(
     m: int, n: int, *, seed: int | np.random.Generator | None = None, taps: ArrayLike | None = None
 ) -> Operator:
@@ -489,8 +554,20 @@ def for_real_signals(A: MatrixLike) -> Operator:
         return np.asarray(A.adjoint(y[:m] + 1j * y[m:]).real)
 
     return Operator(
-        (2 * m, n), float, forward, adjoint, name=A.name, dense=dense, trusted=A.trusted
+        (2 * m, n),
+        float,
+        forward,
+        adjoint,
+        name=A.name,
+        dense=dense,
+        trusted=A.trusted,
+        gram_spectrum=None if A.gram_spectrum is None else _even(A.gram_spectrum),
     )
+
+
+def _even(spectrum: Array) -> Array:
+    """The mean over each frequency and its negative, what a real signal sees."""
+    return np.asarray((spectrum + np.roll(np.flip(spectrum), 1, range(spectrum.ndim))) / 2)
 
 
 def _partial(

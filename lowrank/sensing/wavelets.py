@@ -36,8 +36,8 @@ def wavelet_basis(size: tuple[int, ...], name: str, level: int | None, mode: str
 
     template = decompose(np.zeros(size), wave)
     p = sum(prod(block.shape) for block in _blocks(template))
-    per_level = [template[0].size, *(sum(b.size for b in details.values()) for details in template[1:])]
-    scales = np.repeat([level, *range(level, 0, -1)], per_level)
+    per_level = [template[0].size, *(sum(b.size for b in d.values()) for d in template[1:])]
+    octaves = np.repeat([level - 1, *range(level - 1, -1, -1)], per_level)
 
     def synthesis(c: Array) -> Array:
         coefficients = _unpack(c, template)
@@ -59,7 +59,7 @@ def wavelet_basis(size: tuple[int, ...], name: str, level: int | None, mode: str
         name=f"{name} wavelets, level {level}",
         row_orthonormal=orthonormal,
         column_norms=(lambda: np.ones(p)) if orthonormal else None,
-        scales=len(size) * scales,
+        scales=len(size) * octaves,
     )
 
 
