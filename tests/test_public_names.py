@@ -1,0 +1,46 @@
+"""What `import lowrank` reaches, and what it does not bring along."""
+
+import subprocess
+import sys
+
+import pytest
+
+import lowrank
+import lowrank.sensing
+
+HEAVY = ("cvxpy", "tensorly", "matplotlib", "transformers", "torch", "scipy", "sklearn", "pywt")
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_import_is_light():
+    assert run(f"import lowrank, sys; print([m for m in {HEAVY} if m in sys.modules])") == "[]"
+
+
+def test_sensing_is_light():
+    heavy = [m for m in HEAVY if m != "scipy"]
+    code = f"import sys, lowrank; lowrank.recover; print([m for m in {heavy} if m in sys.modules])"
+    assert run(code) == "[]"
+
+
+@pytest.mark.parametrize(
+    "name", ["sensing.bases.dct", "sensing.noise", "decompositions.robust_pca", "plots.plan_bars"]
+)
+def test_import_lowrank_alone_reaches(name):
+    assert run(f"import lowrank; print(lowrank.{name} is not None)") == "True"
+
+
+@pytest.mark.parametrize("package", [lowrank, lowrank.sensing], ids=lambda p: p.__name__)
+def test_every_public_name_is_there(package):
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = package.no_such_name
+
+
+def test_recover_is_one_thing():
+    assert lowrank.recover is lowrank.sensing.recover
