@@ -403,3 +403,9 @@ def test_a_subclass_that_adds_nothing_is_replaced() -> None:
 
     _, report = lowrank.compress(nn.Sequential(Named(32, 32)), torch.randn(2, 32), params=0.5)
     assert set(report.plan.replaced) == {"0"}
+
+
+def test_a_refused_example_is_the_only_complaint() -> None:
+    """No warning from the hooks that watched the run (warnings are errors here)."""
+    with pytest.raises(InputError, match="refused the example"):
+        lowrank.measure(_net(), torch.randn(2, 3))

@@ -185,9 +185,10 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
     def enter(module: nn.Module, args: Any) -> None:
         running.append(module)
 
-    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if id(module) in watched:  # while it still counts as running: our own reads are its own
-            _record_call(watch, module, args, kwargs, output)
+    def leave(module: nn.Module, args: Any, *rest: Any) -> None:
+        # kwargs and output; after an exception torch passes neither, and the run ends anyway
+        if len(rest) == 2 and id(module) in watched:
+            _record_call(watch, module, args, *rest)  # still running: our reads are its own
         if running and running[-1] is module:
             running.pop()
 
