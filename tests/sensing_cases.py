@@ -17,9 +17,11 @@ from lowrank.sensing.problems import (
     ElasticNet,
     GroupLasso,
     JointSparse,
+    KSparse,
     L1Fit,
     Lasso,
     OneBit,
+    PosteriorMean,
     Problem,
     SqrtLasso,
     total_variation,
@@ -159,10 +161,45 @@ PROBLEMS: dict[str, Case] = {
 }
 """Convex problems on random, complex, correlated, degenerate, tall and badly scaled matrices."""
 
+
+def _sparse(kind: str) -> tuple[np.ndarray, Operator, Operator | None]:
+    """Coefficients with 5 non-zeros, an operator with 60 rows that finds them, and a basis."""
+    m, n = 200 if kind == "tall" else 60, 120
+    values = "complex" if kind in ("complex", "complex signal") else "gaussian"
+    c = sparse_signal(n, 5, seed=3, kind=values)
+    if kind == "batch":
+        c = np.stack([c, -c[::-1], 2 * c], axis=1)
+    if kind == "matrix-free":
+        return c, operators.partial_dct(n, m=m, seed=0), None
+    A = operators.gaussian(m, n, seed=1, dtype=complex if kind == "complex" else float)
+    if kind == "scaled":
+        A = from_matrix(A.to_dense() * 10 ** np.random.default_rng(3).uniform(-1, 1, n))
+    return c, A, bases.dct(n) if kind == "dct" else None
+
+
+def _not_convex(kind: str) -> dict[str, Callable[[], tuple[Problem, np.ndarray]]]:
+    c, A, basis = _sparse(kind)
+    y = A @ (c if basis is None else basis @ c)
+    return {
+        f"{kind}: k-sparse": lambda: (KSparse(A, y, 5, basis=basis), c),
+        f"{kind}: posterior mean": lambda: (PosteriorMean(A, y, basis=basis), c),
+    }
+
+
+KINDS = ("real", "complex", "complex signal", "batch", "matrix-free", "dct", "tall", "scaled")
+
+NOT_CONVEX: dict[str, Callable[[], tuple[Problem, np.ndarray]]] = {
+    name: case for kind in KINDS for name, case in _not_convex(kind).items()
+}
+"""Problems without a certificate, each with the coefficients that are to be found."""
+
 MAY_STOP_SHORT: dict[str, tuple[str, ...]] = {
     "amp": ("basis pursuit",),
+    "cosamp": ("scaled",),
+    "iht": ("scaled",),
     "interior_point": ("nonneg",),
     "spg": ("basis pursuit", "scaled"),
+    "subspace_pursuit": ("scaled",),
 }
 """Solver -> words in the names of cases that it need not solve; it must say so when it does not."""
 
