@@ -1,12 +1,15 @@
-"""Pictures of recoveries: which panels there are, and what they hold."""
+"""Pictures of recoveries, and the progress bar: what they hold."""
+
+import io
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from lowrank.errors import InputError
-from lowrank.sensing import bases, operators, plots, recover, sparse_signal
+from lowrank.sensing import bases, operators, plots, progress_bar, recover, sparse_signal
 
 A, X = operators.gaussian(40, 100, seed=0), sparse_signal(100, 5, seed=1)
 
@@ -69,3 +72,11 @@ def test_colours_differ_in_grey_or_by_marker():
 def test_a_truth_of_another_shape():
     with pytest.raises(InputError, match="not its coefficients"):
         recover(A, A @ X).plot(X[:5])
+
+
+def test_the_bar_shows_iterations_on_a_terminal_alone():
+    for is_terminal in (True, False):
+        drawn = io.StringIO()
+        with progress_bar(Console(file=drawn, force_terminal=is_terminal, width=80)) as bar:
+            recover(A, A @ X, lam_fraction=0.01, solver="fista", callback=bar)
+        assert ("iteration 1, " in drawn.getvalue()) == is_terminal

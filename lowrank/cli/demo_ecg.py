@@ -19,7 +19,13 @@ from lowrank.cli.demo_recover import FOLDER, present
     metavar="M",
     help="Measurements; 256, a quarter of the samples, by default.",
 )
-@click.option("--output", type=FOLDER, default=".", metavar="FOLDER", help="For the picture.")
+@click.option(
+    "--output",
+    type=FOLDER,
+    default=".",
+    metavar="FOLDER",
+    help="Where the picture goes; the current folder by default.",
+)
 @click.option("--seed", type=int, default=0, metavar="N", help="Of the matrix; 0 by default.")
 @json_option
 @click.pass_context

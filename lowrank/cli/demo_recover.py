@@ -18,9 +18,15 @@ COUNT = click.IntRange(min=1)
 
 
 @click.command(short_help="A sparse signal, measured and recovered.")
-@click.option("-n", "--length", type=COUNT, default=400, metavar="N", help="400 by default.")
-@click.option("-m", "--measured", type=COUNT, default=120, metavar="M", help="120 by default.")
-@click.option("-k", "--sparsity", type=COUNT, default=20, metavar="K", help="20 by default.")
+@click.option(
+    "-n", "--length", type=COUNT, default=400, metavar="N", help="Of the signal; 400 by default."
+)
+@click.option(
+    "-m", "--measured", type=COUNT, default=120, metavar="M", help="Measurements; 120 by default."
+)
+@click.option(
+    "-k", "--sparsity", type=COUNT, default=20, metavar="K", help="Non-zeros; 20 by default."
+)
 @click.option(
     "--noise",
     type=click.FloatRange(min=0),
@@ -32,10 +38,18 @@ COUNT = click.IntRange(min=1)
     "--kind",
     type=click.Choice(["gaussian", "sign", "uniform", "complex"]),
     default="gaussian",
-    help="Of the non-zeros.",
+    help="Of the non-zeros; gaussian by default.",
 )
-@click.option("--output", type=FOLDER, default=".", metavar="FOLDER", help="For the picture.")
-@click.option("--seed", type=int, default=0, metavar="N", help="0 by default.")
+@click.option(
+    "--output",
+    type=FOLDER,
+    default=".",
+    metavar="FOLDER",
+    help="Where the picture goes; the current folder by default.",
+)
+@click.option(
+    "--seed", type=int, default=0, metavar="N", help="Of everything random; 0 by default."
+)
 @json_option
 @click.pass_context
 def command(

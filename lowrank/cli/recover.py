@@ -41,8 +41,8 @@ SHOWN = 12
     Without --noise, --lam and --sparsity, y is taken as exact and the smallest L1 norm wins
     (basis pursuit). Arrays are read from {READS}.
 
-    x is written where the answer is certified, or is the best that a run reached; then, and
-    where there is none, the exit code is 1 and a line on stderr says why.
+    A run that does not reach its answer ends with exit code 1 and a line on stderr that says why;
+    x is written then only if the run stopped early, near it.
 """,
 )
 @click.option("--matrix", type=FILE, required=True, metavar="FILE", help="A: m rows, n columns.")
@@ -51,7 +51,10 @@ SHOWN = 12
 )
 @click.option("--noise", type=Noise(), metavar="NORM", help="Bound on ||A x - y||, or auto.")
 @click.option(
-    "--lam", type=Penalty(), metavar="LAM", help="LASSO's penalty: 0.1, or 5% of the largest."
+    "--lam",
+    type=Penalty(),
+    metavar="LAM",
+    help="LASSO's penalty: 0.1, or 5% of the lam that zeroes x.",
 )
 @click.option("--sparsity", type=click.IntRange(min=1), metavar="K", help="Number of non-zeros.")
 @click.option("--basis", type=BasisName(), metavar="NAME", help="x is sparse in dct, db4, ...")
