@@ -18,6 +18,7 @@ from lowrank.sensing.solvers.column_pool import ColumnPool
 from lowrank.sensing.solvers.dense_l1 import Goal
 from lowrank.sensing.solvers.homotopy import Homotopy, by_path
 from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
+from lowrank.sensing.solvers.simplex import pivot_to_optimum
 from lowrank.sensing.solvers.vamp import Vamp
 
 CERTIFIED = 1e-8  # the default accuracy, of the relative gap and of the constraint
@@ -299,3 +300,50 @@ def test_amp_takes_a_batch_and_claims_nothing() -> None:
     assert result.status is Status.CONVERGED
     assert np.abs(result.coefficients - X).max() < 1e-6
     assert solve(BasisPursuit(A, A @ X), "amp").status is not Status.CONVERGED
+
+
+@pytest.mark.parametrize(("m", "n"), [(60, 200), (256, 1024)])
+def test_signal_that_is_not_sparse_ends_in_an_optimal_basis(m: int, n: int) -> None:
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((m, n))
+    x = rng.choice([-1, 1], n) * rng.permutation(np.arange(1.0, n + 1)) ** -1.0
+    problem = BasisPursuit(A, A @ x)
+    result = MehrotraInteriorPoint().solve(problem)
+    assert "simplex" in result.note
+    assert np.count_nonzero(result.coefficients) == m
+    assert certify(problem, result.coefficients, result.dual).holds(1e-12)
+
+
+def test_simplex_repairs_any_basis_and_turns_down_dependent_columns() -> None:
+    rng = np.random.default_rng(3)
+    A, weights = rng.standard_normal((20, 60)), rng.uniform(0.5, 2.0, 60)
+    y = rng.standard_normal(20)
+    pool = ColumnPool(A, y, weights)
+    found = pivot_to_optimum(pool, np.arange(20), 200)
+    assert found is not None
+    assert weights[found.columns] @ np.abs(found.x) == pytest.approx(
+        linear_program_value(A, y, weights, -np.inf), rel=LP_ACCURACY
+    )
+    assert np.abs(found.c / weights).max() < 1 + 1e-12
+    assert pivot_to_optimum(pool, np.arange(20), 1) is None
+    twin = ColumnPool(np.hstack([A[:, :1], A]), y, np.ones(61))
+    assert pivot_to_optimum(twin, np.arange(20), 200) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_interior_point_solves_non_negative_problems(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((30, 80))
+    problem = BasisPursuit(A, A @ rng.exponential(size=80), lower=0.0)
+    result = MehrotraInteriorPoint().solve(problem)
+    assert result.n_iter > 1
+    assert certify(problem, result.coefficients, result.dual).holds(CERTIFIED)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (3, 5)])
+@pytest.mark.parametrize("lower", [-np.inf, 0.0])
+def test_a_matrix_of_zeros(shape: tuple[int, int], lower: float) -> None:
+    A = np.zeros(shape)
+    assert solve(BasisPursuit(A, np.ones(shape[0]), lower=lower)).status is Status.INFEASIBLE
+    assert not solve(BasisPursuit(A, np.zeros(shape[0]), lower=lower), "chain").x.any()
+    assert not solve(Lasso(A, np.ones(shape[0]), 0.1, lower=lower), "chain").x.any()

@@ -491,7 +491,7 @@ def _distance(problem: Problem, y: Array) -> float:
         system = LinearOperator(A.shape, matvec=A.forward, rmatvec=A.adjoint, dtype=dtype)
         c = lsqr(system, y, atol=1e-14, btol=1e-14, iter_lim=2000)[0]
     r = y - A.forward(c)
-    size, L = float(np.linalg.norm(r)), A.norm() ** 2
+    size, L = float(np.linalg.norm(r)), A.norm() ** 2 or 1.0
     uphill = A.adjoint(r) / L
     moved = np.clip(c + uphill, lower, upper) - c if bounded else uphill
     settled = np.linalg.norm(moved) * np.sqrt(L) <= 1e-6 * size  # else a slow fit looks like a gap

@@ -166,12 +166,14 @@ class Settled(NamedTuple):
 
 
 def settle(
-    pool: ColumnPool, support: Index, signs: Array, lam: float, target: Target, max_iter: int
-) -> Settled | None:
+    pool: ColumnPool, support: Index, signs: Array, lam: float, target: Target, max_iter: int,
+    limit: float = 1.5,
+) -> Settled | None:  # fmt: skip
     """Exchange at a fixed `lam`, no lower than the target, until the pair is right; else None."""
     fewest, idle = pool.weights.size, 0
     for _ in range(max_iter):
-        if support.size > 1.5 * min(pool.A.shape) + 8:
+        pool.asked = max(pool.asked, support.size)
+        if support.size > limit * min(pool.A.shape) + 8:
             return None
         line = make_segment(pool, support, signs)
         here = max(lam, target(line))
@@ -188,8 +190,9 @@ def settle(
 
 
 def descend(
-    pool: ColumnPool, support: Index, signs: Array, lam: float, target: Target, max_iter: int = 12
-) -> Settled | None:
+    pool: ColumnPool, support: Index, signs: Array, lam: float, target: Target,
+    max_iter: int = 12, limit: float = 1.2,
+) -> Settled | None:  # fmt: skip
     """Exchange while `lam` falls with the residual, from a good guess towards the target.
 
     Args:
@@ -199,12 +202,14 @@ def descend(
         lam: where the guess is thought to be about right.
         target: where to stop.
         max_iter: number of exchanges, each one product with the matrix.
+        limit: size of a support, relative to a basis, at which to give up.
 
     Returns:
         The solution if its `lam` is the target's, else a point of the path above it, or None.
     """
     for step in range(max_iter):
-        if support.size > 1.2 * min(pool.A.shape) + 8:
+        pool.asked = max(pool.asked, support.size)
+        if support.size > limit * min(pool.A.shape) + 8:
             return None
         line = make_segment(pool, support, signs)
         if step:

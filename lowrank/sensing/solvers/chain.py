@@ -60,10 +60,13 @@ def by_message_passing(pool: ColumnPool, goal: Goal) -> tuple[Answer | None, Set
     support = np.flatnonzero(size > 3 * state.sigma)
     signs = np.sign(state.pseudo[support]).astype(np.float64)
     target = goal.target()
-    found = descend(pool, support, signs, lam, target) if state.reached else None
+    limit = 0.8 if pool.A.size > SMALL else 1.2
+    found = descend(pool, support, signs, lam, target, limit=limit) if state.reached else None
     if found is not None and found.solves(target):
         return answer_of(pool, goal, found, "message passing and active set", state.n_iter), None
-    return None, found or settle(pool, support, signs, lam, target, 10)
+    if found is None and pool.crowded:
+        return None, None
+    return None, found or settle(pool, support, signs, lam, target, 10, limit)
 
 
 def by_linear_program(pool: ColumnPool, goal: Goal) -> Answer | None:

@@ -31,6 +31,7 @@ class ColumnPool:
     Attributes:
         single: the matrix in float32, or A itself if it is small.
         products: products with the whole matrix so far.
+        asked: size of the largest support there was a guess of.
     """
 
     def __init__(self, A: Array, y: Array, weights: Array, *, nonneg: bool = False) -> None:
@@ -38,6 +39,7 @@ class ColumnPool:
         self.correlation = y @ A
         self.y_norm = float(np.linalg.norm(y))
         self.products = 1
+        self.asked = 0
         self.single: NDArray[Any] = A.astype(np.float32) if A.size > SMALL else A
         self._place = np.full(A.shape[1], -1)
         self._size = 0
@@ -47,8 +49,8 @@ class ColumnPool:
 
     @property
     def crowded(self) -> bool:
-        """Whether about as many columns were in play as a basis has: hardly a sparse signal."""
-        return self._size >= 0.9 * min(self.A.shape)
+        """Whether about as many columns were asked for as a basis has: hardly a sparse signal."""
+        return self.asked >= 0.85 * min(self.A.shape)
 
     def multiply_adjoint(self, u: Array) -> Array:
         """Return `A^T u` and count it."""
