@@ -101,7 +101,7 @@ def run(
     train: tuple[Tensor, Tensor] | None = None,
     test: tuple[Tensor, Tensor] | None = None,
     macs: float = 0.5,
-    epochs: int = 3,
+    epochs: int = 2,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Demo:
@@ -131,7 +131,8 @@ def run(
         data=train,
         epochs=epochs,
         lr=5e-4,
-        hints=("stages.0", "stages.1", "stages.2"),  # few pictures say little by their scores
+        hints=("stages.0", "stages.1", "stages.2"),  # five thousand scores alone say little
+        hint_weight=3.0,
         seed=seed,
         progress=tell,
     )

@@ -93,7 +93,9 @@ def error_against_rank(
     ax.set_xlabel(f"rank of {method}")
     ax.set_ylabel("relative error  ‖W − W′‖ / ‖W‖")
     ax.set_ylim(0, 1)
-    ax.set_title("Error against rank (bold: fewer MACs than dense)", fontsize=11)
+    faint = any(lines[name].break_even < len(lines[name].ranks) for name in names)
+    note = "\nbold: fewer MACs than dense" if faint else ""
+    ax.set_title(f"Error against rank{note}", fontsize=11)
     ax.grid(color="#DDDDDD", lw=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
@@ -241,5 +243,5 @@ def _short(choice: Choice) -> str:
 
 def _plan_title(plan: Plan, measure: Measure) -> str:
     before, after = getattr(plan.total, measure), getattr(plan.cost, measure)
-    kept = f"{100 * after / before:.1f} % kept" if before else "nothing to keep"
-    return f"The plan: {kept}, filled of {amount(before)} {measure.replace('macs', 'MACs')}"
+    kept = f"{100 * after / before:.1f} %" if before else "nothing"
+    return f"The plan keeps {kept} of {amount(before)} {measure.replace('macs', 'MACs')}"
