@@ -524,12 +524,22 @@ def test_statistics_that_would_harm_are_refused(nets):
 
 def test_finetune_recalibrates_where_val_improves(nets):
     teacher, small = nets
-    small.bn.momentum = 0.0  # running statistics that training never brings up to date
     small.bn.running_mean.add_(2.0)
     records = []
-    finetune(
-        small, teacher=teacher, data=IMAGES, val=[HELD], epochs=1, callback=records.append
-    )  # fmt: skip
-    assert records[-1].recalibrated
-    assert records[-1].val < min(r.val for r in records[:-1])
+    finetune(small, teacher=teacher, data=IMAGES, val=[HELD], epochs=1, callback=records.append)
+    assert records[1].recalibrated
+    assert records[1].index == 0
+    assert records[1].val < records[0].val
     assert float((small.bn.running_mean - teacher.bn.running_mean).abs().max()) < 0.5
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norm_uses_batches_only_in_a_model_in_training_mode(nets, training):
+    teacher, small = nets
+    small.train(training)
+    seen = set()
+    small.bn.register_forward_hook(lambda m, i, out: seen.add(m.training))
+    before = small.bn.running_mean.clone()
+    finetune(small, teacher=teacher, data=IMAGES, epochs=1, callback=lambda r: None)
+    assert seen == ({True, False} if training else {False})
+    assert torch.equal(small.bn.running_mean, before) != training
