@@ -29,6 +29,10 @@ _FITS = 5
 _CURVE_SWEEPS = 25
 """Sweeps of those fits: one start, stopped early, for an error slightly too high."""
 
+_TOP = 256
+"""Largest rank on the curve: beyond it the fits take minutes, and on kernels so large the
+channel SVD and Tucker-2 come closer. A plan may still ask for more."""
+
 
 @dataclass(frozen=True)
 class CP:
@@ -58,7 +62,9 @@ class CP:
     def candidates(
         cls, spec: LayerSpec, weight: Tensor, *, round_to: int, seed: int
     ) -> Iterable[tuple[CP, float]]:
-        ranks = rank_grid(worthwhile(cls(1), spec, _full(spec)), round_to=round_to, limit=48)
+        ranks = rank_grid(
+            min(_TOP, worthwhile(cls(1), spec, _full(spec))), round_to=round_to, limit=48
+        )
         if not ranks:
             return
         fitted = sorted({ranks[int(j)] for j in np.linspace(0, len(ranks) - 1, _FITS)})
