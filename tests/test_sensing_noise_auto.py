@@ -46,6 +46,13 @@ def test_in_a_basis_and_non_negative():
     assert np.linalg.norm(found.coefficients - np.abs(X)) < 0.2 * np.linalg.norm(X)
 
 
+def test_signs_that_are_known_join_the_estimate():
+    y = NOISY - A @ np.full(N, 0.05)  # many small negatives, which c >= 0 must count as noise
+    epsilon = estimate_noise(A, y, nonneg=True).epsilon
+    assert epsilon != pytest.approx(estimate_noise(A, y).epsilon, rel=1e-3)
+    assert f"epsilon {epsilon:.6g}" in recover(A, y, noise="auto", nonneg=True).why
+
+
 def test_complex_measurements():
     F = operators.partial_fourier(128, m=64, seed=0)
     x = sparse_signal(128, 4, seed=1, kind="complex")
@@ -73,7 +80,7 @@ def test_lam_as_a_share_of_the_largest(nonneg):
 @pytest.mark.parametrize(
     "options",
     [{}, {"lower": 0.0}, {"lower": -1.0, "upper": 0.0}, {"weights": np.linspace(0.1, 3, N)}],
-    ids=str,
+    ids=["free", "nonneg", "nonpositive", "weighted"],
 )
 def test_at_lam_max_the_answer_becomes_zero(options):
     problem = Lasso(A, np.stack([NOISY, 3 * NOISY[::-1]], axis=1), 1.0, **options)

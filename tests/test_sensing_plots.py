@@ -80,3 +80,4 @@ def test_the_bar_shows_iterations_on_a_terminal_alone():
         with progress_bar(Console(file=drawn, force_terminal=is_terminal, width=80)) as bar:
             recover(A, A @ X, lam_fraction=0.01, solver="fista", callback=bar)
         assert ("iteration 1, " in drawn.getvalue()) == is_terminal
+    assert drawn.getvalue() == ""
