@@ -266,18 +266,25 @@ def blurry(n: int = 128, *, noise_std: float = np.sqrt(2) / 256, seed: int = 0) 
 
     Source: van den Berg et al. 2009, problem 701; Figueiredo, Nowak, Wright 2007 for the blur
     `1 / (1 + i^2 + j^2)`, -4 <= i, j <= 4. Deviation: the phantom in place of a photograph; the
-    blur wraps around; lam is the noise's standard deviation.
+    blur wraps around; lam is a tenth of the noise's standard deviation.
     """
     i = np.arange(-4.0, 5.0)
     blur = 1 / (1 + i[:, None] ** 2 + i**2)
     A = operators.circular_convolution((n, n), blur / blur.sum())
     picture, Psi = shepp_logan(n).ravel(), bases.wavelet(n, n, name="db2", level=3)
     noise = noise_std * np.random.default_rng(seed).standard_normal(n * n)
-    problem = Lasso(A, A.forward(picture) + noise, noise_std, basis=Psi)
+    problem = Lasso(A, A.forward(picture) + noise, noise_std / 10, basis=Psi)
     return Example("blurry", problem, picture, Psi.adjoint(picture), (n, n))
 
 
-def seismic(rows: int = 256, traces: int = 250, *, missing: float = 0.35, seed: int = 0) -> Example:
+def seismic(
+    rows: int = 256,
+    traces: int = 250,
+    *,
+    missing: float = 0.35,
+    noise: float = 0.01,
+    seed: int = 0,
+) -> Example:
     """Like Sparco 901: a seismic section of which some traces are missing.
 
     The section is drawn: Ricker pulses along eight hyperbolas.
@@ -286,14 +293,16 @@ def seismic(rows: int = 256, traces: int = 250, *, missing: float = 0.35, seed: 
         rows: samples in time.
         traces: number of traces, columns of the picture.
         missing: share of the traces that were not recorded.
-        seed: of reflectors and missing traces.
+        noise: its norm over the measurements' norm, > 0.
+        seed: of reflectors, missing traces and noise.
 
     Example:
         >>> seismic(32, 20).problem.operator.shape
         (416, 640)
 
     Source: van den Berg et al. 2009, problem 901; Hennenfent, Herrmann 2005. Deviation: drawn in
-    place of recorded, and cosines in place of curvelets, in which such a section is less sparse.
+    place of recorded, with noise in place of none, and cosines in place of curvelets, in which such
+    a section is less sparse.
     """
     rng = np.random.default_rng(seed)
     time, place = np.linspace(0, 1, rows)[:, None], np.linspace(-1, 1, traces)
@@ -306,7 +315,9 @@ def seismic(rows: int = 256, traces: int = 250, *, missing: float = 0.35, seed: 
     kept[:, rng.permutation(traces)[round(missing * traces) :]] = True
     A, Psi = operators.sampling(section.size, kept.ravel()), bases.dct(rows, traces)
     signal = section.ravel()
-    problem = BasisPursuit(A, A.forward(signal), basis=Psi)
+    clean, e = A.forward(signal), rng.standard_normal(A.shape[0])
+    epsilon = noise * float(np.linalg.norm(clean))
+    problem = BPDN(A, clean + epsilon / np.linalg.norm(e) * e, epsilon, basis=Psi)
     return Example("seismic", problem, signal, Psi.adjoint(signal), section.shape)
 
 
@@ -327,7 +338,7 @@ def radial_phantom(n: int = 256, lines: int = 22) -> Example:
     F = operators.partial_fourier((n, n), mask=operators.radial_mask((n, n), lines))
     A = operators.for_real_signals(F)
     problem = total_variation(A, A.forward(picture), (n, n))
-    return Example("radial phantom", problem, picture, picture, (n, n))
+    return Example("radial_phantom", problem, picture, picture, (n, n))
 
 
 _ELLIPSES = (

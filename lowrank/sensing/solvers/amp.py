@@ -66,7 +66,7 @@ class AmpState(NamedTuple):
 
 def amp_start(
     A: Array, y: Array, weights: Array | float = 1.0, *, norm: float = 1.0, reach: float = 0.1,
-    max_iter: int = 25, nonneg: bool = False,
+    max_iter: int = 25, nonneg: bool = False, correlation: Array | None = None,
 ) -> AmpState:  # fmt: skip
     """Run AMP only until the residual shows that the support is about known.
 
@@ -78,6 +78,7 @@ def amp_start(
         reach: stop at `||z|| < reach ||y||`.
         max_iter: number of iterations, two products each.
         nonneg: threshold one-sidedly.
+        correlation: `A^T y` where it is known, which saves the first product.
 
     Returns:
         The state; not `falling` for coherent matrices, not `reached` near the phase transition.
@@ -90,7 +91,10 @@ def amp_start(
     x = pseudo = np.zeros(n, A.dtype)
     size, onto_unit, root = scale, number(1 / norm), math.sqrt(m)
     for it in range(1, max_iter + 1):
-        pseudo = x + (z * onto_unit) @ A
+        if it == 1 and correlation is not None:
+            pseudo = (correlation / norm).astype(A.dtype)
+        else:
+            pseudo = x + (z * onto_unit) @ A
         x = np.clip(pseudo, 0, None) if nonneg else pseudo
         cut = threshold * number(size / root)
         x = x - (np.minimum(x, cut) if nonneg else np.clip(x, -cut, cut))

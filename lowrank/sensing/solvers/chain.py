@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,7 +37,7 @@ REACH = 0.1
 
 def amp_guess(pool: ColumnPool, goal: Goal) -> tuple[AmpState, float]:
     """Message passing in float32; also returns the norm that the columns have on average."""
-    rows = pool.A[::8] if pool.A.size > SMALL and pool.A[::8].any() else pool.A
+    rows = pool.single[::8] if pool.A.size > SMALL and pool.A[::8].any() else pool.A
     share = len(rows) / len(pool.A)
     norm = math.sqrt(float(np.einsum("ij,ij->", rows, rows)) / share / pool.A.shape[1])
     noise = goal.epsilon or goal.lam / norm * math.sqrt(len(pool.y))
@@ -45,8 +45,9 @@ def amp_guess(pool: ColumnPool, goal: Goal) -> tuple[AmpState, float]:
     if float(np.ptp(weights)) < 1e-6:
         weights = 1.0
     reach = max(REACH, 1.5 * noise / pool.y_norm)
-    state = amp_start(pool.single, pool.y, weights, norm=norm, reach=reach, nonneg=pool.nonneg)
-    pool.products += 2 * state.n_iter
+    more: dict[str, Any] = {"nonneg": pool.nonneg, "correlation": pool.correlation}
+    state = amp_start(pool.single, pool.y, weights, norm=norm, reach=reach, **more)
+    pool.products += 2 * state.n_iter - 1
     return state, norm
 
 

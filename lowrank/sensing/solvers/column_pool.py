@@ -19,6 +19,11 @@ UPDATE_SHARE = 12
 SMALL = 2**17
 
 
+def rough_copy(A: Array) -> NDArray[Any]:
+    """The matrix in float32, or A itself if it is small."""
+    return A.astype(np.float32) if A.size > SMALL else A
+
+
 class ColumnPool:
     """The columns that were ever active, with their Gram matrix, so that no product is repeated.
 
@@ -27,20 +32,28 @@ class ColumnPool:
         y: measurements, shape (m,).
         weights: positive penalty weights, shape (n,).
         nonneg: only `x >= 0` is allowed, so only `a_j^T u <= w_j` is asked.
+        single: the matrix in float32, or A itself if it is small; None makes it.
 
     Attributes:
-        single: the matrix in float32, or A itself if it is small.
         products: products with the whole matrix so far.
         asked: size of the largest support there was a guess of.
     """
 
-    def __init__(self, A: Array, y: Array, weights: Array, *, nonneg: bool = False) -> None:
+    def __init__(
+        self,
+        A: Array,
+        y: Array,
+        weights: Array,
+        *,
+        nonneg: bool = False,
+        single: NDArray[Any] | None = None,
+    ) -> None:
         self.A, self.y, self.weights, self.nonneg = A, y, weights, nonneg
         self.correlation = y @ A
         self.y_norm = float(np.linalg.norm(y))
         self.products = 1
         self.asked = 0
-        self.single: NDArray[Any] = A.astype(np.float32) if A.size > SMALL else A
+        self.single: NDArray[Any] = rough_copy(A) if single is None else single
         self._place = np.full(A.shape[1], -1)
         self._size = 0
         self._columns = np.empty((0, A.shape[0]))
@@ -103,7 +116,9 @@ class ColumnPool:
             old, size = self._size, self._size + new.size
             if size > len(self._columns):
                 self._grow(size)
-            self._columns[old:size] = self.A[:, new].T
+            for row in range(0, len(self.A), 128):  # bands, as what is copied should stay cached
+                band = slice(row, row + 128)
+                self._columns[old:size, band] = self.A[band].take(new, axis=1).T
             block = self._columns[:size] @ self._columns[old:size].T
             self._gram[:size, old:size] = block
             self._gram[old:size, :old] = block[:old].T

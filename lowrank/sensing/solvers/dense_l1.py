@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
 from lowrank.sensing.result import SolverResult, Status
@@ -22,7 +23,7 @@ from lowrank.sensing.solvers.active_set import (
     lasso_target,
     refine,
 )
-from lowrank.sensing.solvers.column_pool import Array, ColumnPool
+from lowrank.sensing.solvers.column_pool import Array, ColumnPool, rough_copy
 
 # Column norms that differ by more than this factor are scaled to 1; it costs a copy of A.
 UNEVEN = 4.0
@@ -131,17 +132,18 @@ def refuses_dense(problem: Problem, kinds: tuple[type[Problem], ...]) -> str | N
 
 def solve_columns(problem: BasisPursuit | BPDN | Lasso, link: Link, tol: float) -> SolverResult:
     """Solve each column of `y`, on columns of `A` scaled to norm 1 where they are uneven."""
-    A, norms = np.asarray(problem.operator.dense), problem.operator.column_norms()
-    norms = np.where(norms > 0, norms, 1.0)
-    weights = np.array(problem.weights, dtype=np.float64)
-    if norms.max() > UNEVEN * norms.min():
+    A, weights = np.asarray(problem.operator.dense), np.array(problem.weights, dtype=np.float64)
+    single, norms = rough_copy(A), np.ones(1)
+    if _uneven(single):
+        norms = problem.operator.column_norms()
+        norms = np.where(norms > 0, norms, 1.0)
         A, weights = A / norms, weights / norms
-    else:
-        norms = np.ones(1)
+        single = rough_copy(A)
     goal = Goal(float(getattr(problem, "epsilon", 0.0)), float(getattr(problem, "lam", 0.0)))
     y = np.asarray(problem.y)
     columns = y.reshape(len(y), -1).T
-    pools = [ColumnPool(A, column, weights, nonneg=problem.nonneg) for column in columns]
+    more: dict[str, Any] = {"nonneg": problem.nonneg, "single": single}
+    pools = [ColumnPool(A, column, weights, **more) for column in columns]
     answers = [_trivial(pool, goal) or link(pool, goal) or _nothing(pool) for pool in pools]
     worst = max(answers, key=lambda a: a.error)
     return SolverResult(
@@ -154,6 +156,13 @@ def solve_columns(problem: BasisPursuit | BPDN | Lasso, link: Link, tol: float) 
         n_products=sum(pool.products for pool in pools),
         note=f"{worst.link}, gap {worst.gap:.0e}",
     )
+
+
+def _uneven(single: NDArray[Any]) -> bool:
+    """Whether norms of columns differ by more than `UNEVEN`, or leave the range of float32."""
+    norms = np.sqrt(np.einsum("ij,ij->j", single, single))
+    low, high = float(norms.min()), float(norms.max())
+    return not (low > 1e-15 and high < min(UNEVEN * low, 1e15))
 
 
 def _trivial(pool: ColumnPool, goal: Goal) -> Answer | None:
