@@ -347,3 +347,29 @@ def test_a_matrix_of_zeros(shape: tuple[int, int], lower: float) -> None:
     assert solve(BasisPursuit(A, np.ones(shape[0]), lower=lower)).status is Status.INFEASIBLE
     assert not solve(BasisPursuit(A, np.zeros(shape[0]), lower=lower), "chain").x.any()
     assert not solve(Lasso(A, np.ones(shape[0]), 0.1, lower=lower), "chain").x.any()
+
+
+@pytest.mark.parametrize("solver", [Homotopy(), MehrotraInteriorPoint(), Chain()])
+def test_callback_sees_guesses_and_stops_exact_solvers(solver: Chain) -> None:
+    A = np.random.default_rng(0).standard_normal((40, 100))
+    problem = BasisPursuit(A, np.stack([A[:, :4].sum(axis=1), A[:, 5]], axis=1))
+    seen: list[np.ndarray] = []
+    result = solver.solve(problem, callback=lambda k, c: seen.append(c) or k == 2)
+    assert [c.shape for c in seen] == [(100, 2)] * 2
+    np.testing.assert_array_equal(result.coefficients, seen[-1])
+    assert "callback" in result.note
+    assert solver.solve(problem, callback=lambda k, c: None).status is Status.OPTIMAL
+
+
+@pytest.mark.parametrize("make", [BasisPursuit, BPDN, Lasso])
+def test_chain_starts_from_x0(make: type) -> None:
+    rng = np.random.default_rng(1)
+    A = rng.standard_normal((100, 200)) * np.logspace(-2, 2, 200)
+    args = () if make is BasisPursuit else (0.5,)
+    problem = make(A, A[:, 90:105].sum(axis=1), *args)
+    cold = Chain().solve(problem)
+    warm = Chain().solve(problem, x0=cold.coefficients)
+    assert "x0" in warm.note
+    assert certify(problem, warm.coefficients, warm.dual).holds(CERTIFIED)
+    astray = Chain().solve(problem, x0=rng.standard_normal(200))
+    assert certify(problem, astray.coefficients, astray.dual).holds(CERTIFIED)

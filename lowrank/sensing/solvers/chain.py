@@ -20,6 +20,7 @@ from lowrank.sensing.solvers.column_pool import SMALL, Array, ColumnPool
 from lowrank.sensing.solvers.dense_l1 import (
     Answer,
     Goal,
+    Link,
     answer_of,
     measure,
     refuses_dense,
@@ -92,7 +93,19 @@ def by_linear_program(pool: ColumnPool, goal: Goal) -> Answer | None:
     return Answer(x, u, gap, infeasibility, "linear program", int(lp.nit), pool.products)
 
 
-def by_chain(pool: ColumnPool, goal: Goal, tol: float) -> Answer | None:
+def by_start(pool: ColumnPool, goal: Goal, x0: Array) -> Answer | None:
+    """The active set from support and signs of a point near the solution."""
+    support = np.flatnonzero(x0 > 0 if pool.nonneg else x0)
+    lam = 0.0  # the line itself says where to stop, but for basis pursuit, which may be far off
+    if not (goal.lam or goal.epsilon):
+        lam = 1.0 + float(pool.violation(pool.multiply_adjoint(pool.y - pool.A @ x0)).max())
+    found = descend(pool, support, np.sign(x0[support]), lam, goal.target())
+    if found is None or not found.solves(goal.target()):
+        return None
+    return answer_of(pool, goal, found, "active set from x0", 0)
+
+
+def by_chain(pool: ColumnPool, goal: Goal, tol: float, x0: Array | None = None) -> Answer | None:
     """Run the links until one's answer has a gap and an infeasibility below `tol`.
 
     Returns:
@@ -100,7 +113,9 @@ def by_chain(pool: ColumnPool, goal: Goal, tol: float) -> Answer | None:
     """
     start: Settled | None = None
     answers: list[Answer] = []
-    if float(pool.weights.max()) < ALIKE * float(pool.weights.min()):
+    if x0 is not None and x0.any() and (answer := by_start(pool, goal, x0)) is not None:
+        answers.append(answer)
+    if not _proven(answers, tol) and float(pool.weights.max()) < ALIKE * float(pool.weights.min()):
         answer, start = by_message_passing(pool, goal)
         answers += [answer] if answer else []
     path, again = lambda: by_path(pool, goal, start), lambda: by_perturbed_path(pool, goal)
@@ -111,11 +126,15 @@ def by_chain(pool: ColumnPool, goal: Goal, tol: float) -> Answer | None:
         first = [interior, path] if pool.crowded and pool.A.size > SMALL else [path, interior]
         links = [*first, again, lambda: by_linear_program(pool, goal)]
     for link in links:
-        if answers and answers[-1].error <= tol:
+        if _proven(answers, tol):
             break
         answer = link()
         answers += [answer] if answer else []
     return min(answers, key=lambda a: a.error, default=None)
+
+
+def _proven(answers: list[Answer], tol: float) -> bool:
+    return bool(answers) and answers[-1].error <= tol
 
 
 @dataclass(frozen=True)
@@ -148,6 +167,7 @@ class Chain:
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
-        """Minimise; `x0` and `callback` are not used."""
+        """Minimise; support and signs of `x0` are the first guess."""
         assert isinstance(problem, BasisPursuit | BPDN | Lasso)
-        return solve_columns(problem, lambda p, g: by_chain(p, g, self.tol), self.tol)
+        link: Link = lambda pool, goal, x0: by_chain(pool, goal, self.tol, x0)  # noqa: E731
+        return solve_columns(problem, link, self.tol, x0=x0, callback=callback)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class ColumnPool:
     Attributes:
         products: products with the whole matrix so far.
         asked: size of the largest support there was a guess of.
+        watch: told of each guess, support and coefficients on it; may raise to end the run.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ColumnPool:
         self.y_norm = float(np.linalg.norm(y))
         self.products = 1
         self.asked = 0
+        self.watch: Callable[[Index, Array], None] | None = None
         self.single: NDArray[Any] = rough_copy(A) if single is None else single
         self._place = np.full(A.shape[1], -1)
         self._size = 0

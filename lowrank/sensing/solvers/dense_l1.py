@@ -5,6 +5,7 @@ They minimise `||w x||_1` subject to `A x = y` or to `||A x - y|| <= epsilon`, o
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,7 +24,8 @@ from lowrank.sensing.solvers.active_set import (
     lasso_target,
     refine,
 )
-from lowrank.sensing.solvers.column_pool import Array, ColumnPool, rough_copy
+from lowrank.sensing.solvers.column_pool import Array, ColumnPool, Index, rough_copy
+from lowrank.sensing.solvers.protocol import Callback
 
 # Column norms that differ by more than this factor are scaled to 1; it costs a copy of A.
 UNEVEN = 4.0
@@ -112,8 +114,12 @@ def _answer(
     return Answer(x, u, gap, infeasibility, link, n_iter, pool.products)
 
 
-Link = Callable[[ColumnPool, Goal], Answer | None]
-"""A way to solve: data and goal in, an answer with its measured gap out."""
+Link = Callable[[ColumnPool, Goal, Array | None], Answer | None]
+"""A way to solve: data, goal and perhaps a start in, an answer with its measured gap out."""
+
+
+class Stopped(Exception):
+    """The callback asked to stop."""
 
 
 def refuses_dense(problem: Problem, kinds: tuple[type[Problem], ...]) -> str | None:
@@ -130,8 +136,14 @@ def refuses_dense(problem: Problem, kinds: tuple[type[Problem], ...]) -> str | N
     return f"holds matrices up to {MAX_ENTRIES} entries" if m * n > MAX_ENTRIES else None
 
 
-def solve_columns(problem: BasisPursuit | BPDN | Lasso, link: Link, tol: float) -> SolverResult:
-    """Solve each column of `y`, on columns of `A` scaled to norm 1 where they are uneven."""
+def solve_columns(
+    problem: BasisPursuit | BPDN | Lasso, link: Link, tol: float, *,
+    x0: Array | None = None, callback: Callback | None = None,
+) -> SolverResult:  # fmt: skip
+    """Solve each column of `y`, on columns of `A` scaled to norm 1 where they are uneven.
+
+    The callback sees each guess of each column, of the shape of all the coefficients.
+    """
     A, weights = np.asarray(problem.operator.dense), np.array(problem.weights, dtype=np.float64)
     single, norms = rough_copy(A), np.ones(1)
     if _uneven(single):
@@ -140,22 +152,50 @@ def solve_columns(problem: BasisPursuit | BPDN | Lasso, link: Link, tol: float) 
         A, weights = A / norms, weights / norms
         single = rough_copy(A)
     goal = Goal(float(getattr(problem, "epsilon", 0.0)), float(getattr(problem, "lam", 0.0)))
-    y = np.asarray(problem.y)
+    y, shape = np.asarray(problem.y), problem.unknown_shape
     columns = y.reshape(len(y), -1).T
     more: dict[str, Any] = {"nonneg": problem.nonneg, "single": single}
     pools = [ColumnPool(A, column, weights, **more) for column in columns]
-    answers = [_trivial(pool, goal) or link(pool, goal) or _nothing(pool) for pool in pools]
+    starts = [None] * len(pools) if x0 is None else list(x0.reshape(len(x0), -1).T * norms)
+    X = np.zeros((weights.size, len(pools)))
+    if callback is not None:
+        _watch(pools, callback, X.reshape(shape), norms)
+    answers: list[Answer] = []
+    for pool, start in zip(pools, starts, strict=True):
+        try:
+            answers.append(_trivial(pool, goal) or link(pool, goal, start) or _nothing(pool))
+        except Stopped:
+            note = "stopped by the callback"
+            return SolverResult(X.reshape(shape), status=Status.MAX_ITER, note=note)
+        X[:, len(answers) - 1] = answers[-1].x / norms
     worst = max(answers, key=lambda a: a.error)
     return SolverResult(
-        coefficients=np.stack([a.x / norms for a in answers], axis=-1).reshape(
-            problem.unknown_shape
-        ),
+        coefficients=X.reshape(shape),
         dual=np.stack([a.u for a in answers], axis=-1).reshape(y.shape),
         status=Status.OPTIMAL if worst.error <= tol else Status.STALLED,
         n_iter=max(a.n_iter for a in answers),
         n_products=sum(pool.products for pool in pools),
         note=f"{worst.link}, gap {worst.gap:.0e}",
     )
+
+
+def _watch(pools: list[ColumnPool], callback: Callback, X: Array, norms: Array) -> None:
+    """Let the pools write their guesses into `X`, show it, and stop where that is asked for."""
+    counter = itertools.count(1)
+    wide = X.reshape(len(X), -1)
+
+    def watching(column: int) -> Callable[[Index, Array], None]:
+        def watch(support: Index, coefficients: Array) -> None:
+            wide[:, column] = 0.0
+            wide[support, column] = coefficients
+            wide[:, column] /= norms
+            if callback(next(counter), X.copy()):
+                raise Stopped
+
+        return watch
+
+    for column, pool in enumerate(pools):
+        pool.watch = watching(column)
 
 
 def _uneven(single: NDArray[Any]) -> bool:

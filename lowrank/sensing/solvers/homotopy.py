@@ -8,7 +8,7 @@ support at the new `lam`; if it does not, the block is shortened, in the end to 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from lowrank.sensing.solvers.column_pool import Array, ColumnPool, Index
 from lowrank.sensing.solvers.dense_l1 import (
     Answer,
     Goal,
+    Link,
     answer_of,
     lam_max,
     measure,
@@ -171,7 +172,9 @@ def by_perturbed_path(pool: ColumnPool, goal: Goal) -> Answer | None:
     """
     for seed in range(NUDGES):
         nudge = 1 + NUDGE * np.random.default_rng(seed).random(pool.weights.size)
-        other = ColumnPool(pool.A, pool.y, pool.weights * nudge, nonneg=pool.nonneg)
+        more: dict[str, Any] = {"nonneg": pool.nonneg, "single": pool.single}
+        other = ColumnPool(pool.A, pool.y, pool.weights * nudge, **more)
+        other.watch = pool.watch
         answer = by_path(other, goal)
         pool.products += other.products
         if answer is not None:
@@ -210,8 +213,7 @@ class Homotopy:
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
-        """Minimise; `x0` and `callback` are not used."""
+        """Minimise; `x0` is not used, as the path begins at 0."""
         assert isinstance(problem, BasisPursuit | BPDN | Lasso)
-        return solve_columns(
-            problem, lambda p, g: by_path(p, g) or by_perturbed_path(p, g), self.tol
-        )
+        link: Link = lambda pool, goal, x0: by_path(pool, goal) or by_perturbed_path(pool, goal)  # noqa: E731
+        return solve_columns(problem, link, self.tol, callback=callback)

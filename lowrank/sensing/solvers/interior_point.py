@@ -18,6 +18,7 @@ from lowrank.sensing.solvers.column_pool import SMALL, Array, ColumnPool, Index
 from lowrank.sensing.solvers.dense_l1 import (
     Answer,
     Goal,
+    Link,
     answer_of,
     measure,
     refuses_dense,
@@ -280,6 +281,8 @@ def by_interior_point(pool: ColumnPool, goal: Goal, tol: float) -> Answer:
     tried, seen = [1e-2], [np.zeros(0, bool)]
 
     def cross_over(point: InteriorPoint) -> bool:
+        if pool.watch is not None:
+            pool.watch(np.arange(point.x.size), point.x)
         full = _looks_full(pool, point)
         if (full or pool.crowded) and point.gap > CROSSING / len(pool.A):
             return False
@@ -359,6 +362,7 @@ class MehrotraInteriorPoint:
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
-        """Minimise; `x0` and `callback` are not used."""
+        """Minimise; `x0` is not used, as a start on the boundary would only slow it down."""
         assert isinstance(problem, BasisPursuit)
-        return solve_columns(problem, lambda p, g: by_interior_point(p, g, self.tol), self.tol)
+        link: Link = lambda pool, goal, x0: by_interior_point(pool, goal, self.tol)  # noqa: E731
+        return solve_columns(problem, link, self.tol, callback=callback)
