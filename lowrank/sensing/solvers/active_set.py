@@ -193,7 +193,7 @@ def settle(
 
 def descend(
     pool: ColumnPool, support: Index, signs: Array, lam: float, target: Target,
-    max_iter: int = 12, limit: float = 1.2,
+    max_iter: int = 12, limit: float = 1.2, most: float = np.inf,
 ) -> Settled | None:  # fmt: skip
     """Exchange while `lam` falls with the residual, from a good guess towards the target.
 
@@ -205,6 +205,7 @@ def descend(
         target: where to stop.
         max_iter: number of exchanges, each one product with the matrix.
         limit: size of a support, relative to a basis, at which to give up.
+        most: changes in one exchange, relative to the support, beyond which to give up.
 
     Returns:
         The solution if its `lam` is the target's, else a point of the path above it, or None.
@@ -223,4 +224,6 @@ def descend(
         support, signs, changed, c = exchange(pool, line, here)
         if not changed:
             return Settled(line, here, c)
+        if changed > most * line.support.size:
+            return None
     return None

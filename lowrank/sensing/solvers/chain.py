@@ -32,6 +32,8 @@ from lowrank.sensing.solvers.protocol import Callback
 
 # Message passing is for columns that are penalised about alike.
 ALIKE = 10.0
+# The active set may go on from a point of the path at this share of its lam.
+STRIDE = 0.4
 # Message passing stops at this share of ||y||; from there the active set is faster.
 REACH = 0.1
 
@@ -64,6 +66,10 @@ def by_message_passing(pool: ColumnPool, goal: Goal) -> tuple[Answer | None, Set
     target = goal.target()
     limit = 0.8 if pool.A.size > SMALL else 1.2
     found = descend(pool, support, signs, lam, target, limit=limit) if state.reached else None
+    if found is not None and not found.solves(target):  # near the transition: once more from here
+        line, lower = found.line, STRIDE * found.lam
+        jump = descend(pool, line.support, line.signs, lower, target, limit=limit, most=0.75)
+        found = jump or found
     if found is not None and found.solves(target):
         return answer_of(pool, goal, found, "message passing and active set", state.n_iter), None
     if found is None and pool.crowded:

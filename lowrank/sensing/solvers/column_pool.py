@@ -16,6 +16,8 @@ Index = NDArray[np.intp]
 DEPENDENT = 1e-11
 # Updating a factor of size p by k columns costs 2 p^2 k, making it anew p^3 / 3 at a lower speed.
 UPDATE_SHARE = 12
+# Below this size it is made anew in any case.
+WORTH = 100
 # A matrix of more entries than this has a float32 copy, for what will be checked in float64.
 SMALL = 2**17
 
@@ -162,7 +164,7 @@ class ColumnPool:
         old = position[places]
         kept, joined = old >= 0, places[old < 0]
         change, size, count = joined.size, self._base.size, rhs.shape[1]
-        if UPDATE_SHARE * (2 * change + size - places.size) > size:
+        if size < WORTH or UPDATE_SHARE * (2 * change + size - places.size) > size:
             return None
         left = np.delete(np.arange(size), old[kept])
         stack = np.zeros((size, count + change + left.size), order="F")
