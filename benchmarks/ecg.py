@@ -73,19 +73,22 @@ def measure(
 
 
 def draw(x: np.ndarray) -> plt.Figure:
+    """The ECG with what was recovered, and below it the errors."""
     figure, axes = plt.subplots(
-        len(MEASUREMENTS), 1, figsize=(11, 6), sharex=True, layout="constrained"
+        2, 2, figsize=(13, 6), sharex=True, sharey="row", layout="constrained"
     )
-    for ax, m in zip(axes, MEASUREMENTS, strict=True):
-        plain, weighted = (recovered(x, m, 0, *method) for method in (METHODS[1], METHODS[0]))
-        ax.plot(x, color="black", lw=2.2, label="ECG")
-        label = f"equal weights, {snr(x, plain.x):.1f} dB"
-        ax.plot(plain.x, color="#D55E00", lw=0.9, ls="--", label=label)
-        label = f"weights by scale, {snr(x, weighted.x):.1f} dB"
-        ax.plot(weighted.x, color="#56B4E9", lw=1.1, label=label)
-        ax.set(title=f"{m} Gaussian measurements of {x.size} samples", ylabel="ECG")
-        ax.legend(loc="upper right", ncols=3)
-    axes[-1].set(xlabel="sample", xlim=(0, x.size))
+    for (above, below), m in zip(axes.T, MEASUREMENTS, strict=True):
+        above.plot(x, color="black", lw=2.2, label="ECG")
+        styles = ((METHODS[1], "equal weights", "#D55E00"), (METHODS[0], "by scale", "#56B4E9"))
+        for method, name, colour in styles:
+            answer = recovered(x, m, 0, *method).x
+            above.plot(answer, color=colour, lw=1, label=f"{name}, {snr(x, answer):.1f} dB")
+            below.plot(answer - x, color=colour, lw=1)
+        above.set(title=f"{m} Gaussian measurements of {x.size} samples", ylim=(-130, 330))
+        above.legend(loc="upper center", ncols=3)
+        below.set(xlabel="sample", xlim=(0, x.size))
+    axes[0, 0].set(ylabel="ECG")
+    axes[1, 0].set(ylabel="error")
     return figure
 
 

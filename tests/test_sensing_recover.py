@@ -11,6 +11,7 @@ import torch
 from lowrank.errors import InputError
 from lowrank.sensing import (
     BPDN,
+    SOLVERS,
     BasisPursuit,
     GroupLasso,
     JointSparse,
@@ -284,7 +285,18 @@ EYE, ONES = np.eye(3), np.ones(3)
     [
         (lambda: recover(EYE, np.ones(4)), "y has shape \\(4,\\) and A has 3 rows"),
         (lambda: recover(EYE, [1, np.nan, 2]), "1 of 3 values are NaN or Inf"),
-        (lambda: recover(EYE, ONES, noise=-1), "-1 is not zero or positive"),
+        (lambda: recover(EYE, ONES, noise=-1), "noise: -1 is not zero or positive"),
+        (lambda: recover(EYE, ONES, noise=ONES), "noise: ndarray is not a number"),
+        (lambda: recover(EYE, ONES, tol=0), "tol: 0 is not positive"),
+        (lambda: recover(EYE, ONES, tol="x"), "tol: str is not a number"),
+        (lambda: recover(EYE, ONES, max_iter=0), "max_iter: 0 is no integer from 1 on"),
+        (lambda: recover(EYE, ONES, max_iter=1.5), "max_iter: 1.5 is no integer"),
+        (lambda: recover(EYE, ONES, basis="dct"), "basis: str is not a matrix"),
+        (lambda: recover(EYE, ONES, solver=None), "None is neither a name nor a solver"),
+        (lambda: recover(EYE, ONES, solver=SOLVERS["admm"]), "Admm is neither a name nor a solver"),
+        (lambda: recover(lambda x: x, ONES), "A: function is not a matrix.*from_functions"),
+        (lambda: recover([[1, 2], [3]], [1, 2]), "rows of different lengths"),
+        (lambda: recover(EYE, 1e300 * ONES), "y: values up to 1.0e\\+300, whose squares overflow"),
         (lambda: recover(EYE, ONES, lam=0.0), "0.0 is not positive"),
         (lambda: recover(EYE, ONES, lam=1, noise=1), "noise and lam were all given"),
         (lambda: recover(EYE, ONES, sparsity=4), "4 is outside 1..3"),

@@ -282,6 +282,10 @@ def from_matrix(A: MatrixLike, *, row_orthonormal: bool = False) -> Operator:
     if issparse(A):
         return _from_sparse(A)
     matrix = to_numpy(A)
+    if matrix.ndim == 0:
+        text = f"{type(A).__name__} is not a matrix"
+        advice = "pass an array (m, n), or operators.from_functions(shape, forward, adjoint)"
+        raise InputError("A", text, advice)
     if matrix.ndim != 2 or 0 in matrix.shape:
         problem = f"shape {matrix.shape} is not a matrix (m, n) with m, n >= 1"
         raise InputError("A", problem, "pass measurements as rows and unknowns as columns")
@@ -389,10 +393,17 @@ def adjoint_error(A: MatrixLike, *, seed: int = 0) -> float:
 
 
 def to_numpy(value: Any) -> Array:
-    """An array, list or torch tensor (any device) as a NumPy array."""
+    """An array, list or torch tensor (any device) as a NumPy array.
+
+    Raises:
+        InputError: a list whose rows differ in length.
+    """
     if is_torch(value):
         return np.asarray(value.detach().cpu().numpy())
-    return np.asarray(value)
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError("data", "rows of different lengths", "pass an array") from error
 
 
 def is_torch(value: Any) -> bool:
@@ -420,7 +431,9 @@ def as_double(array: Array, where: str) -> Array:
         raise InputError(where, f"dtype {array.dtype} is not numeric", "pass real or complex data")
     double = array.astype(np.result_type(array.dtype, np.float64), copy=False)
     flat = double.ravel(order="K")
-    if not np.isfinite(np.dot(flat, flat)) and not np.isfinite(flat).all():  # one pass if finite
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.dot(flat, flat)  # one pass, which settles all but huge and bad data
+    if not np.isfinite(squares) and not np.isfinite(flat).all():
         bad = int((~np.isfinite(double)).sum())
         raise InputError(where, f"{bad} of {double.size} values are NaN or Inf", "clean the data")
     return double

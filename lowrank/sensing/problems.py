@@ -56,7 +56,7 @@ class Problem:
         self._set("A", as_operator(self.A))
         self._set("y", _checked_measurements(self.A, self.y))
         if hasattr(self, "basis") and self.basis is not None:
-            self._set("basis", as_operator(self.basis))
+            self._set("basis", _checked_basis(self.basis))
         self._check()
 
     def _check(self) -> None:
@@ -221,7 +221,7 @@ class BPDN(_L1Problem):
 
     def _check(self) -> None:
         super()._check()
-        self._set("epsilon", _checked_number("epsilon", self.epsilon, zero=True))
+        self._set("epsilon", checked_number("epsilon", self.epsilon, zero=True))
 
     @property
     def loss(self) -> terms.Loss:
@@ -258,7 +258,7 @@ class Lasso(_L1Problem):
 
     def _check(self) -> None:
         super()._check()
-        self._set("lam", _checked_number("lam", self.lam))
+        self._set("lam", checked_number("lam", self.lam))
 
     @property
     def loss(self) -> terms.Loss:
@@ -309,7 +309,7 @@ class ConstrainedLasso(_L1Problem):
 
     def _check(self) -> None:
         super()._check()
-        self._set("tau", _checked_number("tau", self.tau, zero=True))
+        self._set("tau", checked_number("tau", self.tau, zero=True))
         if self.bounded and not self.nonneg:
             problem = "only c >= 0 can join the bound on the L1 norm"
             raise InputError("lower, upper", problem, "pass lower=0, or use Lasso for boxes")
@@ -352,7 +352,7 @@ class DantzigSelector(_L1Problem):
 
     def _check(self) -> None:
         super()._check()
-        self._set("lam", _checked_number("lam", self.lam, zero=True))
+        self._set("lam", checked_number("lam", self.lam, zero=True))
 
     @property
     def loss(self) -> terms.Loss:
@@ -402,8 +402,8 @@ class ElasticNet(_L1Problem):
 
     def _check(self) -> None:
         super()._check()
-        self._set("lam", _checked_number("lam", self.lam))
-        self._set("ridge", _checked_number("ridge", self.ridge))
+        self._set("lam", checked_number("lam", self.lam))
+        self._set("ridge", checked_number("ridge", self.ridge))
 
     @property
     def loss(self) -> terms.Loss:
@@ -445,7 +445,7 @@ class SqrtLasso(_L1Problem):
 
     def _check(self) -> None:
         super()._check()
-        self._set("lam", _checked_number("lam", self.lam))
+        self._set("lam", checked_number("lam", self.lam))
 
     @property
     def loss(self) -> terms.Loss:
@@ -485,7 +485,7 @@ class L1Fit(_L1Problem):
 
     def _check(self) -> None:
         super()._check()
-        self._set("lam", _checked_number("lam", self.lam))
+        self._set("lam", checked_number("lam", self.lam))
 
     @property
     def loss(self) -> terms.Loss:
@@ -527,7 +527,7 @@ class GroupLasso(Problem):
     weights: ArrayLike | None = field(default=None, kw_only=True)
 
     def _check(self) -> None:
-        self._set("lam", _checked_number("lam", self.lam))
+        self._set("lam", checked_number("lam", self.lam))
         labels = np.asarray(self.groups)
         if labels.shape != (self.n_unknowns,) or labels.dtype.kind not in "iu":
             problem = f"{labels.dtype} of shape {labels.shape} for {self.n_unknowns} coefficients"
@@ -576,7 +576,7 @@ class JointSparse(Problem):
     coupled: ClassVar[bool] = True
 
     def _check(self) -> None:
-        self._set("lam", _checked_number("lam", self.lam))
+        self._set("lam", checked_number("lam", self.lam))
         self._set("weights", _checked_weights(self.weights, self.n_unknowns))
         if np.ndim(self.y) != 2:
             problem = f"shape {np.shape(self.y)} is not (m, L)"
@@ -622,7 +622,7 @@ class Analysis(Problem):
     components: int = 1
 
     def _check(self) -> None:
-        self._set("epsilon", _checked_number("epsilon", self.epsilon, zero=True))
+        self._set("epsilon", checked_number("epsilon", self.epsilon, zero=True))
         self._set("D", _checked_analysis(self.A, self.D, self.components))
         _single_signal(self.y)
 
@@ -664,7 +664,7 @@ class AnalysisLasso(Problem):
     components: int = 1
 
     def _check(self) -> None:
-        self._set("lam", _checked_number("lam", self.lam))
+        self._set("lam", checked_number("lam", self.lam))
         self._set("D", _checked_analysis(self.A, self.D, self.components))
         _single_signal(self.y)
 
@@ -705,7 +705,7 @@ class OneBit(Problem):
     basis: MatrixLike | None = field(default=None, kw_only=True)
 
     def _check(self) -> None:
-        self._set("radius", _checked_number("radius", self.radius))
+        self._set("radius", checked_number("radius", self.radius))
         if self.is_complex or not np.isin(self.y, (-1, 1)).all():
             raise InputError("y", "not all values are -1 or 1", "pass np.sign(measurements), real")
         if self.radius < 1:
@@ -775,7 +775,7 @@ class PosteriorMean(Problem):
 
     def _check(self) -> None:
         if self.noise_std is not None:
-            self._set("noise_std", _checked_number("noise_std", self.noise_std, zero=True))
+            self._set("noise_std", checked_number("noise_std", self.noise_std, zero=True))
 
 
 def total_variation(
@@ -817,17 +817,39 @@ def total_variation(
     return AnalysisLasso(A, y, D, lam, components)
 
 
+LARGEST = 1e153
+"""Measurements above this have squares that overflow."""
+
+
+def _checked_basis(basis: MatrixLike) -> Operator:
+    try:
+        return as_operator(basis)
+    except InputError as error:
+        raise InputError("basis", error.problem, "pass bases.dct(n), or a matrix") from error
+
+
 def _checked_measurements(A: Operator, y: ArrayLike) -> Array:
     values = as_double(to_numpy(y), "y")
     m = A.shape[0]
     if values.ndim not in (1, 2) or values.shape[0] != m or values.size == 0:
         problem = f"y has shape {values.shape} and A has {m} rows"
         raise InputError("y", problem, f"pass ({m},), or ({m}, batch) for several signals")
+    if (largest := float(np.abs(values).max())) > LARGEST:
+        raise InputError("y", f"values up to {largest:.1e}, whose squares overflow", "rescale y")
     return values
 
 
-def _checked_number(where: str, value: Any, *, zero: bool = False) -> float:
-    number = float(value)
+def checked_number(where: str, value: Any, *, zero: bool = False) -> float:
+    """The value as a finite float, positive or, if allowed, zero.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        text = f"{type(value).__name__} is not a number"
+        raise InputError(where, text, "pass one number") from error
     if not np.isfinite(number) or number < 0 or (number == 0 and not zero):
         allowed = "zero or positive" if zero else "positive"
         raise InputError(where, f"{value} is not {allowed} and finite", "pass such a number")

@@ -25,6 +25,7 @@ from lowrank.sensing.problems import (
     Lasso,
     OneBit,
     Problem,
+    checked_number,
 )
 from lowrank.sensing.result import Recovery, SolverResult, Status
 from lowrank.sensing.solvers import AUTO, SOLVERS, Callback, Solver
@@ -107,7 +108,7 @@ def recover(
         problem = KSparse(A, y, sparsity, basis=basis)
     elif lam is not None:
         problem = Lasso(A, y, lam, **l1)
-    elif noise:
+    elif noise is not None and checked_number("noise", noise, zero=True) > 0:
         problem = BPDN(A, y, noise, **l1)
     else:
         problem = BasisPursuit(A, y, **l1)
@@ -171,13 +172,15 @@ def solve(
         `Recovery`.
 
     Raises:
-        InputError: an unknown solver, or one that does not take this problem.
+        InputError: an unknown solver, or one that does not take this problem; a tol or max_iter
+            that is not positive.
 
     Example:
         >>> result = solve(Lasso(np.eye(2), [3.0, 0.5], lam=1.0))
         >>> result.x.round(6).tolist(), result.status.name
         ([2.0, 0.0], 'OPTIMAL')
     """
+    _check_limits(tol, max_iter)
     _warn(problem, TOL if tol is None else tol)
     start = _checked_start(problem, x0)
     stops: list[int] = []
@@ -202,6 +205,14 @@ def solve(
         tried.append(f"{name} ended {found.status.name} with gap {found.gap}")
     assert best is not None  # `_candidates` raises rather than being empty
     return best
+
+
+def _check_limits(tol: float | None, max_iter: int | None) -> None:
+    if tol is not None:
+        checked_number("tol", tol)
+    whole = isinstance(max_iter, int | np.integer) and not isinstance(max_iter, bool)
+    if max_iter is not None and not (whole and max_iter >= 1):
+        raise InputError("max_iter", f"{max_iter!r} is no integer from 1 on", "pass one, or None")
 
 
 def _checked_start(problem: Problem, x0: ArrayLike | None) -> Array | None:
@@ -275,6 +286,9 @@ def _candidates(problem: Problem, solver: str | Solver) -> Iterator[tuple[str, S
     """Solvers to try, each with its name and why."""
     kind = type(problem)
     if not isinstance(solver, str):
+        if isinstance(solver, type) or not hasattr(solver, "refuses"):
+            text = f"{getattr(solver, '__name__', repr(solver))} is neither a name nor a solver"
+            raise InputError("solver", text, 'pass a name, an instance such as Admm(), or "auto"')
         yield type(solver).__name__, _accepting(type(solver).__name__, solver, problem), "asked for"
         return
     if solver != "auto":
