@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,8 @@ def command(ctx: click.Context, output: Path, seed: int, as_json: bool) -> None:
     if ctx.invoked_subcommand is not None:
         _check_place(ctx)
         return
+    # Before torch is loaded: threads that wait actively take several times as long on busy cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from lowrank import demo
 
     with working() as progress:
