@@ -7,7 +7,7 @@ from lowrank import recover
 from lowrank.errors import InputError
 from lowrank.sensing import Status, bases, operators, solve
 from lowrank.sensing.gallery import GALLERY, radial_phantom, shepp_logan
-from lowrank.sensing.problems import BasisPursuit, total_variation
+from lowrank.sensing.problems import BPDN, BasisPursuit, total_variation
 
 SMALL = {
     "blocksig": {"n": 128},
@@ -36,6 +36,8 @@ def test_measurements_come_from_the_truth(name):
     off = np.linalg.norm(example.A.forward(example.signal) - example.y)
     # spikes spread over 64 pixels stand little above the noise of each
     assert off < (0.7 if name in NOISY else 1e-12) * np.linalg.norm(example.y)
+    if isinstance(example.problem, BPDN):
+        assert off <= example.problem.epsilon * (1 + 1e-9)  # the truth is feasible
     assert example.name == name
     assert np.prod(example.shape) == example.signal.size
     assert example.error(example.signal) == 0
