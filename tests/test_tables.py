@@ -1,5 +1,7 @@
 """How plans and reports print."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from rich.console import Console
@@ -130,8 +132,7 @@ def test_text_has_no_colour_and_no_trailing_blanks(plan, report, monkeypatch):
 
 def test_names_with_brackets_are_not_markup():
     assert by_reason({"": "[red]why[/red]"}) == {"[red]why[/red]": ["(model)"]}
-    net = nn.ModuleDict({"[bold]": nn.Linear(64, 64)})
-    net.forward = lambda x: net["[bold]"](x)
+    net = nn.Sequential(OrderedDict({"[bold]": nn.Linear(64, 64)}))
     plan = lowrank.measure(net, torch.zeros(1, 64)).plan(params=0.5)
     assert "[bold]" in printed(plan, 80)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from lowrank.compression.methods.base import compose, require
 from lowrank.compression.plan import Plan, Tied
 from lowrank.compression.quality import compare_outputs
 from lowrank.compression.report import Figures, LayerReport, Report
-from lowrank.compression.scan import refuse_valueless, static_reason
+from lowrank.compression.scan import held_elsewhere, refuse_valueless, static_reason
 from lowrank.errors import InputError, PlanError
 
 _RECORD = "_lowrank_applied"
@@ -88,17 +88,19 @@ def apply(
     _check_choices(model, plan)
     for name in plan.replaced:
         refuse_valueless(name, model.get_submodule(name))
-    small = copy_model(model)
+    plan = _without_stale_figures(model, plan)
     errors: dict[str, float] = {}
     originals: dict[str, nn.Module] = {}
     methods = plan.replaced
-    for done, (name, method) in enumerate(methods.items()):
-        if progress is not None:
-            progress(name, done, len(methods))
-        errors[name] = _replace(small, name, method, plan.seed, originals)
-    for name, row in plan.layers.items():
-        if isinstance(row.choice, Tied):
-            _replace_head(small, name, row.choice.to, originals)
+    with torch.inference_mode(False):  # its tensors could never be trained
+        small = copy_model(model)
+        for done, (name, method) in enumerate(methods.items()):
+            if progress is not None:
+                progress(name, done, len(methods))
+            errors[name] = _replace(small, name, method, plan.seed, originals)
+        for name, row in plan.layers.items():
+            if isinstance(row.choice, Tied):
+                _replace_head(small, name, row.choice.to, originals)
     if progress is not None:
         progress("replaced", len(methods), len(methods))
     small.__dict__[_RECORD] = (*history(small), Applied(plan, originals))
@@ -176,10 +178,13 @@ def copy_model(model: nn.Module) -> nn.Module:
 def _check_choices(model: nn.Module, plan: Plan) -> None:
     """Refuse, before anything is built, a plan edited into something that would break."""
     modules = dict(model.named_modules())
+    held = held_elsewhere(model)
     for name, method in plan.replaced.items():
         module = modules[name]
-        if (reason := static_reason(module)) is not None:
-            raise PlanError(name, f"it cannot be replaced: {reason}", "make it dense in the plan")
+        if (reason := static_reason(module) or held.get(id(module))) is not None:
+            raise PlanError(
+                name or "model", f"it cannot be replaced: {reason}", "make it dense in the plan"
+            )
         require(method, _spec(module), name)
         shared = [
             n
@@ -196,6 +201,22 @@ def _check_choices(model: nn.Module, plan: Plan) -> None:
     for name, row in plan.layers.items():
         if isinstance(row.choice, Tied) and row.choice.to not in plan.replaced:
             raise PlanError(name, f"it is tied to {row.choice.to}, which is dense", "make it dense")
+
+
+def _without_stale_figures(model: nn.Module, plan: Plan) -> Plan:
+    """The plan without the predictions of rows whose method was changed by hand."""
+    heads = {r.choice.to: n for n, r in plan.layers.items() if isinstance(r.choice, Tied)}
+    layers = dict(plan.layers)
+    for name, method in plan.replaced.items():
+        specs = method.specs(_spec(model.get_submodule(name)))
+        params = sum(s.n_weights for s in specs)
+        if name in heads:
+            head = tied_head(specs, _spec(model.get_submodule(heads[name])))
+            params += sum(s.n_weights for s in head[:-1])
+        row = layers[name]
+        if row.cost is not None and row.cost.params != params:
+            layers[name] = replace(row, cost=None, error=None)
+    return replace(plan, layers=layers)
 
 
 def _spec(module: nn.Module) -> LayerSpec:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,6 +88,13 @@ def load(path: str | Path, *, into: ModelT) -> ModelT:
     path = Path(path)
     header, tensors = _read(path)
     plans = [Plan.from_dict(plan) for plan in header["plans"]]
+    meta = [n for n, t in _state(into) if t.is_meta]
+    if meta:
+        raise CheckpointError(
+            str(path),
+            f"{meta[0]} of the model is on the meta device and cannot take values",
+            "build the model on a real device, or call model.to_empty(device='cpu') first",
+        )
     trial = _weightless(into)
     try:
         for plan in plans:
@@ -170,6 +177,11 @@ def _header(path: Path, text: str) -> dict[str, Any]:
             str(path), f"format {version!r} is not {FORMAT} {VERSION}", "save it with this release"
         )
     return header
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def _weightless(model: ModelT) -> ModelT:

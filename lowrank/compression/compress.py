@@ -42,7 +42,7 @@ def compress(
         macs: multiply-accumulates on the example to keep, likewise.
         data: batches (a loader, a list, or one tensor of inputs) on which the outputs of
             both models are compared; without it they are compared on the example.
-        methods: names from `lowrank.compression.METHODS` that may be used; all by default.
+        methods: names from `lowrank.compression.methods.METHODS` that may be used; all by default.
         skip: layers to leave dense: names or patterns such as "layer1.*".
         only: the only layers to consider.
         overrides: layer name -> the method to use there, or `Dense(reason)`.

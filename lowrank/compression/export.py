@@ -51,7 +51,7 @@ def export_program(
         got = program.module()(*args, **kwargs)
     _compare("torch.export", flatten(run(model, example)), flatten(got))
     if path is not None:
-        with replacing(Path(path)) as temporary:
+        with _written("torch.export", path) as temporary:
             torch.export.save(program, temporary)
     return program
 
@@ -79,9 +79,14 @@ def export_onnx(
             "onnx", f"{error.name} is not installed", 'pip install "lowrank-kit[onnx]"'
         ) from error
     args, kwargs = _arguments(example)
-    with replacing(Path(path)) as temporary:
+    with _written("onnx", path) as temporary:
         _write_onnx(model, args, kwargs, temporary, dynamic_batch)
-        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no public base class
+            raise ExportError(
+                "onnx", f"onnxruntime refuses the graph ({_first_line(error)})", _ADVICE
+            ) from error
         names = [i.name for i in session.get_inputs()]
         values = _tensors([*args, *kwargs.values()])
         if len(names) != len(values):
@@ -90,8 +95,20 @@ def export_onnx(
             )
         feed = {n: v.detach().cpu().numpy() for n, v in zip(names, values, strict=True)}
         got = [torch.as_tensor(o) for o in session.run(None, feed)]
-    expected = [t.cpu() for t in flatten(run(model, example))]
-    _compare("onnx", expected, [t for t in got if t.is_floating_point()][: len(expected)])
+        expected = [t.cpu() for t in flatten(run(model, example))]
+        _compare("onnx", expected, [t for t in got if t.is_floating_point()][: len(expected)])
+
+
+@contextmanager
+def _written(what: str, path: str | Path) -> Iterator[Path]:
+    """A temporary file that takes the place of `path` when the block succeeds."""
+    try:
+        with replacing(Path(path)) as temporary:
+            yield temporary
+    except OSError as error:
+        raise ExportError(
+            what, f"{path} cannot be written ({error})", "check the folder and the space on it"
+        ) from error
 
 
 def _write_onnx(

@@ -18,6 +18,7 @@ from torch import nn
 from lowrank.atomic import write_text
 from lowrank.compression.layers import Cost, own_shapes
 from lowrank.compression.methods import METHODS, Method
+from lowrank.compression.scan import holds_parameters
 from lowrank.errors import PlanError
 
 if TYPE_CHECKING:
@@ -151,6 +152,13 @@ class Plan:
                     f"the plan is for {_describe(row.kind, row.shapes)}, "
                     f"the model has {_describe(kind, have)}",
                     "build the model that the plan was made for, or measure this one",
+                )
+        for name, module in modules.items():
+            if name not in self.layers and holds_parameters(module):
+                raise PlanError(
+                    name or "(model)",
+                    "the plan has no row for this layer of the model",
+                    'add one, such as {"dense": "by hand"}, or measure this model',
                 )
 
     def diff(self, other: Plan) -> dict[str, tuple[Choice | None, Choice | None]]:

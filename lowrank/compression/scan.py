@@ -7,8 +7,10 @@ of them answer as their plain type would, and whose weights anyone else reads.
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,9 +76,15 @@ def scan(model: nn.Module, example: Example) -> Scan:
         InputError: the example is refused, or a weight holds NaN or Inf.
     """
     check(example)
+    _require_module(model)
     paths = _paths(model)
-    modules = {p[0]: module for module, p in paths.items() if _holds_parameters(module)}
-    reasons = {name: r for name, m in modules.items() if (r := static_reason(m)) is not None}
+    modules = {p[0]: module for module, p in paths.items() if holds_parameters(module)}
+    held = held_elsewhere(model)
+    reasons = {
+        name: r
+        for name, m in modules.items()
+        if (r := static_reason(m) or held.get(id(m))) is not None
+    }
     for name, module in modules.items():
         refuse_valueless(name, module)
     candidates = {name: m for name, m in modules.items() if name not in reasons}
@@ -106,7 +114,7 @@ def _paths(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
     return paths
 
 
-def _holds_parameters(module: nn.Module) -> bool:
+def holds_parameters(module: nn.Module) -> bool:
     """Own parameters, or the packed ones of PyTorch's quantized layers."""
     if isinstance(module, parametrize.ParametrizationList):
         return False
@@ -155,6 +163,59 @@ def _weight_reason(
     return None
 
 
+def held_elsewhere(model: nn.Module) -> dict[int, str]:
+    """Modules that would go on running dense after their replacement: id -> why.
+
+    The model's own module has no parent to be replaced in; a module that also stands in a
+    plain list, dict or function of another would be called there, past its replacement.
+    """
+    found = {id(model): "it is the whole model; wrap it in nn.Sequential"}
+    for name, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule":  # torch.compile's; it copies itself anew
+            continue
+        for key, value in vars(module).items():
+            if key in _TORCH_FIELDS or isinstance(value, Tensor | str | int | float):
+                continue
+            where = f"{name}.{key}" if name else key
+            for held in _modules_in(value, set()):
+                found.setdefault(id(held), f"{where} holds it too, outside of torch's modules")
+    return found
+
+
+_TORCH_FIELDS = frozenset(vars(nn.Module()))
+
+
+def _modules_in(value: Any, seen: set[int]) -> Iterator[nn.Module]:
+    """The modules that a plain value holds: in containers, methods, partials and closures."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    parts: list[Any] = []
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, dict):
+        parts = list(value.values())
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = list(value)
+    elif isinstance(value, functools.partial):
+        parts = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, types.MethodType):
+        parts = [value.__self__]
+    elif isinstance(value, types.FunctionType):
+        # a copy of the model keeps the function, and with it all that the function reaches
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # a variable not yet set
+                for held in _modules_in(cell.cell_contents, seen):
+                    yield from held.modules()
+    for part in parts:
+        yield from _modules_in(part, seen)
+
+
+def _require_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError("model", f"it is a {type(model).__name__}", "pass a torch.nn.Module")
+
+
 def refuse_valueless(name: str, module: nn.Module) -> None:
     """Refuse a layer whose parameters hold no values, or NaN or Inf.
 
@@ -181,9 +242,14 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
     names = {id(m): name or type(m).__name__ for name, m in model.named_modules()}
     watched = {id(m) for m in candidates.values()}
     running: list[nn.Module] = []
+    hooked: set[int] = set()
 
     def enter(module: nn.Module, args: Any) -> None:
-        running.append(module)
+        if id(module) not in hooked:
+            running.append(module)
+
+    def enter_last(module: nn.Module, args: Any) -> None:
+        running.append(module)  # after its own hooks, which read from outside of its forward
 
     def leave(module: nn.Module, args: Any, *rest: Any) -> None:
         # kwargs and output; after an exception torch passes neither, and the run ends anyway
@@ -199,6 +265,10 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
 
     with ExitStack() as stack:
         # hooks for all modules: one on a layer itself would switch torch's fused encoder off
+        for module in model.modules():
+            if module._forward_pre_hooks:
+                hooked.add(id(module))
+                stack.callback(module.register_forward_pre_hook(enter_last).remove)
         before = torch_module.register_module_forward_pre_hook(enter)
         after = torch_module.register_module_forward_hook(leave, with_kwargs=True, always_call=True)
         stack.callback(before.remove)
@@ -311,10 +381,10 @@ def _pair_shared_weights(
             views[embedding.name] = replace(embedding, head=head)
             del views[head.name]
             continue
+        why = next((f" ({reasons[n]})" for n in names if n in reasons), "")
         for name in names:
             if name in views:
                 others = ", ".join(n for n in names if n != name)
-                why = next((f" ({reasons[n]})" for n in names if n in reasons), "")
                 reasons[name] = f"shares its weight with {others}{why}"
                 del views[name]
 

@@ -63,7 +63,7 @@ def require(method: Method, spec: LayerSpec, name: str) -> None:
 
 def outside(what: str, rank: int, full: int, spec: LayerSpec) -> str | None:
     """The complaint about a rank outside 1..full, or None."""
-    if isinstance(rank, int) and 1 <= rank <= full:
+    if isinstance(rank, int) and not isinstance(rank, bool) and 1 <= rank <= full:
         return None
     g, o, i, *kernel = spec.weight_shape
     shape = (g * o, i, *kernel)
