@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.compression.methods import ChannelSVD
+from lowrank.compression.methods import CP, ChannelSVD
 from lowrank.errors import CheckpointError, ExportError, InputError, PlanError, RankError
 
 X = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
@@ -154,3 +154,10 @@ def test_layers_that_share_a_weight_name_each_other_once() -> None:
         "0": "shares its weight with 1",
         "1": "shares its weight with 0",
     }
+
+
+def test_channels_last_survives_factors_that_are_one_wide() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 16, 3)).to(memory_format=torch.channels_last)
+    x = torch.randn(1, 8, 9, 9)
+    small, _ = lowrank.compress(model, x, params=1.0, overrides={"0": CP(6)})
+    assert lowrank.densify(small)[0].weight.is_contiguous(memory_format=torch.channels_last)

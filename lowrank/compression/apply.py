@@ -352,8 +352,9 @@ def _restore(model: nn.Module, name: str, shell: nn.Module, weight: Tensor) -> N
     assert isinstance(chain, nn.Sequential)
     first, last = _weight(chain[0]), chain[-1]
     if not isinstance(weight, nn.Parameter):
-        last_layout = any(_is_channels_last(_weight(m)) for m in chain)
-        layout = _layout(first) if last_layout else torch.contiguous_format
+        # the factors may be 1 wide and so of either layout: then the shell's strides tell
+        channels_last = any(_is_channels_last(_weight(m)) for m in (*chain, shell))
+        layout = _layout(first) if channels_last else torch.contiguous_format
         value = weight.to(first.dtype).contiguous(memory_format=layout)
         weight = nn.Parameter(value, requires_grad=first.requires_grad)
     shell._parameters["weight"] = weight
