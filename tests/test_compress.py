@@ -409,3 +409,26 @@ def test_a_refused_example_is_the_only_complaint() -> None:
     """No warning from the hooks that watched the run (warnings are errors here)."""
     with pytest.raises(InputError, match="refused the example"):
         lowrank.measure(_net(), torch.randn(2, 3))
+
+
+def test_a_subclass_that_drops_out_in_training_stays_dense() -> None:
+    class Dropping(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+    model, state = nn.Sequential(Dropping(32, 32), nn.Linear(32, 32)).eval(), torch.get_rng_state()
+    _, report = lowrank.compress(model, torch.ones(2, 32), params=0.9)
+    assert "more than its base class" in report.left_alone["0"]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model[0].training
+
+
+def test_what_is_no_plan_and_no_teacher_is_said() -> None:
+    with pytest.raises(PlanError, match=r"'plan.json' is no plan; read a file with"):
+        lowrank.apply(_net(), "plan.json")
+    with pytest.raises(InputError, match="teacher: None is no model"):
+        lowrank.finetune(_net(), teacher=None, data=(X, torch.zeros(2).long()))
+    data = lowrank.measure(_net(), X).plan(macs=0.5).to_dict()
+    del data["layers"]["7"]["kind"]
+    with pytest.raises(PlanError, match="7: its row has no 'kind'"):
+        lowrank.Plan.from_dict(data)

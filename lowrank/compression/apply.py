@@ -84,6 +84,8 @@ def apply(
           (1): Linear(in_features=15, out_features=64, bias=True)
         )
     """
+    if not isinstance(plan, Plan):
+        raise PlanError("plan", f"{plan!r} is no plan", "read a file with lowrank.Plan.load")
     plan.check_model(model)
     _check_choices(model, plan)
     for name in plan.replaced:

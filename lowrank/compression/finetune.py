@@ -165,6 +165,8 @@ def finetune(
     _check_positive(temperature=temperature, max_norm=max_norm, lr=lr)
     _check_weights(label_weight, hint_weight)
     _check_arguments(val, patience, loss, amp)
+    if not isinstance(teacher, nn.Module):
+        raise InputError("teacher", f"{teacher!r} is no model", "pass the dense one")
     check_hints(hints, model=model, teacher=teacher)
     objective = Objective(loss, temperature, label_weight, tuple(hints), hint_weight)
     trained = _trained(model, only_factors)

@@ -297,6 +297,9 @@ def _row_to_dict(row: PlannedLayer) -> dict[str, Any]:
 
 
 def _row_from_dict(name: str, row: Mapping[str, Any]) -> PlannedLayer:
+    for key in ("kind", "shapes"):
+        if key not in row:
+            raise PlanError(name, f"its row has no {key!r}", "make the plan anew")
     return PlannedLayer(
         kind=str(row["kind"]),
         shapes={k: tuple(int(n) for n in v) for k, v in row["shapes"].items()},

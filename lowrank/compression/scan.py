@@ -324,7 +324,7 @@ def _behaves_as_plain(module: nn.Module, x: Tensor, output: Any) -> bool:
     """Whether the module answers as the stock layer of its spec does.
 
     Stock layers do by definition; a subclass (a static padding, a cast, an adapter) is
-    asked on the example's own input.
+    asked on the example's own input, and once more in training mode if it has a forward.
     """
     if _is_stock(module):
         return True
@@ -336,8 +336,28 @@ def _behaves_as_plain(module: nn.Module, x: Tensor, output: Any) -> bool:
         expected = torch.func.functional_call(plain, own, x)
     except (RuntimeError, TypeError):
         return False
+    if type(module).forward is type(plain).forward:
+        return _equal(output, expected)
+    return _equal(output, expected) and _equal(_trained_output(module, x), expected)
+
+
+def _equal(output: Any, expected: Tensor) -> bool:
     same_type = isinstance(output, Tensor) and output.shape == expected.shape
     return same_type and torch.equal(output, expected)
+
+
+def _trained_output(module: nn.Module, x: Tensor) -> Any:
+    """What a subclass's own forward gives in training mode, where it may add noise or dropout."""
+    flags = [(part, part.training) for part in module.modules()]
+    devices = [x.device] if x.is_cuda else []
+    try:
+        for part, _ in flags:
+            part.training = True
+        with torch.random.fork_rng(devices):
+            return module.forward(x)
+    finally:
+        for part, flag in flags:
+            part.training = flag
 
 
 def _is_stock(module: nn.Module) -> bool:
