@@ -13,8 +13,8 @@ seeds; a method that has used 20 s gets no tighter setting. A ratio is the peer'
 ours: above 1 we are faster.
 
 What solves another form gets what it needs for free: spgl1 the residual norm of the LASSO's answer,
-PyLops the step 1 / ||A||^2, celer and skglm the small penalty that stands for basis pursuit. Not run at the larger size, where a
-call takes minutes: CVXPY, and coordinate descent for basis pursuit.
+PyLops the step 1 / ||A||^2, celer and skglm the small penalty that stands for basis pursuit. Not
+run at the larger size, where a call takes minutes: CVXPY, and coordinate descent for basis pursuit.
 """
 
 from __future__ import annotations
