@@ -113,6 +113,26 @@ def test_torch_complex_and_zero(kw):
     assert not nothing.L.any()
 
 
+@pytest.mark.parametrize("unit", [2.0**-700, 2.0**700])
+@pytest.mark.parametrize("name", ["convex", "rank", "lam", "epsilon"])
+def test_units_do_not_matter(name, unit):
+    M, seen = planted(25, 20, 2, 0.7)
+    kw, scaled = {
+        "convex": ({}, {}),
+        "rank": ({"rank": 2}, {"rank": 2}),
+        "lam": ({"lam": 0.5}, {"lam": 0.5 * unit}),
+        "epsilon": ({"epsilon": 0.5}, {"epsilon": 0.5 * unit}),
+    }[name]
+    there = complete(M * unit, seen, **scaled)
+    here = complete(M, seen, **kw)
+    assert there.status == "converged"
+    assert there.rank == 2
+    np.testing.assert_allclose(there.L / unit, here.L, atol=1e-5)
+    np.testing.assert_allclose(there.S / unit, here.S, atol=1e-5)
+    if name in ("convex", "epsilon"):
+        assert there.objective / unit == pytest.approx(here.objective, rel=1e-6)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 10), st.integers(1, 10), st.integers(0, 2**31), st.floats(0.1, 1))
 def test_any_shape_and_mask_ends_honestly(m, n, seed, share):
@@ -141,6 +161,8 @@ SEEN = np.ones((4, 3), bool)
         (lambda: complete(np.full((4, 3), np.nan), SEEN), "12 observed values"),
         (lambda: complete(np.ones((4, 3)), ~SEEN), "no entry"),
         (lambda: complete(np.ones((4, 3)), SEEN, rank=4), "rank=4"),
+        (lambda: complete(np.ones((4, 3)), SEEN, rank=2.0), "rank=2.0"),
+        (lambda: complete(np.ones((4, 3)), SEEN, rank="2"), "rank='2'"),
         (lambda: complete(np.ones((4, 3)), SEEN, lam=0.0), "lam=0.0"),
         (lambda: complete(np.ones((4, 3)), SEEN, lam=1.0, rank=1), "excludes"),
         (lambda: complete(np.ones((4, 3)), SEEN, epsilon=-1.0), "epsilon=-1.0"),

@@ -183,6 +183,25 @@ def test_any_shape_and_scale_ends_certified(m, n, seed, exponent):
     assert gap_by_hand(M, result)[1] <= 2 * TOL
 
 
+@pytest.mark.parametrize("unit", [2.0**-700, 2.0**700])
+def test_units_do_not_matter(unit):
+    L, S = planted(30, 20, 2, 0.05)
+    here, there = robust_pca(L + S), robust_pca((L + S) * unit)
+    assert there.status == "converged"
+    assert there.rank == here.rank == 2
+    np.testing.assert_allclose(there.L / unit, here.L, atol=1e-6)
+    np.testing.assert_allclose(there.S / unit, here.S, atol=1e-6)
+    assert there.objective / unit == pytest.approx(here.objective)
+    noisy = robust_pca((L + S) * unit, noise=0.1 * unit)
+    np.testing.assert_allclose(noisy.L / unit, robust_pca(L + S, noise=0.1).L, atol=1e-5)
+    for found in (
+        go_dec((L + S) * unit, 2, int((S != 0).sum())),
+        greedy_bilateral((L + S) * unit, int((S != 0).sum())),
+    ):
+        assert found.status == "converged"
+        np.testing.assert_allclose(found.L / unit, L, atol=1e-5)
+
+
 @pytest.mark.parametrize("M", [np.zeros((4, 3)), np.ones((5, 1)), np.ones((1, 1)), np.eye(4)])
 def test_degenerate_matrices(M):
     result = robust_pca(M)

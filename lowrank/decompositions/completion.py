@@ -115,8 +115,9 @@ def complete(
         return _fixed_rank(seen, rank, epsilon, max_iter, tol, seed)
     if lam is not None:
         check_positive(lam, "lam", "complete")
-        return _convex(seen, Huber(math.inf, lam, seen.mask), lam, max_iter, tol)
-    return _convex(seen, Ball(epsilon or 0.0, seen.mask), 1.0, max_iter, tol)
+        f = Huber(math.inf, lam * seen.scale, seen.mask)
+        return _convex(seen, f, lam, max_iter, tol)
+    return _convex(seen, Ball((epsilon or 0.0) * seen.scale, seen.mask), 1.0, max_iter, tol)
 
 
 def _convex(
@@ -125,12 +126,12 @@ def _convex(
     found = minimise(seen.M, f, max_iter=max_iter, tol=tol)
     S = _misfit(seen, found.L)
     return Completion(
-        seen.back(found.L),
-        seen.back(S),
+        seen.back(found.L / seen.scale),
+        seen.back(S / seen.scale),
         found.status,
         found.rank,
         found.n_iter,
-        scale * found.objective,
+        scale * (found.objective / seen.scale),
         found.gap,
         _relative(S, seen.M),
         seen.back(found.Y),
@@ -146,6 +147,7 @@ def _fixed_rank(
     weight = mask.to(seen.M.dtype)
     V = _start(seen.M, rank, seed)
     size = float(torch.linalg.vector_norm(seen.M))
+    epsilon = None if epsilon is None else epsilon * seen.scale
     target = tol if epsilon is None else epsilon / size if size else 0.0
     history: list[tuple[float, float]] = []
     settled = False
@@ -165,12 +167,12 @@ def _fixed_rank(
     if settled and epsilon is not None and misfit > epsilon + tol * size:
         status = "infeasible"
     return Completion(
-        seen.back(L),
-        seen.back(S),
+        seen.back(L / seen.scale),
+        seen.back(S / seen.scale),
         status,
         rank,
         len(history),
-        misfit**2,
+        misfit**2 / seen.scale / seen.scale,
         None,
         _relative(S, seen.M),
         None,

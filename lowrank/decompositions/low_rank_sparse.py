@@ -119,19 +119,19 @@ def robust_pca(
     check_positive(noise, "noise", "robust_pca", zero=True)
     check_positive(tol, "tol", "robust_pca")
     check_count(max_iter, "max_iter", 10**9, "robust_pca")
-    nu = noise * math.sqrt(seen.fraction) * (math.sqrt(m) + math.sqrt(n))
+    nu = noise * seen.scale * math.sqrt(seen.fraction) * (math.sqrt(m) + math.sqrt(n))
     f = Huber(float(lam), nu, seen.mask, columns)
     found = minimise(seen.M, f, max_iter=max_iter, tol=tol)
     S = torch.sub(found.E, found.Y, alpha=nu)  # the noise takes nu Y of E, the sparse part the rest
     size = torch.linalg.vector_norm(found.Y, dim=0) if columns else found.Y.abs()
     S *= size >= lam * (1 - 1e-12)  # exact zeros: elsewhere, and where missing, S is round-off
     return LowRankSparse(
-        seen.back(found.L),
-        seen.back(S),
+        seen.back(found.L / seen.scale),
+        seen.back(S / seen.scale),
         found.status,
         found.rank,
         found.n_iter,
-        found.objective,
+        found.objective / seen.scale,
         found.gap,
         _residual(seen, found.L + S),
         seen.back(found.Y),
@@ -309,12 +309,12 @@ class _Progress:
         good = self.reached if need_reached else self.done
         residual = self.history[-1][0]
         return LowRankSparse(
-            seen.back(L),
-            seen.back(S),
+            seen.back(L / seen.scale),
+            seen.back(S / seen.scale),
             "converged" if good else "max_iter",
             rank,
             len(self.history),
-            (residual * self.size) ** 2,
+            (residual * self.size) ** 2 / seen.scale / seen.scale,
             None,
             residual,
             None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -23,11 +24,14 @@ class Observed(Generic[Array]):
         M: (m, n), float64 or complex128, or the single precision that was asked for.
         mask: (m, n) bool, True where observed; None if nothing is missing.
         source: the caller's matrix, for its type, dtype and device.
+        scale: `M` is the caller's matrix times this power of two; 1 unless squares of its entries
+            would overflow or vanish.
     """
 
     M: Tensor
     mask: Tensor | None
     source: Array
+    scale: float = 1.0
 
     @property
     def fraction(self) -> float:
@@ -35,7 +39,7 @@ class Observed(Generic[Array]):
         return 1.0 if self.mask is None else float(self.mask.sum()) / self.mask.numel()
 
     def back(self, X: Tensor) -> Array:
-        """A result in the caller's array type, dtype and device."""
+        """A result in the caller's array type, dtype and device; units are the caller's own."""
         if isinstance(self.source, Tensor):
             kept = self.source.is_floating_point() or self.source.is_complex()
             return X.to(self.source.dtype if kept else torch.get_default_dtype())
@@ -71,7 +75,19 @@ def observe(M: Array, mask: Any, name: str, *, single: bool = False) -> Observed
         raise InputError(
             name, f"{bad} observed values are NaN or Inf", "set mask to False where they stand"
         )
-    return Observed(filled, seen, M)
+    scale = _safe_scale(filled)
+    return Observed(filled if scale == 1 else filled * scale, seen, M, scale)
+
+
+def _safe_scale(M: Tensor) -> float:
+    """1, or the power of two that brings the largest entry near 1 where its square is unsafe."""
+    parts = torch.view_as_real(M.resolve_conj()) if M.is_complex() else M
+    top = float(parts.abs().max())
+    exponent = math.frexp(top)[1]
+    safe = 400 if M.dtype in (torch.float64, torch.complex128) else 40
+    if top == 0 or abs(exponent) <= safe:
+        return 1.0
+    return 2.0 ** -max(exponent, -1000)
 
 
 def _from_numpy(M: np.ndarray, name: str) -> Tensor:
@@ -102,6 +118,7 @@ def check_positive(value: float, argument: str, name: str, *, zero: bool = False
 
 def check_count(value: int, argument: str, most: int, name: str, *, least: int = 1) -> None:
     """Raise InputError unless `value` is an integer in least..most."""
-    if isinstance(value, bool) or int(value) != value or not least <= value <= most:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not least <= value <= most:
         problem = f"{argument}={value!r} is not an integer in {least}..{most}"
         raise InputError(name, problem, f"give {argument} a value in that range")
