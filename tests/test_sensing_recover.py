@@ -131,6 +131,51 @@ def test_torch_in_torch_out(instance):
     assert single.status is Status.OPTIMAL
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("kind", ["bfloat16", "sparse", "sparse rows", "conjugated"])
+def test_any_kind_of_tensor(instance, kind):
+    A, x, _ = instance
+    make = {
+        "bfloat16": lambda: torch.from_numpy(A).bfloat16(),
+        "sparse": lambda: torch.from_numpy(A).to_sparse(),
+        "sparse rows": lambda: torch.from_numpy(A).to_sparse_csr(),
+        "conjugated": lambda: torch.from_numpy(A + 0.5j * A[::-1]).conj(),
+    }
+    tensor = make[kind]()
+    dense = (tensor.float() if kind == "bfloat16" else tensor.to_dense().resolve_conj()).numpy()
+    result = recover(tensor, torch.from_numpy(dense @ x))
+    assert result.status is Status.OPTIMAL
+    assert isinstance(result.x, torch.Tensor)
+    np.testing.assert_allclose(result.x.numpy(), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("kind", ["exact", "noisy", "penalised", "complex"])
+def test_a_constant_is_the_optimum_of_tv(kind, dense):
+    A = operators.gaussian(20, 36, seed=0, dtype=complex if kind == "complex" else float)
+    flat = np.full(36, 0.7 + (0.2j if kind == "complex" else 0))
+    y = A @ flat
+    options = {"penalised": {"lam": 0.1}, "noisy": {"epsilon": 0.1}}.get(kind, {})
+    if kind == "noisy":
+        y = y + 0.015 * np.random.default_rng(0).standard_normal(20)
+    problem = total_variation(A.to_dense() if dense else A, y, (6, 6), **options)
+    result = solve(problem)
+    assert result.status is Status.OPTIMAL
+    assert result.why == "a constant is the optimum"
+    assert result.objective <= 1e-24
+    np.testing.assert_allclose(result.x, flat, atol=0.05 if kind == "noisy" else 1e-12)
+
+
+def test_a_constant_that_does_not_fit_is_not_the_optimum():
+    step = np.repeat([0.0, 1.0], 18)
+    for options in ({"epsilon": 0.1}, {"lam": 0.1}):
+        result = solve(total_variation(np.eye(36), step, 36, **options))
+        assert result.status is Status.OPTIMAL
+        assert result.objective > 0.05
+    by_index = np.diag(np.arange(1.0, 37)) @ (np.eye(36) - np.eye(36, k=1))
+    assert solve(Analysis(np.eye(36), np.ones(36), by_index)).objective == pytest.approx(36)
+
+
 def test_batch(instance):
     A, x, _ = instance
     X = np.stack([x, 2 * x, np.roll(x, 3), 0 * x], axis=1)
@@ -302,6 +347,8 @@ EYE, ONES = np.eye(3), np.ones(3)
         (lambda: recover(EYE, ONES, sparsity=4), "4 is outside 1..3"),
         (lambda: recover(EYE, ONES, sparsity=1, nonneg=True), "joins neither"),
         (lambda: recover(EYE, ONES, x0=np.ones(2)), "finite coefficients in the basis"),
+        (lambda: recover(EYE, ONES, x0=1j * ONES), "the coefficients are real"),
+        (lambda: recover(EYE, ONES, lam_fraction="5%"), "str is not a number"),
         (lambda: recover(EYE, ONES, solver="nope"), "'nope' is not one of"),
         (lambda: recover(EYE, ONES, solver="cvxpy:nope"), "CVXPY finds no solver"),
         (lambda: recover(EYE, ONES, solver="fista"), "cannot take this BasisPursuit"),

@@ -123,8 +123,9 @@ def _certificate(
     residual: Array,
     price: Array | float = 0.0,
 ) -> Certificate:
-    half = isinstance(problem, ConstrainedLasso)
-    floor = np.linalg.norm(_columns(problem.target), axis=0) ** 2 / 2 if half else 0.0
+    shares = {ConstrainedLasso: 1.0, AnalysisLasso: 1e-8}
+    share = shares.get(type(problem), 0.0)
+    floor = share * np.linalg.norm(_columns(problem.target), axis=0) ** 2 / 2 if share else 0.0
     gap = relative_gap(primal + price, dual, floor)
     finite = np.isfinite(gap) & np.isfinite(violation)
     return Certificate(

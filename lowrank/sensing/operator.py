@@ -399,11 +399,18 @@ def to_numpy(value: Any) -> Array:
         InputError: a list whose rows differ in length.
     """
     if is_torch(value):
-        return np.asarray(value.detach().cpu().numpy())
+        return _from_tensor(value.detach().cpu().resolve_conj().resolve_neg())
     try:
         return np.asarray(value)
     except ValueError as error:
         raise InputError("data", "rows of different lengths", "pass an array") from error
+
+
+def _from_tensor(tensor: Any) -> Array:
+    import torch
+
+    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    return np.asarray((dense.float() if dense.dtype == torch.bfloat16 else dense).numpy())
 
 
 def is_torch(value: Any) -> bool:
@@ -412,7 +419,7 @@ def is_torch(value: Any) -> bool:
 
 
 def to_tensor(array: Array, like: Any) -> Any:
-    """The array as a torch tensor on the device and in the precision of `like`; complex stays."""
+    """The array as a torch tensor on the device of `like`, single where that is; complex stays."""
     import torch
 
     tensor = torch.from_numpy(np.ascontiguousarray(array))

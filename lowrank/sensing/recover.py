@@ -20,6 +20,7 @@ from lowrank.sensing.operators import Array, MatrixLike, to_numpy, to_tensor
 from lowrank.sensing.problems import (
     BPDN,
     Analysis,
+    AnalysisLasso,
     BasisPursuit,
     KSparse,
     Lasso,
@@ -125,6 +126,7 @@ def _check_one_of(**given: object) -> None:
 
 def _fraction(fraction: float, top: float) -> tuple[float, str]:
     """lam as a share of lam_max, and that it is."""
+    fraction = checked_number("lam_fraction", fraction, zero=True)
     if not 0 < fraction <= 1:
         text = f"{fraction} is outside (0, 1]"
         raise InputError("lam_fraction", text, "0.01 to 0.5 is usual; at 1 the answer is zero")
@@ -185,8 +187,10 @@ def solve(
     start = _checked_start(problem, x0)
     stops: list[int] = []
     watched = None if callback is None else _watched(callback, stops)
-    if (trivial := _zero_if_optimal(problem, tol or TOL)) is not None:
-        return _finish(problem, *trivial, "none", "0 is the optimum", 0.0, tol or TOL, debias)
+    for shortcut, why in ((_zero_if_optimal, "0"), (_constant_if_optimal, "a constant")):
+        if (trivial := shortcut(problem, tol or TOL)) is not None:
+            text = f"{why} is the optimum"
+            return _finish(problem, *trivial, "none", text, 0.0, tol or TOL, debias)
     tried: list[str] = []
     best: Recovery | None = None
     for name, candidate, why in _candidates(problem, solver):
@@ -219,6 +223,8 @@ def _checked_start(problem: Problem, x0: ArrayLike | None) -> Array | None:
     if x0 is None:
         return None
     start = to_numpy(x0)
+    if np.iscomplexobj(start) and not problem.is_complex:
+        raise InputError("x0", "complex, and the coefficients are real", "pass its real part")
     if start.shape != problem.unknown_shape or not np.isfinite(start).all():
         text = f"shape {start.shape}, or NaN, for coefficients {problem.unknown_shape}"
         raise InputError("x0", text, "pass finite coefficients in the basis")
@@ -408,6 +414,28 @@ def _zero_if_optimal(
     certificate = certify(problem, zero, b)
     optimal = certificate.holds(min(tol, 1e-12))
     return (SolverResult(zero, n_products=1), certificate) if optimal else None
+
+
+def _constant_if_optimal(
+    problem: Problem, tol: float
+) -> tuple[SolverResult, Certificate | None] | None:
+    """The constant closest to the data, if its variation is 0 and nothing is better.
+
+    Its objective is 0, so a gap relative to the objective would never close on the way to it.
+    """
+    if not isinstance(problem, Analysis | AnalysisLasso):
+        return None
+    one = np.ones(problem.unknown_shape, dtype=problem.dtype)
+    if np.any(problem.D.forward(one)):
+        return None
+    seen, b = problem.operator.forward(one), np.asarray(problem.y)
+    size = np.vdot(seen, seen).real
+    if not size > 0:
+        return None
+    constant = np.vdot(seen, b) / size * one
+    certificate = certify(problem, constant)
+    optimal = certificate.holds(min(tol, 1e-12))
+    return (SolverResult(constant, n_products=1), certificate) if optimal else None
 
 
 def _finish(
