@@ -84,3 +84,23 @@ def test_max_iter_is_passed_on(instance):
     A, y = instance
     result = solve(Lasso(A, y, 0.1), "cvxpy:clarabel", max_iter=2)
     assert result.status is not Status.OPTIMAL
+
+
+@pytest.mark.parametrize("solver", ["cvxpy", "cvxpy:clarabel", "cvxpy:scs"])
+def test_a_limit_of_iterations_is_told_from_a_stall(instance, solver):
+    A, y = instance
+    result = solve(Lasso(A, y, 0.01), solver, max_iter=1)
+    assert result.status is Status.MAX_ITER
+    assert "user_limit" in result.why
+
+
+def test_the_answer_at_the_limit_is_the_first_backends(instance):
+    A, y = instance
+    result = solve(Lasso(A, y, 0.01), "cvxpy", max_iter=3)
+    assert "CLARABEL" in result.why
+
+
+def test_a_backend_that_takes_no_limit_is_named(instance):
+    A, y = instance
+    assert "SCIPY is given no limit" in solve(BasisPursuit(A, y), "cvxpy", max_iter=1).why
+    assert "no limit" not in solve(BasisPursuit(A, y), "cvxpy").why

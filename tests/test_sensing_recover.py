@@ -176,6 +176,28 @@ def test_a_constant_that_does_not_fit_is_not_the_optimum():
     assert solve(Analysis(np.eye(36), np.ones(36), by_index)).objective == pytest.approx(36)
 
 
+def test_why_names_those_that_did_no_better(instance, monkeypatch):
+    A, _, y = instance
+    monkeypatch.setattr(
+        sys.modules["lowrank.sensing.recover"], "_is_better", lambda found, best: False
+    )
+    results = [solve(BPDN(A, y, noise), tol=1e-300) for noise in (0.01, 0.02, 0.05, 0.1)]
+    short = [result for result in results if not result.status.ok]
+    assert short  # no solver ends with a gap of 0 throughout
+    for result in short:
+        assert result.solver.startswith("chain")
+        assert result.why.startswith("chain: first choice for BPDN")
+        assert "; admm ended" in result.why
+        assert "chain ended" not in result.why
+
+
+@pytest.mark.parametrize("solver", ["auto", "chain", "admm", "homotopy", "fista"])
+def test_an_error_of_the_callback_is_not_a_breakdown(instance, solver):
+    A, _, y = instance
+    with pytest.raises(ZeroDivisionError):
+        solve(Lasso(A, y, 0.01), solver, callback=lambda k, c: 1 / 0)
+
+
 def test_batch(instance):
     A, x, _ = instance
     X = np.stack([x, 2 * x, np.roll(x, 3), 0 * x], axis=1)

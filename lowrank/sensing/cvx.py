@@ -45,6 +45,13 @@ BYTES_PER_ELEMENT = 200
 SIMPLEX_ELEMENTS = 2**15
 """Linear programs up to this m x n go to SciPy's simplex, whose answers are exact vertices."""
 
+_NAMES: dict[str, tuple[tuple[str, ...], str]] = {
+    "CLARABEL": (("tol_gap_abs", "tol_gap_rel", "tol_feas"), "max_iter"),
+    "SCS": (("eps_abs", "eps_rel"), "max_iters"),
+    "OSQP": (("eps_abs", "eps_rel"), "max_iter"),
+}
+"""Backends' own names of their tolerances and of the limit of iterations."""
+
 _STATUS = {
     "infeasible": Status.INFEASIBLE,
     "infeasible_inaccurate": Status.INFEASIBLE,
@@ -130,21 +137,29 @@ class Cvxpy:
         backend, status = names[0], ""
         for backend in names:
             status = self._attempt(compiled.statement, backend)
-            if status == "optimal":
+            if status == "optimal" or (status == "user_limit" and self.max_iter):
                 break
         stats = compiled.statement.solver_stats
         value = compiled.unknown.value
         known = value is not None and np.isfinite(value).all()
         shape = compiled.unknown.shape
+        n_iter = int(getattr(stats, "num_iters", None) or 0)
+        if status == "optimal_inaccurate" and n_iter >= (self.max_iter or np.inf):
+            status = "user_limit"  # which SCS does not tell apart
         return SolverResult(
             np.asarray(value) * units.x if known else np.zeros(shape, problem.dtype),
             dual=compiled.dual(units) if known else None,
             analysis_dual=compiled.analysis_dual(units) if known else None,
             status=_STATUS.get(status, Status.OPTIMAL if known else Status.STALLED),
-            n_iter=int(getattr(stats, "num_iters", None) or 0),
+            n_iter=n_iter,
             n_products=0,
-            note=f"CVXPY with {backend} said {status}",
+            note=f"CVXPY with {backend} said {status}{self._unheard(backend)}",
         )
+
+    def _unheard(self, backend: str) -> str:
+        """That the backend runs without the limit asked for, if it does."""
+        heard = self.max_iter is None or _NAMES.get(backend, ((), ""))[1]
+        return "" if heard else f"; {backend} is given no limit of iterations"
 
     def _attempt(self, statement: Any, backend: str) -> str:
         options = _accuracy(backend, self.tol / 100, self.max_iter)
@@ -380,13 +395,8 @@ def _stacked(duals: list[Array | None]) -> Array | None:
 
 
 def _accuracy(backend: str, tol: float, max_iter: int | None) -> dict[str, Any]:
-    """The backend's own names of its tolerances and limits."""
-    names: dict[str, tuple[tuple[str, ...], str]] = {
-        "CLARABEL": (("tol_gap_abs", "tol_gap_rel", "tol_feas"), "max_iter"),
-        "SCS": (("eps_abs", "eps_rel"), "max_iters"),
-        "OSQP": (("eps_abs", "eps_rel"), "max_iter"),
-    }
-    tolerances, limit = names.get(backend, ((), ""))
+    """The tolerance and the limit under the backend's own names."""
+    tolerances, limit = _NAMES.get(backend, ((), ""))
     options: dict[str, Any] = dict.fromkeys(tolerances, tol)
     if limit and max_iter is not None:
         options[limit] = max_iter

@@ -193,6 +193,7 @@ def solve(
             return _finish(problem, *trivial, "none", text, 0.0, tol or TOL, debias)
     tried: list[str] = []
     best: Recovery | None = None
+    later = 0  # where those tried after the best begin
     for name, candidate, why in _candidates(problem, solver):
         ready = _with(candidate, tol=tol, max_iter=max_iter)
         result, products, seconds = _run(ready, problem, start, watched)
@@ -202,13 +203,14 @@ def solve(
         result = replace(result, n_products=products)
         args = (describe(name, ready), why, seconds, accuracy, debias)
         found = _finish(problem, result, certificate, *args)
-        best = found if best is None or _is_better(found, best) else best
+        if best is None or _is_better(found, best):
+            best, later = found, len(tried) + 1
         settled = found.status in (Status.INFEASIBLE, Status.UNBOUNDED)
         if found.status.ok or settled or stops:
             return found
         tried.append(f"{name} ended {found.status.name} with gap {found.gap}")
     assert best is not None  # `_candidates` raises rather than being empty
-    return best
+    return replace(best, why="; ".join([best.why, *tried[later:]]))
 
 
 def _check_limits(tol: float | None, max_iter: int | None) -> None:
@@ -231,11 +233,22 @@ def _checked_start(problem: Problem, x0: ArrayLike | None) -> Array | None:
     return start.astype(problem.dtype)
 
 
+class _CallbackError(Exception):
+    """What a callback raised, on its way out of the solver."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def _watched(callback: Callback, stops: list[int]) -> Callback:
     """The callback, which notes when it stops a run, so that no other solver takes over."""
 
     def call(k: int, coefficients: Array) -> bool:
-        stop = bool(callback(k, coefficients))
+        try:
+            stop = bool(callback(k, coefficients))
+        except (ArithmeticError, np.linalg.LinAlgError) as error:
+            raise _CallbackError(error) from error  # else it would pass for a solver's breakdown
         if stop:
             stops.append(k)
         return stop
@@ -376,6 +389,8 @@ def _run(
     try:
         with np.errstate(all="ignore"):  # what overflows or is 0 / 0, the certificate will tell
             result = solver.solve(counted, x0=x0, callback=callback)
+    except _CallbackError as error:
+        raise error.error from None
     except (ArithmeticError, np.linalg.LinAlgError) as error:
         zero = np.zeros(problem.unknown_shape, problem.dtype)
         result = SolverResult(zero, status=Status.DIVERGED, note=f"broke down: {error}")
