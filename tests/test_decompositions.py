@@ -20,6 +20,7 @@ from lowrank.decompositions import (
     tucker_error_surface,
 )
 from lowrank.errors import InputError, RankError
+from lowrank.linalg import leading_left_vectors
 
 with warnings.catch_warnings():  # tensorly's imports warn under newer numpy and scipy
     warnings.simplefilter("ignore")
@@ -117,6 +118,51 @@ def test_svd_rank_deficient_keeps_orthonormal_factors():
     )
 
 
+def steep(m, n, ratio, dtype=torch.float32):
+    """Singular values from 1 to 1 / ratio in geometric steps."""
+    U, V = torch.linalg.qr(draw(m, m)).Q, torch.linalg.qr(draw(n, m, seed=1)).Q
+    s = torch.logspace(0, -math.log10(ratio), m, dtype=torch.float64)
+    return ((U * s) @ V.T).to(dtype), s
+
+
+SINGLE_SLACK = {"short": 1e-5, "long": 1e-3}
+"""Orthonormality of the two factors in float32: tens of eps; ten times the defect allowed."""
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("ratio", [3, 30, 1e3, 1e6])
+@pytest.mark.parametrize("rank", [30, 150, 300])
+def test_large_float32_svd_loses_nothing_by_its_gram_matrix(turned, ratio, rank):
+    W, s = steep(300, 500, ratio)
+    svd = truncated_svd(W.mT if turned else W, rank)
+    short, long = (svd.Vh.mT, svd.U) if turned else (svd.U, svd.Vh.mT)
+    for factor, slack in ((short, "short"), (long, "long")):
+        defect = factor.double().mT @ factor.double() - torch.eye(rank)
+        assert float(defect.abs().max()) < SINGLE_SLACK[slack]
+    optimum = math.sqrt(float(s[rank:].square().sum() / s.square().sum()))
+    exact = (svd.U.double() * svd.s.double()) @ svd.Vh.double()
+    error = float((exact - (W.mT if turned else W).double()).norm() / W.double().norm())
+    assert error == pytest.approx(optimum, rel=1e-6, abs=EXACT[torch.float32])
+
+
+@pytest.mark.parametrize(("ratio", "single"), [(3, True), (30, True), (1e3, False)])
+def test_float32_gram_is_used_only_where_it_resolves(ratio, single):
+    W, _ = steep(300, 500, ratio)
+    vectors = leading_left_vectors(W, 299)
+    assert vectors.dtype == (torch.float32 if single else torch.float64)
+
+
+def test_float32_gram_is_refused_where_little_is_lost():
+    """Of an error of 1e-5 the noise of a float32 Gram matrix is too large a part."""
+    W = draw(300, 20, seed=3) @ draw(20, 400, seed=4)
+    W = (W + 1e-5 * W.norm() / 300 * draw(300, 400)).float()
+    assert leading_left_vectors(W, 20).dtype == torch.float64
+    assert truncated_svd(W, 20).error(W) == pytest.approx(
+        truncated_svd(W.double(), 20).error(W.double()),
+        rel=1e-2,  # rounding of the factors
+    )
+
+
 def test_svd_error_falls_with_the_rank():
     W = fading(20, 50)
     errors = [truncated_svd(W, r).error(W) for r in range(1, 21)]
@@ -185,6 +231,22 @@ def test_tucker_agrees_with_tensorly(shape, ranks):
         (core, factors), _ = partial_tucker(W, list(ranks), modes=[0, 1], n_iter_max=100, tol=1e-10)
         theirs = tensorly.tenalg.multi_mode_dot(core, factors, modes=[0, 1])
     assert ours <= float((theirs - W).norm() / W.norm()) * (1 + 1e-5)
+
+
+def test_tucker_of_a_large_float32_kernel_is_that_of_float64():
+    W = fading(300, 280, 3, 3).float()
+    single = tucker(W, (150, 140), modes=(0, 1))
+    double = tucker(W.double(), (150, 140), modes=(0, 1))
+    assert single.core.dtype == torch.float32
+    assert single.error(W) == pytest.approx(double.error(W.double()), rel=1e-5)
+    assert tucker(W, (300, 280), modes=(0, 1)).error(W) < 2 * EXACT[torch.float32]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tucker_stops_near_where_sweeps_lead(seed):
+    W = draw(24, 20, 3, 3, seed=seed)
+    limit = tucker(W, (8, 8), modes=(0, 1), n_sweeps=200, tol=0.0).error(W)
+    assert tucker(W, (8, 8), modes=(0, 1)).error(W) < 1.01 * limit
 
 
 def test_error_surface_is_the_error_of_every_truncation():

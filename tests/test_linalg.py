@@ -109,6 +109,24 @@ def test_gram_is_on_the_short_side(shape):
     )
 
 
+@pytest.mark.parametrize("shape", [(129, 200), (300, 131), (256, 256)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_gram_matrix_by_blocks(shape, dtype):
+    W = draw(*shape).to(dtype)
+    S = gram(W, dtype=dtype)
+    assert S.dtype == dtype
+    assert torch.equal(S, S.T)
+    expected = W @ W.T if shape[0] <= shape[1] else W.T @ W
+    slack = 100 * torch.finfo(dtype).eps * max(shape)
+    torch.testing.assert_close(S, expected, rtol=0, atol=slack)
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38])
+def test_finite_values_whose_sum_overflows_are_taken(value):
+    W = torch.full((4, 5), value)
+    assert torch.equal(as_working(W, "fc"), W)
+
+
 def test_few_eigenvectors_are_the_leading_ones():
     """Large enough for the route that computes only a part of the spectrum."""
     W = draw(800, 900)

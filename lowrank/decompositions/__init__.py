@@ -13,6 +13,7 @@ from lowrank.decompositions.low_rank_sparse import (
     LowRankSparse,
     go_dec,
     greedy_bilateral,
+    low_rank_plus_sparse,
     robust_pca,
 )
 from lowrank.decompositions.rank import energy_rank, error_rank, evbmf, evbmf_rank
@@ -37,6 +38,7 @@ __all__ = [
     "go_dec",
     "greedy_bilateral",
     "hosvd_core",
+    "low_rank_plus_sparse",
     "robust_pca",
     "sensitivity",
     "singular_values",

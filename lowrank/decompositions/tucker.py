@@ -14,6 +14,7 @@ from lowrank.linalg import (
     check_rank,
     gram,
     leading_eigenvectors,
+    leading_left_vectors,
     mode_product,
     unfold,
 )
@@ -25,10 +26,10 @@ def tucker(
     *,
     modes: Sequence[int] | None = None,
     n_sweeps: int = 5,
-    tol: float = 1e-4,
+    tol: float = 1e-3,
     name: str = "tucker",
 ) -> TuckerFactors:
-    """Tucker approximation of given ranks: truncated HOSVD, improved by HOOI sweeps.
+    """Tucker approximation of given ranks: sequentially truncated HOSVD and HOOI sweeps.
 
         min ||W - core x_a U_a x_b U_b ...||_F  subject to  U_k^T U_k = I,   k in modes
 
@@ -36,8 +37,8 @@ def tucker(
         W: (I_1, ..., I_N), any float type; half types are computed and returned in float32.
         ranks: one per mode in `modes`, each at least 1 and at most min(I_mode, rest).
         modes: the modes to factorize; all of them when None.
-        n_sweeps: most HOOI sweeps; 0 returns the truncated HOSVD.
-        tol: stop when a sweep gains less than this fraction of the squared error.
+        n_sweeps: most HOOI sweeps; 0 returns the truncated HOSVD, no mode before another.
+        tol: stop when one update of each mode gains less than this fraction of the squared error.
         name: what an error message calls W.
 
     Returns:
@@ -53,22 +54,26 @@ def tucker(
         >>> factors.core.shape, factors.n_params
         (torch.Size([4, 2, 3, 3]), 116)
 
-    Source: De Lathauwer, De Moor and Vandewalle 2000 (HOSVD; HOOI, algorithm 4.2); every subspace
-    by eigenvectors of a float64 Gram matrix.
+    Source: De Lathauwer, De Moor and Vandewalle 2000 (HOSVD; HOOI, algorithm 4.2); Vannieuwenhoven,
+    Vandebril and Meerbergen 2012 (the sequential start). Every subspace by eigenvectors of a Gram
+    matrix; see `truncated_svd` for where that is in float32.
     """
     W = as_working(W, name)
     modes = _check_modes(W, modes, name)
     _check_ranks(W, ranks, modes, name)
-    factors = [_basis(W, mode, rank) for mode, rank in zip(modes, ranks, strict=True)]
-    core = _project(W, factors, modes)
-    total = _energy(W)
-    for _ in range(n_sweeps if len(modes) > 1 else 0):  # with one mode HOSVD is optimal
-        before = _energy(core)
-        for k, mode in enumerate(modes):
-            partial = _project(W, factors, modes, skip=k)
-            factors[k] = _basis(partial, mode, ranks[k])
-        core = mode_product(partial, factors[-1].mT, modes[-1])
-        if _energy(core) - before <= tol * (total - before):
+    if n_sweeps == 0 or len(modes) == 1:  # with one mode HOSVD is optimal
+        factors = [_basis(W, mode, rank) for mode, rank in zip(modes, ranks, strict=True)]
+        return TuckerFactors(_project(W, factors, modes), tuple(factors), modes)
+    factors, core = _sequential(W, ranks, modes)
+    total, captured = _energy(W), [_energy(core)]
+    for step in range(n_sweeps * len(modes)):
+        k = step % len(modes)
+        partial = _project(W, factors, modes, skip=k)
+        factors[k] = _basis(partial, modes[k], ranks[k])
+        core = mode_product(partial, factors[k].mT, modes[k])
+        captured.append(_energy(core))
+        before = captured[max(0, step + 1 - len(modes))]
+        if step + 1 >= len(modes) and captured[-1] - before <= tol * (total - before):
             break
     return TuckerFactors(core, tuple(factors), modes)
 
@@ -157,9 +162,20 @@ def _basis(W: Tensor, mode: int, rank: int) -> Tensor:
     """Leading left singular vectors of an unfolding, (I_mode, rank)."""
     matrix = unfold(W, mode)
     if matrix.shape[0] <= matrix.shape[1]:
-        return leading_eigenvectors(gram(matrix), rank)[1].to(W.dtype)
+        return leading_left_vectors(matrix, rank).to(W.dtype)
     _, V = leading_eigenvectors(gram(matrix), rank)
     return torch.linalg.qr(matrix.double() @ V).Q.to(W.dtype)  # tall: QR also where s is 0
+
+
+def _sequential(
+    W: Tensor, ranks: Sequence[int], modes: tuple[int, ...]
+) -> tuple[list[Tensor], Tensor]:
+    """Bases one after the other, each of what the ones before have left, and the core."""
+    factors = []
+    for mode, rank in zip(modes, ranks, strict=True):
+        factors.append(_basis(W, mode, rank))
+        W = mode_product(W, factors[-1].mT, mode)
+    return factors, W
 
 
 def _project(
