@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from lowrank.compression.curves import Candidate, Curve, Curves
     from lowrank.compression.plan import Choice, Plan, PlannedLayer
+    from lowrank.sensing.phase_transition import PhaseTransition
 
 Measure = Literal["macs", "params", "bytes"]
 """What a plan is drawn in."""
@@ -153,6 +154,42 @@ def plan_bars(plan: Plan, *, measure: Measure = "macs", ax: Axes | None = None) 
     ax.set_title(_plan_title(plan, measure), fontsize=11)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def phase_map(found: PhaseTransition, *, nonneg: bool = False, ax: Axes | None = None) -> Axes:
+    """Draw the share of recoveries over `m / n` and `k / m`, with the exact thresholds over it.
+
+    Args:
+        found: what `phase_transition` returned.
+        nonneg: draw the threshold of L1 with non-negative signals in place of that without.
+        ax: axes to draw on; new ones by default.
+
+    Example:
+        >>> import matplotlib
+        >>> from lowrank.sensing.phase_transition import phase_transition
+        >>> matplotlib.use("agg")
+        >>> ax = phase_map(phase_transition([0.5], [0.1, 0.9], n=40, trials=3))
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('m / n', 'k / m')
+    """
+    from lowrank.sensing.phase_transition import bayes_threshold, l1_threshold
+
+    ax = _axes(ax, height=5.0)
+    delta = np.broadcast_to(found.deltas[:, None], found.rhos.shape)
+    shares = ax.scatter(delta, found.rhos, c=found.fraction, cmap="cividis", vmin=0, vmax=1)
+    shares.set(edgecolor=_EDGE, linewidth=0.4)
+    ax.figure.colorbar(shares, ax=ax, label=f"share recovered of {found.trials}, n = {found.n}")
+    grid = np.linspace(0.02, 0.98, 49)
+    name = "non-negative L1" if nonneg else "L1"
+    lines = ax.plot(grid, [l1_threshold(d, nonneg=nonneg) for d in grid], label=f"{name}, exact")
+    lines += ax.plot(grid, [bayes_threshold(d) for d in grid], label="Bayes AMP, exact")
+    for line, (colour, _, dash) in zip(lines, (_STYLES[1], _STYLES[4]), strict=True):
+        line.set(color=colour, linestyle=dash)
+    ax.plot(found.deltas, found.threshold(), "D", mfc="white", mec=_STYLES[1][0], label="50 %")
+    ax.set(xlabel="m / n", ylabel="k / m", xlim=(0, 1), ylim=(0, 1))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return ax
 
 

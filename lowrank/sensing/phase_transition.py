@@ -175,21 +175,9 @@ class PhaseTransition:
         Returns:
             The matplotlib axes.
         """
-        import matplotlib.pyplot as plt
+        from lowrank.plots import phase_map
 
-        if ax is None:
-            ax = plt.subplots(figsize=(6, 5))[1]
-        delta = np.broadcast_to(self.deltas[:, None], self.rhos.shape)
-        points = ax.scatter(delta, self.rhos, c=self.fraction, cmap="viridis", vmin=0, vmax=1)
-        ax.figure.colorbar(points, ax=ax, label="share recovered")
-        grid = np.linspace(0.02, 0.98, 49)
-        name = "non-negative L1" if nonneg else "L1"
-        ax.plot(grid, [l1_threshold(d, nonneg=nonneg) for d in grid], "r-", label=f"{name}, exact")
-        ax.plot(grid, [bayes_threshold(d) for d in grid], "k--", label="Bayes AMP, exact")
-        ax.plot(self.deltas, self.threshold(), "wo", mec="r", label="50 % measured")
-        ax.set(xlabel="m / n", ylabel="k / m", xlim=(0, 1), ylim=(0, 1))
-        ax.legend()
-        return ax
+        return phase_map(self, nonneg=nonneg, ax=ax)
 
 
 def basis_pursuit(A: Array, y: Array) -> Array:
