@@ -16,7 +16,7 @@ from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAmp
 from lowrank.sensing.solvers.chain import Chain, by_linear_program
 from lowrank.sensing.solvers.column_pool import ColumnPool
 from lowrank.sensing.solvers.dense_l1 import Goal
-from lowrank.sensing.solvers.homotopy import Homotopy, by_path
+from lowrank.sensing.solvers.homotopy import Homotopy, by_path, by_perturbed_path
 from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
 from lowrank.sensing.solvers.simplex import pivot_to_optimum
 from lowrank.sensing.solvers.vamp import Vamp
@@ -110,8 +110,10 @@ def test_ties_that_mislead_the_path_are_taken_apart(seed: int) -> None:
     problem = tied_problem(seed)
     pool = ColumnPool(np.asarray(problem.operator.dense), problem.y, np.ones(40))
     assert by_path(pool, Goal(lam=problem.lam)) is None
-    result = Chain().solve(problem)
-    assert "perturbed" in result.note
+    answer = by_perturbed_path(pool, Goal(lam=problem.lam))
+    assert answer is not None
+    assert certify(problem, answer.x, answer.u).holds(CERTIFIED)
+    result = Chain().solve(problem)  # which solves columns equal up to sign as one
     assert certify(problem, result.coefficients, result.dual).holds(CERTIFIED)
 
 
@@ -373,3 +375,40 @@ def test_chain_starts_from_x0(make: type) -> None:
     assert certify(problem, warm.coefficients, warm.dual).holds(CERTIFIED)
     astray = Chain().solve(problem, x0=rng.standard_normal(200))
     assert certify(problem, astray.coefficients, astray.dual).holds(CERTIFIED)
+
+
+@pytest.mark.parametrize("nonneg", [False, True])
+def test_equal_columns_are_solved_as_one(nonneg):
+    from lowrank.sensing.solvers.chain import distinct
+
+    rng = np.random.default_rng(3)
+    half = rng.standard_normal((60, 120))
+    A, x = np.concatenate([half, half], axis=1), np.zeros(240)
+    x[rng.permutation(120)[:8]] = rng.random(8) + 0.5 if nonneg else rng.standard_normal(8)
+    weights = np.concatenate([np.full(120, 2.0), np.ones(120)])
+    chosen = distinct(ColumnPool(A, A @ x, weights))
+    assert chosen is not None
+    assert (chosen >= 120).all()  # the lighter ones
+    lower = 0.0 if nonneg else -np.inf
+    for problem in (
+        BasisPursuit(A, A @ x, weights=weights, lower=lower),
+        BPDN(A, A @ x, 0.01, weights=weights, lower=lower),
+        Lasso(A, A @ x, 0.01, weights=weights, lower=lower),
+    ):
+        seen = []
+        found = solve(problem, callback=lambda k, c: seen.append(c.shape))  # noqa: B023
+        assert found.status is Status.OPTIMAL
+        assert found.gap < 1e-10
+        assert found.support.min() >= 120
+        assert set(seen) == {(240,)}
+
+
+def test_equal_products_do_not_make_equal_columns():
+    from lowrank.sensing.solvers.chain import distinct
+
+    signs = operators.rademacher(32, 64, seed=0).to_dense() * np.sqrt(32)
+    y = signs[:, :2].sum(axis=1)
+    pool = ColumnPool(signs, y, np.ones(64))
+    assert np.unique(pool.correlation).size < 40  # sums of signs
+    assert distinct(pool) is None
+    assert solve(BasisPursuit(signs, y)).status is Status.OPTIMAL

@@ -16,7 +16,7 @@ from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.active_set import Settled, descend, settle
 from lowrank.sensing.solvers.amp import AmpState, amp_start
-from lowrank.sensing.solvers.column_pool import SMALL, Array, ColumnPool
+from lowrank.sensing.solvers.column_pool import SMALL, Array, ColumnPool, Index
 from lowrank.sensing.solvers.dense_l1 import (
     Answer,
     Goal,
@@ -34,6 +34,8 @@ from lowrank.sensing.solvers.protocol import Callback
 ALIKE = 10.0
 # The active set may go on from a point of the path at this share of its lam.
 STRIDE = 0.4
+# A share of equal columns from which on a copy of A without them is worth while.
+REPEATED = 0.1
 # Message passing stops at this share of ||y||; from there the active set is faster.
 REACH = 0.1
 
@@ -99,6 +101,45 @@ def by_linear_program(pool: ColumnPool, goal: Goal) -> Answer | None:
     return Answer(x, u, gap, infeasibility, "linear program", int(lp.nit), pool.products)
 
 
+def distinct(pool: ColumnPool) -> Index | None:
+    """The lightest of each set of columns equal up to sign, or None where hardly any are.
+
+    Equal columns have equal products with y and with a random vector. That rounding hides a pair,
+    or joins one, harms nothing: the gap is measured with all columns.
+    """
+    c = pool.correlation
+    if np.unique(c if pool.nonneg else np.abs(c)).size > (1 - REPEATED) * c.size:
+        return None
+    side = np.where((c < 0) & (not pool.nonneg), -1.0, 1.0)  # a column's negative is as good
+    probe = pool.multiply_adjoint(np.random.default_rng(0).standard_normal(len(pool.A)))
+    key = side * c + 1j * side * probe
+    order = np.argsort(pool.weights, kind="stable")
+    chosen = np.sort(order[np.unique(key[order], return_index=True)[1]])
+    return chosen if chosen.size <= (1 - REPEATED) * c.size else None
+
+
+def by_distinct_columns(pool: ColumnPool, goal: Goal, tol: float) -> Answer | None:
+    """The chain on one of each set of equal columns, which costs less and has no ties."""
+    chosen = distinct(pool)
+    if chosen is None:
+        return None
+    A, single = pool.A.take(chosen, axis=1), pool.single.take(chosen, axis=1)
+    more: dict[str, Any] = {"nonneg": pool.nonneg, "single": single if A.size > SMALL else A}
+    merged = ColumnPool(A, pool.y, pool.weights[chosen], **more)
+    if pool.watch is not None:
+        show = pool.watch
+        merged.watch = lambda support, coefficients: show(chosen[support], coefficients)
+    answer = by_chain(merged, goal, tol)
+    pool.products += merged.products
+    if answer is None:
+        return None
+    x = np.zeros(pool.weights.size)
+    x[chosen] = answer.x
+    c = pool.multiply_adjoint(answer.u)
+    gap, infeasibility = measure(pool, goal, x, answer.u, pool.y - pool.A @ x, c)
+    return answer._replace(x=x, gap=gap, infeasibility=infeasibility)
+
+
 def by_start(pool: ColumnPool, goal: Goal, x0: Array) -> Answer | None:
     """The active set from support and signs of a point near the solution."""
     support = np.flatnonzero(x0 > 0 if pool.nonneg else x0)
@@ -120,6 +161,8 @@ def by_chain(pool: ColumnPool, goal: Goal, tol: float, x0: Array | None = None) 
     start: Settled | None = None
     answers: list[Answer] = []
     if x0 is not None and x0.any() and (answer := by_start(pool, goal, x0)) is not None:
+        answers.append(answer)
+    if not _proven(answers, tol) and (answer := by_distinct_columns(pool, goal, tol)) is not None:
         answers.append(answer)
     if not _proven(answers, tol) and float(pool.weights.max()) < ALIKE * float(pool.weights.min()):
         answer, start = by_message_passing(pool, goal)
