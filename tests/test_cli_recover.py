@@ -113,6 +113,18 @@ def test_bases(name):
     np.testing.assert_allclose(np.load("x.npy"), signal, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["dct:8x8", "haar:8x8", "fourier:4x16", "dct:64", "haar:4x4x4"])
+def test_bases_of_pictures(name):
+    kind, _, sides = name.partition(":")
+    shape = tuple(map(int, sides.split("x")))
+    Psi = bases.wavelet(*shape, name=kind) if kind == "haar" else getattr(bases, kind)(*shape)
+    G, signal = operators.gaussian(32, 64, seed=2).to_dense(), Psi @ sparse_signal(64, 3, seed=3)
+    np.save("G.npy", G)
+    np.save("s.npy", G @ signal)
+    good("--basis", name, "-o", "x.npy", matrix="G.npy", y="s.npy")
+    np.testing.assert_allclose(np.load("x.npy"), signal, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["npz", "sparse.npz", "mtx", "sparse.mtx", "csv", "txt"])
 def test_kinds_of_files(kind):
     matrix, y = f"A.{kind}", f"y.{kind.removeprefix('sparse.')}"
@@ -265,6 +277,8 @@ def test_files_that_cannot_be_written():
         (["--lam", "%"], "'%' is no penalty"),
         (["--sparsity", "0"], "x>=1"),
         (["--basis", "dbx"], "'dbx' is no basis"),
+        (["--basis", "dct:8x"], "no shape '8x'"),
+        (["--basis", "dct:8x0"], "no shape '8x0'"),
         (["--solver", "magic"], "choose among auto, admm"),
         (["--tol", "0"], "not between 0 and 1"),
         (["--noise", "1", "--lam", "1"], "--noise and --lam exclude each other"),

@@ -45,20 +45,26 @@ class Penalty(click.ParamType):  # type: ignore[type-arg]
 
 
 class BasisName(click.ParamType):  # type: ignore[type-arg]
-    """dct, fourier, or a discrete wavelet of PyWavelets."""
+    """dct, fourier, or a discrete wavelet of PyWavelets; of pictures with `:ROWSxCOLUMNS`."""
 
     name = "basis"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name, which must be known."""
+        """`db4`, `dct:32x32`: the name, which must be known, and sides from 1 on."""
         import pywt
 
-        if value not in ("dct", "fourier", *pywt.wavelist(kind="discrete")):
+        name, colon, sides = str(value).partition(":")
+        if name not in ("dct", "fourier", *pywt.wavelist(kind="discrete")):
             self.fail(f"{value!r} is no basis; {_BASES}", param, ctx)
+        if colon and not all(side.isdecimal() and int(side) for side in sides.split("x")):
+            self.fail(f"{value!r} has no shape {sides!r}; {_BASES}", param, ctx)
         return str(value)
 
 
-_BASES = "give dct, fourier, or a wavelet such as haar, db4, sym8 or bior4.4"
+_BASES = (
+    "give dct, fourier, or a wavelet such as haar, db4, sym8 or bior4.4;"
+    " dct:32x32 is of pictures with 32 rows and 32 columns"
+)
 
 
 class SolverName(click.ParamType):  # type: ignore[type-arg]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ SHOWN = 12
     lowrank recover --matrix A.npy --measurements y.npy --sparsity 10 --solver cosamp
 
     Without --noise, --lam and --sparsity, y is taken as exact and the smallest L1 norm wins
-    (basis pursuit). Arrays are read from {READS}.
+    (basis pursuit). Arrays are read from {READS}. Pictures are read and written row after row.
 
     A run that does not reach its answer ends with exit code 1 and a line on stderr that says why;
     x is written then only if the run stopped early, near it.
@@ -57,7 +58,9 @@ SHOWN = 12
     help="LASSO's penalty: 0.1, or 5% of the lam that zeroes x.",
 )
 @click.option("--sparsity", type=click.IntRange(min=1), metavar="K", help="Number of non-zeros.")
-@click.option("--basis", type=BasisName(), metavar="NAME", help="x is sparse in dct, db4, ...")
+@click.option(
+    "--basis", type=BasisName(), metavar="NAME", help="x is sparse in dct, db4, dct:32x32 ..."
+)
 @click.option("--nonneg", is_flag=True, help="The coefficients are 0 or more.")
 @click.option(
     "--solver", type=SolverName(), default="auto", metavar="NAME", help="auto by default."
@@ -173,8 +176,13 @@ def _check_files(output: Path | None, plot: Path | None) -> None:
 def _basis(name: str, n: int) -> Operator:
     from lowrank.sensing import bases
 
+    name, _, sides = name.partition(":")
+    shape = tuple(map(int, sides.split("x"))) if sides else (n,)
+    if math.prod(shape) != n:
+        text = f"{name}:{sides} makes signals of {math.prod(shape)} samples, and A has {n} columns"
+        raise InputError("--basis", text, "give sides whose product that is")
     named = {"dct": bases.dct, "fourier": bases.fourier}
-    return named[name](n) if name in named else bases.wavelet(n, name=name)
+    return named[name](*shape) if name in named else bases.wavelet(*shape, name=name)
 
 
 def _write(found: Recovery, y: Any, output: Path | None, plot: Path | None) -> dict[str, Any]:
