@@ -195,11 +195,8 @@ NOT_CONVEX: dict[str, Callable[[], tuple[Problem, np.ndarray]]] = {
 
 MAY_STOP_SHORT: dict[str, tuple[str, ...]] = {
     "amp": ("basis pursuit",),
-    "cosamp": ("scaled",),
-    "iht": ("scaled",),
     "interior_point": ("nonneg",),
     "spg": ("basis pursuit", "scaled"),
-    "subspace_pursuit": ("scaled",),
 }
 """Solver -> words in the names of cases that it need not solve; it must say so when it does not."""
 

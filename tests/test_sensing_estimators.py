@@ -16,9 +16,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from lowrank.errors import InputError
 from lowrank.sensing import Status, recover
-from lowrank.sensing.estimators import BPDN, OMP, BasisPursuit, Lasso
+from lowrank.sensing.estimators import BPDN, OMP, BasisPursuit, ElasticNet, GroupLasso, Lasso
 
-ALL = (BasisPursuit(), BPDN(), Lasso(), OMP())
+ALL = (BasisPursuit(), BPDN(), Lasso(), ElasticNet(), GroupLasso(), OMP())
 
 
 @parametrize_with_checks([*ALL, BasisPursuit(fit_intercept=False), Lasso(nonneg=True)])
@@ -117,3 +117,29 @@ def test_the_sparsest_of_equal_answers():
     fitted = BasisPursuit(fit_intercept=False).fit(X, [1.0, 1.0])
     assert fitted.recovery_.objective == pytest.approx(2.0)
     assert recover(X, [1.0, 1.0]).objective == pytest.approx(2.0)
+
+
+def test_elastic_net_agrees_with_scikit_learn():
+    rng = np.random.default_rng(5)
+    X, y = rng.standard_normal((60, 20)), rng.standard_normal(60)
+    mine = ElasticNet(lam=3.0, ridge=9.0).fit(X, y)
+    theirs = sklearn.linear_model.ElasticNet(
+        alpha=12.0 / 60, l1_ratio=0.25, tol=1e-12, max_iter=100000
+    ).fit(X, y)
+    np.testing.assert_allclose(mine.coef_, theirs.coef_, atol=1e-7)
+    assert mine.intercept_ == pytest.approx(theirs.intercept_, abs=1e-7)
+    assert ElasticNet(nonneg=True).fit(X, y).coef_.min() >= 0
+    assert not ElasticNet(lam_fraction=1.0).fit(X, y).coef_.any()
+
+
+def test_group_lasso_keeps_groups_whole():
+    rng = np.random.default_rng(6)
+    X, groups = rng.standard_normal((60, 20)), np.repeat(np.arange(5), 4)
+    y = X[:, 4:8] @ np.array([1.0, -2, 1, 0.5]) + 3
+    fitted = GroupLasso(groups, lam_fraction=0.2).fit(X, y)
+    assert np.unique(groups[np.flatnonzero(fitted.coef_)]).tolist() == [1]
+    assert not GroupLasso(groups, lam_fraction=1.0).fit(X, y).coef_.any()
+    alone = GroupLasso(lam=2.0).fit(X, y)  # groups of one are the LASSO
+    np.testing.assert_allclose(alone.coef_, Lasso(lam=2.0).fit(X, y).coef_, atol=1e-6)
+    with pytest.raises(ValueError, match="one integer label per coefficient"):
+        GroupLasso([0, 1]).fit(X, y)

@@ -100,8 +100,8 @@ def test_weights_count_in_the_share():
     ("options", "says"),
     [
         ({"noise": "loud"}, "'loud' is no number"),
-        ({"noise": "auto", "lam": 0.1}, "noise and lam were all given"),
-        ({"lam": 0.1, "lam_fraction": 0.1}, "lam and lam_fraction were all given"),
+        ({"noise": "auto", "lam": 0.1}, "noise and lam exclude each other"),
+        ({"lam": 0.1, "lam_fraction": 0.1}, "lam and lam_fraction exclude each other"),
         ({"lam_fraction": 0.0}, r"outside \(0, 1\]"),
         ({"lam_fraction": 1.1}, r"outside \(0, 1\]"),
         ({"lam_fraction": float("nan")}, "nan is not zero or positive"),

@@ -365,7 +365,7 @@ EYE, ONES = np.eye(3), np.ones(3)
         (lambda: recover([[1, 2], [3]], [1, 2]), "rows of different lengths"),
         (lambda: recover(EYE, 1e300 * ONES), "y: values up to 1.0e\\+300, whose squares overflow"),
         (lambda: recover(EYE, ONES, lam=0.0), "0.0 is not positive"),
-        (lambda: recover(EYE, ONES, lam=1, noise=1), "noise and lam were all given"),
+        (lambda: recover(EYE, ONES, lam=1, noise=1), "noise and lam exclude each other"),
         (lambda: recover(EYE, ONES, sparsity=4), "4 is outside 1..3"),
         (lambda: recover(EYE, ONES, sparsity=1, nonneg=True), "joins neither"),
         (lambda: recover(EYE, ONES, x0=np.ones(2)), "finite coefficients in the basis"),
@@ -399,3 +399,22 @@ EYE, ONES = np.eye(3), np.ones(3)
 def test_bad_input_gets_a_sentence(call, says):
     with pytest.raises(InputError, match=says):
         call()
+
+
+def test_zero_from_a_matrix_that_sees_nothing_is_explained():
+    assert "no column of A correlates" in recover(np.zeros((5, 10)), np.ones(5), sparsity=2).why
+    assert "no column" not in recover(np.eye(3), np.ones(3), sparsity=2).why
+
+
+@pytest.mark.parametrize("solver", ["omp", "cosamp", "iht", "subspace_pursuit"])
+def test_greedy_solvers_do_not_mind_the_units_of_columns(solver):
+    rng = np.random.default_rng(0)
+    A, units = rng.standard_normal((60, 120)), 10.0 ** rng.uniform(-3, 3, 120)
+    c = np.zeros(120)
+    c[[3, 20, 50, 99]] = 1, 1.5, -2, 3
+    seen = []
+    call = lambda k, c: seen.append(c)  # noqa: E731
+    found = recover(A * units, A @ c, sparsity=4, solver=solver, callback=call)
+    assert found.support.tolist() == [3, 20, 50, 99]
+    np.testing.assert_allclose(found.x * units, c, atol=1e-6)
+    np.testing.assert_allclose(seen[-1] * units, c, atol=1e-3)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sensing_cases import MAY_STOP_SHORT, PROBLEMS, ZERO
 
-from lowrank.sensing import SOLVERS, Status, solve
-from lowrank.sensing.problems import Analysis, AnalysisLasso, ConstrainedLasso, OneBit
+from lowrank.sensing import SOLVERS, Status, operators, solve, sparse_signal
+from lowrank.sensing.problems import BPDN, Analysis, AnalysisLasso, ConstrainedLasso, OneBit
 
 SAME = 1e-6
 TOL = 1e-8
@@ -165,3 +165,11 @@ def test_warm_start_at_the_answer_is_quick():
     cold = solve(problem, "fista")
     warm = solve(problem, "fista", x0=cold.coefficients)
     assert warm.n_iter < cold.n_iter
+
+
+def test_spg_records_no_gap_below_its_infeasibility():
+    A = operators.gaussian(30, 60, seed=0)
+    y = A @ sparse_signal(60, 4, seed=1)
+    gaps = solve(BPDN(A, y, 0.01), "spg").history["gap"]
+    assert gaps[0] > 0.5  # at c = 0 the price of feasibility alone is exact
+    assert gaps[-1] <= 1e-8

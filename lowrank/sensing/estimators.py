@@ -6,6 +6,7 @@ They clone, pipe and search like any estimator; `recovery_` keeps the answer wit
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +14,9 @@ from numpy.typing import ArrayLike
 from scipy.linalg import lstsq
 
 from lowrank.errors import InputError
+from lowrank.sensing import problems
 from lowrank.sensing.operators import Array
-from lowrank.sensing.recover import recover
+from lowrank.sensing.recover import recover, share_of, solve
 from lowrank.sensing.result import Recovery, Status
 from lowrank.sensing.solvers import Solver
 
@@ -26,7 +28,7 @@ except ImportError as error:
     missing = "lowrank.sensing.estimators: scikit-learn 1.6 or later is not installed"
     raise ImportError(f"{missing}; pip install 'lowrank-kit[sklearn]'") from error
 
-__all__ = ["BPDN", "OMP", "BasisPursuit", "Lasso"]
+__all__ = ["BPDN", "OMP", "BasisPursuit", "ElasticNet", "GroupLasso", "Lasso"]
 
 
 class _SparseRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -214,6 +216,110 @@ class Lasso(_SparseRegressor):
         fraction = self.lam_fraction if self.lam is None else None
         options = self._options() | {"nonneg": self.nonneg}
         return recover(X, y, lam=self.lam, lam_fraction=fraction, **options)
+
+
+class ElasticNet(_SparseRegressor):
+    """Elastic net: `min 1/2 ||X c - y||_2^2 + lam ||c||_1 + ridge/2 ||c||_2^2`, certified.
+
+    scikit-learn's `alpha` and `l1_ratio` are `lam = m alpha l1_ratio` and
+    `ridge = m alpha (1 - l1_ratio)`.
+
+    Args:
+        lam: L1 penalty, > 0; None is `lam_fraction` of the smallest at which all are zero.
+        ridge: squared penalty, > 0; None is lam.
+        lam_fraction: share of that smallest lam, in (0, 1]; not used with lam.
+        fit_intercept: centre X and y first, and predict with the mean put back.
+        nonneg: coefficients are >= 0.
+        solver: as in `recover`.
+        tol: relative gap; None is 1e-8.
+        max_iter: limit of the solver's iterations; None is its own.
+
+    Example:
+        >>> X, y = np.eye(3), np.array([3.0, 0.5, 0.0])
+        >>> ElasticNet(lam=1.0, ridge=1.0, fit_intercept=False).fit(X, y).coef_.round(6)
+        array([1., 0., 0.])
+
+    Source: Zou, Hastie 2005, equation (3).
+    """
+
+    def __init__(
+        self,
+        lam: float | None = None,
+        ridge: float | None = None,
+        *,
+        lam_fraction: float = 0.05,
+        fit_intercept: bool = True,
+        nonneg: bool = False,
+        solver: str | Solver = "auto",
+        tol: float | None = None,
+        max_iter: int | None = None,
+    ) -> None:
+        self.lam = lam
+        self.ridge = ridge
+        self.lam_fraction = lam_fraction
+        self.fit_intercept = fit_intercept
+        self.nonneg = nonneg
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+
+    def _recover(self, X: Array, y: Array) -> Recovery:
+        lower = 0.0 if self.nonneg else -np.inf
+        size = problems.Lasso(X, y, 1.0, lower=lower).lam_max
+        lam = share_of(self.lam_fraction, size) if self.lam is None else self.lam
+        ridge = lam if self.ridge is None else self.ridge
+        options = self._options()
+        return solve(problems.ElasticNet(X, y, lam, ridge, lower=lower), **options)
+
+
+class GroupLasso(_SparseRegressor):
+    """Group LASSO: `min 1/2 ||X c - y||_2^2 + lam sum_g sqrt(|g|) ||c_g||_2`, certified.
+
+    Args:
+        groups: integer label of each column's group, (n,); None makes each a group of its own.
+        lam: penalty, > 0; None is `lam_fraction` of the smallest at which all are zero.
+        lam_fraction: that share, in (0, 1]; not used with lam.
+        fit_intercept: centre X and y first, and predict with the mean put back.
+        solver: as in `recover`.
+        tol: relative gap; None is 1e-8.
+        max_iter: limit of the solver's iterations; None is its own.
+
+    Example:
+        >>> X, y = np.eye(4), np.array([3.0, 4.0, 0.5, 0.0])
+        >>> GroupLasso([0, 0, 1, 1], 0.5**0.5, fit_intercept=False).fit(X, y).coef_.round(6)
+        array([2.4, 3.2, 0. , 0. ])
+
+    Source: Yuan, Lin 2006, equation (2.1).
+    """
+
+    def __init__(
+        self,
+        groups: ArrayLike | None = None,
+        lam: float | None = None,
+        *,
+        lam_fraction: float = 0.05,
+        fit_intercept: bool = True,
+        solver: str | Solver = "auto",
+        tol: float | None = None,
+        max_iter: int | None = None,
+    ) -> None:
+        self.groups = groups
+        self.lam = lam
+        self.lam_fraction = lam_fraction
+        self.fit_intercept = fit_intercept
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+
+    def _recover(self, X: Array, y: Array) -> Recovery:
+        groups = np.arange(X.shape[1]) if self.groups is None else np.asarray(self.groups)
+        problem = problems.GroupLasso(X, y, 1.0, groups)
+        if self.lam is None:
+            lengths = np.sqrt(np.bincount(np.asarray(problem.groups), (X.T @ y) ** 2))
+            lam = share_of(self.lam_fraction, float((lengths / problem.weights).max()))
+        else:
+            lam = self.lam
+        return solve(replace(problem, lam=lam), **self._options())
 
 
 class OMP(_SparseRegressor):

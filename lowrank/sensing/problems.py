@@ -145,17 +145,17 @@ class _L1Problem(Problem):
             weights, np.asarray(self.lower)[:, None], np.asarray(self.upper)[:, None], ridge
         )
 
-    @property
+    @cached_property
     def penalty(self) -> terms.Term:
         """`||w c||_1` within the bounds."""
         return self._l1()
 
-    @property
+    @cached_property
     def bounded(self) -> bool:
         """Whether any coefficient has a finite bound."""
         return bool(np.isfinite(self.lower).any() or np.isfinite(self.upper).any())
 
-    @property
+    @cached_property
     def nonneg(self) -> bool:
         """Whether the bounds are exactly `c >= 0`."""
         return bool(np.all(self.lower == 0) and np.all(self.upper == np.inf))
@@ -265,7 +265,7 @@ class Lasso(_L1Problem):
         """`1/2 ||M c - b||_2^2`."""
         return terms.HalfSquare()
 
-    @property
+    @cached_property
     def penalty(self) -> terms.Term:
         """`lam ||w c||_1` within the bounds."""
         return self._l1(self.lam)

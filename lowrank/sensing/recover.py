@@ -121,17 +121,27 @@ def recover(
 def _check_one_of(**given: object) -> None:
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
-        raise InputError("recover", f"{' and '.join(named)} were all given", "give one of them")
+        text = f"{' and '.join(named)} exclude each other, and were given together"
+        raise InputError("recover", text, "give one of them")
 
 
 def _fraction(fraction: float, top: float) -> tuple[float, str]:
     """lam as a share of lam_max, and that it is."""
+    lam = share_of(fraction, top)
+    return lam, f"lam = {lam:.6g}, {100 * fraction:g} % of lam_max = {top:.6g}; "
+
+
+def share_of(fraction: float, top: float) -> float:
+    """`fraction` of lam_max; where nothing correlates with y, every lam answers zero: 1.
+
+    Raises:
+        InputError: it is outside (0, 1].
+    """
     fraction = checked_number("lam_fraction", fraction, zero=True)
     if not 0 < fraction <= 1:
         text = f"{fraction} is outside (0, 1]"
         raise InputError("lam_fraction", text, "0.01 to 0.5 is usual; at 1 the answer is zero")
-    lam = fraction * top or 1.0  # where nothing correlates with y, every lam answers zero
-    return lam, f"lam = {lam:.6g}, {100 * fraction:g} % of lam_max = {top:.6g}; "
+    return fraction * top or 1.0
 
 
 def _estimated(
@@ -199,7 +209,7 @@ def solve(
         result, products, seconds = _run(ready, problem, start, watched)
         certificate = _certified(problem, result)
         accuracy = float(getattr(ready, "tol", tol or TOL))
-        why = "; ".join([*tried, why, *([result.note] if result.note else [])])
+        why = "; ".join(filter(None, [*tried, why, result.note, _why_zero(problem, result)]))
         result = replace(result, n_products=products)
         args = (describe(name, ready), why, seconds, accuracy, debias)
         found = _finish(problem, result, certificate, *args)
@@ -404,6 +414,15 @@ def _certified(problem: Problem, result: SolverResult) -> Certificate | None:
         return None
     with np.errstate(all="ignore"):  # a diverged run may hold anything
         return certify(problem, result.coefficients, result.dual, result.analysis_dual)
+
+
+def _why_zero(problem: Problem, result: SolverResult) -> str:
+    """Why a method without certificate came back with nothing, if that is plain to see."""
+    if problem.convex or np.any(result.coefficients) or not np.any(problem.y):
+        return ""
+    if np.any(problem.operator.adjoint(np.asarray(problem.y))):
+        return ""
+    return "no column of A correlates with y, so nothing fits better than 0"
 
 
 def _is_better(found: Recovery, best: Recovery) -> bool:

@@ -47,7 +47,7 @@ def equilibrated(problem: Problem) -> tuple[Problem, Array | None]:
     if largest <= SPREAD * float(norms.min()):
         return problem, None
     changed: dict[str, Any] = {
-        "A": _scaled(A, 1 / norms),
+        "A": scaled_columns(A, 1 / norms),
         "basis": None,
         "weights": np.asarray(problem.weights) / norms,
         "lower": np.asarray(problem.lower) * norms,
@@ -69,7 +69,7 @@ def unscaled(problem: Problem, c: Array, S: Array | None) -> Array:
     return (c if S is None else c / S[:, None]).reshape(problem.unknown_shape)
 
 
-def _scaled(A: Operator, factors: Array) -> Operator:
+def scaled_columns(A: Operator, factors: Array) -> Operator:
     """`A diag(factors)`."""
 
     def like(x: Array) -> Array:

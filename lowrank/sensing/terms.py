@@ -238,7 +238,8 @@ class L1:
 
     def value(self, c: Array) -> Array:
         """The weighted L1 norm and the ridge, whether or not c is within the bounds."""
-        return np.asarray((self.weights * np.abs(c)).sum(axis=0) + self.ridge / 2 * _norms(c) ** 2)
+        size = (self.weights * np.abs(c)).sum(axis=0)
+        return np.asarray(size + self.ridge / 2 * _norms(c) ** 2 if self.ridge else size)
 
     def violation(self, c: Array) -> Array:
         """Distance to the box relative to the largest coefficient."""

@@ -95,9 +95,10 @@ def amp_start(
             pseudo = (correlation / norm).astype(A.dtype)
         else:
             pseudo = x + (z * onto_unit) @ A
-        x = np.clip(pseudo, 0, None) if nonneg else pseudo
+        x = np.maximum(pseudo, 0) if nonneg else pseudo
         cut = threshold * number(size / root)
-        x = x - (np.minimum(x, cut) if nonneg else np.clip(x, -cut, cut))
+        kept = np.minimum(x, cut)
+        x = x - (kept if nonneg else np.maximum(kept, -cut, out=kept))
         z = y - A @ (x * onto_unit) + z * number(np.count_nonzero(x) / m)
         size = math.sqrt(float(z @ z))
         if not size < (0.35 if it >= 10 else 1.5) * scale:

@@ -80,10 +80,12 @@ class Spg:
             rnorm, steepest = float(np.linalg.norm(point.r)), _dual_norm(ball, point.g)
             bound = (np.vdot(point.r, y).real - epsilon * rnorm) / steepest
             price = max(rnorm - epsilon, 0.0) * rnorm / steepest
-            gaps.append(abs(ball.tau + price - bound) / max(bound, ball.tau))
+            proven = max(bound, ball.tau)  # tau was the root of an earlier line
+            gap = abs(ball.tau + price - proven) / proven
+            gaps.append(float(max(gap, abs(rnorm - epsilon) / size)))  # c = 0 has no gap
             if bound > ball.tau:
                 dual = point.r
-            if max(gaps[-1], abs(rnorm - epsilon) / size) <= self.tol / 2:
+            if gaps[-1] <= self.tol / 2:
                 status = Status.OPTIMAL
                 break
             if bound <= ball.tau * (1 + 1e-15):

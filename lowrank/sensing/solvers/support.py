@@ -11,6 +11,7 @@ import numpy as np
 from lowrank.sensing.operators import Array, Operator
 from lowrank.sensing.problems import Problem
 from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.scaling import SPREAD, scaled_columns
 from lowrank.sensing.solvers.protocol import Callback
 
 Step = Callable[[Operator, Array, Callback | None], tuple[Array, Status, list[float]]]
@@ -76,11 +77,35 @@ def fit(A: Operator, S: Array, y: Array) -> tuple[Array, Array]:
     return c, y - columns @ inside
 
 
+def unit_columns(A: Operator) -> tuple[Operator, Array | None]:
+    """`A` with columns of norm 1, and their norms; A itself and None where they are alike.
+
+    Correlations with columns of uneven length say more of the length than of the fit.
+    """
+    if not A.knows_column_norms:
+        return A, None
+    norms = A.column_norms()
+    norms = np.where(norms > 0, norms, 1.0)
+    if norms.max() <= SPREAD * norms.min():
+        return A, None
+    return scaled_columns(A, 1 / norms), norms
+
+
 def each_column(problem: Problem, step: Step, callback: Callback | None) -> SolverResult:
-    """Run a solver of single signals over the columns of y; the status is the worst of them."""
+    """Run a solver of single signals over the columns of y; the status is the worst of them.
+
+    It sees columns of norm 1 where A's are uneven, so its largest entries are those that
+    contribute most to y; coefficients come back in units of A.
+    """
     y = np.asarray(problem.y)
     columns = y.reshape(y.shape[0], -1).T.astype(problem.dtype)
-    found = [step(problem.operator, column, callback) for column in columns]
+    A, norms = unit_columns(problem.operator)
+    watch = callback
+    if callback is not None and norms is not None:
+        watch = lambda k, c: callback(k, c / norms)  # noqa: E731
+    found = [step(A, column, watch) for column in columns]
+    if norms is not None:
+        found = [(c / norms, status, history) for c, status, history in found]
     order = [Status.CONVERGED, Status.MAX_ITER, Status.STALLED, Status.DIVERGED]
     histories = [history for _, _, history in found]
     longest = max(histories, key=len)
