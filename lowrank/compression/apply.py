@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from lowrank.compression.batchnorm import batch_norms, improves
+from lowrank.compression.calibrate import calibration_batches, check_batches
 from lowrank.compression.curves import Progress
 from lowrank.compression.example import Example
+from lowrank.compression.fits import Data, Fitting, How, take_mean
 from lowrank.compression.layers import (
     LayerSpec,
     canonical,
@@ -22,9 +26,12 @@ from lowrank.compression.layers import (
 from lowrank.compression.methods import Method
 from lowrank.compression.methods.base import compose, require
 from lowrank.compression.plan import Plan, Tied
-from lowrank.compression.quality import compare_outputs
+from lowrank.compression.quality import Quality, compare_outputs
 from lowrank.compression.report import Figures, LayerReport, Report
-from lowrank.compression.scan import held_elsewhere, refuse_valueless, static_reason
+from lowrank.compression.scan import held_elsewhere, refuse_valueless, scan, static_reason
+from lowrank.compression.sequential import Goal
+from lowrank.compression.sinks import Sink
+from lowrank.decompositions.metric import Metric
 from lowrank.errors import InputError, PlanError
 
 _RECORD = "_lowrank_applied"
@@ -54,16 +61,31 @@ def apply(
     *,
     example: Example | None = None,
     data: object = None,
+    val: object = None,
+    calibration: int = 256,
+    fit: How | None = None,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, Report]:
     """A copy of the model with its layers replaced as the plan says.
+
+    Without data every replacement comes as close to the layer's weight as it can. With data
+    the layers are fitted one after another, in the order in which they run: each to the
+    inputs that the compressed layers before it really produce, towards the dense layer's
+    outputs, plus what the other branch of a residual sum has already lost. Biases and batch
+    norms take the shift of the mean; batch-norm statistics are estimated anew if that helps
+    on examples held out.
 
     Args:
         model: the network that the plan was made for; left as it is.
         plan: what becomes of every layer.
         example: inputs of one forward pass; with them the report holds MACs, latency and
             the error of the outputs, measured.
-        data: batches on which the outputs of both models are compared; see `compress`.
+        data: batches of inputs to fit the layers to, or `curves.data` from `measure`.
+        val: batches on which the outputs of both models are compared; by default what the
+            data holds beyond the calibration examples, else those, else the example.
+        calibration: how many examples of the data are used.
+        fit: "sequential", as above, or "parallel", every layer to the dense model's own
+            inputs; by default sequential where there is data.
         progress: called as (layer, done, total).
 
     Returns:
@@ -72,6 +94,7 @@ def apply(
     Raises:
         PlanError: the plan is for another model, or asks for what would break this one.
         RankError: a rank that does not fit its layer.
+        InputError: data without a batch, or a way to fit that is unknown.
 
     Example:
         >>> import torch, lowrank
@@ -84,29 +107,141 @@ def apply(
           (1): Linear(in_features=15, out_features=64, bias=True)
         )
     """
-    if not isinstance(plan, Plan):
-        raise PlanError("plan", f"{plan!r} is no plan", "read a file with lowrank.Plan.load")
-    plan.check_model(model)
-    _check_choices(model, plan)
-    for name in plan.replaced:
-        refuse_valueless(name, model.get_submodule(name))
+    _check_plan(model, plan)
+    known = _known(model, plan, example, data, calibration, fit)
     plan = _without_stale_figures(model, plan)
-    errors: dict[str, float] = {}
+    small, built = replace_layers(model, plan, known, fit or "sequential", progress=progress)
+    norms = False
+    if known is not None:
+        norms = renormalise(model, small, known.batches)
+    rows = _rows(plan, built)
+    before, after = Figures.of(model, small, example)
+    quality = _quality(model, small, example, data, known, val)
+    notes = _notes(known, norms)
+    return small, Report(rows, plan, before, after, quality, notes)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A layer that was replaced.
+
+    Args:
+        error: relative error of its weight, or of its output where it was fitted to data.
+        fitted: to what, in words.
+    """
+
+    error: float
+    fitted: str
+
+
+def replace_layers(
+    model: nn.Module,
+    plan: Plan,
+    data: Data | None = None,
+    how: How = "sequential",
+    *,
+    max_iter: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[nn.Module, dict[str, Built]]:
+    """A copy of the model with its layers replaced, and how close each came.
+
+    Args:
+        model: the network that the plan fits; left as it is.
+        plan: what becomes of every layer.
+        data: what fits are made to; without it, to the weights.
+        how: sequential or parallel.
+        max_iter: iterations of each fit; None leaves them to the methods.
+        progress: called as (layer, done, total).
+    """
+    built: dict[str, Built] = {}
     originals: dict[str, nn.Module] = {}
     methods = plan.replaced
     with torch.inference_mode(False):  # its tensors could never be trained
         small = copy_model(model)
-        for done, (name, method) in enumerate(methods.items()):
+        fitting = None if data is None else Fitting(data, model, small, how, seed=plan.seed)
+        order = list(methods) if fitting is None else fitting.order(list(methods))
+        for done, name in enumerate(order):
             if progress is not None:
                 progress(name, done, len(methods))
-            errors[name] = _replace(small, name, method, plan.seed, originals)
+            goal, fitted = (None, "to its weights") if fitting is None else fitting.goal(name)
+            made = _factorized(small, name, methods[name], plan.seed, goal, max_iter)
+            _install(small, name, made.chain, originals)
+            if goal is not None and goal.centred and data is not None:
+                norm = data.sinks.get(name, Sink()).norm
+                take_mean(small, name, _shift(goal, made.weight), norm, made.chain)
+            built[name] = Built(made.error, fitted)
         for name, row in plan.layers.items():
             if isinstance(row.choice, Tied):
                 _replace_head(small, name, row.choice.to, originals)
     if progress is not None:
         progress("replaced", len(methods), len(methods))
     small.__dict__[_RECORD] = (*history(small), Applied(plan, originals))
-    return small, _report(model, small, plan, errors, example, data)
+    return small, built
+
+
+def renormalise(model: nn.Module, small: nn.Module, batches: Sequence[Example]) -> bool:
+    """Estimate batch-norm statistics anew; kept only if outputs held out come closer.
+
+    Every fourth batch is held out. True if they were kept.
+    """
+    held = list(batches[::4])
+    rest = [b for k, b in enumerate(batches) if k % 4] or held
+
+    def lost(candidate: nn.Module) -> float:
+        found = compare_outputs(model, candidate, None, held)
+        assert found is not None
+        return found.kl if found.scores else found.relative_error
+
+    return improves(small, batch_norms(small), rest, lost) is not None
+
+
+def _check_plan(model: nn.Module, plan: Plan) -> None:
+    if not isinstance(plan, Plan):
+        raise PlanError("plan", f"{plan!r} is no plan", "read a file with lowrank.Plan.load")
+    plan.check_model(model)
+    _check_choices(model, plan)
+    for name in plan.replaced:
+        refuse_valueless(name, model.get_submodule(name))
+
+
+def _known(
+    model: nn.Module,
+    plan: Plan,
+    example: Example | None,
+    data: object,
+    calibration: int,
+    fit: How | None,
+) -> Data | None:
+    if fit is not None and fit not in get_args(How):
+        raise InputError("fit", f"{fit!r} is unknown", f"choose among {', '.join(get_args(How))}")
+    if data is None or isinstance(data, Data):
+        return data
+    batches = calibration_batches(data, example, calibration)
+    views = scan(model, batches[0] if example is None else example).views
+    return Data.of(model, views, batches, seed=plan.seed)
+
+
+def _quality(
+    model: nn.Module,
+    small: nn.Module,
+    example: Example | None,
+    data: object,
+    known: Data | None,
+    val: object,
+) -> Quality | None:
+    if val is not None or known is None:
+        return compare_outputs(model, small, example, val)
+    if not isinstance(data, Data) and (rest := check_batches(data, example, known.batches)):
+        return compare_outputs(model, small, example, rest)
+    seen = compare_outputs(model, small, example, list(known.batches))
+    return None if seen is None else replace(seen, held_out=False)
+
+
+def _notes(known: Data | None, norms: bool) -> tuple[str, ...]:
+    if known is None:
+        return ()
+    kept = "batch-norm statistics were estimated anew" if norms else ""
+    return tuple(filter(None, (str(known.calibration), kept)))
 
 
 def build_structure(model: nn.Module, plan: Plan) -> None:
@@ -233,26 +368,58 @@ def _weight(module: nn.Module) -> nn.Parameter:
     return weight
 
 
-def _replace(
-    model: nn.Module, name: str, method: Method, seed: int, originals: dict[str, nn.Module]
-) -> float:
-    """Replace one layer; returns the relative error of its weight."""
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """Stages in a row, the canonical weight they amount to, and its relative error."""
+
+    chain: nn.Sequential
+    weight: Tensor
+    error: float
+
+
+def _factorized(
+    model: nn.Module,
+    name: str,
+    method: Method,
+    seed: int,
+    goal: Goal | None,
+    max_iter: int | None,
+) -> _Made:
+    """The stages that replace a layer, closest to its weight or to the goal."""
     module = model.get_submodule(name)
     spec, weight = _spec(module), _weight(module)
-    wide = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
-    W = canonical(spec, wide, transposed=is_transposed_linear(module))
+    if goal is None:
+        wide = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
+        W = canonical(spec, wide, transposed=is_transposed_linear(module))
+    else:
+        W = goal.weight.to(torch.promote_types(weight.dtype, torch.float32))
     specs = method.specs(spec)
-    factors = method.factor(spec, W, seed=seed)
-    norm = float(torch.linalg.vector_norm(W))
-    error = float(torch.linalg.vector_norm(W - compose(spec, specs, factors)))
+    metric = None if goal is None else goal.metric
+    factors = method.factor(spec, W, seed=seed, metric=metric, max_iter=max_iter)
+    made = compose(spec, specs, factors)
     stages = []
     for stage_spec, factor in zip(specs, factors, strict=True):
         stage = stage_spec.build(dtype=weight.dtype, device=weight.device)
         with torch.no_grad():
             _weight(stage).copy_(module_layout(stage_spec, factor))
         stages.append(stage)
-    _install(model, name, _chain(module, stages), originals)
-    return error / norm if norm else 0.0
+    return _Made(_chain(module, stages), made, _relative(W, made, metric))
+
+
+def _relative(W: Tensor, made: Tensor, metric: Metric | None) -> float:
+    """Relative error in the metric, or of the weight."""
+    if metric is None:
+        norm = float(torch.linalg.vector_norm(W))
+        return float(torch.linalg.vector_norm(W - made)) / norm if norm else 0.0
+    energy = metric.error(W.flatten(2))
+    lost = metric.error((W - made).flatten(2))
+    return (max(lost, 0.0) / energy) ** 0.5 if energy else 0.0
+
+
+def _shift(goal: Goal, made: Tensor) -> Tensor:
+    """What the mean of the output lacks, (out,)."""
+    W = made.flatten(2).to(goal.mean_in.dtype)
+    return (goal.mean_out - (W @ goal.mean_in[..., None]).squeeze(-1)).flatten()
 
 
 def _chain(module: nn.Module, stages: Sequence[nn.Module]) -> nn.Sequential:
@@ -368,22 +535,21 @@ def _restore(model: nn.Module, name: str, shell: nn.Module, weight: Tensor) -> N
     _put(model, chain, shell)
 
 
-def _report(
-    model: nn.Module,
-    small: nn.Module,
-    plan: Plan,
-    errors: dict[str, float],
-    example: Example | None,
-    data: object,
-) -> Report:
+def _rows(plan: Plan, built: dict[str, Built]) -> tuple[LayerReport, ...]:
     rows = []
     for name, row in plan.layers.items():
         predicted = None if row.error is None else row.error**0.5
+        made = built.get(name)
         rows.append(
             LayerReport(
-                name, row.kind, row.choice, row.dense, row.cost, predicted, errors.get(name)
+                name,
+                row.kind,
+                row.choice,
+                row.dense,
+                row.cost,
+                predicted,
+                None if made is None else made.error,
+                None if made is None else made.fitted,
             )
         )
-    before, after = Figures.of(model, small, example)
-    quality = compare_outputs(model, small, example, data)
-    return Report(tuple(rows), plan, before, after, quality)
+    return tuple(rows)

@@ -6,11 +6,17 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from lowrank.compression.apply import apply
-from lowrank.compression.curves import Progress, measure
+from lowrank.compression.apply import apply, replace_layers
+from lowrank.compression.calibrate import Loss, check_batches
+from lowrank.compression.curves import Curves, Progress, measure
 from lowrank.compression.example import Example
-from lowrank.compression.plan import Choice
+from lowrank.compression.fits import Data, How, Weighting
+from lowrank.compression.plan import Choice, Plan
+from lowrank.compression.quality import compare_outputs
 from lowrank.compression.report import Report
+
+EXPONENTS = (0.0, 0.5, 1.0)
+"""Weightings of the layers that are tried on the calibration examples."""
 
 
 def compress(
@@ -21,6 +27,12 @@ def compress(
     bytes: float | None = None,
     macs: float | None = None,
     data: object = None,
+    val: object = None,
+    calibration: int = 256,
+    loss: Loss | None = None,
+    weighting: Weighting = "fisher",
+    exponent: float | None = None,
+    fit: How | None = None,
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
     only: Sequence[str] | None = None,
@@ -31,8 +43,11 @@ def compress(
 ) -> tuple[nn.Module, Report]:
     """A smaller copy of a trained network: factorized layers in place of dense ones.
 
-    Every layer gets the method and rank, or stays dense, so that the summed relative
-    squared error of the weights is least within the budget.
+    Every layer gets the method and rank, or stays dense, so that the summed error is least
+    within the budget: without data the relative squared error of the weights; with data that
+    of the layers' outputs, weighed by what the model's output feels of them. With data the
+    layers are then fitted one after another to what the compressed ones before them produce,
+    without gradient steps on the network.
 
     Args:
         model: the trained network; left as it is.
@@ -40,8 +55,16 @@ def compress(
         params: parameters to keep: a fraction in (0, 1] of the whole model, or a whole number.
         bytes: bytes of parameters to keep, likewise.
         macs: multiply-accumulates on the example to keep, likewise.
-        data: batches (a loader, a list, or one tensor of inputs) on which the outputs of
-            both models are compared; without it they are compared on the example.
+        data: batches of inputs (a loader, a list, one tensor, or a pair with labels, which
+            are not looked at) to plan and fit on; a few hundred examples do.
+        val: batches on which the outputs of both models are compared; by default what the
+            data holds beyond the calibration examples, else those, else the example.
+        calibration: how many examples of the data are used.
+        loss: whose gradients weigh the layers' outputs; see `measure`.
+        weighting: "fisher" or "outputs"; see `measure`.
+        exponent: how strongly layers are weighed by what the loss feels of them, 0 to 1; by
+            default the best of 0, 0.5 and 1 on the calibration examples.
+        fit: "sequential" or "parallel"; see `apply`.
         methods: names from `lowrank.compression.methods.METHODS` that may be used; all by default.
         skip: layers to leave dense: names or patterns such as "layer1.*".
         only: the only layers to consider.
@@ -70,6 +93,10 @@ def compress(
     curves = measure(
         model,
         example,
+        data=data,
+        calibration=calibration,
+        loss=loss,
+        weighting=weighting,
         methods=methods,
         skip=skip,
         only=only,
@@ -78,5 +105,50 @@ def compress(
         seed=seed,
         progress=progress,
     )
-    plan = curves.plan(params=params, bytes=bytes, macs=macs)
-    return apply(model, plan, example=example, data=data, progress=progress)
+    budget = {"params": params, "bytes": bytes, "macs": macs}
+    plan = weighed_plan(model, curves, budget, exponent, progress)
+    rest = None if data is None else check_batches(data, example, _used(curves))
+    return apply(
+        model,
+        plan,
+        example=example,
+        data=curves.data,
+        val=val if val is not None else rest or None,
+        fit=fit,
+        progress=progress,
+    )
+
+
+def weighed_plan(
+    model: nn.Module,
+    curves: Curves,
+    budget: Mapping[str, float | None],
+    exponent: float | None,
+    progress: Progress | None = None,
+) -> Plan:
+    """The plan at the given exponent, or at the one whose quick trial does best.
+
+    A trial factorizes every layer on the dense model's inputs, from the start of the search
+    only, and compares outputs on the calibration examples.
+    """
+    if curves.data is None or exponent is not None:
+        return curves.plan(**budget, exponent=0.5 if exponent is None else exponent)
+    plans = {e: curves.plan(**budget, exponent=e) for e in EXPONENTS}
+    lost: dict[float, float] = {}
+    for done, (e, plan) in enumerate(plans.items()):
+        if progress is not None:
+            progress("weighing layers", done, len(plans))
+        same = next((d for d in lost if plans[d].layers == plan.layers), None)
+        lost[e] = lost[same] if same is not None else _trial(model, plan, curves.data)
+    return plans[min(lost, key=lost.__getitem__)]
+
+
+def _trial(model: nn.Module, plan: Plan, data: Data) -> float:
+    small, _ = replace_layers(model, plan, data, "parallel", max_iter=0)
+    found = compare_outputs(model, small, None, list(data.batches))
+    assert found is not None
+    return found.kl if found.scores else found.relative_error
+
+
+def _used(curves: Curves) -> Sequence[Example]:
+    return () if curves.data is None else curves.data.batches

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from lowrank.compression.budget import Budget, budget_of
+from lowrank.compression.calibrate import Loss, calibration_batches
 from lowrank.compression.example import Example
+from lowrank.compression.fits import Data, Importance, Weighting
 from lowrank.compression.knapsack import Choices, choose, smallest
 from lowrank.compression.layers import Cost, LayerView
 from lowrank.compression.methods import METHODS, Method
 from lowrank.compression.methods.base import compose, require
+from lowrank.compression.methods.fitting import identity
 from lowrank.compression.plan import Choice, Dense, Plan, PlannedLayer, Tied
 from lowrank.compression.profile import TOTAL, count_macs
 from lowrank.compression.scan import Scan, scan
+from lowrank.decompositions.metric import Metric
 from lowrank.errors import BudgetError, InputError, PlanError
 
 Progress = Callable[[str, int, int], None]
@@ -35,7 +39,8 @@ class Candidate:
         layer: name of the layer.
         method: the method with its ranks.
         cost: parameters, bytes and MACs of the replacement's weights.
-        error: relative squared error of the weight, ||W - W'||^2 / ||W||^2.
+        error: relative squared error of the weight, ||W - W'||^2 / ||W||^2; with data, of
+            the layer's output.
     """
 
     layer: str
@@ -54,6 +59,7 @@ class Curve:
         candidates: every method at every rank worth considering.
         head: name of the output head that goes with this embedding, if any.
         fixed: the layer must take its one candidate, by the user's rule.
+        importance: how much an error of the whole output counts; None without data.
     """
 
     layer: str
@@ -61,6 +67,7 @@ class Curve:
     candidates: tuple[Candidate, ...]
     head: str | None = None
     fixed: bool = False
+    importance: Importance | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Curves:
         shapes: every layer -> the shapes of its own parameters.
         total: cost of the whole model on the example.
         seed: seed of the randomised fits.
+        data: what was found out from data; None where errors are those of the weights.
     """
 
     curves: tuple[Curve, ...]
@@ -82,6 +90,7 @@ class Curves:
     shapes: dict[str, dict[str, tuple[int, ...]]]
     total: Cost
     seed: int = 0
+    data: Data | None = field(default=None, compare=False, repr=False)
 
     def plan(
         self,
@@ -89,6 +98,7 @@ class Curves:
         params: float | None = None,
         bytes: float | None = None,
         macs: float | None = None,
+        exponent: float = 0.5,
     ) -> Plan:
         """The method and rank, or dense, of every layer: least summed error in the budget.
 
@@ -101,16 +111,22 @@ class Curves:
             params: parameters to keep.
             bytes: bytes of parameters to keep.
             macs: multiply-accumulates to keep, on the example.
+            exponent: with data, layers are weighed by outputs^(1 - exponent) loss^exponent:
+                from the size of the output that is lost (0) to what the loss feels of it (1).
 
         Raises:
+            InputError: an exponent outside 0..1.
             BudgetError: the budget makes no sense, or is below the smallest that can be
                 reached, which the message names.
         """
         budget = budget_of(self.total, params=params, bytes=bytes, macs=macs)
+        _check_exponent(exponent)
         options = [self._options(curve, budget) for curve in self.curves]
         fixed = np.array(budget.measure(self.total), float)
         fixed -= np.sum([budget.measure(c.dense) for c in self.curves], axis=0)
-        choices = [_choices(c, o, budget) for c, o in zip(self.curves, options, strict=True)]
+        choices = [
+            _choices(c, o, budget, exponent) for c, o in zip(self.curves, options, strict=True)
+        ]
         picked = choose(choices, np.array(budget.limits) - fixed)
         if picked is None:
             _refuse(budget, fixed + smallest(choices), self.total)
@@ -145,6 +161,10 @@ def measure(
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
     only: Sequence[str] | None = None,
+    data: object = None,
+    calibration: int = 256,
+    loss: Loss | None = None,
+    weighting: Weighting = "fisher",
     overrides: Mapping[str, Choice] | None = None,
     round_to: int = 1,
     seed: int = 0,
@@ -158,6 +178,15 @@ def measure(
         methods: names from `METHODS` that may be used; all by default.
         skip: layers to leave dense: names or patterns such as "layer1.*".
         only: the only layers to consider; all by default.
+        data: batches of inputs (a loader, a list, a tensor, or a pair with labels, which are
+            not looked at). With them errors are those of the layers' outputs, and layers
+            count by what the model's output feels of them; else errors are the weights'.
+        calibration: how many examples of the data are used.
+        loss: from the model's output to the sum of the examples' losses, whose gradients
+            weigh the outputs. By default the log-likelihood of labels drawn from the
+            model's own scores, or a random projection where the output is no score matrix.
+        weighting: "fisher" weighs outputs by those gradients; "outputs" takes them as they
+            are (behind a batch norm), and needs no backward pass.
         overrides: layer name -> the method to use, or `Dense(reason)`.
         round_to: ranks are multiples of this, where the layer is large enough.
         seed: seed of the randomised fits (CP).
@@ -174,6 +203,7 @@ def measure(
     chosen = _methods(methods)
     _check_round_to(round_to)
     found = scan(model, example)
+    known = _calibrated(model, example, found, data, calibration, loss, weighting, seed, progress)
     overrides = dict(overrides or {})
     reasons = found.reasons | _ruled_out(found, skip, only, overrides)
     views = [v for v in found.views if v.name not in reasons]
@@ -183,19 +213,57 @@ def measure(
     for done, view in enumerate(views):
         if progress is not None:
             progress(view.name, done, len(views))
+        metric, importance = _on_data(model, view, known)
         if view.name in overrides:
-            curves.append(_forced(view, overrides[view.name], seed))
+            forced = _forced(view, overrides[view.name], seed, metric)
+            curves.append(replace(forced, importance=importance))
             continue
-        candidates = tuple(_candidates(view, chosen, round_to, seed))
+        candidates = tuple(_candidates(view, chosen, round_to, seed, metric))
         head = view.head.name if view.head else None
-        curves.append(Curve(view.name, view.cost(), candidates, head))
+        curves.append(Curve(view.name, view.cost(), candidates, head, importance=importance))
     if progress is not None:
         progress("measured", len(views), len(views))
     if not curves:
         _refuse_model(found, reasons)
     return Curves(
-        tuple(curves), reasons, found.kinds, found.shapes, model_cost(model, example), seed
+        tuple(curves), reasons, found.kinds, found.shapes, model_cost(model, example), seed, known
     )
+
+
+def _calibrated(
+    model: nn.Module,
+    example: Example,
+    found: Scan,
+    data: object,
+    calibration: int,
+    loss: Loss | None,
+    weighting: Weighting,
+    seed: int,
+    progress: Progress | None,
+) -> Data | None:
+    if weighting not in get_args(Weighting):
+        raise InputError("weighting", f"{weighting!r} is unknown", _known(get_args(Weighting)))
+    if data is None or isinstance(data, Data):
+        return data
+    if not isinstance(calibration, int) or calibration < 1:
+        raise InputError("calibration", f"{calibration!r} is no number of examples", "give 256")
+    if progress is not None:
+        progress("calibrating", 0, 1)
+    batches = calibration_batches(data, example, calibration)
+    return Data.of(model, found.views, batches, loss=loss, weighting=weighting, seed=seed)
+
+
+def _on_data(
+    model: nn.Module, view: LayerView, data: Data | None
+) -> tuple[Metric | None, Importance | None]:
+    """The metric and the importance of a layer; without a metric its weight alone counts."""
+    if data is None:
+        return None, None
+    if view.name not in data.calibration.layers:
+        return None, data.importance_of_unseen(view.name)
+    if data.reason(view.name) is not None:
+        return None, data.importance(model, view.name)
+    return data.metric(model, view.name), data.importance(model, view.name)
 
 
 def model_cost(model: nn.Module, example: Example) -> Cost:
@@ -207,25 +275,31 @@ def model_cost(model: nn.Module, example: Example) -> Cost:
 
 
 def _candidates(
-    view: LayerView, methods: Sequence[type[Method]], round_to: int, seed: int
+    view: LayerView,
+    methods: Sequence[type[Method]],
+    round_to: int,
+    seed: int,
+    metric: Metric | None,
 ) -> Iterator[Candidate]:
     weight = view.weight()
     for cls in methods:
         if cls.supports(view.spec) is not None:
             continue
-        for method, error in cls.candidates(view.spec, weight, round_to=round_to, seed=seed):
+        found = cls.candidates(view.spec, weight, round_to=round_to, seed=seed, metric=metric)
+        for method, error in found:
             cost = view.cost(method.specs(view.spec))
             yield Candidate(view.name, method, cost, error)
 
 
-def _forced(view: LayerView, choice: Choice, seed: int) -> Curve:
+def _forced(view: LayerView, choice: Choice, seed: int, metric: Metric | None) -> Curve:
     assert not isinstance(choice, Dense | Tied)
     require(choice, view.spec, view.name)
     weight = view.weight()
     specs = choice.specs(view.spec)
-    made = compose(view.spec, specs, choice.factor(view.spec, weight, seed=seed))
-    energy = float(weight.square().sum())
-    error = float((weight - made).square().sum()) / energy if energy else 0.0
+    made = compose(view.spec, specs, choice.factor(view.spec, weight, seed=seed, metric=metric))
+    measured = metric or identity(weight)
+    energy = measured.error(weight.flatten(2))
+    error = measured.error((weight - made).flatten(2)) / energy if energy else 0.0
     candidate = Candidate(view.name, choice, view.cost(specs), error)
     head = view.head.name if view.head else None
     return Curve(view.name, view.cost(), (candidate,), head, fixed=True)
@@ -242,13 +316,18 @@ def _methods(names: Sequence[str] | None) -> list[type[Method]]:
     return [METHODS[name] for name in names]
 
 
-def _known(names: Mapping[str, object]) -> str:
+def _known(names: Iterable[str]) -> str:
     return f"choose among {', '.join(names)}"
 
 
 def _check_round_to(round_to: int) -> None:
     if not isinstance(round_to, int) or round_to < 1:
         raise InputError("round_to", f"{round_to!r} is not a whole number from 1 up", "give 8, say")
+
+
+def _check_exponent(exponent: float) -> None:
+    if not isinstance(exponent, int | float) or not 0 <= exponent <= 1:
+        raise InputError("exponent", f"{exponent!r} is outside 0..1", "give 0, 0.5 or 1")
 
 
 def _ruled_out(
@@ -323,9 +402,12 @@ def _refuse_model(found: Scan, reasons: Mapping[str, str]) -> NoReturn:
     )
 
 
-def _choices(curve: Curve, options: Sequence[Candidate | None], budget: Budget) -> Choices:
+def _choices(
+    curve: Curve, options: Sequence[Candidate | None], budget: Budget, exponent: float
+) -> Choices:
+    weight = 1.0 if curve.importance is None else curve.importance.weight(exponent)
     costs = [budget.measure(o.cost if o else curve.dense) for o in options]
-    errors = [o.error if o else 0.0 for o in options]
+    errors = [weight * o.error if o else 0.0 for o in options]
     return Choices(np.array(costs, float), np.array(errors))
 
 

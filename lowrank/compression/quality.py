@@ -25,12 +25,16 @@ class Quality:
         kl: mean Kullback-Leibler divergence KL(dense || compressed) of the softmax over that
             axis, in nats; meaningful for classifiers.
         n_examples: how many examples the figures stand on.
+        scores: the first output is a matrix of class scores.
+        held_out: none of the examples was used to compress the model.
     """
 
     relative_error: float
     agreement: float
     kl: float
     n_examples: int
+    scores: bool = False
+    held_out: bool = True
 
     def to_dict(self) -> dict[str, float]:
         """The figures as JSON values."""
@@ -59,6 +63,7 @@ def compare_outputs(
     batches = [example] if data is None else batches_of(data, example)
     lost = energy = kl = 0.0
     agree = positions = n = 0
+    scores = False
     for batch in batches:
         assert batch is not None
         expected, got = flatten(run(dense, batch)), flatten(run(small, batch))
@@ -67,6 +72,7 @@ def compare_outputs(
         for a, b in zip(expected, got, strict=True):
             lost += float((a.double() - b.double()).square().sum())
             energy += float(a.double().square().sum())
+        scores = expected[0].ndim == 2 and expected[0].shape[1] > 1
         p, q = _scores(expected[0]), _scores(got[0])
         agree += int((p.argmax(-1) == q.argmax(-1)).sum())
         positions += p[..., 0].numel()
@@ -81,6 +87,7 @@ def compare_outputs(
         agree / positions,
         max(kl / positions, 0.0),
         n,
+        scores,
     )
 
 
@@ -95,13 +102,16 @@ def _scores(output: Tensor) -> Tensor:
 def batches_of(data: Any, example: Example | None) -> Iterable[Example]:
     """Batches of inputs in the example's form, from the forms that data comes in.
 
-    A tensor (n, ...) is split into batches of 64; a loader or list yields batches. From a
+    A tensor (n, ...) is split into batches of 64, and so are the inputs of a pair of tensors
+    (inputs, labels) of equal length; a loader or list yields batches. From a
     batch that is a pair (inputs, labels) the labels are dropped where the example shows that
     the model takes one tensor; from a dict the keys that the example lacks are dropped.
 
     Raises:
         InputError: NaN or Inf, or nothing that can be iterated over.
     """
+    if _is_labelled(data, example):
+        data = data[0]
     if isinstance(data, Tensor):
         batches: Iterable[Any] = data.split(64)
     elif isinstance(data, Iterable) and not isinstance(data, str | bytes):
@@ -112,6 +122,16 @@ def batches_of(data: Any, example: Example | None) -> Iterable[Example]:
         inputs = _inputs_only(batch, example)
         check(inputs)
         yield inputs
+
+
+def _is_labelled(data: Any, example: Example | None) -> bool:
+    """Whether the data is a pair (inputs, labels) of tensors, and the model takes one tensor."""
+    if not isinstance(data, tuple) or len(data) != 2 or isinstance(example, tuple | list | Mapping):
+        return False
+    a, b = data
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.ndim or not b.ndim:
+        return False
+    return len(a) == len(b) and a.ndim > b.ndim
 
 
 def _inputs_only(batch: Any, example: Example | None) -> Example:

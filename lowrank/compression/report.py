@@ -83,7 +83,9 @@ class LayerReport:
         dense: cost of its weights before; None where no method could serve it.
         cost: predicted cost of its replacement; None where it stays dense.
         predicted_error: ||W - W'|| / ||W|| as planned; None where it stays dense.
-        measured_error: the same of the weights that were built.
+        measured_error: the same of what was built; the errors are those of the layer's
+            output where it was planned and fitted on data.
+        fitted: what it was fitted to, in words; None where it stays dense.
     """
 
     name: str
@@ -93,6 +95,7 @@ class LayerReport:
     cost: Cost | None
     predicted_error: float | None
     measured_error: float | None
+    fitted: str | None = None
 
     @property
     def reason(self) -> str | None:
@@ -110,6 +113,7 @@ class Report:
         dense: the model before.
         compressed: the model after.
         quality: outputs against the dense model's; None where nothing was run.
+        remarks: on the calibration and what followed it.
     """
 
     layers: tuple[LayerReport, ...]
@@ -117,6 +121,7 @@ class Report:
     dense: Figures
     compressed: Figures
     quality: Quality | None
+    remarks: tuple[str, ...] = ()
 
     @property
     def replaced(self) -> tuple[LayerReport, ...]:
@@ -136,7 +141,13 @@ class Report:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must not miss."""
-        notes = []
+        notes = list(self.remarks)
+        apart = {r.fitted: r.name for r in self.layers if r.fitted and ": " in r.fitted}
+        for fitted in apart:
+            names = [r.name for r in self.layers if r.fitted == fitted]
+            notes.append(f"fitted {fitted} ({', '.join(names)})")
+        if self.quality is not None and not self.quality.held_out:
+            notes.append("outputs are compared on the calibration examples: pass val= others")
         ratio = self.kept("latency_ms")
         if ratio is not None and ratio > 1:
             notes.append(
@@ -181,4 +192,5 @@ def _layer_to_dict(row: LayerReport) -> dict[str, Any]:
         "cost": None if row.cost is None else asdict(row.cost),
         "predicted_error": row.predicted_error,
         "measured_error": row.measured_error,
+        "fitted": row.fitted,
     }

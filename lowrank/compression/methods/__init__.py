@@ -5,6 +5,8 @@ from __future__ import annotations
 from lowrank.compression.methods.base import Method
 from lowrank.compression.methods.channel_svd import ChannelSVD
 from lowrank.compression.methods.cp import CP
+from lowrank.compression.methods.depthwise_separable import DepthwiseSeparable
+from lowrank.compression.methods.group_svd import GroupSVD
 from lowrank.compression.methods.spatial_svd import SpatialSVD
 from lowrank.compression.methods.tensor_train import TensorTrain
 from lowrank.compression.methods.tucker2 import Tucker2
@@ -15,7 +17,19 @@ METHODS: dict[str, type[Method]] = {
     "tucker2": Tucker2,
     "cp": CP,
     "tensor_train": TensorTrain,
+    "group_svd": GroupSVD,
+    "depthwise_separable": DepthwiseSeparable,
 }
 """Every method by the name that plans and the command line use."""
 
-__all__ = ["CP", "METHODS", "ChannelSVD", "Method", "SpatialSVD", "TensorTrain", "Tucker2"]
+__all__ = [
+    "CP",
+    "METHODS",
+    "ChannelSVD",
+    "DepthwiseSeparable",
+    "GroupSVD",
+    "Method",
+    "SpatialSVD",
+    "TensorTrain",
+    "Tucker2",
+]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.layers import LayerSpec
+from lowrank.decompositions.metric import Metric
 from lowrank.errors import RankError
 
 M = TypeVar("M", bound="Method")
@@ -39,9 +40,18 @@ class Method(Protocol):
 
     @classmethod
     def candidates(
-        cls: type[M], spec: LayerSpec, weight: Tensor, *, round_to: int, seed: int
+        cls: type[M],
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        round_to: int,
+        seed: int,
+        metric: Metric | None = None,
     ) -> Iterable[tuple[M, float]]:
-        """Methods with the ranks worth considering, and their relative squared error."""
+        """Methods with the ranks worth considering, and their relative squared error.
+
+        The error is that of the outputs where there is a metric, else that of the weight.
+        """
 
     def check(self, spec: LayerSpec) -> str | None:
         """What is wrong with the ranks for a layer of this shape, or None."""
@@ -49,8 +59,19 @@ class Method(Protocol):
     def specs(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
         """The stages that replace the layer, first to last."""
 
-    def factor(self, spec: LayerSpec, weight: Tensor, *, seed: int) -> tuple[Tensor, ...]:
-        """The canonical weights of the stages."""
+    def factor(
+        self,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        seed: int,
+        metric: Metric | None = None,
+        max_iter: int | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The canonical weights of the stages, closest in the metric or the Frobenius norm.
+
+        `max_iter` limits a search in the metric, None leaves it to the method.
+        """
 
 
 def require(method: Method, spec: LayerSpec, name: str) -> None:

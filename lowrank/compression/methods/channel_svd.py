@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from lowrank.compression.layers import LayerSpec
 from lowrank.compression.methods.base import depthwise, lost_energy, outside, rank_grid, worthwhile
+from lowrank.compression.methods.fitting import (
+    energy,
+    even,
+    first_stage,
+    fit,
+    fit_stages,
+    nested_curve,
+    refined_curve,
+    split_off,
+    spread,
+)
+from lowrank.decompositions.metric import Metric, best_map, output_moment
 from lowrank.decompositions.svd import singular_values, truncated_svd
 
 Fold = Literal["kernel_first", "kernel_last"]
@@ -23,6 +36,9 @@ class ChannelSVD:
     `kernel_first` folds the weight to (out, in * kernel): a k x k layer, then 1 x 1.
     `kernel_last` folds it to (out * kernel, in): 1 x 1, then k x k. For linear layers and
     embeddings there is no kernel and both are the plain SVD.
+
+    With data, kernel first is the best such pair in the output metric, from one spectrum;
+    kernel last is fitted by variable projection, the k x k layer in closed form.
 
     Args:
         rank: channels in between, per group, 1..min of the folded matrix.
@@ -46,14 +62,23 @@ class ChannelSVD:
 
     @classmethod
     def candidates(
-        cls, spec: LayerSpec, weight: Tensor, *, round_to: int, seed: int
+        cls,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        round_to: int,
+        seed: int,
+        metric: Metric | None = None,
     ) -> Iterable[tuple[ChannelSVD, float]]:
         folds: tuple[Fold, ...] = ("kernel_first", "kernel_last")
         for fold in folds if any(k > 1 for k in spec.kernel) else folds[:1]:
-            lost = lost_energy(singular_values(_matrix(weight, fold)))
             top = worthwhile(cls(1, fold), spec, _full(spec, fold))
-            for rank in rank_grid(top, round_to=round_to, limit=64):
-                yield cls(rank, fold), lost[rank - 1]
+            ranks = rank_grid(top, round_to=round_to, limit=64)
+            if metric is None or fold == "kernel_first":
+                lost = _lost(weight, fold, metric)
+                yield from ((cls(rank, fold), lost[rank - 1]) for rank in ranks)
+            elif ranks:
+                yield from _last_curve(spec, weight, metric, ranks, seed)
 
     def check(self, spec: LayerSpec) -> str | None:
         if self.fold not in ("kernel_first", "kernel_last"):
@@ -81,10 +106,25 @@ class ChannelSVD:
         last = spec.along(axes, inner, spec.out_channels, groups=g, bias=spec.bias)
         return spec.pointwise(spec.in_channels, inner, groups=g), last
 
-    def factor(self, spec: LayerSpec, weight: Tensor, *, seed: int) -> tuple[Tensor, ...]:
-        U, Vh = truncated_svd(
-            _matrix(weight, self.fold), self.rank
-        ).balanced()  # (g, m, r), (g, r, n)
+    def factor(
+        self,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        seed: int,
+        metric: Metric | None = None,
+        max_iter: int | None = None,
+    ) -> tuple[Tensor, ...]:
+        if metric is not None and self.fold == "kernel_last" and spec.kernel:
+            return fit_stages(self, spec, weight, metric, seed=seed, max_iter=max_iter)
+        if metric is not None:
+            U, V = best_map(weight.flatten(2), metric, self.rank)
+            return self._folded(spec, *(f.to(weight.dtype) for f in reversed(even(V, U))))
+        folded = _matrix(weight, self.fold)
+        return self._folded(spec, *truncated_svd(folded, self.rank).balanced())
+
+    def _folded(self, spec: LayerSpec, U: Tensor, Vh: Tensor) -> tuple[Tensor, ...]:
+        """Stages from (g, m, r) and (g, r, n) of the folded matrix."""
         g, o, i, *kernel = spec.weight_shape
         ones = (1,) * len(kernel)
         if self.fold == "kernel_first":
@@ -92,12 +132,47 @@ class ChannelSVD:
         last = U.reshape(g, o, *kernel, self.rank).movedim(-1, 2)  # (g, o, r, *k)
         return Vh.reshape(g, self.rank, i, *ones), last
 
+    def features(self, spec: LayerSpec, free: Sequence[Tensor]) -> Tensor:
+        return spread(free[0], spec.kernel, ())
+
+    def starts(
+        self, spec: LayerSpec, weight: Tensor, metric: Metric, *, seed: int
+    ) -> Iterator[Sequence[Tensor]]:
+        yield (first_stage(spec, weight, metric, (), self.rank),)
+        yield (self.factor(spec, weight, seed=seed)[0].flatten(2),)
+
+    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+        g, o, i, *kernel = spec.weight_shape
+        first = free[0].reshape(g, self.rank, i, *(1,) * len(kernel))
+        return even(first, last.reshape(g, o, self.rank, *kernel))
+
+
+def _lost(weight: Tensor, fold: Fold, metric: Metric | None) -> list[float]:
+    if metric is None:
+        return lost_energy(singular_values(_matrix(weight, fold)))
+    values = torch.linalg.eigvalsh(output_moment(weight.flatten(2), metric)).flip(-1)
+    lost = lost_energy(values.clamp_min(0).sqrt())
+    return lost[: weight.flatten(2).shape[-1]]
+
+
+def _last_curve(
+    spec: LayerSpec, weight: Tensor, metric: Metric, ranks: Sequence[int], seed: int
+) -> Iterator[tuple[ChannelSVD, float]]:
+    V = first_stage(spec, weight, metric, (), ranks[-1])
+    nested = nested_curve(weight, metric, spread(V, spec.kernel, ()), prod(spec.kernel))
+    whole = energy(weight, metric) or 1.0
+
+    def error(rank: int) -> float:
+        method = ChannelSVD(rank, "kernel_last")
+        return fit(method, spec, weight, metric, seed=seed, max_iter=10).error / whole
+
+    for rank, lost in refined_curve(ranks, nested, error):
+        yield ChannelSVD(rank, "kernel_last"), lost
+
 
 def _matrix(weight: Tensor, fold: Fold) -> Tensor:
     """(g, o, i, *k) folded to (g, o, i * k) or (g, o * k, i)."""
-    if fold == "kernel_first":
-        return weight.flatten(2)
-    return weight.movedim(2, -1).flatten(1, -2)
+    return weight.flatten(2) if fold == "kernel_first" else split_off(weight, ())
 
 
 def _full(spec: LayerSpec, fold: Fold) -> int:

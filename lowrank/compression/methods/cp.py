@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,13 +20,15 @@ from lowrank.compression.methods.base import (
     rank_grid,
     worthwhile,
 )
+from lowrank.compression.methods.fitting import energy, fit, fit_stages, fitted_curve
 from lowrank.decompositions.cp import cp
+from lowrank.decompositions.factors import CPFactors
+from lowrank.decompositions.metric import Metric
 
-_FITS = 5
-"""Ranks at which the error curve is fitted; between them it is interpolated."""
+Kernel = Literal["separable", "whole"]
 
 _CURVE_SWEEPS = 25
-"""Sweeps of those fits: one start, stopped early, for an error slightly too high."""
+"""Sweeps of fits for curves: one start, stopped early, for an error slightly too high."""
 
 _TOP = 256
 """Largest rank on the curve: beyond it the fits take minutes, and on kernels so large the
@@ -36,12 +37,16 @@ channel SVD and Tucker-2 come closer. A plan may still ask for more."""
 
 @dataclass(frozen=True)
 class CP:
-    """A 1 x 1 convolution to `rank` channels, depthwise ones per kernel axis, 1 x 1 back.
+    """A 1 x 1 convolution to `rank` channels, depthwise ones in between, 1 x 1 back.
 
-    The canonical polyadic decomposition of the weight, with factors of equal norm.
+    The canonical polyadic decomposition of the weight, with factors of equal norm. With data
+    all but the last are fitted by variable projection, from the decomposition of the weight.
 
     Args:
         rank: number of components, per group.
+        kernel: "separable" has one depthwise convolution for each kernel axis; "whole" has a
+            single one over the whole kernel, which costs a little more and comes closer: the
+            decomposition of (out, in, kernel) with the kernel flattened.
 
     Source: Lebedev et al. 2015, "Speeding-up convolutional neural networks using fine-tuned
         CP-decomposition"; stabilised after Phan et al. 2020.
@@ -49,6 +54,7 @@ class CP:
 
     name: ClassVar[str] = "cp"
     rank: int
+    kernel: Kernel = "separable"
 
     @classmethod
     def supports(cls, spec: LayerSpec) -> str | None:
@@ -60,57 +66,107 @@ class CP:
 
     @classmethod
     def candidates(
-        cls, spec: LayerSpec, weight: Tensor, *, round_to: int, seed: int
+        cls,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        round_to: int,
+        seed: int,
+        metric: Metric | None = None,
     ) -> Iterable[tuple[CP, float]]:
-        ranks = rank_grid(
-            min(_TOP, worthwhile(cls(1), spec, _full(spec))), round_to=round_to, limit=48
-        )
-        if not ranks:
-            return
-        fitted = sorted({ranks[int(j)] for j in np.linspace(0, len(ranks) - 1, _FITS)})
-        errors = [_fit_error(weight, rank, seed) for rank in fitted]
-        errors = list(np.minimum.accumulate(errors))  # a larger rank can always do as well
-        logs = np.log(np.maximum(errors, 1e-12))
-        for rank in ranks:
-            yield cls(rank), float(np.exp(np.interp(rank, fitted, logs)))
+        whole = None if metric is None else energy(weight, metric) or 1.0
+        kernels: tuple[Kernel, ...] = ("separable", "whole")
+        for kernel in kernels if len(kernel_axes(spec)) > 1 else kernels[:1]:
+            top = min(_TOP, worthwhile(cls(1, kernel), spec, _full(spec)))
+            ranks = rank_grid(top, round_to=round_to, limit=48)
+
+            def error(rank: int, kernel: Kernel = kernel) -> float:
+                if metric is None or whole is None:
+                    return _fit_error(weight, rank, kernel, seed)
+                method = cls(rank, kernel)
+                return fit(method, spec, weight, metric, seed=seed, max_iter=40).error / whole
+
+            if ranks:
+                yield from ((cls(rank, kernel), lost) for rank, lost in fitted_curve(ranks, error))
 
     def check(self, spec: LayerSpec) -> str | None:
+        if self.kernel not in ("separable", "whole"):
+            return f"kernel {self.kernel!r} is neither 'separable' nor 'whole'"
         return outside("rank", self.rank, _full(spec), spec)
 
     def specs(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
         g, inner = spec.groups, self.rank * spec.groups
         return (
             spec.pointwise(spec.in_channels, inner, groups=g),
-            *(spec.along(axes, inner, inner, groups=inner) for axes in kernel_axes(spec)),
+            *(spec.along(axes, inner, inner, groups=inner) for axes in self._axes(spec)),
             spec.pointwise(inner, spec.out_channels, groups=g, bias=spec.bias),
         )
 
-    def factor(self, spec: LayerSpec, weight: Tensor, *, seed: int) -> tuple[Tensor, ...]:
-        groups = [_balanced_factors(w, self.rank, seed) for w in weight]
-        out, inp, *along = (torch.stack(f) for f in zip(*groups, strict=True))
+    def factor(
+        self,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        seed: int,
+        metric: Metric | None = None,
+        max_iter: int | None = None,
+    ) -> tuple[Tensor, ...]:
+        if metric is not None:
+            return fit_stages(self, spec, weight, metric, seed=seed, max_iter=max_iter)
+        groups = [cp(_tensor(w, self.kernel), self.rank, seed=seed).balanced() for w in weight]
+        out, *free = (torch.stack(f) for f in zip(*groups, strict=True))  # (g, n, r)
+        return self._shaped(spec, [f.mT for f in free], out)
+
+    def features(self, spec: LayerSpec, free: Sequence[Tensor]) -> Tensor:
+        M = free[0]  # (g, r, i)
+        for F in free[1:]:
+            M = M[..., None] * F.unflatten(-1, ((1,) * (M.ndim - 2) + (-1,)))
+        return M.flatten(2)
+
+    def starts(
+        self, spec: LayerSpec, weight: Tensor, metric: Metric, *, seed: int
+    ) -> Iterator[Sequence[Tensor]]:
+        fits = [_quick(w, self.rank, self.kernel, seed) for w in weight]
+        columns = zip(*(f.balanced()[1:] for f in fits), strict=True)
+        yield [torch.stack(c).mT for c in columns]
+
+    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+        rows = [*free, last.mT]
+        norms = torch.stack([f.norm(dim=-1) for f in rows]).clamp_min(1e-30)  # (n, g, r)
+        level = norms.log().mean(0).exp()
+        even = [f * (level / n)[..., None] for f, n in zip(rows, norms, strict=True)]
+        return self._shaped(spec, even[:-1], even[-1].mT)
+
+    def _axes(self, spec: LayerSpec) -> list[list[int]]:
+        """Kernel axes of each depthwise stage."""
+        axes = kernel_axes(spec)
+        return axes if self.kernel == "separable" else [sorted(a for stage in axes for a in stage)]
+
+    def _shaped(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+        """Stages from rows (g, r, n) of the inner factors and columns (g, o, r) of the last."""
         ones = (1,) * len(spec.kernel)
-        stages = [inp.mT.reshape(*inp.mT.shape, *ones)]  # (g, r, i, 1...)
-        for axes, F in zip(kernel_axes(spec), along, strict=True):
+        stages = [free[0].reshape(*free[0].shape, *ones)]  # (g, r, i, 1...)
+        for axes, F in zip(self._axes(spec), free[1:], strict=True):
             extent = [k if a in axes else 1 for a, k in enumerate(spec.kernel)]
-            stages.append(F.mT.reshape(-1, 1, 1, *extent))  # (g * r, 1, 1, *extent)
-        return (*stages, out.reshape(*out.shape, *ones))
+            stages.append(F.reshape(-1, 1, 1, *extent))  # (g * r, 1, 1, *extent)
+        return (*stages, last.reshape(*last.shape, *ones))
 
 
-def _balanced_factors(w: Tensor, rank: int, seed: int) -> list[Tensor]:
-    """CP factors of (o, i, *k) without the axes of extent 1, all of equal column norms."""
-    return list(cp(long_kernel(w), rank, seed=seed).balanced())
+def _tensor(w: Tensor, kernel: Kernel) -> Tensor:
+    """What is decomposed: (o, i, *k) without axes of extent 1, or (o, i, K)."""
+    return long_kernel(w) if kernel == "separable" else w.flatten(2)
 
 
-def _fit_error(weight: Tensor, rank: int, seed: int) -> float:
-    energy = float(weight.double().square().sum())
-    lost = sum(_squared_error(w, rank, seed) for w in weight)
-    return lost / energy if energy else 0.0
+def _quick(w: Tensor, rank: int, kernel: Kernel, seed: int) -> CPFactors:
+    """One start, stopped early: for curves, and as the start of a fit to data."""
+    return cp(_tensor(w, kernel), rank, n_starts=1, max_iter=_CURVE_SWEEPS, seed=seed)
 
 
-def _squared_error(w: Tensor, rank: int, seed: int) -> float:
-    w = long_kernel(w)
-    fit = cp(w, rank, n_starts=1, max_iter=_CURVE_SWEEPS, seed=seed)
-    return fit.error(w) ** 2 * float(w.double().square().sum())
+def _fit_error(weight: Tensor, rank: int, kernel: Kernel, seed: int) -> float:
+    energies = [float(w.double().square().sum()) for w in weight]
+    fits = [_quick(w, rank, kernel, seed).error(_tensor(w, kernel)) for w in weight]
+    lost = sum(e * f**2 for e, f in zip(energies, fits, strict=True))
+    return lost / (sum(energies) or 1.0)
 
 
 def _full(spec: LayerSpec) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
@@ -11,6 +11,18 @@ from torch import Tensor
 
 from lowrank.compression.layers import LayerSpec
 from lowrank.compression.methods.base import lost_energy, no_kernel, outside, rank_grid, worthwhile
+from lowrank.compression.methods.fitting import (
+    energy,
+    even,
+    first_stage,
+    fit,
+    fit_stages,
+    nested_curve,
+    refined_curve,
+    split_off,
+    spread,
+)
+from lowrank.decompositions.metric import Metric
 from lowrank.decompositions.svd import singular_values, truncated_svd
 
 
@@ -21,6 +33,7 @@ class SpatialSVD:
     The weight is folded to (out * other axes, in * first axis) and cut at `rank`, so this
     is the best such pair in the Frobenius norm. On a depthwise layer each filter becomes a
     pair of one-dimensional ones. In three dimensions axis 0 gives the (2 + 1)-d form.
+    With data the pair is fitted by variable projection, the second one in closed form.
 
     Args:
         rank: channels in between, per group, 1..min of the folded matrix.
@@ -43,13 +56,22 @@ class SpatialSVD:
 
     @classmethod
     def candidates(
-        cls, spec: LayerSpec, weight: Tensor, *, round_to: int, seed: int
+        cls,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        round_to: int,
+        seed: int,
+        metric: Metric | None = None,
     ) -> Iterable[tuple[SpatialSVD, float]]:
         for axis in (a for a, k in enumerate(spec.kernel) if k > 1):
-            lost = lost_energy(singular_values(_matrix(weight, axis)))
             top = worthwhile(cls(1, axis), spec, _full(spec, axis))
-            for rank in rank_grid(top, round_to=round_to, limit=64):
-                yield cls(rank, axis), lost[rank - 1]
+            ranks = rank_grid(top, round_to=round_to, limit=64)
+            if metric is None:
+                lost = lost_energy(singular_values(split_off(weight, [axis])))
+                yield from ((cls(rank, axis), lost[rank - 1]) for rank in ranks)
+            elif ranks:
+                yield from _curve(spec, weight, metric, axis, ranks, seed)
 
     def check(self, spec: LayerSpec) -> str | None:
         if self.axis not in range(len(spec.kernel)):
@@ -64,21 +86,60 @@ class SpatialSVD:
             spec.along(rest, inner, spec.out_channels, groups=g, bias=spec.bias),
         )
 
-    def factor(self, spec: LayerSpec, weight: Tensor, *, seed: int) -> tuple[Tensor, ...]:
+    def factor(
+        self,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        seed: int,
+        metric: Metric | None = None,
+        max_iter: int | None = None,
+    ) -> tuple[Tensor, ...]:
+        if metric is not None:
+            return fit_stages(self, spec, weight, metric, seed=seed, max_iter=max_iter)
         U, Vh = truncated_svd(
-            _matrix(weight, self.axis), self.rank
+            split_off(weight, [self.axis]), self.rank
         ).balanced()  # (g, o * rest, r), (g, r, i * k)
-        g, o, i, *kernel = spec.weight_shape
-        first = [k if a == self.axis else 1 for a, k in enumerate(kernel)]
-        rest = [1 if a == self.axis else k for a, k in enumerate(kernel)]
+        g, o, *_ = spec.weight_shape
+        first, rest = self._kernels(spec)
         last = U.reshape(g, o, *rest, self.rank).movedim(-1, 2)  # (g, o, r, *rest)
-        return Vh.reshape(g, self.rank, i, *first), last
+        return Vh.reshape(g, self.rank, -1, *first), last
+
+    def features(self, spec: LayerSpec, free: Sequence[Tensor]) -> Tensor:
+        return spread(free[0], spec.kernel, [self.axis])
+
+    def starts(
+        self, spec: LayerSpec, weight: Tensor, metric: Metric, *, seed: int
+    ) -> Iterator[Sequence[Tensor]]:
+        yield (first_stage(spec, weight, metric, [self.axis], self.rank),)
+        yield (self.factor(spec, weight, seed=seed)[0].flatten(2),)
+
+    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+        g, o, i, *_ = spec.weight_shape
+        first, rest = self._kernels(spec)
+        return even(free[0].reshape(g, self.rank, i, *first), last.reshape(g, o, self.rank, *rest))
+
+    def _kernels(self, spec: LayerSpec) -> tuple[list[int], list[int]]:
+        """Kernels of the first and the second convolution."""
+        first = [k if a == self.axis else 1 for a, k in enumerate(spec.kernel)]
+        rest = [1 if a == self.axis else k for a, k in enumerate(spec.kernel)]
+        return first, rest
 
 
-def _matrix(weight: Tensor, axis: int) -> Tensor:
-    """(g, o, i, *k) as (g, o * other axes, i * this axis)."""
-    moved = weight.movedim((2, 3 + axis), (-2, -1))  # (g, o, *rest, i, k)
-    return moved.flatten(-2).flatten(1, -2)
+def _curve(
+    spec: LayerSpec, weight: Tensor, metric: Metric, axis: int, ranks: Sequence[int], seed: int
+) -> Iterator[tuple[SpatialSVD, float]]:
+    V = first_stage(spec, weight, metric, [axis], ranks[-1])
+    width = prod(spec.kernel) // spec.kernel[axis]
+    nested = nested_curve(weight, metric, spread(V, spec.kernel, [axis]), width)
+    whole = energy(weight, metric) or 1.0
+
+    def error(rank: int) -> float:
+        method = SpatialSVD(rank, axis)
+        return fit(method, spec, weight, metric, seed=seed, max_iter=10).error / whole
+
+    for rank, lost in refined_curve(ranks, nested, error):
+        yield SpatialSVD(rank, axis), lost
 
 
 def _full(spec: LayerSpec, axis: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lowrank.compression.layers import LayerSpec
 from lowrank.compression.methods.base import depthwise, kernel_axes, long_kernel, no_kernel
+from lowrank.compression.methods.fitting import energy, fit, fit_stages
+from lowrank.decompositions.metric import Metric
 from lowrank.decompositions.tensor_train import tensor_train, tt_spectra
 
 _LEVELS = 24
@@ -21,7 +23,8 @@ _LEVELS = 24
 class TensorTrain:
     """1 x 1, then a one-dimensional convolution along each kernel axis, then 1 x 1.
 
-    The tensor-train decomposition of the weight in the order (in, *kernel, out).
+    The tensor-train decomposition of the weight in the order (in, *kernel, out). With data
+    all but the last core are fitted by variable projection, from that of the weight.
 
     Args:
         ranks: channels between the stages, per group; one more than there are kernel axes.
@@ -45,7 +48,13 @@ class TensorTrain:
 
     @classmethod
     def candidates(
-        cls, spec: LayerSpec, weight: Tensor, *, round_to: int, seed: int
+        cls,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        round_to: int,
+        seed: int,
+        metric: Metric | None = None,
     ) -> Iterable[tuple[TensorTrain, float]]:
         spectra = [torch.stack(s) for s in zip(*map(_spectra, weight), strict=True)]
         tails = [_tail(s) for s in spectra]
@@ -57,8 +66,13 @@ class TensorTrain:
             ranks = _consistent(ranks, spec)
             if tuple(ranks) not in seen:
                 seen.add(tuple(ranks))
-                lost = sum(float(t[r]) for t, r in zip(tails, ranks, strict=True))
-                yield cls(tuple(ranks)), lost / total
+                method = cls(tuple(ranks))
+                if metric is None:
+                    lost = sum(float(t[r]) for t, r in zip(tails, ranks, strict=True))
+                    yield method, lost / total
+                elif sum(s.n_weights for s in method.specs(spec)) < spec.n_weights:
+                    found = fit(method, spec, weight, metric, seed=seed, max_iter=10)
+                    yield method, found.error / (energy(weight, metric) or 1.0)
 
     def check(self, spec: LayerSpec) -> str | None:
         full = _full(spec)
@@ -82,7 +96,17 @@ class TensorTrain:
             spec.pointwise(inner[-1], spec.out_channels, groups=g, bias=spec.bias),
         )
 
-    def factor(self, spec: LayerSpec, weight: Tensor, *, seed: int) -> tuple[Tensor, ...]:
+    def factor(
+        self,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        seed: int,
+        metric: Metric | None = None,
+        max_iter: int | None = None,
+    ) -> tuple[Tensor, ...]:
+        if metric is not None:
+            return fit_stages(self, spec, weight, metric, seed=seed, max_iter=max_iter)
         trains = [tensor_train(_ordered(w), self.ranks).cores for w in weight]
         cores = [torch.stack(c) for c in zip(*trains, strict=True)]  # each (g, r, n, r')
         ones = (1,) * len(spec.kernel)
@@ -93,6 +117,31 @@ class TensorTrain:
             extent = [k if a in axes else 1 for a, k in enumerate(spec.kernel)]
             moved = core.permute(0, 3, 1, 2)  # (g, r', r, k)
             stages.append(moved.reshape(*moved.shape[:3], *extent))
+        return (*stages, last.reshape(*last.shape, *ones))
+
+    def features(self, spec: LayerSpec, free: Sequence[Tensor]) -> Tensor:
+        M = free[0].movedim(1, -1)  # (g, i, r)
+        for core in free[1:]:  # (g, r', r, k)
+            M = torch.einsum("g...r,gsrk->g...ks", M, core)
+        return M.movedim(-1, 1).flatten(2)
+
+    def starts(
+        self, spec: LayerSpec, weight: Tensor, metric: Metric, *, seed: int
+    ) -> Iterator[Sequence[Tensor]]:
+        first, *cores, _ = self.factor(spec, weight, seed=seed)
+        yield [first.flatten(2), *(c.flatten(3) for c in cores)]
+
+    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+        first, *cores = free
+        Q, R = torch.linalg.qr(first.mT)  # all but the last with orthonormal rows, as TT-SVD
+        ones = (1,) * len(spec.kernel)
+        stages = [Q.mT.reshape(*Q.mT.shape, *ones)]
+        for axes, core in zip(kernel_axes(spec), cores, strict=True):
+            core = torch.einsum("gsrk,gqr->gsqk", core, R)  # (g, r', r, k)
+            Q, R = torch.linalg.qr(core.flatten(2).mT)
+            extent = [k if a in axes else 1 for a, k in enumerate(spec.kernel)]
+            stages.append(Q.mT.reshape(*core.shape[:3], *extent))
+        last = last @ R.mT
         return (*stages, last.reshape(*last.shape, *ones))
 
 

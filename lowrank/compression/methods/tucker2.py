@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
@@ -12,6 +12,16 @@ from torch import Tensor
 
 from lowrank.compression.layers import LayerSpec
 from lowrank.compression.methods.base import depthwise, no_kernel, outside, rank_grid
+from lowrank.compression.methods.fitting import (
+    energy,
+    even,
+    first_stage,
+    fit,
+    fit_stages,
+    refined_curve,
+    spread,
+)
+from lowrank.decompositions.metric import Metric, best_last, best_map, nested_moments
 from lowrank.decompositions.tucker import tucker, tucker_error_surface
 
 
@@ -19,7 +29,9 @@ from lowrank.decompositions.tucker import tucker, tucker_error_surface
 class Tucker2:
     """Three convolutions: 1 x 1 to `rank_in`, the k x k core, 1 x 1 from `rank_out`.
 
-    The Tucker decomposition of the weight in its two channel modes.
+    The Tucker decomposition of the weight in its two channel modes. With data the first
+    two are fitted by variable projection from the leading directions of the inputs, the
+    last in closed form.
 
     Args:
         rank_out: output channels of the core, per group.
@@ -43,19 +55,30 @@ class Tucker2:
 
     @classmethod
     def candidates(
-        cls, spec: LayerSpec, weight: Tensor, *, round_to: int, seed: int
+        cls,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        round_to: int,
+        seed: int,
+        metric: Metric | None = None,
     ) -> Iterable[tuple[Tucker2, float]]:
-        energy = weight.double().square().sum(dim=tuple(range(1, weight.ndim)))  # (g,)
-        total = float(energy.sum())
+        full_out, full_in = _full(spec)
+        ranks_out = rank_grid(full_out, round_to=round_to, limit=24)
+        ranks_in = rank_grid(full_in, round_to=round_to, limit=24)
+        if metric is not None:
+            yield from _curve(spec, weight, metric, ranks_out, ranks_in, seed)
+            return
+        energies = weight.double().square().sum(dim=tuple(range(1, weight.ndim)))  # (g,)
+        total = float(energies.sum())
         surface = sum(
             tucker_error_surface(w, (0, 1)).double() * e
-            for w, e in zip(weight, energy, strict=True)
+            for w, e in zip(weight, energies, strict=True)
         )
         assert isinstance(surface, Tensor)
         lost = (surface / total if total else surface).clamp_min(0)  # (rank_out, rank_in)
-        full_out, full_in = _full(spec)
-        for rank_out in rank_grid(full_out, round_to=round_to, limit=24):
-            for rank_in in rank_grid(full_in, round_to=round_to, limit=24):
+        for rank_out in ranks_out:
+            for rank_in in ranks_in:
                 yield cls(rank_out, rank_in), float(lost[rank_out - 1, rank_in - 1])
 
     def check(self, spec: LayerSpec) -> str | None:
@@ -72,7 +95,17 @@ class Tucker2:
             spec.pointwise(inner_out, spec.out_channels, groups=g, bias=spec.bias),
         )
 
-    def factor(self, spec: LayerSpec, weight: Tensor, *, seed: int) -> tuple[Tensor, ...]:
+    def factor(
+        self,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        seed: int,
+        metric: Metric | None = None,
+        max_iter: int | None = None,
+    ) -> tuple[Tensor, ...]:
+        if metric is not None:
+            return fit_stages(self, spec, weight, metric, seed=seed, max_iter=max_iter)
         parts = [tucker(w, (self.rank_out, self.rank_in), modes=(0, 1)) for w in weight]
         core = torch.stack([p.core for p in parts])  # (g, rank_out, rank_in, *k)
         U_out = torch.stack([p.factors[0] for p in parts])  # (g, o, rank_out)
@@ -80,6 +113,81 @@ class Tucker2:
         ones = (1,) * len(spec.kernel)
         first = U_in.mT.reshape(*U_in.mT.shape, *ones)
         return first, core, U_out.reshape(*U_out.shape, *ones)
+
+    def features(self, spec: LayerSpec, free: Sequence[Tensor]) -> Tensor:
+        first, core = free  # (g, rank_in, i), (g, rank_out, rank_in, K)
+        return torch.einsum("gsrk,gri->gsik", core, first).flatten(2)
+
+    def starts(
+        self, spec: LayerSpec, weight: Tensor, metric: Metric, *, seed: int
+    ) -> Iterator[Sequence[Tensor]]:
+        first = first_stage(spec, weight, metric, (), self.rank_in)
+        yield first, self._best_core(spec, weight, metric, first)
+        plain = self.factor(spec, weight, seed=seed)
+        yield plain[0].flatten(2), plain[1].flatten(3)
+
+    def _best_core(self, spec: LayerSpec, weight: Tensor, metric: Metric, first: Tensor) -> Tensor:
+        """The core (g, rank_out, rank_in, K) that is best after the given first stage."""
+        M = spread(first, spec.kernel, ())  # (g, rank_in * K, i * K)
+        MC = metric.times(M)
+        W = weight.flatten(2).to(metric.dtype)
+        reduced = best_last(M, metric.times(W), MC)  # (g, o, rank_in * K)
+        inner = Metric((MC @ M.mT + M @ MC.mT) / 2, metric.G)
+        return best_map(reduced, inner, self.rank_out)[1].unflatten(-1, (self.rank_in, -1))
+
+    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+        first, core = free
+        Q, R = torch.linalg.qr(first.mT)  # orthonormal rows, as without data
+        core = torch.einsum("gsrk,gqr->gsqk", core, R)
+        core, last = even(core, last)
+        g, _, i, *kernel = spec.weight_shape
+        ones = (1,) * len(kernel)
+        return (
+            Q.mT.reshape(g, self.rank_in, i, *ones),
+            core.reshape(*core.shape[:3], *kernel),
+            last.reshape(*last.shape, *ones),
+        )
+
+
+def _curve(
+    spec: LayerSpec,
+    weight: Tensor,
+    metric: Metric,
+    ranks_out: Sequence[int],
+    ranks_in: Sequence[int],
+    seed: int,
+) -> Iterator[tuple[Tucker2, float]]:
+    """Exact errors for nested first stages, lowered by what fits along the diagonal gain."""
+    if not ranks_out or not ranks_in:
+        return
+    first = first_stage(spec, weight, metric, (), ranks_in[-1])
+    M = spread(first, spec.kernel, ())
+    steps = nested_moments(weight.flatten(2), metric, M, prod(spec.kernel)).cumsum(0)
+    whole = energy(weight, metric) or 1.0
+    lost = {}
+    for rank_in in ranks_in:
+        kept = torch.linalg.eigvalsh(steps[rank_in - 1]).flip(-1).clamp_min(0).sum(0).cumsum(0)
+        for rank_out in ranks_out:
+            explained = float(kept[min(rank_out, len(kept)) - 1])
+            lost[rank_out, rank_in] = max(0.0, 1 - explained / whole)
+
+    def share(rank: int) -> tuple[int, int]:
+        at = rank / max(ranks_in[-1], 1)
+        return min(ranks_out, key=lambda r: abs(r - at * ranks_out[-1])), rank
+
+    def error(rank: int) -> float:
+        method = Tucker2(*share(rank))
+        return fit(method, spec, weight, metric, seed=seed, max_iter=10).error / whole
+
+    middle = [r for r in ranks_in if r <= 0.75 * ranks_in[-1]] or list(ranks_in)
+    diagonal = [
+        lost[share(min(ranks_in, key=lambda q: abs(q - r)))] for r in range(1, middle[-1] + 1)
+    ]
+    gained = dict(refined_curve(middle, diagonal, error))
+    for (rank_out, rank_in), value in lost.items():
+        at = min(rank_in, middle[-1])
+        before = diagonal[at - 1]
+        yield Tucker2(rank_out, rank_in), value * (gained[at] / before if before > 0 else 1.0)
 
 
 def _full(spec: LayerSpec) -> tuple[int, int]:

@@ -1,0 +1,290 @@
+"""One pass over data: what every layer's inputs are like, and how much its output counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.compression.example import Example, batch_size, call, evaluating, flatten
+from lowrank.compression.layers import LayerView
+from lowrank.compression.moments import Moments, Sums, moment_bytes
+from lowrank.compression.patches import chunks, n_positions, outputs, patches
+from lowrank.compression.quality import batches_of
+from lowrank.errors import InputError
+
+Loss = Callable[[Any], Tensor]
+"""From a model's output on a batch to the sum of the examples' losses."""
+
+_POSITIONS = 1 << 18
+"""Most positions of a layer whose patches are summed, over all examples."""
+
+_WORK = 1 << 36
+"""Most multiplications for one layer's moment, but at least four positions per input."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What one pass over the data found.
+
+    Args:
+        layers: layer -> moments of its inputs, and of its output's gradients if asked for.
+        never_ran: layers that no batch ran.
+        n_examples: examples seen.
+        seconds: time it took.
+        bytes: memory of all moments.
+        kronecker: layers whose moment is held as channels (x) kernel places.
+    """
+
+    layers: dict[str, Moments]
+    never_ran: tuple[str, ...]
+    n_examples: int
+    seconds: float
+    bytes: int
+    kronecker: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = (
+            f"calibrated {len(self.layers)} layers on {self.n_examples} examples in "
+            f"{self.seconds:.1f} s; moments take {self.bytes / 1e6:.1f} MB"
+        )
+        if self.kronecker:
+            text += f"; as channels x kernel places: {', '.join(self.kronecker)}"
+        if self.never_ran:
+            text += f"; never ran: {', '.join(self.never_ran)}"
+        return text
+
+
+def calibrate(
+    model: nn.Module,
+    views: Sequence[LayerView],
+    batches: Sequence[Example],
+    *,
+    gradients: bool = False,
+    loss: Loss | None = None,
+    seed: int = 0,
+) -> Calibration:
+    """Second moments of the inputs of every layer, in one pass.
+
+    Args:
+        model: the network, run in evaluation mode; left as it is.
+        views: its layers, from `scan`.
+        batches: inputs, from `calibration_batches`.
+        gradients: also the moments of the gradients at the layers' outputs.
+        loss: what is differentiated; by default the log-likelihood of a label drawn from
+            the model's own softmax (so that no labels are needed and the moment is the
+            Fisher information), or a random projection where the output is no score vector.
+        seed: of the positions that are drawn from large layers, and of those labels.
+
+    Raises:
+        InputError: no batch, or one that the model refuses.
+    """
+    started = time.perf_counter()
+    sums = {v.name: Sums(v.spec) for v in views}
+    totals = dict.fromkeys(sums, 0)
+    positions = torch.Generator().manual_seed(seed)
+    labels = torch.Generator().manual_seed(seed)
+    gram: dict[str, Tensor] = {}
+    n = sum(batch_size(b) for b in batches)
+
+    def see(view: LayerView, x: Tensor, y: Tensor) -> None:
+        totals[view.name] += 1
+        add_call(sums[view.name], view, x, y, len(batches), positions)
+
+    for batch in batches:
+        if gradients:
+            _backward(model, views, batch, see, gram, loss, labels)
+        else:
+            with evaluating(model), watching(views, see):
+                call(model, batch)
+    layers = {name: s.moments() for name, s in sums.items() if s.n}
+    if gradients:
+        layers = {k: replace(m, G=gram[k] / n) if k in gram else m for k, m in layers.items()}
+    ran = [v for v in views if v.name in layers]
+    return Calibration(
+        layers,
+        tuple(v.name for v in views if v.name not in layers),
+        n,
+        time.perf_counter() - started,
+        sum(moment_bytes(v.spec) for v in ran),
+        tuple(v.name for v in ran if layers[v.name].space is not None),
+    )
+
+
+def calibration_batches(
+    data: Any, example: Example | None, n_examples: int = 256, size: int = 64
+) -> list[Example]:
+    """The first examples of the data, as batches of inputs in the example's form.
+
+    Args:
+        data: a loader, a list of batches, a tensor of inputs, or a pair (inputs, labels);
+            see `batches_of`.
+        example: shows what the model takes.
+        n_examples: at least so many examples, if there are as many.
+        size: examples in a batch; larger ones are split where they are one tensor.
+
+    Raises:
+        InputError: no batch at all, NaN or Inf, or data that gives no batches.
+    """
+    found: list[Example] = []
+    n = 0
+    for batch in batches_of(data, example):
+        room = n_examples - n
+        if isinstance(batch, Tensor):
+            found.extend(batch[:room].split(size))
+        else:
+            found.append(batch)
+        n += batch_size(batch)
+        if n >= n_examples:
+            break
+    if not found:
+        raise InputError("data", "it holds no batch", "pass at least one")
+    return found
+
+
+def check_batches(
+    data: Any, example: Example | None, used: Sequence[Example], n_examples: int = 256
+) -> list[Example]:
+    """Further examples of the data, behind those that were used; none if there are no more.
+
+    A loader that shuffles may give some of the same ones again.
+    """
+    skip = sum(batch_size(b) for b in used)
+    found: list[Example] = []
+    n = 0
+    for batch in batches_of(data, example):
+        size = batch_size(batch)
+        if skip >= size:
+            skip -= size
+            continue
+        if isinstance(batch, Tensor):
+            batch = batch[skip : skip + n_examples - n]
+        elif skip:
+            skip = 0
+            continue
+        skip = 0
+        found.append(batch)
+        n += batch_size(batch)
+        if n >= n_examples:
+            break
+    return found
+
+
+def add_call(
+    sums: Sums,
+    view: LayerView,
+    x: Tensor,
+    y: Tensor,
+    n_batches: int,
+    generator: torch.Generator,
+    target: Tensor | None = None,
+) -> None:
+    """Add one call of a layer to its sums, in chunks, at positions drawn where there are many."""
+    if view.spec.kind == "embedding":
+        sums.count(x)
+        return
+    positions = _drawn(view, n_positions(view.spec, y), n_batches, generator)
+    for part in chunks(view.spec, positions):
+        goal = None if target is None else outputs(view.spec, target, part)
+        sums.add(patches(view.spec, x, part.to(x.device)), goal)
+
+
+def _drawn(view: LayerView, n: int, n_batches: int, generator: torch.Generator) -> Tensor:
+    fan_in = view.spec.n_weights // view.spec.out_channels
+    most = min(_POSITIONS, max(_WORK // (fan_in**2 * view.spec.groups), 4 * fan_in))
+    share = -(-most // (n_batches * max(1, len(view.calls))))
+    if n <= share:
+        return torch.arange(n)
+    return torch.randint(n, (share,), generator=generator).sort().values
+
+
+Seen = Callable[[LayerView, Tensor, Tensor], Any]
+"""Called with a layer, its input and its output."""
+
+
+@contextmanager
+def watching(views: Sequence[LayerView], see: Seen) -> Iterator[None]:
+    """Call `see` at every call of the layers; what it returns, if anything, is the output."""
+    with ExitStack() as stack:
+        for view in views:
+
+            def hook(
+                module: nn.Module, args: Any, kwargs: Any, y: Tensor, view: LayerView = view
+            ) -> Any:
+                return see(view, next(iter([*args, *kwargs.values()])), y)
+
+            handle = view.module.register_forward_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _backward(
+    model: nn.Module,
+    views: Sequence[LayerView],
+    batch: Example,
+    see: Seen,
+    gram: dict[str, Tensor],
+    loss: Loss | None,
+    generator: torch.Generator,
+) -> None:
+    """One batch forward and back: `see` what comes in, and sum the gradients' products."""
+
+    def both(view: LayerView, x: Tensor, y: Tensor) -> Tensor:
+        see(view, x.detach(), y.detach())
+        leaf = y if y.requires_grad else y.requires_grad_()
+
+        def add(g: Tensor) -> None:
+            rows = outputs(view.spec, g).movedim(0, 1).double()  # (g, p, o)
+            gram[view.name] = gram.get(view.name, 0.0) + rows.mT @ rows
+
+        leaf.register_hook(add)
+        return leaf.clone()  # what follows may work in place
+
+    with evaluating(model), _no_parameter_gradients(model), watching(views, both):
+        with torch.enable_grad():
+            output = call(model, batch)
+            total = loss(output) if loss else drawn_loss(output, generator)
+        if not total.requires_grad:
+            raise InputError("model", "its output does not depend on any layer", "check the model")
+        total.backward()
+
+
+@contextmanager
+def _no_parameter_gradients(model: nn.Module) -> Iterator[None]:
+    wanted = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for p, _ in wanted:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p, flag in wanted:
+            p.requires_grad_(flag)
+
+
+def drawn_loss(output: Any, generator: torch.Generator) -> Tensor:
+    """A loss whose gradients' second moment is the Fisher information of the output.
+
+    For score vectors (n, classes) the negative log-likelihood of a label drawn from their
+    softmax; for anything else a standard normal projection, whose moment is that of half
+    the squared error.
+    """
+    found = flatten(output)
+    if not found:
+        raise InputError("model", "it returns no floating-point tensor", "wrap it to do so")
+    scores = found[0].float()
+    if is_scores(scores):
+        logs = scores.log_softmax(-1)
+        drawn = torch.multinomial(logs.detach().exp().cpu(), 1, generator=generator)
+        return -logs.gather(-1, drawn.to(logs.device)).sum()
+    noise = torch.randn(scores.shape, generator=generator, dtype=scores.dtype)
+    return (scores * noise.to(scores.device)).sum()
+
+
+def is_scores(output: Tensor) -> bool:
+    """Whether an output is taken for class scores: a matrix with more than one column."""
+    return output.ndim == 2 and output.shape[1] > 1

@@ -1,0 +1,233 @@
+"""Where a layer's new weights come from: its weights alone, data, or data behind the prefix."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lowrank.compression.calibrate import Calibration, Loss, calibrate
+from lowrank.compression.example import Example
+from lowrank.compression.layers import LayerView
+from lowrank.compression.moments import Moments
+from lowrank.compression.sequential import Goal, Prefix, norm_scale
+from lowrank.compression.sinks import Sink, find_sinks
+from lowrank.decompositions.metric import Metric
+
+How = Literal["sequential", "parallel"]
+"""Each layer to what the compressed prefix gives it, or to what the dense one does."""
+
+Weighting = Literal["fisher", "outputs"]
+"""Outputs count by the gradients that reach them, or as they are (behind a batch norm)."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much an error as large as a layer's whole output counts.
+
+    Args:
+        outputs: its squared norm, behind a batch norm if there is one, over all positions.
+        loss: the change of the model's output that it makes: by the gradients to first
+            order, in nats for class scores; None where there are none.
+    """
+
+    outputs: float
+    loss: float | None = None
+
+    def weight(self, exponent: float) -> float:
+        """outputs^(1 - exponent) loss^exponent."""
+        if self.loss is None:
+            return self.outputs
+        return self.outputs ** (1 - exponent) * self.loss**exponent
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What is known about a model from data: all that fitting a plan needs.
+
+    Args:
+        views: the layers, in the order in which they run.
+        sinks: layer -> where its output goes.
+        calibration: moments of the dense model.
+        batches: the inputs they are from.
+        weighting: how outputs are weighed.
+    """
+
+    views: dict[str, LayerView]
+    sinks: dict[str, Sink]
+    calibration: Calibration
+    batches: Sequence[Example]
+    weighting: Weighting = "fisher"
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        views: Sequence[LayerView],
+        batches: Sequence[Example],
+        *,
+        loss: Loss | None = None,
+        weighting: Weighting = "fisher",
+        seed: int = 0,
+    ) -> Data:
+        """Calibrate a model on batches of inputs.
+
+        Args:
+            model: the dense network; left as it is.
+            views: its layers, from `scan`.
+            batches: inputs, from `calibration_batches`.
+            loss: whose gradients weigh the outputs; see `calibrate`.
+            weighting: "fisher" needs a backward pass, "outputs" does not.
+            seed: of everything drawn.
+        """
+        gradients = weighting == "fisher"
+        found = calibrate(model, views, batches, gradients=gradients, loss=loss, seed=seed)
+        sinks = find_sinks(model, views, batches[0])
+        return cls({v.name: v for v in views}, sinks, found, batches, weighting)
+
+    def reason(self, name: str) -> str | None:
+        """Why data says nothing about how to fit the layer, or None."""
+        view = self.views.get(name)
+        if view is None or name not in self.calibration.layers:
+            return "no batch ran it"
+        if view.head is not None:
+            return "its table is shared with the output head"
+        return None
+
+    def centred(self, name: str) -> bool:
+        """Whether a bias or a batch norm of its own takes the mean of the layer's error."""
+        if self.sinks.get(name, Sink()).norm is not None:
+            return True
+        return self.views[name].spec.bias and name not in self._shared_biases
+
+    @property
+    def _shared_biases(self) -> set[str]:
+        biases = {n: getattr(v.module, "bias", None) for n, v in self.views.items()}
+        held = Counter(id(b) for b in biases.values() if b is not None)
+        return {n for n, b in biases.items() if b is not None and held[id(b)] > 1}
+
+    def weight_of_outputs(self, model: nn.Module, name: str) -> Tensor | None:
+        """The G (groups, o, o) that a layer is fitted with."""
+        moments, view = self.calibration.layers[name], self.views[name]
+        if self.weighting == "fisher" and moments.G is not None:
+            return moments.metric(weighted=True).G
+        return _of_norm(model, self.sinks.get(name, Sink()), view, moments)
+
+    def metric(self, model: nn.Module, name: str) -> Metric:
+        """The metric of a layer's output error in the dense model."""
+        metric = self.calibration.layers[name].metric(centred=self.centred(name))
+        return replace(metric, G=self.weight_of_outputs(model, name))
+
+    def importance(self, model: nn.Module, name: str) -> Importance:
+        """How much an error as large as the whole output of a layer counts."""
+        view, moments = self.views[name], self.calibration.layers[name]
+        W = view.weight().flatten(2)
+        plain = moments.metric(centred=self.centred(name))
+        normed = replace(plain, G=_of_norm(model, self.sinks.get(name, Sink()), view, moments))
+        positions = sum(c.batch * prod(view.spec.output_size(c.size)) for c in view.calls)
+        outputs = normed.error(W) * positions
+        if moments.G is None:
+            return Importance(outputs)
+        whole = replace(plain, G=moments.G.to(plain.dtype))
+        return Importance(outputs, 0.5 * whole.error(W))
+
+    def importance_of_unseen(self, name: str) -> Importance:
+        """For a layer that data says nothing about: the squared norm of its weight."""
+        view = self.views[name]
+        positions = sum(c.batch * prod(view.spec.output_size(c.size)) for c in view.calls)
+        return Importance(float(view.weight().double().square().sum()) * positions)
+
+    def goal(self, model: nn.Module, name: str) -> Goal:
+        """The layer as it is, to be approximated on the dense model's own inputs."""
+        view, moments = self.views[name], self.calibration.layers[name]
+        weight = view.weight()
+        W = weight.flatten(2).to(moments.mean.dtype)
+        mean_out = (W @ moments.mean[..., None]).squeeze(-1)
+        metric, centred = self.metric(model, name), self.centred(name)
+        return Goal(weight, metric, moments.mean, mean_out, centred)
+
+
+class Fitting:
+    """Goals for the layers of a model, one after another in the order in which they run.
+
+    Args:
+        data: what is known.
+        dense: the original.
+        small: the copy in which the layers are being replaced.
+        how: sequential or parallel.
+        seed: of positions drawn from large layers.
+    """
+
+    def __init__(
+        self, data: Data, dense: nn.Module, small: nn.Module, how: How, *, seed: int
+    ) -> None:
+        self.data, self.dense, self.how = data, dense, how
+        self._prefix = Prefix(dense, small, data.batches, seed=seed)
+
+    def order(self, names: Sequence[str]) -> list[str]:
+        """The layers that are fitted apart from the others first, then the rest as they run."""
+        places = {name: k for k, name in enumerate(self.data.views)}
+        ordered = sorted(names, key=lambda n: places.get(n, -1))
+        return sorted(ordered, key=lambda n: self._alone(n) is None)
+
+    def goal(self, name: str) -> tuple[Goal | None, str]:
+        """What a layer should become, and how that was found, in words."""
+        if (reason := self.data.reason(name)) is not None:
+            return None, f"to its weights alone: {reason}"
+        alone = self._alone(name)
+        if alone is None:
+            found = self._prefix.goal(
+                self.data.views[name],
+                self.data.sinks.get(name, Sink()),
+                self.data.weight_of_outputs(self.dense, name),
+                centred=self.data.centred(name),
+            )
+            if found is not None:
+                return found, "to the inputs behind the compressed layers"
+            alone = "the compressed model does not run it"
+        return self.data.goal(self.dense, name), f"to the dense model's inputs: {alone}"
+
+    def _alone(self, name: str) -> str | None:
+        """Why a layer is not fitted behind the compressed prefix, or None if it is."""
+        if self.data.reason(name) is not None:
+            return self.data.reason(name)
+        if self.how == "parallel":
+            return "as asked for"
+        view = self.data.views[name]
+        if view.spec.kind == "embedding":
+            return "nothing comes before an embedding"
+        if len(view.calls) > 1:
+            return f"it runs {len(view.calls)} times in a pass"
+        return None
+
+
+def _of_norm(model: nn.Module, sink: Sink, view: LayerView, moments: Moments) -> Tensor | None:
+    """Outputs are compared behind the batch norm: its scales squared on a diagonal."""
+    scale = norm_scale(model, sink)
+    if scale is None:
+        return None
+    g, o, *_ = view.spec.weight_shape
+    squares = scale.square().reshape(g, o)
+    floor = 1e-2 * squares.mean()
+    return torch.diag_embed(squares + floor).to(moments.mean.dtype)
+
+
+def take_mean(
+    small: nn.Module, name: str, shift: Tensor, norm: str | None, chain: nn.Sequential
+) -> None:
+    """Add a shift (out,) to a replaced layer's output, by its bias or the batch norm behind it."""
+    bias = chain[-1]._parameters.get("bias")
+    with torch.no_grad():
+        if bias is not None:
+            bias.add_(shift.to(bias.dtype))
+        elif norm is not None:
+            module = small.get_submodule(norm)
+            assert isinstance(module, _BatchNorm)
+            assert module.running_mean is not None
+            module.running_mean -= shift.to(module.running_mean.dtype)

@@ -1,0 +1,139 @@
+"""Depthwise separable: a few filters for each input channel, then 1 x 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lowrank.compression.layers import LayerSpec
+from lowrank.compression.methods.base import depthwise, no_kernel, outside, worthwhile
+from lowrank.compression.methods.fitting import (
+    energy,
+    even,
+    fit,
+    fit_stages,
+    identity,
+    nested_curve,
+    refined_curve,
+)
+from lowrank.decompositions.metric import Metric, input_directions
+
+
+@dataclass(frozen=True)
+class DepthwiseSeparable:
+    """A depthwise convolution with `multiplier` filters per input channel, then 1 x 1.
+
+    Each input channel's filters are projected on their leading few; the 1 x 1 convolution
+    then mixes all of them. It costs multiplier * in * (kernel + out), and serves strided
+    layers best, since all of the mixing is done at the output's resolution.
+
+    Args:
+        multiplier: filters per input channel, 1..min(out / groups, kernel).
+
+    Source: Chollet 2017, "Xception"; the decoupling of a trained kernel: Guo et al. 2018,
+        "Network decoupling", equation 2, here in one metric with a joint 1 x 1 fit.
+    """
+
+    name: ClassVar[str] = "depthwise_separable"
+    multiplier: int
+
+    @classmethod
+    def supports(cls, spec: LayerSpec) -> str | None:
+        return no_kernel(spec, 1, "the layer itself with an idle stage") or depthwise(spec)
+
+    @classmethod
+    def full_rank(cls, spec: LayerSpec) -> DepthwiseSeparable:
+        return cls(_full(spec))
+
+    @classmethod
+    def candidates(
+        cls,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        round_to: int,
+        seed: int,
+        metric: Metric | None = None,
+    ) -> Iterable[tuple[DepthwiseSeparable, float]]:
+        metric = identity(weight) if metric is None else metric
+        top = worthwhile(cls(1), spec, _full(spec))
+        filters = _filters(spec, weight, metric, top)
+        lost = nested_curve(weight, metric, _features(filters), spec.weight_shape[2])
+        whole = energy(weight, metric) or 1.0
+
+        def error(m: int) -> float:
+            return fit(cls(m), spec, weight, metric, seed=seed, max_iter=20).error / whole
+
+        for m, refined in refined_curve(range(1, top + 1), lost, error):
+            yield cls(m), refined
+
+    def check(self, spec: LayerSpec) -> str | None:
+        return outside("multiplier", self.multiplier, _full(spec), spec)
+
+    def specs(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
+        inner = self.multiplier * spec.in_channels
+        axes = range(len(spec.kernel))
+        return (
+            spec.along(axes, spec.in_channels, inner, groups=spec.in_channels),
+            spec.pointwise(inner, spec.out_channels, groups=spec.groups, bias=spec.bias),
+        )
+
+    def factor(
+        self,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        seed: int,
+        metric: Metric | None = None,
+        max_iter: int | None = None,
+    ) -> tuple[Tensor, ...]:
+        metric = identity(weight) if metric is None else metric
+        return fit_stages(self, spec, weight, metric, seed=seed, max_iter=max_iter)
+
+    def features(self, spec: LayerSpec, free: Sequence[Tensor]) -> Tensor:
+        return _features(free[0])
+
+    def starts(
+        self, spec: LayerSpec, weight: Tensor, metric: Metric, *, seed: int
+    ) -> Iterator[Sequence[Tensor]]:
+        yield (_filters(spec, weight, metric, self.multiplier),)
+
+    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+        g, o, i, *kernel = spec.weight_shape
+        first, last = even(free[0].flatten(1, 2), last)  # (g, m * i, K), (g, o, m * i)
+        # channel by channel, as a grouped convolution orders its outputs
+        turned = first.unflatten(1, (-1, i)).transpose(1, 2)  # (g, i, m, K)
+        columns = last.unflatten(2, (-1, i)).transpose(2, 3).flatten(2)
+        ones = (1,) * len(kernel)
+        return (
+            turned.reshape(g * i, self.multiplier, 1, *kernel),
+            columns.reshape(g, o, -1, *ones),
+        )
+
+
+def _filters(spec: LayerSpec, weight: Tensor, metric: Metric, n: int) -> Tensor:
+    """The n leading filters of each input channel in its own metric: (g, n, i, K), nested."""
+    g, o, i, *kernel = spec.weight_shape
+    k = prod(kernel)
+    places = torch.arange(i * k).reshape(i, k)
+    own = metric.block(places)  # (g, i, K, K)
+    W = metric.left(weight.reshape(g, o, i * k).to(metric.dtype))
+    slices = W.reshape(g, o, i, k).transpose(1, 2).flatten(0, 1)  # (g * i, o, K)
+    V = input_directions(slices, Metric(own.flatten(0, 1)), n)  # (g * i, n, K)
+    return V.reshape(g, i, n, k).transpose(1, 2)
+
+
+def _features(filters: Tensor) -> Tensor:
+    """(g, m, i, K) as features (g, m * i, i * K)."""
+    eye = torch.eye(filters.shape[2], dtype=filters.dtype, device=filters.device)
+    return (filters[:, :, :, None, :] * eye[None, None, :, :, None]).flatten(3).flatten(1, 2)
+
+
+def _full(spec: LayerSpec) -> int:
+    _, o, _, *kernel = spec.weight_shape
+    return min(o, prod(kernel))

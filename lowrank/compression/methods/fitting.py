@@ -1,0 +1,246 @@
+"""Fitting any method's factors in the output metric, and the error curves that go with it.
+
+A method that can be fitted to data says what its first stages turn into features
+(`features`), where a search may start (`starts`), and how its stages' weights follow from
+what was found (`stages`). The last stage is in closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowrank.compression.layers import LayerSpec
+from lowrank.decompositions.metric import (
+    Metric,
+    Projected,
+    input_directions,
+    nested_gains,
+    variable_projection,
+)
+
+_WORK = 2e11
+"""Multiplications that one fit may take; it decides on the number of iterations."""
+
+_MOST, _LEAST = 150, 6
+
+M = TypeVar("M")
+
+
+class Searched(Protocol):
+    """A method whose last stage combines features that its other stages make."""
+
+    def features(self, spec: LayerSpec, free: Sequence[Tensor]) -> Tensor:
+        """The features (groups, q, fan-in) that the free factors stand for."""
+
+    def starts(
+        self, spec: LayerSpec, weight: Tensor, metric: Metric, *, seed: int
+    ) -> Iterable[Sequence[Tensor]]:
+        """Free factors to start from, of which the best is taken."""
+
+    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+        """The canonical weights of the stages; `last` is (groups, out / groups, q)."""
+
+
+def fit(
+    method: Searched,
+    spec: LayerSpec,
+    weight: Tensor,
+    metric: Metric,
+    *,
+    seed: int,
+    max_iter: int | None = None,
+) -> Projected:
+    """The factors of a method with the least error in the metric that the search finds.
+
+    Args:
+        method: with its ranks.
+        spec: the layer.
+        weight: canonical weight, or the target in its place.
+        metric: the error that is minimised.
+        seed: of starts that are random.
+        max_iter: L-BFGS iterations; by default 150, fewer for very large layers.
+    """
+    W = weight.flatten(2)
+    features = partial(method.features, spec)
+    found = [
+        variable_projection(W, metric, features, start, max_iter=0)
+        for start in method.starts(spec, weight, metric, seed=seed)
+    ]
+    best = min(found, key=lambda f: f.error)
+    if max_iter is None:
+        q, d = best.last.shape[-1], W.shape[-1]
+        max_iter = int(min(_MOST, max(_LEAST, _WORK / (3 * q * d * d))))
+    if not max_iter:
+        return best
+    return variable_projection(W, metric, features, best.free, max_iter=max_iter)
+
+
+def fit_stages(
+    method: Searched,
+    spec: LayerSpec,
+    weight: Tensor,
+    metric: Metric,
+    *,
+    seed: int,
+    max_iter: int | None = None,
+) -> tuple[Tensor, ...]:
+    """The stages of `fit`, in the weight's type."""
+    found = fit(method, spec, weight, metric, seed=seed, max_iter=max_iter)
+    return tuple(s.to(weight.dtype) for s in method.stages(spec, found.free, found.last))
+
+
+def identity(weight: Tensor) -> Metric:
+    """The metric without data: the Frobenius norm."""
+    g, _, *rest = weight.shape
+    d = int(np.prod(rest))
+    return Metric(torch.ones(g, d, dtype=torch.float64, device=weight.device))
+
+
+def energy(weight: Tensor, metric: Metric) -> float:
+    """Squared norm of a canonical weight in the metric."""
+    return metric.error(weight.flatten(2))
+
+
+def fitted_curve(
+    ranks: Sequence[int], error: Callable[[int], float], *, n_fits: int = 5
+) -> Iterator[tuple[int, float]]:
+    """The error at every rank, from fits at a few; in between its logarithm is interpolated.
+
+    Args:
+        ranks: ascending.
+        error: relative squared error of a fit at a rank.
+        n_fits: how many.
+    """
+    fitted = sorted({ranks[int(j)] for j in np.linspace(0, len(ranks) - 1, n_fits)})
+    errors = np.minimum.accumulate([error(r) for r in fitted])  # more can always do as well
+    logs = np.log(np.maximum(errors, 1e-12))
+    for rank in ranks:
+        yield rank, float(np.exp(np.interp(rank, fitted, logs)))
+
+
+def nested_curve(weight: Tensor, metric: Metric, M: Tensor, width: int) -> list[float]:
+    """Relative squared error of the first 1, 2, ... blocks of features with the best last stage.
+
+    Args:
+        weight: canonical weight.
+        metric: the error.
+        M: features (groups, n * width, fan-in) in the order in which they are added.
+        width: features in a block.
+    """
+    total = energy(weight, metric)
+    gains = nested_gains(weight.flatten(2), metric, M, width)
+    lost = (total - gains.cumsum(0)).clamp_min(0)
+    return (lost / total if total else lost).tolist()
+
+
+def refined_curve(
+    ranks: Sequence[int],
+    nested: Sequence[float],
+    error: Callable[[int], float],
+    *,
+    n_fits: int = 3,
+) -> Iterator[tuple[int, float]]:
+    """The nested curve, lowered by what fits at a few ranks gain; the gain is interpolated.
+
+    Args:
+        ranks: ascending.
+        nested: relative squared error at rank 1, 2, ...
+        error: the same of a fit at a rank.
+        n_fits: how many.
+    """
+    fitted = sorted({ranks[int(j)] for j in np.linspace(0, len(ranks) - 1, n_fits)})
+    gains = [min(1.0, error(r) / nested[r - 1]) if nested[r - 1] > 1e-12 else 1.0 for r in fitted]
+    for rank in ranks:
+        yield rank, nested[rank - 1] * float(np.interp(rank, fitted, gains))
+
+
+def marginal(metric: Metric, spec: LayerSpec, axes: Sequence[int]) -> Metric:
+    """The metric of the inputs at the kernel places along `axes`, summed over the others.
+
+    Args:
+        metric: over (in / groups) x kernel.
+        spec: the layer.
+        axes: kernel axes to keep.
+
+    Returns:
+        Metric over (in / groups) x the kept places, without G.
+    """
+    _, _, i, *kernel = spec.weight_shape
+    index = torch.arange(i * int(np.prod(kernel))).reshape(i, *kernel)
+    kept = [1 + a for a in axes]
+    rest = [1 + a for a in range(len(kernel)) if a not in axes]
+    index = index.permute(*rest, 0, *kept).reshape(-1, i * int(np.prod([kernel[a] for a in axes])))
+    if metric.C.ndim == 2:
+        return Metric(metric.C[:, index].sum(1))
+    return Metric(torch.stack([metric.block(row) for row in index]).sum(0))
+
+
+def split_off(weight: Tensor, axes: Sequence[int]) -> Tensor:
+    """(g, o, i, *k) as (g, o * other places, i * places along `axes`)."""
+    kernel_axes = range(weight.ndim - 3)
+    rest = [3 + a for a in kernel_axes if a not in axes]
+    kept = [3 + a for a in axes]
+    moved = weight.permute(0, 1, *rest, 2, *kept)
+    return moved.flatten(2 + len(rest)).flatten(1, 1 + len(rest))
+
+
+def first_stage(
+    spec: LayerSpec, weight: Tensor, metric: Metric, axes: Sequence[int], rank: int
+) -> Tensor:
+    """The first of two stages, best if the places off `axes` were independent: nested rows.
+
+    Returns:
+        (groups, rank, in / groups * places along `axes`).
+    """
+    folded = split_off(weight, axes)
+    if metric.G is not None:  # weigh the outputs, each place alike
+        weighted = metric.left(weight.flatten(2).to(metric.dtype)).reshape(weight.shape)
+        folded = split_off(weighted, axes)
+    return input_directions(folded, marginal(metric, spec, axes), rank)
+
+
+def spread(V: Tensor, kernel: Sequence[int], axes: Sequence[int]) -> Tensor:
+    """Features of a first stage on `axes` at every place off them.
+
+    Args:
+        V: (groups, r, i * places along `axes`).
+        kernel: sizes of all kernel axes.
+        axes: those that the first stage works on.
+
+    Returns:
+        (groups, r * other places, i * places), rows ordered (r, other places).
+    """
+    rest = [a for a in range(len(kernel)) if a not in axes]
+    n_rest = int(np.prod([kernel[a] for a in rest]))
+    n_kept = int(np.prod([kernel[a] for a in axes]))
+    g, r, _ = V.shape
+    i = V.shape[-1] // n_kept
+    eye = torch.eye(n_rest, dtype=V.dtype, device=V.device)
+    wide = V.reshape(g, r, 1, 1, i, n_kept) * eye[None, None, :, :, None, None]
+    # (g, r, rest, rest', i, kept) -> (g, r * rest, i, *kernel)
+    shaped = wide.reshape(g, r * n_rest, *(kernel[a] for a in rest), i, *(kernel[a] for a in axes))
+    places = {a: 2 + j for j, a in enumerate(rest)}
+    places |= {a: 3 + len(rest) + j for j, a in enumerate(axes)}
+    order = [0, 1, 2 + len(rest), *(places[a] for a in range(len(kernel)))]
+    return shaped.permute(order).flatten(2)
+
+
+def even(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the first and columns of the last factor scaled to equal norms.
+
+    Args:
+        first: (groups, r, ...).
+        last: (groups, o, r, ...).
+    """
+    a = first.flatten(2).norm(dim=-1)  # (g, r)
+    b = last.movedim(2, 1).flatten(2).norm(dim=-1)
+    scale = torch.where((a > 0) & (b > 0), (b / a.clamp_min(1e-30)).sqrt(), 1.0)
+    shape = (*scale.shape, *(1,) * (first.ndim - 2))
+    back = (scale.shape[0], 1, scale.shape[1], *(1,) * (last.ndim - 3))
+    return first * scale.reshape(shape), last / scale.reshape(back)

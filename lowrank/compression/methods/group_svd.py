@@ -1,0 +1,176 @@
+"""Group-wise SVD: the input channels in subspaces, each with its own low-rank map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lowrank.compression.layers import LayerSpec
+from lowrank.compression.methods.base import depthwise, outside, rank_grid, worthwhile
+from lowrank.compression.methods.channel_svd import Fold
+from lowrank.compression.methods.fitting import (
+    even,
+    fit_stages,
+    identity,
+    marginal,
+    nested_curve,
+    spread,
+)
+from lowrank.decompositions.metric import Metric, input_directions
+
+_GROUPS = (2, 4, 8)
+"""Numbers of subspaces that are tried; more of them cost more than they save."""
+
+
+@dataclass(frozen=True)
+class GroupSVD:
+    """One grouped convolution and one that mixes: `groups` low-rank maps, summed.
+
+    The input channels of every group of the layer are split into `groups` subspaces of
+    neighbours. With `kernel_first` each has a k x k map to `rank` channels and a 1 x 1
+    convolution mixes them; with `kernel_last` a 1 x 1 map, and a k x k convolution mixes.
+    The mixing stage is in closed form for all subspaces at once, which ALDS leaves apart.
+
+    Args:
+        groups: number of subspaces, at least 2; it divides the channels of a group.
+        rank: channels in between for each subspace.
+        fold: where the kernel goes.
+
+    Source: Liebenwein et al. 2021, "Compressing neural networks: towards determining the
+        optimal layer-wise decomposition" (ALDS), section 2.2.
+    """
+
+    name: ClassVar[str] = "group_svd"
+    groups: int
+    rank: int
+    fold: Fold = "kernel_first"
+
+    @classmethod
+    def supports(cls, spec: LayerSpec) -> str | None:
+        if not spec.kernel:
+            return "a linear layer has no grouped form among the stock layers"
+        if (reason := depthwise(spec)) is not None:
+            return reason
+        if not _splits(spec):
+            return "its input channels do not split into equal subspaces"
+        return None
+
+    @classmethod
+    def full_rank(cls, spec: LayerSpec) -> GroupSVD:
+        k = _splits(spec)[0]
+        return cls(k, _full(spec, k, "kernel_first"))
+
+    @classmethod
+    def candidates(
+        cls,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        round_to: int,
+        seed: int,
+        metric: Metric | None = None,
+    ) -> Iterable[tuple[GroupSVD, float]]:
+        metric = identity(weight) if metric is None else metric
+        folds: tuple[Fold, ...] = ("kernel_first", "kernel_last")
+        for fold in folds if any(k > 1 for k in spec.kernel) else folds[:1]:
+            for k in _splits(spec):
+                top = worthwhile(cls(k, 1, fold), spec, _full(spec, k, fold))
+                ranks = rank_grid(top, round_to=round_to, limit=32)
+                if not ranks:
+                    continue
+                widest = cls(k, ranks[-1], fold)
+                V = widest._maps(spec, weight, metric)
+                width = k * (prod(spec.kernel) if fold == "kernel_last" else 1)
+                lost = nested_curve(weight, metric, widest.features(spec, (V,)), width)
+                yield from ((cls(k, rank, fold), lost[rank - 1]) for rank in ranks)
+
+    def check(self, spec: LayerSpec) -> str | None:
+        if self.fold not in ("kernel_first", "kernel_last"):
+            return f"fold {self.fold!r} is neither 'kernel_first' nor 'kernel_last'"
+        channels = spec.weight_shape[2]
+        if not isinstance(self.groups, int) or self.groups < 2 or channels % self.groups:
+            return f"groups {self.groups!r} do not divide {channels} channels from 2 up"
+        return outside("rank", self.rank, _full(spec, self.groups, self.fold), spec)
+
+    def specs(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
+        parts = spec.groups * self.groups
+        inner, axes = parts * self.rank, range(len(spec.kernel))
+        if self.fold == "kernel_first":
+            return (
+                spec.along(axes, spec.in_channels, inner, groups=parts),
+                spec.pointwise(inner, spec.out_channels, groups=spec.groups, bias=spec.bias),
+            )
+        return (
+            spec.pointwise(spec.in_channels, inner, groups=parts),
+            spec.along(axes, inner, spec.out_channels, groups=spec.groups, bias=spec.bias),
+        )
+
+    def factor(
+        self,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        seed: int,
+        metric: Metric | None = None,
+        max_iter: int | None = None,
+    ) -> tuple[Tensor, ...]:
+        metric = identity(weight) if metric is None else metric
+        return fit_stages(self, spec, weight, metric, seed=seed, max_iter=max_iter)
+
+    def features(self, spec: LayerSpec, free: Sequence[Tensor]) -> Tensor:
+        V = free[0]  # (g, r, k, n)
+        eye = torch.eye(V.shape[2], dtype=V.dtype, device=V.device)
+        rows = (V[:, :, :, None, :] * eye[None, None, :, :, None]).flatten(3).flatten(1, 2)
+        if self.fold == "kernel_first":
+            return rows  # (g, r * k, i * K)
+        return spread(rows, spec.kernel, ())  # (g, r * k * K, i * K)
+
+    def starts(
+        self, spec: LayerSpec, weight: Tensor, metric: Metric, *, seed: int
+    ) -> Iterator[Sequence[Tensor]]:
+        yield (self._maps(spec, weight, metric),)
+
+    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+        g, o, i, *kernel = spec.weight_shape
+        ones = (1,) * len(kernel)
+        inner = kernel if self.fold == "kernel_first" else ones
+        outer = ones if self.fold == "kernel_first" else kernel
+        first = free[0].flatten(1, 2)  # (g, r * k, n), k fastest
+        first, last = even(first, last.reshape(g, o, self.rank * self.groups, *outer))
+        # subspace by subspace, as a grouped convolution orders its outputs
+        turned = first.unflatten(1, (self.rank, -1)).transpose(1, 2)
+        columns = last.unflatten(2, (self.rank, -1)).transpose(2, 3).flatten(2, 3)
+        shape = (g * self.groups, self.rank, i // self.groups, *inner)
+        return turned.reshape(shape), columns.contiguous()
+
+    def _maps(self, spec: LayerSpec, weight: Tensor, metric: Metric) -> Tensor:
+        """Leading directions of each subspace in its own metric: (g, rank, groups, n), nested."""
+        g, o, i, *kernel = spec.weight_shape
+        K, k = prod(kernel), self.groups
+        W = metric.left(weight.reshape(g, o, i * K).to(metric.dtype))
+        slices = W.reshape(g, o, k, i // k, K).movedim(2, 1)  # (g, k, o, i / k, K)
+        if self.fold == "kernel_first":
+            own = metric.block(torch.arange(i * K).reshape(k, -1))  # (g, k, n, n)
+            rows = slices.flatten(3)
+        else:
+            channels = marginal(metric, spec, ())
+            own = channels.block(torch.arange(i).reshape(k, -1))
+            rows = slices.transpose(-1, -2).flatten(2, 3)  # (g, k, o * K, i / k)
+        V = input_directions(rows.flatten(0, 1), Metric(own.flatten(0, 1)), self.rank)
+        return V.unflatten(0, (g, k)).transpose(1, 2)
+
+
+def _splits(spec: LayerSpec) -> list[int]:
+    channels = spec.weight_shape[2]
+    return [k for k in _GROUPS if channels % k == 0 and channels >= 2 * k]
+
+
+def _full(spec: LayerSpec, groups: int, fold: Fold) -> int:
+    _, o, i, *kernel = spec.weight_shape
+    K, n = prod(kernel), i // groups
+    return min(o, n * K) if fold == "kernel_first" else min(o * K, n)

@@ -1,0 +1,196 @@
+"""Second moments of a layer's inputs, and their products with its outputs, summed over batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lowrank.compression.layers import LayerSpec
+from lowrank.decompositions.metric import Metric
+
+Form = Literal["full", "diagonal", "kronecker"]
+"""How a second moment is held: all of it, its diagonal, or channels (x) kernel places."""
+
+LARGEST = 6144
+"""Largest fan-in whose second moment is held in full; beyond it channels (x) places."""
+
+_DOUBLE = 2048
+"""Up to this fan-in sums and fits are in float64, beyond it in float32."""
+
+DAMPING = 1e-3
+"""Added to the diagonal of a second moment, relative to its mean: inputs not yet seen."""
+
+
+def form_of(spec: LayerSpec) -> Form:
+    """The form in which a layer's second moment is held."""
+    if spec.kind == "embedding":
+        return "diagonal"
+    fan_in = spec.n_weights // spec.out_channels
+    return "kronecker" if fan_in > LARGEST else "full"
+
+
+def working_dtype(spec: LayerSpec) -> torch.dtype:
+    """The type of a layer's moments and of the fits in their metric."""
+    fan_in = spec.n_weights // spec.out_channels
+    wide = fan_in <= _DOUBLE or spec.kind == "embedding"
+    return torch.float64 if wide else torch.float32
+
+
+def moment_bytes(spec: LayerSpec) -> int:
+    """Bytes of a layer's second moment."""
+    g, _, i, *_ = spec.weight_shape
+    fan_in = spec.n_weights // spec.out_channels
+    k = fan_in // i
+    size = {"full": fan_in**2, "diagonal": fan_in, "kronecker": i**2 + k**2}[form_of(spec)]
+    return g * size * working_dtype(spec).itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What a layer's inputs were like, over all positions of all examples.
+
+    Args:
+        n: positions.
+        mean: of the inputs (groups, d).
+        C: centred second moment: (groups, d, d), its diagonal (groups, d) for an embedding,
+            or the factor over the channels.
+        space: the factor over the kernel places, where C is in Kronecker form.
+        G: second moment of the output gradients, summed over the positions of an example
+            and averaged over examples (groups, o, o); None where no loss was asked for.
+    """
+
+    n: int
+    mean: Tensor
+    C: Tensor
+    space: Tensor | None = None
+    G: Tensor | None = None
+
+    def metric(self, *, centred: bool = True, weighted: bool = False) -> Metric:
+        """The damped metric; not centred where no bias or batch norm can take the mean.
+
+        Args:
+            centred: errors of the mean do not count.
+            weighted: by G, scaled to a mean eigenvalue of one, damped likewise.
+        """
+        C, space = self.C, self.space
+        if C.ndim == 2:  # word counts: an embedding has no bias
+            return Metric(C + DAMPING * C.mean(-1, keepdim=True))
+        if not centred:
+            C = C + self._mean_moment()
+        C = damped(C)
+        space = None if space is None else damped(space[None])[0]
+        return Metric(C, self._weight(C) if weighted else None, space)
+
+    def _mean_moment(self) -> Tensor:
+        if self.space is None:
+            return self.mean[:, :, None] * self.mean[:, None, :]
+        k = self.space.shape[0]
+        folded = self.mean.unflatten(-1, (-1, k))  # (g, i, k)
+        return folded @ folded.mT / k
+
+    def _weight(self, like: Tensor) -> Tensor | None:
+        if self.G is None:
+            return None
+        size = self.G.diagonal(dim1=-2, dim2=-1).mean(-1)  # (g,)
+        scaled = self.G / size.mean().clamp_min(torch.finfo(self.G.dtype).tiny)
+        return damped(scaled, 1e-2).to(like.dtype)
+
+
+def damped(C: Tensor, damping: float = DAMPING) -> Tensor:
+    """C plus a share of its mean eigenvalue on the diagonal, (..., d, d)."""
+    size = C.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    floor = torch.finfo(C.dtype).tiny  # a layer whose input is always zero
+    eye = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
+    return C + (damping * size).clamp_min(floor) * eye
+
+
+class Sums:
+    """Sums over batches from which `Moments` follow, and the regression on targets.
+
+    Products of a batch are in the layer's own precision, at least float32; the sums over
+    batches are float64, or float32 beyond a fan-in of 2,048. Inputs are shifted by the first
+    batch's mean, so that subtracting the mean's square costs no digits.
+    """
+
+    def __init__(self, spec: LayerSpec, *, targets: bool = False) -> None:
+        self.spec, self.n = spec, 0
+        self.S: Tensor
+        self.form, self.dtype = form_of(spec), working_dtype(spec)
+        self.targets = targets
+        self._shift: Tensor | None = None
+        self._shift_y: Tensor | None = None
+
+    def add(self, X: Tensor, Y: Tensor | None = None) -> None:
+        """Add patches (positions, groups, d), with targets (positions, groups, o)."""
+        X = _wide(X)
+        if self._shift is None:
+            self._begin(X, Y)
+        assert self._shift is not None
+        X = (X - self._shift.to(X.dtype)).movedim(0, 1)  # (g, p, d)
+        self.n += X.shape[1]
+        self.s += X.sum(1, dtype=self.dtype)
+        if self.form == "full":
+            self.S += (X.mT @ X).to(self.dtype)
+        else:
+            folded = X.unflatten(-1, (-1, self._places))  # (g, p, i, k)
+            self.S += torch.einsum("gpik,gpjk->gij", folded, folded).to(self.dtype)
+            self.space += torch.einsum("gpik,gpil->kl", folded, folded).to(self.dtype)
+        if Y is not None:
+            assert self._shift_y is not None
+            Y = (_wide(Y) - self._shift_y.to(X.dtype)).movedim(0, 1)  # (g, p, o)
+            self.sy += Y.sum(1, dtype=self.dtype)
+            self.Q += (Y.mT @ X).to(self.dtype)
+
+    def count(self, words: Tensor) -> None:
+        """Add word numbers of an embedding."""
+        counts = torch.bincount(words.flatten().cpu(), minlength=self.spec.in_channels)
+        self.S = counts.double() + self.S if self.n else counts.double()
+        self.n += words.numel()
+
+    def moments(self) -> Moments:
+        """What was summed so far; at least one position."""
+        if self.form == "diagonal":
+            C = (self.S / self.n)[None]
+            return Moments(self.n, torch.zeros_like(C), C)
+        assert self._shift is not None
+        offset = self.s / self.n  # of the shifted inputs
+        mean = self._shift + offset
+        if self.form == "full":
+            return Moments(self.n, mean, _centred(self.S / self.n, offset, offset))
+        folded = offset.unflatten(-1, (-1, self._places))
+        C = self.S / self.n - folded @ folded.mT
+        space = self.space / self.n - torch.einsum("gik,gil->kl", folded, folded)
+        total = space.diagonal().sum().clamp_min(torch.finfo(self.dtype).tiny)
+        return Moments(self.n, mean, C, space / total)  # tr(C (x) space) = the true trace
+
+    def regression(self) -> tuple[Tensor, Tensor]:
+        """Centred products of targets and inputs (groups, o, d), and the targets' mean."""
+        assert self._shift_y is not None
+        offset, offset_y = self.s / self.n, self.sy / self.n
+        return _centred(self.Q / self.n, offset_y, offset), self._shift_y + offset_y
+
+    def _begin(self, X: Tensor, Y: Tensor | None) -> None:
+        g, o, i, *_ = self.spec.weight_shape
+        d = X.shape[-1]
+        self._places = d // i
+        self._shift = X.mean(0, dtype=self.dtype)
+        new = X.new_zeros
+        self.s = new((g, d), dtype=self.dtype)
+        side = d if self.form == "full" else i
+        self.S = new((g, side, side), dtype=self.dtype)
+        self.space = new((self._places, self._places), dtype=self.dtype)
+        if Y is not None:
+            self._shift_y = _wide(Y).mean(0, dtype=self.dtype)
+            self.sy = new((g, o), dtype=self.dtype)
+            self.Q = new((g, o, d), dtype=self.dtype)
+
+
+def _centred(S: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return S - a[:, :, None] * b[:, None, :]
+
+
+def _wide(X: Tensor) -> Tensor:
+    return X if X.dtype == torch.float64 else X.float()

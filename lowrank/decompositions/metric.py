@@ -1,0 +1,310 @@
+"""The error that counts: that of a linear map's output on data, and fits that minimise it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowrank.errors import InputError
+from lowrank.linalg import leading_eigenvectors
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """Squared error of an output, sum over groups of tr(G (W - W') C (W - W')^T).
+
+    With `C = E[x x^T]` and `G = E[g g^T]`, x an input and g a gradient at the output, this
+    is the expected squared change of the output, weighted by what follows. Nothing here
+    inverts C, which may be singular.
+
+    Args:
+        C: second moment of the inputs: (groups, d, d), or (groups, d) if diagonal; or, with
+            `space`, its factor over the channels, (groups, i, i), d = i * k.
+        G: second moment of the output's gradients (groups, o, o); the identity if None.
+        space: (k, k); then C (x) space stands for the moment of channels x kernel places.
+
+    Example:
+        >>> metric = Metric(2 * torch.eye(3)[None])
+        >>> metric.error(torch.ones(1, 2, 3))
+        12.0
+
+    Source: the two factors are those of Martens and Grosse 2015 (K-FAC), section 3.
+    """
+
+    C: Tensor
+    G: Tensor | None = None
+    space: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that is computed in: that of C."""
+        return self.C.dtype
+
+    def times(self, M: Tensor) -> Tensor:
+        """M C for rows M of shape (groups, q, d)."""
+        if self.C.ndim == 2:
+            return M * self.C[:, None, :]
+        if self.space is None:
+            return M @ self.C
+        k = self.space.shape[0]
+        folded = M.unflatten(-1, (-1, k)) @ self.space  # (g, q, i, k)
+        return (self.C[:, None] @ folded).flatten(-2)
+
+    def error(self, difference: Tensor) -> float:
+        """Squared error of W - W' of shape (groups, o, d)."""
+        D = difference.to(self.dtype)
+        left = D if self.G is None else self.G @ D
+        return float((self.times(D) * left).sum())
+
+    def left(self, X: Tensor) -> Tensor:
+        """G^(1/2) X in the sense that its Gram matrix is X^T G X; X is (groups, o, ...)."""
+        if self.G is None:
+            return X
+        return self.root_of_G.mT @ X
+
+    @property
+    def root_of_G(self) -> Tensor:
+        """R (groups, o, o) with R R^T = G."""
+        assert self.G is not None
+        values, vectors = torch.linalg.eigh(self.G)
+        return vectors * values.clamp_min(0).sqrt()[:, None, :]
+
+    def block(self, index: Tensor) -> Tensor:
+        """C[index, index] of every group, for index (..., n) into d: (groups, ..., n, n)."""
+        if self.C.ndim == 2:
+            return torch.diag_embed(self.C[:, index])
+        rows, columns = index[..., :, None], index[..., None, :]
+        if self.space is None:
+            return self.C[:, rows, columns]
+        k = self.space.shape[0]
+        return self.C[:, rows // k, columns // k] * self.space[rows % k, columns % k]
+
+
+def best_map(W: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
+    """Best approximation of given rank in the metric, W' = U V.
+
+    With E the leading eigenvectors of (G^1/2 W) C (G^1/2 W)^T, W' = G^-1/2 E E^T G^1/2 W:
+    C is never inverted, and G only where it is not zero.
+
+    Args:
+        W: (groups, o, d).
+        metric: the error that is minimised.
+        rank: 1..min(o, d).
+
+    Returns:
+        U (groups, o, rank) and V (groups, rank, d), in the metric's type.
+
+    Example:
+        >>> U, V = best_map(torch.eye(2)[None], Metric(torch.tensor([[4.0, 1.0]])), 1)
+        >>> (U @ V).abs()
+        tensor([[[1., 0.],
+                 [0., 0.]]])
+
+    Source: the solution of reduced-rank regression, Izenman 1975.
+    """
+    W = W.to(metric.dtype)
+    _, E = leading_eigenvectors(output_moment(W, metric), rank)  # (g, o, r)
+    if metric.G is None:
+        return E, E.mT @ W
+    R = metric.root_of_G
+    V = E.mT @ (R.mT @ W)
+    return torch.linalg.pinv(R.mT, rtol=1e-6) @ E, V
+
+
+def input_directions(W: Tensor, metric: Metric, rank: int) -> Tensor:
+    """V (groups, rank, d) whose rows span the row space of `best_map`, largest first.
+
+    The eigenvectors are those of the shorter side: of W C W^T, or of C^1/2 W^T W C^1/2.
+
+    Args:
+        W: (groups, o, d).
+        metric: the error, without G.
+        rank: 1..min(o, d).
+
+    Example:
+        >>> input_directions(torch.eye(2)[None], Metric(torch.tensor([[4.0, 1.0]])), 1).abs()
+        tensor([[[1., 0.]]])
+    """
+    W = W.to(metric.dtype)
+    if W.shape[1] <= W.shape[2] or metric.space is not None:
+        return best_map(W, metric, rank)[1]
+    inner = W.mT @ W
+    if metric.C.ndim == 2:
+        root = torch.diag_embed(metric.C.clamp_min(0).sqrt())
+    else:
+        values, vectors = torch.linalg.eigh(metric.C)
+        root = (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.mT
+    S = root @ inner @ root
+    _, F = leading_eigenvectors((S + S.mT) / 2, rank)
+    V = F.mT @ root @ inner
+    return V / V.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(V.dtype).tiny)
+
+
+def output_moment(W: Tensor, metric: Metric) -> Tensor:
+    """(G^1/2 W) C (G^1/2 W)^T, whose spectrum's tails are the errors of `best_map`."""
+    weighted = metric.left(W.to(metric.dtype))
+    S = metric.times(weighted) @ weighted.mT
+    return (S + S.mT) / 2
+
+
+def best_last(M: Tensor, P: Tensor, MC: Tensor) -> Tensor:
+    """The A that minimises the error of A M: A = W C M^T (M C M^T)^-1.
+
+    Args:
+        M: features (groups, q, d).
+        P: W C, (groups, o, d).
+        MC: M C, (groups, q, d).
+
+    Returns:
+        A (groups, o, q); where features repeat, a small one of the many.
+    """
+    scale, L = _scaled_cholesky(MC @ M.mT)
+    right = scale[:, :, None] * (M @ P.mT)  # (g, q, o)
+    return (scale[:, :, None] * torch.cholesky_solve(right, L)).mT
+
+
+def nested_gains(W: Tensor, metric: Metric, M: Tensor, width: int) -> Tensor:
+    """How much each block of features, added to those before it, lets the error fall.
+
+    With the best last factor, the error of the first r blocks is the energy of W minus the
+    first r gains, so one Cholesky factorization gives the error at every rank.
+
+    Args:
+        W: (groups, o, d).
+        metric: the error.
+        M: features (groups, n * width, d), in the order in which they are added.
+        width: features in a block.
+
+    Returns:
+        Gains (n,), summed over the groups.
+    """
+    N = _whitened(W, metric, M)  # (g, o, n * width)
+    return N.square().sum((0, 1)).unflatten(0, (-1, width)).sum(1)
+
+
+def nested_moments(W: Tensor, metric: Metric, M: Tensor, width: int) -> Tensor:
+    """Gram matrices (n, groups, o, o) of the whitened output that each block explains."""
+    N = _whitened(W, metric, M)
+    blocks = N.unflatten(-1, (-1, width)).movedim(2, 0)  # (n, g, o, width)
+    return blocks @ blocks.mT
+
+
+def _whitened(W: Tensor, metric: Metric, M: Tensor) -> Tensor:
+    """G^1/2 W C M^T L^-T with L L^T = M C M^T."""
+    MC = metric.times(M)
+    scale, L = _scaled_cholesky(MC @ M.mT)
+    N = metric.left(W.to(metric.dtype)) @ MC.mT * scale[:, None, :]
+    return torch.linalg.solve_triangular(L, N.mT, upper=False).mT
+
+
+def _scaled_cholesky(S: Tensor) -> tuple[Tensor, Tensor]:
+    """D (groups, q) and L with L L^T = D S D of unit diagonal, where features do not repeat.
+
+    Scaling first makes the size of a feature irrelevant; where features repeat, or are
+    zero, a little is added to the diagonal.
+    """
+    diagonal = S.diagonal(dim1=-2, dim2=-1)
+    scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+    unit = scale[:, :, None] * ((S + S.mT) / 2) * scale[:, None, :]
+    eps = torch.finfo(S.dtype).eps
+    eye = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
+    jitter = 0.0
+    for _ in range(10):
+        L, info = torch.linalg.cholesky_ex(unit + jitter * eye)
+        pivots = L.diagonal(dim1=-2, dim2=-1).square()
+        if not info.any() and bool((pivots > 100 * eps).all()):
+            return scale, L
+        jitter = max(10 * jitter, 1e3 * eps)
+    raise InputError("metric", "the moment C is far from positive", "check it for NaN and overflow")
+
+
+Features = Callable[[Sequence[Tensor]], Tensor]
+"""From the free factors to the features M (groups, q, d) that the last factor combines."""
+
+
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """A fit by variable projection.
+
+    Args:
+        free: the factors that were searched for.
+        last: the last factor A (groups, o, q), best for these.
+        error: squared error in the metric.
+    """
+
+    free: tuple[Tensor, ...]
+    last: Tensor
+    error: float
+
+
+def variable_projection(
+    W: Tensor, metric: Metric, features: Features, start: Sequence[Tensor], *, max_iter: int = 40
+) -> Projected:
+    """Minimise the error of A M(free) over A and the free factors.
+
+    For given features the best A is in closed form, so only the free factors are searched
+    for, by L-BFGS from a start. The gradient with respect to M is -2 A^T G (W - A M) C, as
+    if A were constant; what M is made of, automatic differentiation knows.
+
+    Args:
+        W: (groups, o, d).
+        metric: the error that is minimised.
+        features: from the free factors to M (groups, q, d).
+        start: free factors to start from; never returned worse.
+        max_iter: L-BFGS iterations; 0 gives the best A for the start.
+
+    Returns:
+        The factors in the metric's type.
+
+    Source: Golub and Pereyra 1973.
+    """
+    W = W.to(metric.dtype)
+    P = metric.times(W)
+    GW = W if metric.G is None else metric.G @ W
+    energy = float((P * GW).sum())
+    free = [
+        s.detach().to(metric.dtype).clone(memory_format=torch.contiguous_format).requires_grad_()
+        for s in start
+    ]
+    best: list[Projected] = []
+
+    def evaluate() -> float:
+        M = features(free)
+        with torch.no_grad():
+            MC = metric.times(M)
+            A = best_last(M, P, MC)
+            GA = A if metric.G is None else metric.G @ A
+            error = energy - float((GA * (P @ M.mT)).sum())  # A is optimal: W' is orthogonal
+            if not best or error < best[0].error:
+                best[:] = [Projected(tuple(f.detach().clone() for f in free), A, error)]
+            slope = -2 * GA.mT @ (P - A @ MC) / max(energy, 1e-300)
+        for f, g in zip(free, torch.autograd.grad(M, free, slope), strict=True):
+            f.grad = g.contiguous()
+        return error / max(energy, 1e-300)
+
+    with torch.enable_grad():
+        if max_iter and energy > 0:
+            _descend(free, evaluate, max_iter)
+        else:
+            evaluate()
+    found = best[0]
+    return Projected(found.free, found.last, max(found.error, 0.0))
+
+
+def _descend(free: list[Tensor], evaluate: Callable[[], float], max_iter: int) -> None:
+    with torch.no_grad():  # unit scale: the features' size is arbitrary, A makes up for it
+        for f in free:
+            f /= f.square().mean().sqrt().clamp_min(torch.finfo(f.dtype).tiny)
+    search = torch.optim.LBFGS(
+        free,
+        max_iter=max_iter,
+        max_eval=2 * max_iter,
+        history_size=20,
+        tolerance_grad=0,
+        tolerance_change=1e-7,
+        line_search_fn="strong_wolfe",
+    )
+    search.step(evaluate)
