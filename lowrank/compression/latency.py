@@ -1,0 +1,438 @@
+"""How long layers take on this device: candidates are timed, not guessed from their MACs.
+
+What is timed are stock layers of the candidates' shapes with random weights, at the real
+sizes of the layer's input, in turns with the dense layer. The clock is that of the thread
+where one CPU thread computes (it stands still while others have the core), else the wall
+clock; on a GPU, events on its stream. Whatever disturbs a run adds to either clock and
+never takes away, so the figure for a layer is its fastest run. Two whole models are
+compared by the median of the ratios of neighbouring runs.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lowrank.compression.example import Example, call, evaluating, tensors
+from lowrank.compression.layers import Call, LayerSpec, LayerView, tied_head
+from lowrank.compression.methods.base import Method
+from lowrank.errors import InputError
+
+if TYPE_CHECKING:
+    from lowrank.compression.curves import Candidate
+
+Chain: TypeAlias = tuple[LayerSpec, ...]
+"""The stages of a candidate, first to last; the dense layer is a chain of one."""
+
+Timer: TypeAlias = Callable[[nn.Module, Example], float]
+"""Seconds of one forward pass."""
+
+GRID = 6
+"""Candidates of one family (a method and its variant) that are timed; the rest lie between."""
+
+ROUNDS = (5, 30)
+"""Least and most runs of a layer."""
+
+ENOUGH = 0.02
+"""Seconds of running, per candidate, after which no further round is begun."""
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Seconds of one forward pass, on the clock that suits the device.
+
+    Args:
+        device: where the module runs.
+        threads: CPU threads that one operation may use.
+    """
+
+    device: torch.device
+    threads: int
+
+    @classmethod
+    def here(cls, model: nn.Module, example: Example) -> Stopwatch:
+        """For the device of a model and the number of threads that is set."""
+        every = [*model.parameters(), *model.buffers(), *tensors(example)]
+        device = every[0].device if every else torch.device("cpu")
+        return cls(device, torch.get_num_threads())
+
+    @property
+    def clock(self) -> str:
+        """What is read: "thread CPU time", "wall clock" or "CUDA events"."""
+        if self.device.type == "cuda":
+            return "CUDA events"
+        alone = self.device.type == "cpu" and self.threads == 1
+        return "thread CPU time" if alone else "wall clock"
+
+    def __call__(self, module: nn.Module, example: Example) -> float:
+        """Seconds of one forward pass in the module's present mode."""
+        if self.device.type == "cuda":
+            return self._on_gpu(module, example)
+        read = time.thread_time if self.clock == "thread CPU time" else time.perf_counter
+        self._wait()
+        began = read()
+        call(module, example)
+        self._wait()
+        return read() - began
+
+    def _on_gpu(self, module: nn.Module, example: Example) -> float:
+        stream = torch.cuda.current_stream(self.device)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record(stream)
+        call(module, example)
+        end.record(stream)
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+    def _wait(self) -> None:
+        if self.device.type == "mps":
+            torch.mps.synchronize()
+
+
+def in_turns(
+    modules: Sequence[nn.Module],
+    example: Example,
+    timer: Timer,
+    *,
+    rounds: tuple[int, int] = ROUNDS,
+    enough: float = ENOUGH,
+    warmup: int = 1,
+) -> list[list[float]]:
+    """Seconds of every run of several modules, round after round.
+
+    Each round runs each module once and begins with another one, so what slows the machine
+    down for a while slows them alike, and none always finds the caches of the same neighbour.
+
+    Args:
+        modules: what is timed, in evaluation mode and without gradients.
+        example: what each of them is run on.
+        timer: seconds of one run.
+        rounds: least and most rounds.
+        enough: seconds per module after which no further round is begun.
+        warmup: rounds that go before and do not count.
+
+    Returns:
+        For each module its seconds, one a round.
+    """
+    times: list[list[float]] = [[] for _ in modules]
+    spent, least = 0.0, rounds[0] + warmup
+    for turn in range(rounds[1] + warmup):
+        if turn >= least and spent >= enough * len(modules):
+            break
+        for step in range(len(modules)):
+            k = (turn + step) % len(modules)
+            with evaluating(modules[k]):
+                times[k].append(timer(modules[k], example))
+            spent += times[k][-1]
+    return [runs[warmup:] for runs in times]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A compressed model's time beside the dense one's.
+
+    Attributes:
+        dense: seconds of a forward pass of the dense model, the median.
+        compressed: the same of the compressed one.
+        ratio: median over the rounds of compressed / dense in the same round.
+        rounds: how many there were.
+        clock: what was read.
+        threads: CPU threads that one operation may use.
+    """
+
+    dense: float
+    compressed: float
+    ratio: float
+    rounds: int
+    clock: str
+    threads: int
+
+
+def compare(
+    dense: nn.Module,
+    compressed: nn.Module,
+    example: Example,
+    *,
+    timer: Timer | None = None,
+    rounds: tuple[int, int] = (7, 50),
+    enough: float = 1.0,
+) -> Comparison:
+    """Time two models in turns.
+
+    Args:
+        dense: the one that ratios refer to.
+        compressed: the other.
+        example: what both are run on.
+        timer: seconds of one run; by default the clock that suits the device.
+        rounds: least and most rounds.
+        enough: seconds per model after which no further round is begun.
+
+    Example:
+        >>> small, large = nn.Linear(16, 4), nn.Linear(16, 4)
+        >>> compare(large, small, torch.zeros(1, 16)).rounds
+        50
+    """
+    timer = Stopwatch.here(dense, example) if timer is None else timer
+    with torch.random.fork_rng():
+        a, b = in_turns([dense, compressed], example, timer, rounds=rounds, enough=enough, warmup=2)
+    return Comparison(
+        statistics.median(a),
+        statistics.median(b),
+        statistics.median(y / x for x, y in zip(a, b, strict=True)),
+        len(a),
+        timer.clock if isinstance(timer, Stopwatch) else "given",
+        torch.get_num_threads(),
+    )
+
+
+class LayerTimer:
+    """Seconds of chains of layers at given inputs; equal ones are timed once.
+
+    Args:
+        device: where to time.
+        dtype: of weights and inputs.
+        channels_last: whether weights and inputs of two- and three-dimensional
+            convolutions have their channels last in memory.
+        timer: seconds of one run; by default the clock that suits the device.
+
+    Attributes:
+        known: (chain, call, dtype, channels_last, device, threads) -> seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        timer: Timer | None = None,
+    ) -> None:
+        self.device, self.dtype = torch.device(device), dtype
+        self.channels_last = channels_last
+        self.timer = timer
+        self.known: dict[tuple[object, ...], float] = {}
+
+    def key(self, chain: Chain, at: Call) -> tuple[object, ...]:
+        """All that the time depends on."""
+        threads = torch.get_num_threads()
+        return (chain, at, self.dtype, self.channels_last, str(self.device), threads)
+
+    def seconds(self, chains: Sequence[Chain], calls: Iterable[Call]) -> list[float]:
+        """Seconds of each chain, summed over the calls.
+
+        Args:
+            chains: what is timed, in turns; the dense layer among them makes them comparable.
+            calls: batch and size of the input of every call.
+        """
+        totals = [0.0] * len(chains)
+        for at, n in Counter(calls).items():
+            self._time([c for c in dict.fromkeys(chains) if self.key(c, at) not in self.known], at)
+            totals = [
+                t + n * self.known[self.key(c, at)] for t, c in zip(totals, chains, strict=True)
+            ]
+        return totals
+
+    def _time(self, chains: Sequence[Chain], at: Call) -> None:
+        if not chains:
+            return
+        rng = torch.Generator().manual_seed(0)
+        modules = [self._build(chain, rng) for chain in chains]
+        timer = self.timer or Stopwatch(self.device, torch.get_num_threads())
+        runs = in_turns(modules, self._input(chains[0][0], at, rng), timer)
+        for chain, times in zip(chains, runs, strict=True):
+            self.known[self.key(chain, at)] = min(times)
+
+    def _build(self, chain: Chain, rng: torch.Generator) -> nn.Module:
+        """The chain in stock layers with random weights: what is in fresh memory may be slow."""
+        stages = [spec.build(dtype=self.dtype, device=self.device) for spec in chain]
+        for stage, spec in zip(stages, chain, strict=True):
+            for parameter in stage.parameters():
+                size = max(1, spec.n_weights // max(1, spec.out_channels)) ** 0.5
+                value = torch.randn(parameter.shape, generator=rng) / size
+                parameter.data = self._laid_out(value.to(parameter))
+        return nn.Sequential(*stages) if len(stages) > 1 else stages[0]
+
+    def _input(self, spec: LayerSpec, at: Call, rng: torch.Generator) -> Tensor:
+        if spec.kind == "embedding":
+            return torch.randint(spec.in_channels, (at.batch,), generator=rng).to(self.device)
+        x = torch.randn(at.batch, spec.in_channels, *at.size, generator=rng)
+        return self._laid_out(x.to(self.device, self.dtype))
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        if not self.channels_last or x.ndim not in (4, 5):
+            return x
+        last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+        return x.contiguous(memory_format=last)
+
+
+class Timing:
+    """Predicted seconds of every candidate of a model, and of the model around the layers.
+
+    Of each family of candidates some are timed and the others lie between, by their MACs;
+    `sharpen` times given ones too.
+
+    Args:
+        timer: what has been timed.
+        views: layer name -> the layer.
+        total: seconds of the whole dense model.
+
+    Attributes:
+        rest: seconds of the model outside of the layers, never negative.
+    """
+
+    def __init__(self, timer: LayerTimer, views: Mapping[str, LayerView], total: float) -> None:
+        self.timer, self.views, self.total = timer, dict(views), total
+        self.rest = total
+        self._exact: dict[str, dict[Method | None, float]] = defaultdict(dict)
+        self._sharp: dict[str, set[Method]] = defaultdict(set)
+
+    def measure(self, candidates: Mapping[str, Sequence[Candidate]]) -> None:
+        """Time the dense layers and a grid of each family of candidates.
+
+        Args:
+            candidates: layer name -> what the planner may choose among.
+        """
+        for name, offered in candidates.items():
+            grids = [_grid(offered, family) for family in _families(offered).values()]
+            self._time(name, [None, *(offered[i].method for grid in grids for i in grid)])
+        self.rest = max(0.0, self.total - sum(self.dense(name) for name in candidates))
+
+    def dense(self, name: str) -> float:
+        """Seconds of the layer as it is."""
+        return self._exact[name][None]
+
+    def predict(self, name: str, candidates: Sequence[Candidate]) -> NDArray[np.float64]:
+        """Seconds of each candidate: as timed, or between those timed of its family.
+
+        Args:
+            name: of the layer.
+            candidates: (n,) those that were given to `measure`.
+
+        Returns:
+            (n,) seconds.
+        """
+        exact, seconds = self._exact[name], np.empty(len(candidates))
+        sizes = np.array([_size(c) for c in candidates], float)
+        for family in _families(candidates).values():
+            grid = _grid(candidates, family)
+            timed = _monotone(np.array([exact[candidates[i].method] for i in grid]))
+            seconds[family] = np.interp(sizes[family], sizes[grid], timed)
+        sharp = self._sharp[name]
+        known = [(i, exact[c.method]) for i, c in enumerate(candidates) if c.method in sharp]
+        for i, value in known:
+            seconds[i] = value
+        return seconds
+
+    def sharpen(self, chosen: Mapping[str, Method]) -> None:
+        """Time the chosen candidates themselves, each in turns with its dense layer."""
+        for name, method in chosen.items():
+            if method not in self._exact[name]:
+                self._time(name, [method])
+            self._sharp[name].add(method)
+
+    def _time(self, name: str, methods: Sequence[Method | None]) -> None:
+        view = self.views[name]
+        totals = self.timer.seconds([_chain(view, m) for m in methods], view.calls)
+        if view.head is not None:
+            heads = self.timer.seconds([_head_chain(view, m) for m in methods], view.head.calls)
+            totals = [a + b for a, b in zip(totals, heads, strict=True)]
+        self._exact[name].update(zip(methods, totals, strict=True))
+
+
+def time_layers(
+    model: nn.Module,
+    example: Example,
+    views: Mapping[str, LayerView],
+    candidates: Mapping[str, Sequence[Candidate]],
+    *,
+    timer: Timer | None = None,
+) -> Timing:
+    """Time a model, its layers, and what may replace them, on the model's device.
+
+    Args:
+        model: the dense model.
+        example: inputs of one forward pass.
+        views: layer name -> the layer.
+        candidates: layer name -> what may replace it.
+        timer: seconds of one run; by default the clock that suits the device.
+
+    Raises:
+        InputError: the model has no data to run on (meta device).
+    """
+    every = [*model.parameters(), *tensors(example)]
+    if any(t.is_meta for t in every):
+        raise InputError("latency", "the model is on the meta device", "time it where it will run")
+    clock = timer or Stopwatch.here(model, example)
+    with torch.random.fork_rng():
+        runs = in_turns([model], example, clock, rounds=(5, 30), enough=1.0, warmup=2)[0]
+    first = next(iter(views.values()), None)
+    layers = LayerTimer(
+        device=every[0].device,
+        dtype=torch.float32 if first is None else first.parameter.dtype,
+        channels_last=runs_channels_last(model, example),
+        timer=timer,
+    )
+    timing = Timing(layers, views, min(runs))
+    timing.measure(candidates)
+    return timing
+
+
+def runs_channels_last(model: nn.Module, example: Example) -> bool:
+    """Whether pictures have their channels last: the example's or any kernel's layout tells."""
+    return any(
+        t.ndim in (4, 5)
+        and not t.is_contiguous()
+        and t.is_contiguous(
+            memory_format=torch.channels_last if t.ndim == 4 else torch.channels_last_3d
+        )
+        for t in (*tensors(example), *model.parameters())
+    )
+
+
+def _chain(view: LayerView, method: Method | None) -> Chain:
+    return (view.spec,) if method is None else tuple(method.specs(view.spec))
+
+
+def _head_chain(view: LayerView, method: Method | None) -> Chain:
+    assert view.head is not None
+    chain = _chain(view, method)
+    return (view.head.spec,) if len(chain) == 1 else tied_head(chain, view.head.spec)
+
+
+def _families(candidates: Sequence[Candidate]) -> dict[object, list[int]]:
+    """Positions of the candidates that differ in their ranks only."""
+    families: dict[object, list[int]] = defaultdict(list)
+    for i, candidate in enumerate(candidates):
+        method = candidate.method
+        settings = [f.name for f in fields(method)]  # type: ignore[arg-type]
+        fixed = tuple(getattr(method, n) for n in settings if not n.startswith("rank"))
+        families[method.name, fixed].append(i)
+    return families
+
+
+def _grid(candidates: Sequence[Candidate], family: Sequence[int]) -> list[int]:
+    """At most `GRID` positions of a family, evenly spread by rising size, the ends included."""
+    by_size = {_size(candidates[i]): i for i in family}
+    ranked = [by_size[size] for size in sorted(by_size)]
+    picks = np.linspace(0, len(ranked) - 1, min(GRID, len(ranked))).round().astype(int)
+    return [ranked[i] for i in picks]
+
+
+def _size(candidate: Candidate) -> int:
+    return candidate.cost.macs or candidate.cost.params
+
+
+def _monotone(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rising: midway between the least rising sequence above and the greatest one below."""
+    above = np.maximum.accumulate(seconds)
+    below = np.minimum.accumulate(seconds[::-1])[::-1]
+    return (above + below) / 2

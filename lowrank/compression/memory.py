@@ -1,0 +1,108 @@
+"""Peak memory of a forward pass: parameters, and what is alive beside them.
+
+A chain in a layer's place makes the same output from the same input, so it never needs less
+beside its weights, and it needs more where a tensor between its stages is alive together
+with both. What a budget can win is therefore the weights, and what it must not lose is the
+peak of the activations.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from lowrank.compression.counting import MemoryMode
+from lowrank.compression.example import Example, call, check, evaluating
+from lowrank.compression.layers import Call, LayerSpec, LayerView
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the dense model holds while it runs.
+
+    Attributes:
+        weights: bytes of its parameters and buffers.
+        peak: most bytes alive at one time of all that the forward pass allocates.
+        before: layer name -> bytes alive when each of its calls begins, its input included.
+    """
+
+    weights: int
+    peak: int
+    before: dict[str, tuple[int, ...]]
+
+    @property
+    def total(self) -> int:
+        """Peak of the whole forward pass."""
+        return self.weights + self.peak
+
+    def with_chain(self, view: LayerView, chain: Sequence[LayerSpec]) -> int:
+        """Peak of the activations with a chain in the layer's place, in bytes."""
+        size = view.parameter.element_size()
+        calls = zip(self.before[view.name], view.calls, strict=True)
+        return max([self.peak, *(alive + chain_bytes(chain, at, size) for alive, at in calls)])
+
+
+def chain_bytes(chain: Sequence[LayerSpec], at: Call, element_size: int) -> int:
+    """Most bytes alive at one time that a chain allocates: each stage's input and output.
+
+    The input of the first stage is its caller's.
+
+    Args:
+        chain: the stages, first to last.
+        at: batch and size of the chain's input.
+        element_size: bytes of one number.
+
+    Example:
+        >>> stage = LayerSpec("linear", 64, 64)
+        >>> chain_bytes([stage.pointwise(64, 8), stage.pointwise(8, 64)], Call(2), 4)
+        576
+    """
+    held, most = 0, 0
+    for spec in chain:
+        size = spec.output_size(at.size)
+        made = at.batch * spec.out_channels * prod(size) * element_size
+        most, held, at = max(most, held + made), made, Call(at.batch, size)
+    return most
+
+
+def measure_memory(
+    model: nn.Module, example: Example, views: Mapping[str, LayerView] | None = None
+) -> Memory:
+    """Run the example once and follow what it allocates.
+
+    Args:
+        model: the network, in evaluation mode for the run.
+        example: inputs of one forward pass.
+        views: layer name -> the layers that chains may replace.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU())
+        >>> measure_memory(net, torch.zeros(4, 8))
+        Memory(weights=576, peak=512, before={})
+    """
+    check(example)
+    mode, before = MemoryMode(), defaultdict[str, list[int]](list)
+
+    def note(name: str, module: nn.Module, inputs: Any) -> None:
+        before[name].append(mode.current)
+
+    with ExitStack() as stack:
+        for name, view in (views or {}).items():
+            hook = view.module.register_forward_pre_hook(partial(note, name), prepend=True)
+            stack.callback(hook.remove)
+        stack.enter_context(evaluating(model))
+        stack.enter_context(mode)
+        call(model, example)
+    return Memory(
+        sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
+        mode.peak,
+        {name: tuple(bytes_) for name, bytes_ in before.items()},
+    )
