@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from lowrank.sensing import operators, solve
+from lowrank.sensing import bases, operators, solve
 from lowrank.sensing.certificates import certify
 from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, PosteriorMean
 from lowrank.sensing.result import Status
@@ -16,6 +16,7 @@ from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAmp
 from lowrank.sensing.solvers.chain import Chain, by_linear_program
 from lowrank.sensing.solvers.column_pool import ColumnPool
 from lowrank.sensing.solvers.dense_l1 import Goal
+from lowrank.sensing.solvers.formed_matrix import FormedMatrix
 from lowrank.sensing.solvers.homotopy import Homotopy, by_path, by_perturbed_path
 from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
 from lowrank.sensing.solvers.simplex import pivot_to_optimum
@@ -412,3 +413,37 @@ def test_equal_products_do_not_make_equal_columns():
     assert np.unique(pool.correlation).size < 40  # sums of signs
     assert distinct(pool) is None
     assert solve(BasisPursuit(signs, y)).status is Status.OPTIMAL
+
+
+@pytest.mark.parametrize("kind", ["rows of DCT", "functions in a basis", "non-negative"])
+def test_small_operators_are_formed(kind: str) -> None:
+    rng = np.random.default_rng(1)
+    more: dict = {}
+    if kind == "rows of DCT":
+        A = operators.partial_dct(256, m=64, seed=0)
+    else:
+        M = rng.standard_normal((64, 256))
+        A = operators.from_functions((64, 256), lambda x: M @ x, lambda y: M.T @ y)
+        more = {"lower": 0.0} if kind == "non-negative" else {"basis": bases.dct(256)}
+    signal = 1 / rng.permutation(np.arange(1.0, 257)) if kind != "non-negative" else rng.random(256)
+    signal = signal if kind == "non-negative" else signal * rng.choice([-1, 1], 256)
+    y = A @ signal
+    for problem in (
+        BasisPursuit(A, y, **more),
+        BPDN(A, y, 0.05, **more),
+        Lasso(A, y, 0.05, **more),
+    ):
+        found = solve(problem)
+        assert found.status is Status.OPTIMAL
+        assert found.gap < 1e-9
+        assert found.solver == "formed_matrix()"
+        assert found.n_products >= 256
+
+
+def test_only_small_real_operators_are_formed() -> None:
+    A = operators.partial_dct(8192, m=16, seed=0)
+    assert "4096 columns" in str(FormedMatrix().refuses(BasisPursuit(A, np.ones(16))))
+    A = operators.partial_dct(16, m=4, seed=0)
+    assert "complex" in str(FormedMatrix().refuses(BasisPursuit(A, 1j * np.ones(4))))
+    assert "bounds" in str(FormedMatrix().refuses(BasisPursuit(A, np.ones(4), upper=1.0)))
+    assert "without a matrix" in str(FormedMatrix().refuses(BasisPursuit(np.eye(2), np.ones(2))))

@@ -278,7 +278,7 @@ def test_callback_stops_auto_for_good(instance):
     A, _, y = instance
     free = operators.from_functions(A.shape, lambda x: A @ x, lambda r: A.T @ r)
     result = recover(free, y, lam=0.05, callback=lambda k, c: k == 3)
-    assert (result.solver, result.n_iter) == ("fista()", 3)
+    assert (result.solver, result.n_iter) == ("formed_matrix()", 3)
 
 
 @dataclasses.dataclass(frozen=True)

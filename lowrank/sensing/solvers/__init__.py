@@ -27,6 +27,7 @@ from lowrank.sensing.solvers.chain import Chain
 from lowrank.sensing.solvers.cosamp import CoSaMP
 from lowrank.sensing.solvers.cross_bouquet import CrossBouquet
 from lowrank.sensing.solvers.fista import Fista
+from lowrank.sensing.solvers.formed_matrix import FormedMatrix
 from lowrank.sensing.solvers.homotopy import Homotopy
 from lowrank.sensing.solvers.iht import Iht
 from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
@@ -49,6 +50,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "cross_bouquet": CrossBouquet,
     "cvxpy": Cvxpy,
     "fista": Fista,
+    "formed_matrix": FormedMatrix,
     "homotopy": Homotopy,
     "iht": Iht,
     "interior_point": MehrotraInteriorPoint,
@@ -68,6 +70,7 @@ AUTO: tuple[str, ...] = (
     "omp",
     "vamp",
     "bg_amp",
+    "formed_matrix",
     "fista",
     "admm",
     "spg",

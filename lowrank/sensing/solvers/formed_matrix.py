@@ -1,0 +1,63 @@
+"""The certified chain for a matrix-free operator that is small enough to be formed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from lowrank.sensing.operator import Array, from_matrix
+from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
+from lowrank.sensing.result import SolverResult
+from lowrank.sensing.solvers.chain import Chain
+from lowrank.sensing.solvers.protocol import Callback
+
+MAX_COLUMNS, MAX_ENTRIES = 4096, 2**22
+"""Size up to which forming the matrix costs no more than what an iterative method would take."""
+
+
+@dataclass(frozen=True)
+class FormedMatrix:
+    """Basis pursuit, BPDN and the LASSO: form the operator's matrix, one product a column, chain.
+
+    First-order methods take thousands of products where the solution is hardly sparse, and end
+    short of it.
+
+    Args:
+        tol: relative gap and infeasibility to prove; about 1e-14 is usual.
+
+    Example:
+        >>> from lowrank.sensing import operators, solve
+        >>> A = operators.partial_dct(64, m=32, seed=0)
+        >>> problem = BasisPursuit(A, A.columns([3, 40]) @ [1.0, -2.0])
+        >>> solve(problem, FormedMatrix()).support.tolist()
+        [3, 40]
+
+    Source: see `Chain`.
+    """
+
+    tol: float = 1e-8
+
+    solves: ClassVar[tuple[type[Problem], ...]] = (BasisPursuit, BPDN, Lasso)
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Takes what is matrix-free and small, and otherwise fit for the chain."""
+        A = problem.operator
+        if A.is_dense:
+            return "is for operators without a matrix"
+        if A.shape[1] > MAX_COLUMNS or A.shape[0] * A.shape[1] > MAX_ENTRIES:
+            return f"forms matrices up to {MAX_COLUMNS} columns and {MAX_ENTRIES} entries"
+        if problem.is_complex:
+            return "needs real data, and this is complex"
+        if getattr(problem, "bounded", False) and not getattr(problem, "nonneg", False):
+            return "knows no bounds other than c >= 0"
+        return None
+
+    def solve(
+        self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
+    ) -> SolverResult:
+        """Minimise; support and signs of `x0` are the first guess."""
+        changed: dict[str, Any] = {"A": from_matrix(problem.operator.to_dense()), "basis": None}
+        formed = replace(problem, **changed)
+        found = Chain(tol=self.tol).solve(formed, x0=x0, callback=callback)
+        count = problem.n_unknowns + (found.n_products or 0)
+        return replace(found, n_products=count, note=f"matrix formed; {found.note}")
