@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-from lowrank.compression.layers import Cost
 from lowrank.errors import BudgetError
+
+FRACTIONS = frozenset({"latency"})
+"""Measures without an absolute figure: another machine has another one."""
 
 
 @dataclass(frozen=True)
@@ -14,51 +17,50 @@ class Budget:
     """Limits on the measures of a whole model.
 
     Args:
-        given: measure ("params", "bytes", "macs") -> the value as the user gave it.
+        given: measure ("params", "bytes", "macs", "latency", "memory") -> the value as the
+            user gave it.
         limits: the absolute limit of each, in the same order.
+        wholes: what the dense model has of each.
     """
 
     given: dict[str, float]
     limits: tuple[float, ...]
+    wholes: tuple[float, ...]
 
-    def measure(self, cost: Cost) -> tuple[int, ...]:
-        """The budgeted measures of a cost, in order."""
-        return tuple(getattr(cost, name) for name in self.given)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The budgeted measures, in order."""
+        return tuple(self.given)
 
 
-def budget_of(
-    total: Cost,
-    *,
-    params: float | None = None,
-    bytes: float | None = None,
-    macs: float | None = None,
-) -> Budget:
+def budget_of(wholes: Mapping[str, float], values: Mapping[str, float | None]) -> Budget:
     """Check what the user gave and turn fractions into absolute limits.
 
     Args:
-        total: the whole dense model.
-        params: fraction in (0, 1], or a whole number of parameters.
-        bytes: fraction in (0, 1], or a whole number of bytes.
-        macs: fraction in (0, 1], or a whole number of multiply-accumulates.
+        wholes: measure -> what the whole dense model has of it.
+        values: measure -> fraction in (0, 1], or an absolute figure as a whole number, or
+            None.
 
     Raises:
         BudgetError: nothing was given, or a value that is neither of the two.
 
     Example:
-        >>> budget_of(Cost(params=100, bytes=400, macs=1000), macs=0.5)
-        Budget(given={'macs': 0.5}, limits=(500.0,))
+        >>> budget_of({"params": 100, "macs": 1000}, {"params": None, "macs": 0.5})
+        Budget(given={'macs': 0.5}, limits=(500.0,), wholes=(1000,))
     """
-    values = {"params": params, "bytes": bytes, "macs": macs}
     given = {name: _checked(name, v) for name, v in values.items() if v is not None}
     if not given:
-        raise BudgetError("budget", "none was given", "pass params=, bytes= or macs=, such as 0.5")
+        names = ", ".join(f"{name}=" for name in values)
+        raise BudgetError("budget", "none was given", f"pass one of {names} such as 0.5")
     limits = []
     for name, value in given.items():
-        whole = getattr(total, name)
+        whole = wholes.get(name)
+        if whole is None:
+            raise BudgetError(name, "it was not measured", f"pass {name}=True to measure")
         if whole == 0:
             raise BudgetError(name, "the model has none on this example", "budget another measure")
         limits.append(value * whole if value <= 1 else float(value))
-    return Budget(given, tuple(limits))
+    return Budget(given, tuple(limits), tuple(wholes[name] for name in given))
 
 
 def _checked(name: str, value: object) -> float:
@@ -66,6 +68,8 @@ def _checked(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | Real):
         raise BudgetError(name, f"{value!r} is not a number", advice)
     whole, value = isinstance(value, Integral), float(value)
+    if name in FRACTIONS and value > 1:
+        raise BudgetError(name, f"{value:g} is above 1", "give a fraction of the dense model's")
     if not value > 0:
         raise BudgetError(name, f"{value:g} is not above 0", advice)
     if whole:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import NoReturn, get_args
 
@@ -17,7 +17,9 @@ from lowrank.compression.calibrate import Loss, calibration_batches
 from lowrank.compression.example import Example
 from lowrank.compression.fits import Data, Importance, Weighting
 from lowrank.compression.knapsack import Choices, choose, smallest
+from lowrank.compression.latency import Timing, time_layers
 from lowrank.compression.layers import Cost, LayerView
+from lowrank.compression.memory import MemoryFits
 from lowrank.compression.methods import METHODS, Method
 from lowrank.compression.methods.base import compose, require
 from lowrank.compression.methods.fitting import identity
@@ -82,6 +84,8 @@ class Curves:
         total: cost of the whole model on the example.
         seed: seed of the randomised fits.
         data: what was found out from data; None where errors are those of the weights.
+        timing: how long the candidates take; None where that was not asked for.
+        memory: what the model holds while it runs; None where that was not asked for.
     """
 
     curves: tuple[Curve, ...]
@@ -91,6 +95,8 @@ class Curves:
     total: Cost
     seed: int = 0
     data: Data | None = field(default=None, compare=False, repr=False)
+    timing: Timing | None = field(default=None, compare=False, repr=False)
+    memory: MemoryFits | None = field(default=None, compare=False, repr=False)
 
     def plan(
         self,
@@ -98,6 +104,8 @@ class Curves:
         params: float | None = None,
         bytes: float | None = None,
         macs: float | None = None,
+        latency: float | None = None,
+        memory: float | None = None,
         exponent: float = 0.5,
     ) -> Plan:
         """The method and rank, or dense, of every layer: least summed error in the budget.
@@ -111,6 +119,11 @@ class Curves:
             params: parameters to keep.
             bytes: bytes of parameters to keep.
             macs: multiply-accumulates to keep, on the example.
+            latency: time of a forward pass to keep, a fraction, as predicted from timed
+                layers; needs `measure(..., latency=True)`. Where no layer can get faster
+                all stay dense.
+            memory: peak bytes of a forward pass to keep, weights and activations; needs
+                `measure(..., memory=True)`.
             exponent: with data, layers are weighed by outputs^(1 - exponent) loss^exponent:
                 from the size of the output that is lost (0) to what the loss feels of it (1).
 
@@ -119,39 +132,103 @@ class Curves:
             BudgetError: the budget makes no sense, or is below the smallest that can be
                 reached, which the message names.
         """
-        budget = budget_of(self.total, params=params, bytes=bytes, macs=macs)
+        values = {"params": params, "bytes": bytes, "macs": macs}
+        budget = budget_of(self._wholes, {**values, "latency": latency, "memory": memory})
         _check_exponent(exponent)
-        options = [self._options(curve, budget) for curve in self.curves]
-        fixed = np.array(budget.measure(self.total), float)
-        fixed -= np.sum([budget.measure(c.dense) for c in self.curves], axis=0)
-        choices = [
-            _choices(c, o, budget, exponent) for c, o in zip(self.curves, options, strict=True)
-        ]
+        offers = [self._offer(curve, budget.names, exponent) for curve in self.curves]
+        fixed = np.array(budget.wholes, float)
+        fixed -= np.sum([self._dense(c, budget.names) for c in self.curves], axis=0)
+        choices = [offer.choices for offer in offers]
         picked = choose(choices, np.array(budget.limits) - fixed)
+        if picked is None and budget.names == ("latency",):
+            picked = _all_dense(offers)
         if picked is None:
-            _refuse(budget, fixed + smallest(choices), self.total)
+            _refuse(budget, fixed + smallest(choices))
+        taken = {
+            c.layer: offer.options[p] or Dense(_why_dense(c, offer, budget))
+            for c, offer, p in zip(self.curves, offers, picked, strict=True)
+        }
+        return self._planned(taken, budget.given)
+
+    def dense(self, reason: str, given: Mapping[str, float]) -> Plan:
+        """The plan that leaves every layer as it is.
+
+        Args:
+            reason: why, for the layers that could be replaced.
+            given: the budget that it answers.
+        """
+        return self._planned({c.layer: Dense(reason) for c in self.curves}, given)
+
+    def _planned(self, taken: Mapping[str, Dense | Candidate], given: Mapping[str, float]) -> Plan:
         rows: dict[str, Choice | Candidate] = {n: Dense(r) for n, r in self.reasons.items()}
-        for curve, offered, p in zip(self.curves, options, picked, strict=True):
-            taken = offered[p]
-            rows[curve.layer] = taken or Dense(_why_dense(curve, offered, budget))
+        for curve in self.curves:
+            rows[curve.layer] = choice = taken[curve.layer]
             if curve.head is not None:
-                rows[curve.head] = (
-                    Tied(curve.layer) if taken else Dense(f"shares the weight of {curve.layer}")
-                )
+                alone = Dense(f"shares the weight of {curve.layer}")
+                rows[curve.head] = alone if isinstance(choice, Dense) else Tied(curve.layer)
         dense = {c.layer: c.dense for c in self.curves}
         layers = {
             name: _row(self.kinds[name], self.shapes[name], rows[name], dense.get(name))
             for name in self.kinds
         }
-        return Plan(layers, self.total, budget.given, self.seed)
+        return Plan(layers, self.total, dict(given), self.seed)
 
-    def _options(self, curve: Curve, budget: Budget) -> list[Candidate | None]:
-        """Dense (None), and what makes every budgeted measure of the layer smaller."""
+    @property
+    def _wholes(self) -> dict[str, float]:
+        """Measure -> what the dense model has of it."""
+        wholes: dict[str, float] = asdict(self.total)
+        if self.timing is not None:
+            wholes["latency"] = _NS * self.timing.whole
+        if self.memory is not None:
+            wholes["memory"] = self.memory.dense.total
+        return wholes
+
+    def _dense(self, curve: Curve, names: Sequence[str]) -> list[float]:
+        """The measures of a layer as it is."""
+        costs: dict[str, float] = asdict(curve.dense)
+        if self.timing is not None and "latency" in names:
+            costs["latency"] = _NS * self.timing.dense(curve.layer)
+        costs["memory"] = curve.dense.bytes  # the activations' peak stays: see `memory`
+        return [costs[name] for name in names]
+
+    def _costs(self, curve: Curve, names: Sequence[str]) -> NDArray[np.float64]:
+        """The measures of a layer's candidates, (n, n_names)."""
+        columns = []
+        for name in names:
+            if name == "latency" and self.timing is not None:
+                columns.append(_NS * self.timing.predict(curve.layer, curve.candidates))
+            else:
+                field_ = "bytes" if name == "memory" else name
+                columns.append(np.array([getattr(c.cost, field_) for c in curve.candidates], float))
+        return np.stack(columns, axis=1)
+
+    def _offer(self, curve: Curve, names: Sequence[str], exponent: float) -> _Offer:
+        """Dense, and what makes every budgeted measure of the layer smaller."""
+        dense, costs = np.array(self._dense(curve, names)), self._costs(curve, names)
+        weight = 1.0 if curve.importance is None else curve.importance.weight(exponent)
+        errors = weight * np.array([c.error for c in curve.candidates])
         if curve.fixed:
-            return [curve.candidates[0]]
-        limit = np.array(budget.measure(curve.dense))
-        smaller = [c for c in curve.candidates if np.all(np.array(budget.measure(c.cost)) < limit)]
-        return [None, *smaller]
+            return _Offer([curve.candidates[0]], Choices(costs[:1], errors[:1]))
+        smaller = np.all(costs < dense, axis=1)
+        if self.memory is not None and "memory" in names:
+            smaller &= self.memory.fits[curve.layer]
+        kept = np.flatnonzero(smaller)
+        return _Offer(
+            [None, *(curve.candidates[i] for i in kept)],
+            Choices(np.vstack([dense, costs[kept]]), np.append(0.0, errors[kept])),
+        )
+
+
+_NS = 1e9
+"""Seconds are planned in nanoseconds: figures far below 1 are rounding to a linear program."""
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What a layer may become within the budget's measures; None is dense."""
+
+    options: Sequence[Candidate | None]
+    choices: Choices
 
 
 def measure(
@@ -167,6 +244,8 @@ def measure(
     weighting: Weighting = "fisher",
     overrides: Mapping[str, Choice] | None = None,
     round_to: int = 1,
+    latency: bool = False,
+    memory: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Curves:
@@ -189,6 +268,9 @@ def measure(
             are (behind a batch norm), and needs no backward pass.
         overrides: layer name -> the method to use, or `Dense(reason)`.
         round_to: ranks are multiples of this, where the layer is large enough.
+        latency: time the layers and a grid of candidates on the model's device, at the sizes
+            of the example and the number of threads that is set; needed to plan by latency.
+        memory: follow what the model allocates; needed to plan by memory.
         seed: seed of the randomised fits (CP).
         progress: called as (what, done, total).
 
@@ -225,9 +307,36 @@ def measure(
         progress("measured", len(views), len(views))
     if not curves:
         _refuse_model(found, reasons)
+    named = {v.name: v for v in views}
     return Curves(
-        tuple(curves), reasons, found.kinds, found.shapes, model_cost(model, example), seed, known
+        tuple(curves),
+        reasons,
+        found.kinds,
+        found.shapes,
+        model_cost(model, example),
+        seed,
+        known,
+        _timed(model, example, named, curves, progress) if latency else None,
+        _followed(model, example, named, curves) if memory else None,
     )
+
+
+def _timed(
+    model: nn.Module,
+    example: Example,
+    views: Mapping[str, LayerView],
+    curves: Sequence[Curve],
+    progress: Progress | None,
+) -> Timing:
+    offered = {c.layer: c.candidates for c in curves}
+    return time_layers(model, example, views, offered, progress=progress)
+
+
+def _followed(
+    model: nn.Module, example: Example, views: Mapping[str, LayerView], curves: Sequence[Curve]
+) -> MemoryFits:
+    chains = {c.layer: [m.method.specs(views[c.layer].spec) for m in c.candidates] for c in curves}
+    return MemoryFits.of(model, example, views, chains)
 
 
 def _calibrated(
@@ -402,13 +511,9 @@ def _refuse_model(found: Scan, reasons: Mapping[str, str]) -> NoReturn:
     )
 
 
-def _choices(
-    curve: Curve, options: Sequence[Candidate | None], budget: Budget, exponent: float
-) -> Choices:
-    weight = 1.0 if curve.importance is None else curve.importance.weight(exponent)
-    costs = [budget.measure(o.cost if o else curve.dense) for o in options]
-    errors = [weight * o.error if o else 0.0 for o in options]
-    return Choices(np.array(costs, float), np.array(errors))
+def _all_dense(offers: Sequence[_Offer]) -> list[int] | None:
+    """No layer has a candidate: nothing can get faster, which is no mistake in the budget."""
+    return None if any(len(o.options) > 1 or o.options[0] for o in offers) else [0] * len(offers)
 
 
 def _row(
@@ -422,18 +527,23 @@ def _row(
     return PlannedLayer(kind, shapes, taken, dense)
 
 
-def _why_dense(curve: Curve, options: Sequence[Candidate | None], budget: Budget) -> str:
+def _why_dense(curve: Curve, offer: _Offer, budget: Budget) -> str:
     if not curve.candidates:
         return "no method fits a layer of this shape"
-    if len(options) == 1:
-        return f"no rank makes it smaller in {' and '.join(budget.given)}"
-    return "worth more than it costs"
+    if len(offer.options) > 1:
+        return "worth more than it costs"
+    if budget.names == ("latency",):
+        return "no rank makes it faster here"
+    return f"no rank makes it smaller in {' and '.join(budget.given)}"
 
 
-def _refuse(budget: Budget, least: NDArray[np.float64], total: Cost) -> NoReturn:
+def _refuse(budget: Budget, least: NDArray[np.float64]) -> NoReturn:
     parts = []
-    for name, low, whole in zip(budget.given, least, budget.measure(total), strict=True):
-        parts.append(f"{name}={low / whole:.4f} ({int(low):,} of {whole:,})")
+    for name, low, whole in zip(budget.given, least, budget.wholes, strict=True):
+        figures = f"{int(low):,} of {int(whole):,}"
+        if name == "latency":
+            figures = f"{1e3 * low / _NS:.2f} of {1e3 * whole / _NS:.2f} ms"
+        parts.append(f"{name}={low / whole:.4f} ({figures})")
     given = ", ".join(f"{k}={v}" for k, v in budget.given.items())
     alone = " (each alone)" if len(parts) > 1 else ""
     raise BudgetError(

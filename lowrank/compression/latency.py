@@ -295,16 +295,28 @@ class Timing:
         self._exact: dict[str, dict[Method | None, float]] = defaultdict(dict)
         self._sharp: dict[str, set[Method]] = defaultdict(set)
 
-    def measure(self, candidates: Mapping[str, Sequence[Candidate]]) -> None:
+    def measure(
+        self,
+        candidates: Mapping[str, Sequence[Candidate]],
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
         """Time the dense layers and a grid of each family of candidates.
 
         Args:
             candidates: layer name -> what the planner may choose among.
+            progress: called as (layer, done, total).
         """
-        for name, offered in candidates.items():
+        for done, (name, offered) in enumerate(candidates.items()):
+            if progress is not None:
+                progress(f"timing {name}", done, len(candidates))
             grids = [_grid(offered, family) for family in _families(offered).values()]
             self._time(name, [None, *(offered[i].method for grid in grids for i in grid)])
         self.rest = max(0.0, self.total - sum(self.dense(name) for name in candidates))
+
+    @property
+    def whole(self) -> float:
+        """Seconds of the dense model, as the sum of its layers and the rest."""
+        return self.rest + sum(times[None] for times in self._exact.values())
 
     def dense(self, name: str) -> float:
         """Seconds of the layer as it is."""
@@ -355,6 +367,7 @@ def time_layers(
     candidates: Mapping[str, Sequence[Candidate]],
     *,
     timer: Timer | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Timing:
     """Time a model, its layers, and what may replace them, on the model's device.
 
@@ -364,6 +377,7 @@ def time_layers(
         views: layer name -> the layer.
         candidates: layer name -> what may replace it.
         timer: seconds of one run; by default the clock that suits the device.
+        progress: called as (layer, done, total).
 
     Raises:
         InputError: the model has no data to run on (meta device).
@@ -382,7 +396,7 @@ def time_layers(
         timer=timer,
     )
     timing = Timing(layers, views, min(runs))
-    timing.measure(candidates)
+    timing.measure(candidates, progress)
     return timing
 
 

@@ -16,6 +16,8 @@ from functools import partial
 from math import prod
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from lowrank.compression.counting import MemoryMode
@@ -47,6 +49,42 @@ class Memory:
         size = view.parameter.element_size()
         calls = zip(self.before[view.name], view.calls, strict=True)
         return max([self.peak, *(alive + chain_bytes(chain, at, size) for alive, at in calls)])
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryFits:
+    """Which candidates leave the peak of the activations where it is.
+
+    Attributes:
+        dense: what the dense model holds.
+        fits: layer name -> (n,) bool, one for each of its candidates.
+    """
+
+    dense: Memory
+    fits: dict[str, NDArray[np.bool_]]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        example: Example,
+        views: Mapping[str, LayerView],
+        chains: Mapping[str, Sequence[Sequence[LayerSpec]]],
+    ) -> MemoryFits:
+        """Measure the model and look at every candidate's chain.
+
+        Args:
+            model: the dense model.
+            example: inputs of one forward pass.
+            views: layer name -> the layer.
+            chains: layer name -> the stages of each of its candidates.
+        """
+        dense = measure_memory(model, example, views)
+        fits = {
+            name: np.array([dense.with_chain(views[name], c) <= dense.peak for c in offered], bool)
+            for name, offered in chains.items()
+        }
+        return cls(dense, fits)
 
 
 def chain_bytes(chain: Sequence[LayerSpec], at: Call, element_size: int) -> int:
