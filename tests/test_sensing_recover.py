@@ -418,3 +418,33 @@ def test_greedy_solvers_do_not_mind_the_units_of_columns(solver):
     assert found.support.tolist() == [3, 20, 50, 99]
     np.testing.assert_allclose(found.x * units, c, atol=1e-6)
     np.testing.assert_allclose(seen[-1] * units, c, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1e-310, 1e-200, 1e-145, 1e155, 1e200])
+@pytest.mark.parametrize("which", ["A", "y"])
+def test_data_whose_squares_leave_the_range_are_refused(instance, which, size):
+    A, _, y = instance
+    data = {"A": A, "y": y}
+    data[which] = data[which] * size
+    for options in ({}, {"sparsity": 3}, {"lam_fraction": 0.1}):
+        with pytest.raises(InputError, match=f"{which}: .*squares .*flow; rescale {which}"):
+            recover(**data, **options)
+
+
+@pytest.mark.parametrize("size", [1e-130, 1e130])
+def test_units_within_the_range_do_not_matter(instance, size):
+    A, x, y = instance
+    np.testing.assert_allclose(recover(A, y * size).x / size, x, atol=1e-6)
+    np.testing.assert_allclose(recover(A * size, y).x * size, x, atol=1e-6)
+
+
+def test_functions_of_the_wrong_shape_and_empty_tensors_get_a_sentence(instance):
+    torch = pytest.importorskip("torch")
+    A, _, y = instance
+    short = operators.from_functions(A.shape, lambda x: (A @ x)[1:], lambda r: A.T @ r)
+    with pytest.raises(InputError, match=r"forward makes shape .* is declared"):
+        recover(short, y)
+    with pytest.raises(InputError, match="meta device"):
+        recover(torch.empty(A.shape, device="meta"), y)
+    with pytest.raises(InputError, match="sparsity: .* outside 1"):
+        recover(A, y, sparsity=np.array([2, 3]))

@@ -27,6 +27,10 @@ MAX_DENSE_ELEMENTS = 2**27
 """Largest product matrix (1 GiB of float64) that composing two dense operators may form."""
 
 
+SMALLEST, LARGEST = 1e-140, 1e150
+"""The largest value of data lies between these: squares of it and of its last digits are floats."""
+
+
 class Operator(LinearOperator):  # type: ignore[misc]
     """A linear map `A` from (n,) to (m,), with its adjoint and the facts solvers ask for.
 
@@ -359,8 +363,8 @@ def from_functions(
     return Operator(
         shape,
         dtype,
-        _columnwise(forward),
-        _columnwise(adjoint),
+        _columnwise(forward, "forward", shape[0]),
+        _columnwise(adjoint, "adjoint", shape[1]),
         name="functions",
         norm=norm,
         row_orthonormal=row_orthonormal,
@@ -368,11 +372,18 @@ def from_functions(
     )
 
 
-def _columnwise(function: Map) -> Map:
+def _columnwise(function: Map, name: str, size: int) -> Map:
+    def single(x: Array) -> Array:
+        found = np.asarray(function(x))
+        if found.shape != (size,):
+            text = f"{name} makes shape {found.shape} of {x.shape}, and ({size},) is declared"
+            raise InputError("functions", text, "correct the function, or the shape (m, n)")
+        return found
+
     def apply(X: Array) -> Array:
         if X.ndim == 1:
-            return np.asarray(function(X))
-        return np.stack([np.asarray(function(column)) for column in X.T], axis=1)
+            return single(X)
+        return np.stack([single(column) for column in X.T], axis=1)
 
     return apply
 
@@ -399,6 +410,8 @@ def to_numpy(value: Any) -> Array:
         InputError: a list whose rows differ in length.
     """
     if is_torch(value):
+        if value.is_meta:
+            raise InputError("data", "a tensor on the meta device holds no values", "pass data")
         return _from_tensor(value.detach().cpu().resolve_conj().resolve_neg())
     try:
         return np.asarray(value)
@@ -432,15 +445,25 @@ def as_double(array: Array, where: str) -> Array:
     """The array in float64 or complex128.
 
     Raises:
-        InputError: not numeric, or with NaN or Inf.
+        InputError: not numeric, with NaN or Inf, or so large or small that squares leave the range.
     """
     if array.dtype.kind not in "biufc":
         raise InputError(where, f"dtype {array.dtype} is not numeric", "pass real or complex data")
     double = array.astype(np.result_type(array.dtype, np.float64), copy=False)
     flat = double.ravel(order="K")
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.dot(flat, flat)  # one pass, which settles all but huge and bad data
-    if not np.isfinite(squares) and not np.isfinite(flat).all():
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        squares = abs(np.dot(flat, flat))  # one pass, which settles all but extreme and bad data
+    if not SMALLEST**2 <= squares <= LARGEST**2:
+        _check_range(double, where)
+    return double
+
+
+def _check_range(double: Array, where: str) -> None:
+    if not np.isfinite(double).all():
         bad = int((~np.isfinite(double)).sum())
         raise InputError(where, f"{bad} of {double.size} values are NaN or Inf", "clean the data")
-    return double
+    largest = float(np.abs(double).max(initial=0.0))
+    if largest and not SMALLEST <= largest <= LARGEST:
+        over = "over" if largest > 1 else "under"
+        text = f"values up to {largest:.1e}, whose squares {over}flow"
+        raise InputError(where, text, f"rescale {where}")
