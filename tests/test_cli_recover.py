@@ -300,6 +300,13 @@ def test_a_solver_that_does_not_take_the_problem():
     assert "omp cannot take this BasisPursuit" in fails("--solver", "omp")
 
 
+@pytest.mark.parametrize("name", ["A.npy", "y.npy", "../{}/A.npy"])
+def test_what_is_read_is_not_overwritten(name):
+    before = Path("A.npy").read_bytes(), Path("y.npy").read_bytes()
+    assert "would be overwritten" in fails("-o", name.format(Path.cwd().name))
+    assert (Path("A.npy").read_bytes(), Path("y.npy").read_bytes()) == before
+
+
 def test_debug_shows_the_traceback():
     files = ["--matrix", "gone.npy", "--measurements", "y.npy"]
     result = CliRunner().invoke(main, ["--debug", "recover", *files])

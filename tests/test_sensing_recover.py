@@ -446,5 +446,5 @@ def test_functions_of_the_wrong_shape_and_empty_tensors_get_a_sentence(instance)
         recover(short, y)
     with pytest.raises(InputError, match="meta device"):
         recover(torch.empty(A.shape, device="meta"), y)
-    with pytest.raises(InputError, match="sparsity: .* outside 1"):
+    with pytest.raises(InputError, match=r"sparsity: .* outside 1"):
         recover(A, y, sparsity=np.array([2, 3]))

@@ -84,6 +84,9 @@ def command(
     """Recover a signal."""
     settings = _settings(options)
     _check_files(output, plot)
+    for path in filter(None, (output, plot)):
+        if path.resolve() in (matrix.resolve(), measurements.resolve()):
+            raise InputError(str(path), "is what is read, and would be overwritten", "rename it")
     A, y = read_matrix(matrix), read_vector(measurements)
     found = run(A, y, settings)
     written = _write(found, y, output, plot)
