@@ -11,6 +11,7 @@ from torch import nn
 import lowrank
 from lowrank import plots
 from lowrank.errors import InputError
+from lowrank.plots import style
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,7 +99,7 @@ def test_bars_are_the_plan(curves, ax, measure):
 
 
 def test_filled_and_dense_differ_in_grey():
-    grey = [float(np.dot(to_rgb(c), (0.299, 0.587, 0.114))) for c in (plots._DENSE, "#0072B2")]
+    grey = [float(np.dot(to_rgb(c), (0.299, 0.587, 0.114))) for c in (style.DENSE, "#0072B2")]
     assert abs(grey[0] - grey[1]) > 0.3
 
 
@@ -125,3 +126,112 @@ def test_plans_that_cannot_be_drawn(curves):
         plots.plan_bars(plan, measure="flops")
     with pytest.raises(InputError, match="none of its layers"):
         plots.plan_bars(lowrank.Plan({}, plan.total))
+
+
+def test_spectrum_holds_the_sizes_and_the_errors_left(ax):
+    W = torch.randn(8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plots.spectrum(W, label="W", ax=ax)
+    sizes, left = (line.get_ydata() for line in ax.get_lines())
+    s = torch.linalg.svdvals(W).numpy()
+    np.testing.assert_allclose(sizes, s / s[0])
+    np.testing.assert_allclose(left[0], np.sqrt((s[1:] ** 2).sum() / (s**2).sum()))
+    assert np.isnan(left[-1])  # nothing is left, which no log axis can show
+
+
+def test_trade_off_draws_the_plans(curves, ax):
+    assert plots.trade_off(curves, (0.7, 0.5), ax=ax) is ax
+    kept, errors = ax.get_lines()[0].get_data()
+    plans = [curves.plan(macs=b) for b in (0.7, 0.5)]
+    np.testing.assert_allclose(kept, [100 * p.cost.macs / p.total.macs for p in plans])
+    assert list(errors) == [p.error for p in plans]
+    plots.trade_off(curves, measure="params", label="params", ax=ax)
+    assert len({line.get_marker() for line in ax.get_lines()}) == 2
+
+
+def test_trade_off_says_when_nothing_can_be_reached(curves, ax):
+    with pytest.raises(lowrank.LowRankError):
+        plots.trade_off(curves, (1e-6,), ax=ax)
+    with pytest.raises(lowrank.LowRankError, match="there are none"):
+        plots.trade_off(curves, (), ax=ax)
+
+
+def test_predicted_stands_beside_measured(ax):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    _, report = lowrank.compress(net, torch.zeros(1, 32), params=0.6)
+    plots.predicted_against_measured(report, ax=ax)
+    predicted, measured = (line.get_xdata() for line in bold(ax))
+    rows = report.replaced
+    np.testing.assert_allclose(predicted, [100 * r.predicted_error for r in rows])
+    np.testing.assert_allclose(measured, [100 * r.measured_error for r in rows])
+    assert report.plot().get_xlabel() == "relative error, %"
+    assert report.plan.plot(measure="params").get_xlabel() == "parameters"
+    empty = lowrank.Report((), report.plan, report.dense, report.compressed, None)
+    with pytest.raises(InputError, match="no layer"):
+        plots.predicted_against_measured(empty)
+
+
+A = np.random.default_rng(0).standard_normal((30, 50)) / 30**0.5
+X = np.zeros(50)
+X[[3, 17, 40]] = 1.0, -2.0, 0.5
+
+
+def test_support_tells_found_from_missed_and_false(ax):
+    found = lowrank.recover(A, A @ X + 0.05 * A[:, 9], lam=0.6)
+    plots.support(found, X, ax=ax)
+    on, got = set(np.flatnonzero(X)), set(found.support)
+    names = {line.get_label().split(":")[0]: set(line.get_xdata()) for line in bold(ax)}
+    assert names == {"found": on & got, "missed": on - got, "false": got - on}
+    with pytest.raises(InputError, match="one signal"):
+        plots.support(found, X[:-1], ax=ax)
+
+
+def test_path_and_selection(ax):
+    lams = np.array([1.0, 0.1, 0.01])
+    path = np.stack([lowrank.recover(A, A @ X, lam=lam).x for lam in lams])
+    plots.regularisation_path(lams, path, truth=X, chosen=0.1, ax=ax)
+    blue = [line for line in ax.get_lines() if line.get_color() == style.STYLES[0][0]]
+    assert len(blue) == 3 + 1  # and the one of the legend
+    with pytest.raises(InputError, match="a row for each penalty"):
+        plots.regularisation_path(lams, path.T)
+    noise = 0.05 * np.random.default_rng(1).standard_normal(30)
+    chosen = lowrank.sensing.lam_by_information(A, A @ X + noise)
+    drawn = plots.selection(chosen)
+    assert chosen.lam in drawn.get_lines()[1].get_xdata()
+
+
+def test_convergence_of_each_kind_of_result(ax):
+    from lowrank.decompositions import go_dec, robust_pca
+
+    M = np.ones((8, 6)) + np.eye(8, 6)
+    assert len(plots.convergence(robust_pca(M)).get_lines()) == 2
+    assert plots.convergence(go_dec(M, 1, 6)).get_legend().get_texts()[0].get_text() == (
+        "relative residual"
+    )
+    slow = lowrank.recover(A, A @ X, lam=0.1, solver="fista")
+    assert plots.convergence(slow, ax=ax).get_ylabel() == "relative gap"
+    with pytest.raises(InputError, match="kept none"):
+        plots.convergence(lowrank.recover(A, A @ X, lam=0.1, solver="homotopy"))
+
+
+def test_video_frames_are_the_parts():
+    from lowrank.decompositions import robust_pca
+
+    M = np.outer(np.arange(1.0, 13), np.ones(5))
+    M[4, 2] += 9
+    found = robust_pca(M)
+    figure = plots.video_frames(found, (3, 4), (0, 2))
+    pictures = [ax.images[0].get_array() for ax in figure.axes]
+    np.testing.assert_allclose(pictures[0], M[:, 0].reshape(3, 4), atol=1e-5)
+    np.testing.assert_allclose(pictures[5].ravel(), np.abs(found.S[:, 2]))
+    with pytest.raises(InputError, match="pixels are rows"):
+        plots.video_frames(found, (3, 5))
+
+
+def test_phase_map_is_what_plot_draws():
+    from lowrank.sensing.phase_transition import phase_transition
+
+    result = phase_transition([0.4, 0.6], [0.1, 0.9], n=30, trials=2)
+    ax = result.plot()
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("m / n", "k / m")
+    assert ax.collections[0].get_array().size == 4

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import nn
 
@@ -247,6 +247,12 @@ class Plan:
         except (OSError, UnicodeDecodeError) as error:
             raise PlanError(str(path), f"cannot be read ({error})", "check the path") from error
         return cls.from_json(text)
+
+    def plot(self, *, measure: Literal["macs", "params", "bytes"] = "macs", ax: Any = None) -> Any:
+        """Draw what is kept of every layer as a bar chart; see `lowrank.plots.plan_bars`."""
+        from lowrank.plots import plan_bars
+
+        return plan_bars(self, measure=measure, ax=ax)
 
     def __str__(self) -> str:
         from lowrank.compression.tables import as_text

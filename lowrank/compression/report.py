@@ -14,6 +14,7 @@ from lowrank.compression.profile import TOTAL, Latency, compare_latency, count_m
 from lowrank.compression.quality import Quality
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from rich.console import Console, ConsoleOptions, RenderResult
 
 _RUNS, _WARMUP = 7, 2
@@ -169,6 +170,12 @@ class Report:
             "layers": [_layer_to_dict(row) for row in self.layers],
             "plan": self.plan.to_dict(),
         }
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw each layer's error as planned and as built; see `lowrank.plots`."""
+        from lowrank.plots import predicted_against_measured
+
+        return predicted_against_measured(self, ax=ax)
 
     def __str__(self) -> str:
         from lowrank.compression.tables import as_text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal
 
@@ -55,6 +56,12 @@ class LowRankSparse(Generic[Array]):
     dual: Array | None
     lam: float | None
     history: tuple[tuple[float, float], ...]
+
+    def plot(self, shape: tuple[int, int], frames: Sequence[int] = (0,)) -> Any:
+        """Draw frames of a video with their parts; see `lowrank.plots.video_frames`."""
+        from lowrank.plots import video_frames
+
+        return video_frames(self, shape, frames)
 
 
 def robust_pca(

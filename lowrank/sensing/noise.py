@@ -61,6 +61,12 @@ class Selection:
     scores: Array
     rule: str
 
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the score against the penalty; see `lowrank.plots.selection`."""
+        from lowrank.plots import selection
+
+        return selection(self, ax=ax)
+
 
 def lam_max(
     A: MatrixLike, y: ArrayLike, *, basis: MatrixLike | None = None, nonneg: bool = False
