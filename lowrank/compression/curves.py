@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,14 @@ class Curves:
     data: Data | None = field(default=None, compare=False, repr=False)
     timing: Timing | None = field(default=None, compare=False, repr=False)
     memory: MemoryFits | None = field(default=None, compare=False, repr=False)
+
+    def plot(
+        self, layers: Sequence[str] | None = None, *, method: str = "channel_svd", ax: Any = None
+    ) -> Any:
+        """Draw error against rank; see `lowrank.plots.error_against_rank`."""
+        from lowrank.plots import error_against_rank
+
+        return error_against_rank(self, layers, method=method, ax=ax)
 
     def plan(
         self,
