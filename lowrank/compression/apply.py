@@ -19,12 +19,15 @@ from lowrank.compression.layers import (
     LayerSpec,
     canonical,
     is_transposed_linear,
+    leaves,
     module_layout,
     spec_of,
     tied_head,
+    with_leaves,
 )
 from lowrank.compression.methods import Method
 from lowrank.compression.methods.base import compose, require
+from lowrank.compression.modules import bias_holder
 from lowrank.compression.plan import Plan, Tied
 from lowrank.compression.quality import Quality, compare_outputs
 from lowrank.compression.report import Figures, LayerReport, Report
@@ -252,10 +255,8 @@ def build_structure(model: nn.Module, plan: Plan) -> None:
     for name, method in plan.replaced.items():
         module = model.get_submodule(name)
         spec = _spec(module)
-        stages = [
-            s.build(dtype=_weight(module).dtype, device=_weight(module).device)
-            for s in method.specs(spec)
-        ]
+        weight = _weight(module)
+        stages = [s.build(dtype=weight.dtype, device=weight.device) for s in method.specs(spec)]
         _install(model, name, _chain(module, stages), originals)
     for name, row in plan.layers.items():
         if isinstance(row.choice, Tied):
@@ -287,7 +288,10 @@ def densify(model: nn.Module) -> nn.Module:
     for applied in reversed(history(dense)):
         methods, heads = applied.plan.replaced, applied.plan.layers
         # weights first: a tied head reads its embedding's factors
-        weights = {n: _folded(dense.get_submodule(n), applied.originals[n]) for n in methods}
+        weights = {
+            name: _folded(dense.get_submodule(name), method, applied.originals[name])
+            for name, method in methods.items()
+        }
         for name in methods:
             _restore(dense, name, applied.originals[name], weights[name])
         for name, row in heads.items():
@@ -400,8 +404,7 @@ def _factorized(
     stages = []
     for stage_spec, factor in zip(specs, factors, strict=True):
         stage = stage_spec.build(dtype=weight.dtype, device=weight.device)
-        with torch.no_grad():
-            _weight(stage).copy_(module_layout(stage_spec, factor))
+        stage_spec.write(stage, factor)
         stages.append(stage)
     return _Made(_chain(module, stages), made, _relative(W, made, metric))
 
@@ -425,15 +428,14 @@ def _shift(goal: Goal, made: Tensor) -> Tensor:
 def _chain(module: nn.Module, stages: Sequence[nn.Module]) -> nn.Sequential:
     """The stages in a row, with everything of the layer that is not its weight."""
     weight = _weight(module)
-    for stage in stages:
-        _weight(stage).requires_grad_(weight.requires_grad)
+    chain = nn.Sequential(*stages)
+    for parameter in chain.parameters():
+        parameter.requires_grad_(weight.requires_grad)
+        if _is_channels_last(weight) and parameter.ndim == weight.ndim:
+            parameter.data = parameter.data.contiguous(memory_format=_layout(weight))
     bias = module._parameters.get("bias")
     if bias is not None:
-        stages[-1].register_parameter("bias", bias)  # the same object: it may be shared
-    chain = nn.Sequential(*stages)
-    if _is_channels_last(weight):
-        for stage in stages:
-            _weight(stage).data = _weight(stage).data.contiguous(memory_format=_layout(weight))
+        bias_holder(chain).register_parameter("bias", bias)  # the same object: it may be shared
     for key, value in vars(module).items():
         if not key.startswith("_"):  # stride, in_features, ...: a model may read them
             chain.__dict__[key] = value
@@ -503,27 +505,32 @@ def _replace_head(model: nn.Module, name: str, to: str, originals: dict[str, nn.
     _install(model, name, chain, originals)
 
 
-def _folded(chain: nn.Module, original: nn.Module) -> Tensor:
+def _folded(chain: nn.Module, method: Method, original: nn.Module) -> Tensor:
     """The weight, in the original module's layout, that the stages amount to."""
     assert isinstance(chain, nn.Sequential)
     spec = _spec(original)
-    specs = [_spec(stage) for stage in chain]
-    wide = [
-        canonical(s, w if w.dtype == torch.float64 else w.float())
-        for s, w in ((s, _weight(m).detach()) for s, m in zip(specs, chain, strict=True))
-    ]
-    folded = compose(spec, specs, wide)
+    stages = method.specs(spec)
+    factors = [stage.read(module) for stage, module in zip(stages, chain, strict=True)]
+    folded = compose(spec, stages, with_leaves(factors, [_wide(f) for f in leaves(factors)]))
     return module_layout(spec, folded, transposed=is_transposed_linear(original))
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Half types in float32."""
+    half = values.is_floating_point() and values.dtype != torch.float64
+    return values.float() if half else values
 
 
 def _restore(model: nn.Module, name: str, shell: nn.Module, weight: Tensor) -> None:
     chain = model.get_submodule(name)
     assert isinstance(chain, nn.Sequential)
-    first, last = _weight(chain[0]), chain[-1]
+    last = bias_holder(chain)
+    own = [p for p in chain.parameters() if p is not last._parameters.get("bias")]
+    first = own[0]
     if not isinstance(weight, nn.Parameter):
         # the factors may be 1 wide and so of either layout: then the shell's strides tell
-        channels_last = any(_is_channels_last(_weight(m)) for m in (*chain, shell))
-        layout = _layout(first) if channels_last else torch.contiguous_format
+        channels_last = any(_is_channels_last(p) for p in (*own, _weight(shell)))
+        layout = _layout(weight) if channels_last else torch.contiguous_format
         value = weight.to(first.dtype).contiguous(memory_format=layout)
         weight = nn.Parameter(value, requires_grad=first.requires_grad)
     shell._parameters["weight"] = weight

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lowrank.compression.calibrate import Calibration, Loss, calibrate
 from lowrank.compression.example import Example
 from lowrank.compression.layers import LayerView
+from lowrank.compression.modules import bias_holder
 from lowrank.compression.moments import Moments
 from lowrank.compression.sequential import Goal, Prefix, norm_scale
 from lowrank.compression.sinks import Sink, find_sinks
@@ -222,7 +223,7 @@ def take_mean(
     small: nn.Module, name: str, shift: Tensor, norm: str | None, chain: nn.Sequential
 ) -> None:
     """Add a shift (out,) to a replaced layer's output, by its bias or the batch norm behind it."""
-    bias = chain[-1]._parameters.get("bias")
+    bias = bias_holder(chain)._parameters.get("bias")
     with torch.no_grad():
         if bias is not None:
             bias.add_(shift.to(bias.dtype))

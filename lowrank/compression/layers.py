@@ -3,7 +3,8 @@
 The *canonical* weight of any layer is a tensor (groups, out / groups, in / groups, *kernel),
 whatever the module's own layout is. `LayerSpec` is the shape of a stock layer without its
 weights; the dense layer is described by one, its replacement by several in a row, so one
-cost formula and one constructor serve every layer and every method.
+cost formula and one constructor serve every layer and every method. Where stock layers in a
+row do not do, a `Stage` of another kind (see `modules`) stands in their place.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
+from typing import Literal, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
 Kind = Literal["linear", "embedding", "conv", "conv_transpose"]
+
+Factor: TypeAlias = "Tensor | tuple[Factor, ...]"
+"""What fills a stage: its canonical weight; for stages with several parts a tuple of these."""
 
 _CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_TRANSPOSE: dict[int, type[nn.Module]] = {
@@ -57,6 +61,47 @@ class Call:
     size: tuple[int, ...] = ()
 
 
+class Stage(Protocol):
+    """One module of a replacement without its weights: what it is, costs and amounts to."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+
+    @property
+    def groups(self) -> int:
+        """Blocks of `matrix`; the groups of the replaced layer divide them."""
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights, without the bias."""
+
+    def n_bytes(self, element_size: int) -> int:
+        """Bytes of the weights and of what tells where they belong."""
+
+    def macs(self, call: Call) -> int:
+        """Multiply-accumulates of one call."""
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Spatial size of the output for an input of spatial size `size`."""
+
+    def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+        """The module, with arbitrary weights."""
+
+    def write(self, module: nn.Module, factor: Factor) -> None:
+        """Put the factor into the module that `build` made."""
+
+    def read(self, module: nn.Module) -> Factor:
+        """The inverse of `write`."""
+
+    def matrix(self, factor: Factor, like: Tensor) -> Tensor:
+        """The canonical weight (groups, out / groups, in / groups, *kernel) it amounts to."""
+
+
 @dataclass(frozen=True)
 class LayerSpec:
     """The shape of one stock layer: everything but its weights.
@@ -91,6 +136,10 @@ class LayerSpec:
     def n_weights(self) -> int:
         """Number of weights, without the bias."""
         return prod(self.weight_shape)
+
+    def n_bytes(self, element_size: int) -> int:
+        """Bytes of the weights."""
+        return self.n_weights * element_size
 
     def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Spatial size of the output for an input of spatial size `size`."""
@@ -163,6 +212,21 @@ class LayerSpec:
         """The stock `torch.nn` layer of this shape, with uninitialised weights."""
         return nn.utils.skip_init(self._module_class(), device=device, dtype=dtype, **self._args())
 
+    def write(self, module: nn.Module, factor: Factor) -> None:
+        """Copy a canonical weight into a module of this shape."""
+        assert isinstance(factor, Tensor)
+        with torch.no_grad():
+            _weight(module).copy_(module_layout(self, factor))
+
+    def read(self, module: nn.Module) -> Factor:
+        """The canonical weight of a module of this shape, detached."""
+        return canonical(self, _weight(module).detach())
+
+    def matrix(self, factor: Factor, like: Tensor) -> Tensor:
+        """The canonical weight itself."""
+        assert isinstance(factor, Tensor)
+        return factor
+
     def _module_class(self) -> type[nn.Module]:
         if self.kind in ("linear", "embedding"):
             return nn.Linear if self.kind == "linear" else nn.Embedding
@@ -197,6 +261,12 @@ class LayerSpec:
         if self.kind == "conv_transpose":
             args["output_padding"] = self.output_padding
         return args
+
+
+def _weight(module: nn.Module) -> nn.Parameter:
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
 
 
 def spec_of(module: nn.Module) -> LayerSpec | None:
@@ -307,9 +377,7 @@ class LayerView:
     @property
     def parameter(self) -> nn.Parameter:
         """The module's weight."""
-        weight = self.module.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
+        return _weight(self.module)
 
     def weight(self) -> Tensor:
         """The canonical weight, detached, in float32 or the layer's own wider type."""
@@ -317,20 +385,23 @@ class LayerView:
         wide = weight if weight.dtype == torch.float64 else weight.float()
         return canonical(self.spec, wide, transposed=is_transposed_linear(self.module))
 
-    def cost(self, specs: Sequence[LayerSpec] | None = None) -> Cost:
+    def cost(self, specs: Sequence[Stage] | None = None) -> Cost:
         """The cost of the dense layer, or of `specs` in its place, over all calls."""
-        specs = (self.spec,) if specs is None else specs
-        params = sum(s.n_weights for s in specs)
-        macs = sum(_chain_macs(specs, call) for call in self.calls)
+        stages: list[Stage] = [self.spec] if specs is None else list(specs)
+        macs = sum(chain_macs(stages, call) for call in self.calls)
         if self.head is not None:
-            head_specs = (self.head.spec,) if len(specs) == 1 else tied_head(specs, self.head.spec)
-            macs += sum(_chain_macs(head_specs, call) for call in self.head.calls)
+            dense = len(stages) == 1
+            head_specs = (self.head.spec,) if dense else tied_head(stages, self.head.spec)
+            macs += sum(chain_macs(head_specs, call) for call in self.head.calls)
             # the table over the words is shared; the head's small factor stands beside it
-            params += sum(s.n_weights for s in head_specs[:-1])
-        return Cost(params, params * self.parameter.element_size(), macs)
+            stages += head_specs[:-1]
+        size = self.parameter.element_size()
+        params = sum(s.n_weights for s in stages)
+        return Cost(params, sum(s.n_bytes(size) for s in stages), macs)
 
 
-def _chain_macs(specs: Sequence[LayerSpec], call: Call) -> int:
+def chain_macs(specs: Sequence[Stage], call: Call) -> int:
+    """Multiply-accumulates of stages in a row."""
     total = 0
     for spec in specs:
         total += spec.macs(call)
@@ -338,7 +409,7 @@ def _chain_macs(specs: Sequence[LayerSpec], call: Call) -> int:
     return total
 
 
-def tied_head(specs: Sequence[LayerSpec], head: LayerSpec) -> tuple[LayerSpec, ...]:
+def tied_head(specs: Sequence[Stage], head: LayerSpec) -> tuple[LayerSpec, ...]:
     """The stages of an output head that shares the factorized embedding's table.
 
     With the embedding `E = U B` (words x rank, rank x features) the head computes
@@ -349,3 +420,68 @@ def tied_head(specs: Sequence[LayerSpec], head: LayerSpec) -> tuple[LayerSpec, .
         head.pointwise(head.in_channels, rank),
         head.pointwise(rank, head.out_channels, bias=head.bias),
     )
+
+
+def leaves(factors: Sequence[Factor]) -> list[Tensor]:
+    """The tensors of factors, in order."""
+    out: list[Tensor] = []
+    for factor in factors:
+        out += [factor] if isinstance(factor, Tensor) else leaves(factor)
+    return out
+
+
+def with_leaves(factors: Sequence[Factor], values: Sequence[Tensor]) -> tuple[Factor, ...]:
+    """The same factors with other tensors in order: the inverse of `leaves`."""
+    rest = iter(values)
+
+    def fill(factor: Factor) -> Factor:
+        return next(rest) if isinstance(factor, Tensor) else tuple(fill(f) for f in factor)
+
+    return cast(tuple[Factor, ...], fill(tuple(factors)))
+
+
+def chained(groups: int, stages: Sequence[Stage], factors: Sequence[Factor]) -> Tensor:
+    """The canonical weight that stages in a row amount to.
+
+    Every spatial axis is worked on by one stage at most, so kernels multiply by
+    broadcasting and channels contract: W[g, o, j] = sum_i B[g, o, i] A[g, i, j].
+
+    Args:
+        groups: of the dense layer.
+        stages: first to last.
+        factors: what fills them.
+
+    Returns:
+        Weight (groups, out / groups, in / groups, *kernel).
+    """
+    like = next(f for f in leaves(factors) if f.is_floating_point())
+    total: Tensor | None = None
+    for stage, factor in zip(stages, factors, strict=True):
+        block = _within_groups(stage.matrix(factor, like), stage.groups // groups)
+        total = block if total is None else _after(block, total)
+    assert total is not None
+    return total
+
+
+def _within_groups(weight: Tensor, n: int) -> Tensor:
+    """(g * n, o, i, *k) as (g, n * o, n * i, *k), block-diagonal over the n."""
+    if n == 1:
+        return weight
+    gn, o, i, *kernel = weight.shape
+    blocks = weight.reshape(gn // n, n, o, i, *kernel)
+    eye = torch.eye(n, dtype=weight.dtype, device=weight.device)
+    eye = eye.reshape(1, n, 1, n, 1, *(1,) * len(kernel))
+    return (blocks.unsqueeze(3) * eye).reshape(gn // n, n * o, n * i, *kernel)
+
+
+def _after(after: Tensor, before: Tensor) -> Tensor:
+    """sum_i after[g, o, i, *ka] before[g, i, j, *kb], kernels multiplied by broadcasting."""
+    kernel = torch.broadcast_shapes(after.shape[3:], before.shape[3:])
+    letters = "xyz"[: len(kernel)]
+    ka = "".join(c for c, n in zip(letters, after.shape[3:], strict=True) if n > 1)
+    kb = "".join(c for c, n in zip(letters, before.shape[3:], strict=True) if n > 1)
+    squeezed_a = after.reshape(*after.shape[:3], *(n for n in after.shape[3:] if n > 1))
+    squeezed_b = before.reshape(*before.shape[:3], *(n for n in before.shape[3:] if n > 1))
+    out = "".join(c for c in letters if c in ka + kb)
+    product = torch.einsum(f"goi{ka},gij{kb}->goj{out}", squeezed_a, squeezed_b)
+    return product.reshape(*product.shape[:3], *kernel)

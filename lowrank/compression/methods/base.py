@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
-from lowrank.compression.layers import LayerSpec
+from lowrank.compression.layers import Factor, LayerSpec, Stage, chained
 from lowrank.decompositions.metric import Metric
 from lowrank.errors import RankError
 
@@ -22,7 +21,7 @@ M = TypeVar("M", bound="Method")
 
 
 class Method(Protocol):
-    """One way to replace a layer by a chain of smaller ones.
+    """One way to replace a layer by a chain of smaller ones, or of small modules.
 
     A class of methods is registered by its `name` in `METHODS`; its fields are JSON values.
     Weights are canonical: (groups, out / groups, in / groups, *kernel).
@@ -56,7 +55,7 @@ class Method(Protocol):
     def check(self, spec: LayerSpec) -> str | None:
         """What is wrong with the ranks for a layer of this shape, or None."""
 
-    def specs(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
+    def specs(self, spec: LayerSpec) -> tuple[Stage, ...]:
         """The stages that replace the layer, first to last."""
 
     def factor(
@@ -67,8 +66,8 @@ class Method(Protocol):
         seed: int,
         metric: Metric | None = None,
         max_iter: int | None = None,
-    ) -> tuple[Tensor, ...]:
-        """The canonical weights of the stages, closest in the metric or the Frobenius norm.
+    ) -> tuple[Factor, ...]:
+        """What fills the stages, closest in the metric or the Frobenius norm.
 
         `max_iter` limits a search in the metric, None leaves it to the method.
         """
@@ -144,47 +143,12 @@ def lost_energy(singular_values: Tensor) -> list[float]:
     return [float(t) / total if total else 0.0 for t in tail[1:]] + [0.0]
 
 
-def compose(spec: LayerSpec, stages: Sequence[LayerSpec], weights: Sequence[Tensor]) -> Tensor:
-    """The canonical weight of the layer that a chain of stages amounts to.
-
-    Every spatial axis is worked on by one stage at most, so kernels multiply by
-    broadcasting and channels contract: W[g, o, j] = sum_i B[g, o, i] A[g, i, j].
+def compose(spec: LayerSpec, stages: Sequence[Stage], factors: Sequence[Factor]) -> Tensor:
+    """The canonical weight (groups, out / groups, in / groups, *kernel) of stages in a row.
 
     Args:
         spec: the dense layer.
-        stages: the shapes of the stages, first to last.
-        weights: their canonical weights.
-
-    Returns:
-        Weight (groups, out / groups, in / groups, *kernel).
+        stages: first to last.
+        factors: what fills them.
     """
-    total: Tensor | None = None
-    for stage, weight in zip(stages, weights, strict=True):
-        block = _within_groups(weight, stage.groups // spec.groups)
-        total = block if total is None else _chain(block, total)
-    assert total is not None
-    return total
-
-
-def _within_groups(weight: Tensor, n: int) -> Tensor:
-    """(g * n, o, i, *k) as (g, n * o, n * i, *k), block-diagonal over the n."""
-    if n == 1:
-        return weight
-    gn, o, i, *kernel = weight.shape
-    blocks = weight.reshape(gn // n, n, o, i, *kernel)
-    eye = torch.eye(n, dtype=weight.dtype, device=weight.device)
-    eye = eye.reshape(1, n, 1, n, 1, *(1,) * len(kernel))
-    return (blocks.unsqueeze(3) * eye).reshape(gn // n, n * o, n * i, *kernel)
-
-
-def _chain(after: Tensor, before: Tensor) -> Tensor:
-    """sum_i after[g, o, i, *ka] before[g, i, j, *kb], kernels multiplied by broadcasting."""
-    kernel = torch.broadcast_shapes(after.shape[3:], before.shape[3:])
-    letters = "xyz"[: len(kernel)]
-    ka = "".join(c for c, n in zip(letters, after.shape[3:], strict=True) if n > 1)
-    kb = "".join(c for c, n in zip(letters, before.shape[3:], strict=True) if n > 1)
-    squeezed_a = after.reshape(*after.shape[:3], *(n for n in after.shape[3:] if n > 1))
-    squeezed_b = before.reshape(*before.shape[:3], *(n for n in before.shape[3:] if n > 1))
-    out = "".join(c for c in letters if c in ka + kb)
-    product = torch.einsum(f"goi{ka},gij{kb}->goj{out}", squeezed_a, squeezed_b)
-    return product.reshape(*product.shape[:3], *kernel)
+    return chained(spec.groups, stages, factors)
