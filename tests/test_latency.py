@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import lowrank
 from lowrank.compression.curves import Candidate
 from lowrank.compression.latency import (
     GRID,
@@ -23,9 +24,11 @@ from lowrank.compression.latency import (
 from lowrank.compression.layers import Call, LayerSpec
 from lowrank.compression.memory import chain_bytes, measure_memory
 from lowrank.compression.methods import CP, ChannelSVD, SpatialSVD, Tucker2
+from lowrank.compression.on_the_clock import TRIES
+from lowrank.compression.plan import Dense
 from lowrank.compression.profile import profile
 from lowrank.compression.scan import scan
-from lowrank.errors import InputError
+from lowrank.errors import BudgetError, InputError
 
 STAGE = 50.0
 """What the fake clock asks for starting a stage, in the units of one weight."""
@@ -285,6 +288,131 @@ def test_a_model_without_data_is_refused():
     model = net().to("meta")
     with pytest.raises(InputError, match="latency: the model is on the meta device; time it where"):
         time_layers(model, torch.zeros(2, 3, 8, 8, device="meta"), {}, {})
+
+
+# --- budgets -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_clock(monkeypatch):
+    """Every time is read off the fake clock."""
+    clock = FakeClock()
+    monkeypatch.setattr(Stopwatch, "__call__", lambda self, m, x: clock(m, x))
+    return clock
+
+
+METHODS_USED = ("channel_svd", "cp", "tucker2")
+
+
+@pytest.mark.parametrize("latency", [0.8, 0.6, 0.45])
+def test_latency_budget_is_met_on_the_clock(fake_clock, latency):
+    model = net()
+    small, report = lowrank.compress(model, EXAMPLE, latency=latency, methods=METHODS_USED)
+    ratio = work(small) / work(model)
+    assert ratio <= latency
+    assert ratio > 0.9 * latency
+    check = report.latency
+    assert check.measured.ratio == pytest.approx(ratio)
+    assert check.predicted == pytest.approx(ratio)  # the fake clock is additive
+    assert f"latency budget {latency} met" in "; ".join(report.notes)
+    assert report.plan.budget == {"latency": latency}
+    assert report.to_dict()["latency"]["measured"]["ratio"] == check.measured.ratio
+
+
+def test_a_missed_budget_is_planned_again_tighter(monkeypatch):
+    """In place a chain takes half as long again as by itself."""
+    clock = FakeClock()
+
+    def slower_in_place(self, module, example):
+        chains = [m for m in module.children() if isinstance(m, nn.Sequential)]
+        return clock(module, example) + 0.5 * sum(map(work, chains))
+
+    monkeypatch.setattr(Stopwatch, "__call__", slower_in_place)
+    _, report = lowrank.compress(net(), EXAMPLE, latency=0.6, methods=METHODS_USED)
+    check = report.latency
+    assert check.measured.ratio <= 0.6
+    assert check.predicted < 0.55
+    assert 2 <= check.tries <= TRIES
+
+
+def test_a_layer_that_would_get_slower_stays_dense(fake_clock):
+    curves = lowrank.measure(net(), EXAMPLE, latency=True, methods=METHODS_USED)
+    plan = curves.plan(latency=0.6)
+    timing = curves.timing
+    for curve in curves.curves:
+        faster = timing.predict(curve.layer, curve.candidates) < timing.dense(curve.layer)
+        chosen = plan[curve.layer]
+        if isinstance(chosen, Dense):
+            assert faster.any() or chosen.reason == "no rank makes it faster here"
+        else:
+            assert faster[[c.method for c in curve.candidates].index(chosen)]
+    assert any(isinstance(plan[c.layer], Dense) for c in curves.curves)
+
+
+def test_a_network_that_cannot_get_faster_comes_back_dense(monkeypatch):
+    def fee(self, module, example):
+        return float(sum(getattr(m, "weight", None) is not None for m in module.modules()))
+
+    monkeypatch.setattr(Stopwatch, "__call__", fee)
+    model = net()
+    small, report = lowrank.compress(model, EXAMPLE, latency=0.6, methods=METHODS_USED)
+    assert not report.plan.replaced
+    assert set(report.left_alone.values()) <= {"no rank makes it faster here"}
+    assert "no layer was replaced: the network cannot get faster here" in report.notes
+    assert torch.equal(small(EXAMPLE), model(EXAMPLE))
+
+
+def test_a_network_that_is_slower_in_place_comes_back_dense(monkeypatch):
+    """Layers win by themselves, and the whole loses."""
+    clock = FakeClock()
+
+    def slower_in_place(self, module, example):
+        chains = [m for m in module.children() if isinstance(m, nn.Sequential)]
+        return clock(module, example) + 1e6 * len(chains)
+
+    monkeypatch.setattr(Stopwatch, "__call__", slower_in_place)
+    _, report = lowrank.compress(net(), EXAMPLE, latency=0.6, methods=METHODS_USED)
+    assert not report.plan.replaced
+    assert report.latency.measured.ratio == 1.0
+
+
+def test_a_budget_out_of_reach_names_the_smallest(fake_clock):
+    with pytest.raises(
+        BudgetError, match=r"latency=0\.01 cannot be reached; the smallest is latency="
+    ):
+        lowrank.compress(net(), EXAMPLE, latency=0.01, methods=METHODS_USED)
+
+
+@pytest.mark.parametrize("latency", [2, 1.5, 0, -0.1, "fast"])
+def test_bad_latency(fake_clock, latency):
+    with pytest.raises(BudgetError, match="latency"):
+        lowrank.compress(net(), EXAMPLE, latency=latency, methods=METHODS_USED)
+
+
+@pytest.mark.parametrize("measure", ["latency", "memory"])
+def test_a_budget_without_its_measurement_says_what_to_pass(measure):
+    curves = lowrank.measure(net(), EXAMPLE, methods=METHODS_USED)
+    with pytest.raises(BudgetError, match=f"{measure}: it was not measured; pass {measure}=True"):
+        curves.plan(**{measure: 0.5})
+
+
+def test_latency_beside_another_budget(fake_clock):
+    model = net()
+    small, report = lowrank.compress(model, EXAMPLE, latency=0.7, params=0.5, methods=METHODS_USED)
+    assert work(small) <= 0.7 * work(model)
+    assert report.kept("parameters") <= 0.5
+
+
+@pytest.mark.parametrize("memory", [0.9, 0.7])
+def test_memory_budget_is_met_by_the_finished_model(memory):
+    model = net()
+    small, report = lowrank.compress(model, EXAMPLE, memory=memory, methods=METHODS_USED)
+    dense = measure_memory(model, EXAMPLE)
+    after = measure_memory(small, EXAMPLE)
+    assert after.total <= memory * dense.total
+    assert after.peak <= dense.peak
+    assert report.memory.measured == after.total
+    assert "met" in str(report.memory)
 
 
 # --- memory ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -11,6 +12,9 @@ from lowrank.compression.calibrate import Loss, check_batches
 from lowrank.compression.curves import Curves, Progress, measure
 from lowrank.compression.example import Example
 from lowrank.compression.fits import Data, How, Weighting
+from lowrank.compression.latency import LatencyCheck, compare
+from lowrank.compression.memory import MemoryCheck, measure_memory
+from lowrank.compression.on_the_clock import Timed, plan_on_the_clock
 from lowrank.compression.plan import Choice, Plan
 from lowrank.compression.quality import compare_outputs
 from lowrank.compression.report import Report
@@ -26,6 +30,8 @@ def compress(
     params: float | None = None,
     bytes: float | None = None,
     macs: float | None = None,
+    latency: float | None = None,
+    memory: float | None = None,
     data: object = None,
     val: object = None,
     calibration: int = 256,
@@ -55,6 +61,12 @@ def compress(
         params: parameters to keep: a fraction in (0, 1] of the whole model, or a whole number.
         bytes: bytes of parameters to keep, likewise.
         macs: multiply-accumulates on the example to keep, likewise.
+        latency: time of a forward pass on the example to keep, a fraction in (0, 1]. Layers are
+            timed on the model's device with the number of threads that is set, and the result
+            against the dense model, until the budget is met or four plans were tried. A model
+            that cannot get faster comes back dense.
+        memory: peak bytes of a forward pass (weights and activations) to keep, a fraction in
+            (0, 1] or a whole number.
         data: batches of inputs (a loader, a list, one tensor, or a pair with labels, which
             are not looked at) to plan and fit on; a few hundred examples do.
         val: batches on which the outputs of both models are compared; by default what the
@@ -102,13 +114,16 @@ def compress(
         only=only,
         overrides=overrides,
         round_to=round_to,
+        latency=latency is not None,
+        memory=memory is not None,
         seed=seed,
         progress=progress,
     )
-    budget = {"params": params, "bytes": bytes, "macs": macs}
-    plan = weighed_plan(model, curves, budget, exponent, progress)
+    budget = {"params": params, "bytes": bytes, "macs": macs, "latency": latency, "memory": memory}
+    exponent = weighing(model, curves, budget, exponent, progress)
+    plan, timed = _planned(model, example, curves, budget, exponent)
     rest = None if data is None else check_batches(data, example, _used(curves))
-    return apply(
+    small, report = apply(
         model,
         plan,
         example=example,
@@ -117,6 +132,48 @@ def compress(
         fit=fit,
         progress=progress,
     )
+    return small, _checked(model, small, example, curves, timed, report)
+
+
+def _planned(
+    model: nn.Module,
+    example: Example,
+    curves: Curves,
+    budget: Mapping[str, float | None],
+    exponent: float,
+) -> tuple[Plan, Timed | None]:
+    """The plan, and under a latency budget what its structure took."""
+    wanted = budget["latency"]
+    if wanted is None:
+        return curves.plan(**budget, exponent=exponent), None
+
+    def within(limit: float) -> Plan:
+        return curves.plan(**{**budget, "latency": limit}, exponent=exponent)
+
+    timed = plan_on_the_clock(model, example, curves, wanted, within)
+    return timed.plan, timed
+
+
+def _checked(
+    model: nn.Module,
+    small: nn.Module,
+    example: Example,
+    curves: Curves,
+    timed: Timed | None,
+    report: Report,
+) -> Report:
+    """The report with the finished model's time and memory beside what was asked for."""
+    given = report.plan.budget
+    if timed is not None:
+        found = compare(model, small, example)
+        check = LatencyCheck(given["latency"], timed.predicted, found, timed.tries)
+        report = replace(report, latency=check)
+    if curves.memory is not None:
+        dense, value = curves.memory.dense.total, given["memory"]
+        limit = int(value * dense if value <= 1 else value)
+        memory = MemoryCheck(limit, dense, measure_memory(small, example).total)
+        report = replace(report, memory=memory)
+    return report
 
 
 def weighed_plan(
@@ -126,13 +183,24 @@ def weighed_plan(
     exponent: float | None,
     progress: Progress | None = None,
 ) -> Plan:
-    """The plan at the given exponent, or at the one whose quick trial does best.
+    """The plan at the given exponent, or at the one whose quick trial does best."""
+    return curves.plan(**budget, exponent=weighing(model, curves, budget, exponent, progress))
+
+
+def weighing(
+    model: nn.Module,
+    curves: Curves,
+    budget: Mapping[str, float | None],
+    exponent: float | None,
+    progress: Progress | None = None,
+) -> float:
+    """The given exponent, or the one whose plan does best in a quick trial.
 
     A trial factorizes every layer on the dense model's inputs, from the start of the search
     only, and compares outputs on the calibration examples.
     """
     if curves.data is None or exponent is not None:
-        return curves.plan(**budget, exponent=0.5 if exponent is None else exponent)
+        return 0.5 if exponent is None else exponent
     plans = {e: curves.plan(**budget, exponent=e) for e in EXPONENTS}
     lost: dict[float, float] = {}
     for done, (e, plan) in enumerate(plans.items()):
@@ -140,7 +208,7 @@ def weighed_plan(
             progress("weighing layers", done, len(plans))
         same = next((d for d in lost if plans[d].layers == plan.layers), None)
         lost[e] = lost[same] if same is not None else _trial(model, plan, curves.data)
-    return plans[min(lost, key=lost.__getitem__)]
+    return min(lost, key=lost.__getitem__)
 
 
 def _trial(model: nn.Module, plan: Plan, data: Data) -> float:

@@ -182,6 +182,11 @@ class Curves:
         return Plan(layers, self.total, dict(given), self.seed)
 
     @property
+    def fixed(self) -> bool:
+        """Whether some layer is replaced in any plan, by the user's rule."""
+        return any(curve.fixed for curve in self.curves)
+
+    @property
     def _wholes(self) -> dict[str, float]:
         """Measure -> what the dense model has of it."""
         wholes: dict[str, float] = asdict(self.total)
@@ -226,6 +231,9 @@ class Curves:
             Choices(np.vstack([dense, costs[kept]]), np.append(0.0, errors[kept])),
         )
 
+
+NO_FASTER = "no rank makes it faster here"
+"""Why a layer stays dense under a latency budget alone."""
 
 _NS = 1e9
 """Seconds are planned in nanoseconds: figures far below 1 are rounding to a linear program."""
@@ -541,7 +549,7 @@ def _why_dense(curve: Curve, offer: _Offer, budget: Budget) -> str:
     if len(offer.options) > 1:
         return "worth more than it costs"
     if budget.names == ("latency",):
-        return "no rank makes it faster here"
+        return NO_FASTER
     return f"no rank makes it smaller in {' and '.join(budget.given)}"
 
 

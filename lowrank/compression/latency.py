@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lowrank.compression.example import Example, call, evaluating, tensors
-from lowrank.compression.layers import Call, LayerSpec, LayerView, tied_head
+from lowrank.compression.layers import Call, LayerSpec, LayerView, Stage, tied_head
 from lowrank.compression.methods.base import Method
 from lowrank.errors import InputError
 
 if TYPE_CHECKING:
     from lowrank.compression.curves import Candidate
 
-Chain: TypeAlias = tuple[LayerSpec, ...]
+Chain: TypeAlias = tuple[Stage, ...]
 """The stages of a candidate, first to last; the dense layer is a chain of one."""
 
 Timer: TypeAlias = Callable[[nn.Module, Example], float]
@@ -194,6 +194,32 @@ def compare(
     )
 
 
+@dataclass(frozen=True)
+class LatencyCheck:
+    """A latency budget against the clock.
+
+    Attributes:
+        wanted: the ratio asked for.
+        predicted: ratio that the plan was expected to have.
+        measured: the finished model beside the dense one.
+        tries: plans that were timed.
+    """
+
+    wanted: float
+    predicted: float
+    measured: Comparison
+    tries: int
+
+    def __str__(self) -> str:
+        m = self.measured
+        met = "met" if m.ratio <= self.wanted else "missed"
+        return (
+            f"latency budget {self.wanted:g} {met}: {m.ratio:.3f} of the dense model's time "
+            f"({m.clock}, {m.threads} thread{'s' * (m.threads != 1)}, median of {m.rounds} "
+            f"rounds), {self.predicted:.3f} predicted, {self.tries} plans timed"
+        )
+
+
 class LayerTimer:
     """Seconds of chains of layers at given inputs; equal ones are timed once.
 
@@ -261,8 +287,8 @@ class LayerTimer:
                 parameter.data = self._laid_out(value.to(parameter))
         return nn.Sequential(*stages) if len(stages) > 1 else stages[0]
 
-    def _input(self, spec: LayerSpec, at: Call, rng: torch.Generator) -> Tensor:
-        if spec.kind == "embedding":
+    def _input(self, spec: Stage, at: Call, rng: torch.Generator) -> Tensor:
+        if isinstance(spec, LayerSpec) and spec.kind == "embedding":
             return torch.randint(spec.in_channels, (at.batch,), generator=rng).to(self.device)
         x = torch.randn(at.batch, spec.in_channels, *at.size, generator=rng)
         return self._laid_out(x.to(self.device, self.dtype))
@@ -317,6 +343,11 @@ class Timing:
     def whole(self) -> float:
         """Seconds of the dense model, as the sum of its layers and the rest."""
         return self.rest + sum(times[None] for times in self._exact.values())
+
+    def ratio(self, chosen: Mapping[str, Method]) -> float:
+        """Predicted time with the chosen candidates, all of them sharpened, over the dense."""
+        saved = sum(self.dense(n) - self._exact[n][m] for n, m in chosen.items())
+        return 1 - saved / self.whole
 
     def dense(self, name: str) -> float:
         """Seconds of the layer as it is."""

@@ -22,7 +22,7 @@ from torch import nn
 
 from lowrank.compression.counting import MemoryMode
 from lowrank.compression.example import Example, call, check, evaluating
-from lowrank.compression.layers import Call, LayerSpec, LayerView
+from lowrank.compression.layers import Call, LayerView, Stage
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Memory:
         """Peak of the whole forward pass."""
         return self.weights + self.peak
 
-    def with_chain(self, view: LayerView, chain: Sequence[LayerSpec]) -> int:
+    def with_chain(self, view: LayerView, chain: Sequence[Stage]) -> int:
         """Peak of the activations with a chain in the layer's place, in bytes."""
         size = view.parameter.element_size()
         calls = zip(self.before[view.name], view.calls, strict=True)
@@ -69,7 +69,7 @@ class MemoryFits:
         model: nn.Module,
         example: Example,
         views: Mapping[str, LayerView],
-        chains: Mapping[str, Sequence[Sequence[LayerSpec]]],
+        chains: Mapping[str, Sequence[Sequence[Stage]]],
     ) -> MemoryFits:
         """Measure the model and look at every candidate's chain.
 
@@ -87,7 +87,29 @@ class MemoryFits:
         return cls(dense, fits)
 
 
-def chain_bytes(chain: Sequence[LayerSpec], at: Call, element_size: int) -> int:
+@dataclass(frozen=True)
+class MemoryCheck:
+    """A memory budget against the finished model, in bytes at the peak of a forward pass.
+
+    Attributes:
+        limit: what was allowed.
+        dense: what the dense model takes.
+        measured: what the compressed one takes.
+    """
+
+    limit: int
+    dense: int
+    measured: int
+
+    def __str__(self) -> str:
+        met = "met" if self.measured <= self.limit else "missed"
+        return (
+            f"memory budget {self.limit:,} bytes {met}: {self.measured:,} at the peak, "
+            f"{self.measured / self.dense:.3f} of the dense model's"
+        )
+
+
+def chain_bytes(chain: Sequence[Stage], at: Call, element_size: int) -> int:
     """Most bytes alive at one time that a chain allocates: each stage's input and output.
 
     The input of the first stage is its caller's.
@@ -98,6 +120,7 @@ def chain_bytes(chain: Sequence[LayerSpec], at: Call, element_size: int) -> int:
         element_size: bytes of one number.
 
     Example:
+        >>> from lowrank.compression.layers import LayerSpec
         >>> stage = LayerSpec("linear", 64, 64)
         >>> chain_bytes([stage.pointwise(64, 8), stage.pointwise(8, 64)], Call(2), 4)
         576

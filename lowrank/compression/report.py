@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lowrank.compression.example import Example
+from lowrank.compression.latency import LatencyCheck
 from lowrank.compression.layers import Cost
+from lowrank.compression.memory import MemoryCheck
 from lowrank.compression.plan import Choice, Dense, Plan, Tied, describe_choice
 from lowrank.compression.profile import TOTAL, Latency, compare_latency, count_macs
 from lowrank.compression.quality import Quality
@@ -115,6 +117,8 @@ class Report:
         compressed: the model after.
         quality: outputs against the dense model's; None where nothing was run.
         remarks: on the calibration and what followed it.
+        latency: the latency budget against the clock; None without one.
+        memory: the memory budget against the finished model; None without one.
     """
 
     layers: tuple[LayerReport, ...]
@@ -123,6 +127,8 @@ class Report:
     compressed: Figures
     quality: Quality | None
     remarks: tuple[str, ...] = ()
+    latency: LatencyCheck | None = None
+    memory: MemoryCheck | None = None
 
     @property
     def replaced(self) -> tuple[LayerReport, ...]:
@@ -149,14 +155,16 @@ class Report:
             notes.append(f"fitted {fitted} ({', '.join(names)})")
         if self.quality is not None and not self.quality.held_out:
             notes.append("outputs are compared on the calibration examples: pass val= others")
-        ratio = self.kept("latency_ms")
-        if ratio is not None and ratio > 1:
+        notes += [str(check) for check in (self.latency, self.memory) if check is not None]
+        ratio = self.kept("latency_ms") if self.latency is None else self.latency.measured.ratio
+        if self.replaced and ratio is not None and ratio > 1:
             notes.append(
                 f"the compressed model runs {ratio:.2f} times as long as the dense one here: "
                 "fewer MACs are not less time"
             )
         if not self.replaced:
-            notes.append("no layer was replaced")
+            slow = self.latency is not None and ": the network cannot get faster here"
+            notes.append(f"no layer was replaced{slow or ''}")
         return tuple(notes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,6 +174,8 @@ class Report:
             "compressed": self.compressed.to_dict(),
             "kept": {k: self.kept(k) for k in ("parameters", "bytes", "macs", "latency_ms")},
             "quality": None if self.quality is None else self.quality.to_dict(),
+            "latency": None if self.latency is None else asdict(self.latency),
+            "memory": None if self.memory is None else asdict(self.memory),
             "notes": list(self.notes),
             "layers": [_layer_to_dict(row) for row in self.layers],
             "plan": self.plan.to_dict(),
