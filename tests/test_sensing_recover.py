@@ -438,12 +438,14 @@ def test_units_within_the_range_do_not_matter(instance, size):
     np.testing.assert_allclose(recover(A * size, y).x * size, x, atol=1e-6)
 
 
-def test_functions_of_the_wrong_shape_and_empty_tensors_get_a_sentence(instance):
+def test_data_that_is_not_there_and_functions_of_the_wrong_shape_get_a_sentence(instance):
     torch = pytest.importorskip("torch")
     A, _, y = instance
     short = operators.from_functions(A.shape, lambda x: (A @ x)[1:], lambda r: A.T @ r)
     with pytest.raises(InputError, match=r"forward makes shape .* is declared"):
         recover(short, y)
+    with pytest.raises(InputError, match=r"1 of \d+ values are masked"):
+        recover(A, np.ma.masked_array(y, np.arange(y.size) == 3))
     with pytest.raises(InputError, match="meta device"):
         recover(torch.empty(A.shape, device="meta"), y)
     with pytest.raises(InputError, match=r"sparsity: .* outside 1"):

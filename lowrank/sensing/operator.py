@@ -413,6 +413,9 @@ def to_numpy(value: Any) -> Array:
         if value.is_meta:
             raise InputError("data", "a tensor on the meta device holds no values", "pass data")
         return _from_tensor(value.detach().cpu().resolve_conj().resolve_neg())
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        text = f"{np.ma.count_masked(value)} of {value.size} values are masked"
+        raise InputError("data", text, "leave those rows out, or fill them")
     try:
         return np.asarray(value)
     except ValueError as error:
