@@ -24,6 +24,7 @@ from lowrank.compression.latency import (
 from lowrank.compression.layers import Call, LayerSpec
 from lowrank.compression.memory import chain_bytes, measure_memory
 from lowrank.compression.methods import CP, ChannelSVD, SpatialSVD, Tucker2
+from lowrank.compression.modules import Branches
 from lowrank.compression.on_the_clock import TRIES
 from lowrank.compression.plan import Dense
 from lowrank.compression.profile import profile
@@ -433,6 +434,26 @@ def test_predicted_peak_is_that_of_the_built_model(method):
     assert memory.with_chain(views["2"], chain) == built
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_branches_are_followed_without_data(joined):
+    spec = LayerSpec("conv", 24, 24, (3, 3), (1, 1), (1, 1), (1, 1), (0, 0))
+    wide = ChannelSVD(20).specs(spec)
+    narrow = (spec.along((0, 1), 24, 12), spec.pointwise(12, 12))
+    chain = (Branches((narrow, narrow) if joined else (wide, (spec,)), 1, joined),)
+    model = net()
+    views = {v.name: v for v in scan(model, EXAMPLE).views}
+    memory = measure_memory(model, EXAMPLE, views)
+    model[2] = chain[0].build(dtype=torch.float32, device="cpu")
+    built = profile(model, EXAMPLE, latency=False).peak_activation_bytes
+    assert memory.with_chain(views["2"], chain) == built
+
+
+def test_branches_are_timed():
+    clock = FakeClock()
+    chain = (Branches((CP(3).specs(CONV), (CONV,)), 1),)
+    assert LayerTimer(timer=clock).seconds([chain], [AT])[0] > CONV.n_weights
+
+
 def test_weights_and_buffers_are_counted_once():
     tied = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4))
     tied.append(tied[0])
@@ -444,5 +465,5 @@ def test_weights_and_buffers_are_counted_once():
 def test_chain_holds_each_stage_with_the_one_before():
     chain = ChannelSVD(5).specs(CONV)
     grid = 2 * 8 * 8 * 4
-    assert chain_bytes(chain, AT, 4) == (5 + 8) * grid
-    assert chain_bytes((CONV,), AT, 4) == 8 * grid
+    assert chain_bytes(chain, AT, torch.float32) == (5 + 8) * grid
+    assert chain_bytes((CONV,), AT, torch.float32) == 8 * grid

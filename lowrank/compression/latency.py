@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lowrank.compression.example import Example, call, evaluating, tensors
-from lowrank.compression.layers import Call, LayerSpec, LayerView, Stage, tied_head
+from lowrank.compression.layers import Call, LayerView, Stage, tied_head
 from lowrank.compression.methods.base import Method
 from lowrank.errors import InputError
 
@@ -278,19 +278,18 @@ class LayerTimer:
             self.known[self.key(chain, at)] = min(times)
 
     def _build(self, chain: Chain, rng: torch.Generator) -> nn.Module:
-        """The chain in stock layers with random weights: what is in fresh memory may be slow."""
-        stages = [spec.build(dtype=self.dtype, device=self.device) for spec in chain]
-        for stage, spec in zip(stages, chain, strict=True):
-            for parameter in stage.parameters():
-                size = max(1, spec.n_weights // max(1, spec.out_channels)) ** 0.5
-                value = torch.randn(parameter.shape, generator=rng) / size
-                parameter.data = self._laid_out(value.to(parameter))
-        return nn.Sequential(*stages) if len(stages) > 1 else stages[0]
+        """The chain with random weights: what stands in fresh memory may be slow to compute."""
+        stages = [stage.build(dtype=self.dtype, device=self.device) for stage in chain]
+        module = nn.Sequential(*stages) if len(stages) > 1 else stages[0]
+        fill(module, rng)
+        for parameter in module.parameters():
+            parameter.data = self._laid_out(parameter.data)
+        return module
 
-    def _input(self, spec: Stage, at: Call, rng: torch.Generator) -> Tensor:
-        if isinstance(spec, LayerSpec) and spec.kind == "embedding":
-            return torch.randint(spec.in_channels, (at.batch,), generator=rng).to(self.device)
-        x = torch.randn(at.batch, spec.in_channels, *at.size, generator=rng)
+    def _input(self, stage: Stage, at: Call, rng: torch.Generator) -> Tensor:
+        if getattr(stage, "kind", None) == "embedding":
+            return torch.randint(stage.in_channels, (at.batch,), generator=rng).to(self.device)
+        x = torch.randn(at.batch, stage.in_channels, *at.size, generator=rng)
         return self._laid_out(x.to(self.device, self.dtype))
 
     def _laid_out(self, x: Tensor) -> Tensor:
@@ -429,6 +428,14 @@ def time_layers(
     timing = Timing(layers, views, min(runs))
     timing.measure(candidates, progress)
     return timing
+
+
+def fill(module: nn.Module, rng: torch.Generator) -> None:
+    """Random weights, in place, that keep the scale of what passes through."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            size = parameter[0].numel() if parameter.ndim > 1 else 100
+            parameter.copy_(torch.randn(parameter.shape, generator=rng) / max(1, size) ** 0.5)
 
 
 def runs_channels_last(model: nn.Module, example: Example) -> bool:

@@ -17,12 +17,13 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from lowrank.compression.counting import MemoryMode
 from lowrank.compression.example import Example, call, check, evaluating
-from lowrank.compression.layers import Call, LayerView, Stage
+from lowrank.compression.layers import Call, LayerSpec, LayerView, Stage
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Memory:
 
     def with_chain(self, view: LayerView, chain: Sequence[Stage]) -> int:
         """Peak of the activations with a chain in the layer's place, in bytes."""
-        size = view.parameter.element_size()
+        dtype = view.parameter.dtype
         calls = zip(self.before[view.name], view.calls, strict=True)
-        return max([self.peak, *(alive + chain_bytes(chain, at, size) for alive, at in calls)])
+        return max([self.peak, *(alive + chain_bytes(chain, at, dtype) for alive, at in calls)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,28 +110,38 @@ class MemoryCheck:
         )
 
 
-def chain_bytes(chain: Sequence[Stage], at: Call, element_size: int) -> int:
+def chain_bytes(chain: Sequence[Stage], at: Call, dtype: torch.dtype) -> int:
     """Most bytes alive at one time that a chain allocates: each stage's input and output.
 
-    The input of the first stage is its caller's.
+    The input of the first stage is its caller's. Stages that are no stock layers are run
+    without data, on the meta device.
 
     Args:
         chain: the stages, first to last.
         at: batch and size of the chain's input.
-        element_size: bytes of one number.
+        dtype: of the numbers.
 
     Example:
-        >>> from lowrank.compression.layers import LayerSpec
         >>> stage = LayerSpec("linear", 64, 64)
-        >>> chain_bytes([stage.pointwise(64, 8), stage.pointwise(8, 64)], Call(2), 4)
+        >>> chain_bytes([stage.pointwise(64, 8), stage.pointwise(8, 64)], Call(2), torch.float32)
         576
     """
+    if not all(isinstance(stage, LayerSpec) for stage in chain):
+        return _bytes_on_meta(chain, at, dtype)
     held, most = 0, 0
-    for spec in chain:
-        size = spec.output_size(at.size)
-        made = at.batch * spec.out_channels * prod(size) * element_size
+    for stage in chain:
+        size = stage.output_size(at.size)
+        made = at.batch * stage.out_channels * prod(size) * dtype.itemsize
         most, held, at = max(most, held + made), made, Call(at.batch, size)
     return most
+
+
+def _bytes_on_meta(chain: Sequence[Stage], at: Call, dtype: torch.dtype) -> int:
+    module = nn.Sequential(*(stage.build(dtype=dtype, device="meta") for stage in chain))
+    x = torch.empty(at.batch, chain[0].in_channels, *at.size, dtype=dtype, device="meta")
+    with torch.no_grad(), MemoryMode() as mode:
+        module(x)
+    return mode.peak
 
 
 def measure_memory(
@@ -144,7 +155,6 @@ def measure_memory(
         views: layer name -> the layers that chains may replace.
 
     Example:
-        >>> import torch
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU())
         >>> measure_memory(net, torch.zeros(4, 8))
         Memory(weights=576, peak=512, before={})

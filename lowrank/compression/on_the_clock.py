@@ -15,7 +15,7 @@ from torch import nn
 from lowrank.compression.apply import build_structure, copy_model
 from lowrank.compression.curves import NO_FASTER, Curves
 from lowrank.compression.example import Example
-from lowrank.compression.latency import Timer, compare
+from lowrank.compression.latency import Timer, compare, fill
 from lowrank.compression.plan import Plan
 from lowrank.errors import BudgetError
 
@@ -110,12 +110,9 @@ def structure(model: nn.Module, plan: Plan) -> nn.Module:
     """A copy of the model with the plan's stages, and random weights in them."""
     small = copy_model(model)
     build_structure(small, plan)
-    with torch.random.fork_rng(), torch.no_grad():
-        for name in plan.replaced:
-            for stage in small.get_submodule(name).children():
-                weight = stage.weight
-                assert isinstance(weight, nn.Parameter)
-                weight.normal_(0.0, max(1, weight[0].numel()) ** -0.5)
+    rng = torch.Generator().manual_seed(plan.seed)
+    for name in plan.replaced:
+        fill(small.get_submodule(name), rng)
     return small
 
 
