@@ -51,31 +51,37 @@ if TYPE_CHECKING:
 @click.option("--plan", "plan_file", type=FILE, metavar="FILE", help="Apply this plan instead.")
 @click.option("--save-plan", type=FILE, metavar="FILE", help="Write the plan as JSON.")
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the model: .safetensors")
+@click.option("--report", "page", type=FILE, metavar="FILE", help="Write a report: .html")
 @json_option
 def command(
     source: Source,
     plan_file: Path | None,
     save_plan: Path | None,
     output: Path | None,
+    page: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Compress a model."""
     settings = _settings(options)
     _check_choice(plan_file, settings)
-    check_targets(save_plan, output)
+    if page is not None and page.suffix != ".html":
+        raise click.UsageError(f"--report {page} must end in .html")
+    check_targets(save_plan, output, page)
     with working() as progress:
         loaded = source.load()
         small, report = _compressed(loaded, plan_file, settings, progress)
         _write(small, report, save_plan, output)
+        if page is not None:
+            report.save_html(page, peak_memory=_peaks(loaded, small), checkpoint=output)
     if as_json:
-        written = {"output": output, "plan_file": save_plan}
+        written = {"output": output, "plan_file": save_plan, "report_file": page}
         show_json(report.to_dict() | {k: v and str(v) for k, v in written.items()})
     else:
         show(report)
-    for path in filter(None, (save_plan, output)):
+    for path in filter(None, (save_plan, output, page)):
         tell(f"wrote {path}")
-    if output is None and save_plan is None:
+    if output is None and save_plan is None and page is None:
         tell("nothing was written; -o FILE saves the model, --save-plan FILE the plan")
 
 
@@ -106,6 +112,16 @@ def _compressed(
         return compress(model, example, data=data, progress=progress, **settings)
     plan = Plan.load(plan_file)
     return apply(model, plan, example=example, data=data, progress=progress)
+
+
+def _peaks(loaded: Loaded, small: nn.Module) -> tuple[int, int] | None:
+    """Peak bytes of the activations of both models on the example, if there is one."""
+    from lowrank.compression.profile import profile
+
+    if loaded.example is None:
+        return None
+    before, after = (profile(m, loaded.example) for m in (loaded.model, small))
+    return before.peak_activation_bytes, after.peak_activation_bytes
 
 
 def _write(small: nn.Module, report: Report, save_plan: Path | None, output: Path | None) -> None:

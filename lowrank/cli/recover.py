@@ -69,6 +69,7 @@ SHOWN = 12
 @click.option("--max-iter", type=click.IntRange(min=1), metavar="N", help="Limit of iterations.")
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="Write x: .npy or .csv")
 @click.option("--plot", type=FILE, metavar="FILE", help="Draw it: .png, .pdf or .svg")
+@click.option("--report", type=FILE, metavar="FILE", help="Write all of it as one page: .html")
 @json_option
 @click.pass_context
 def command(
@@ -78,25 +79,26 @@ def command(
     measurements: Path,
     output: Path | None,
     plot: Path | None,
+    report: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Recover a signal."""
     settings = _settings(options)
-    _check_files(output, plot)
-    for path in filter(None, (output, plot)):
+    _check_files(output, plot, report)
+    for path in filter(None, (output, plot, report)):
         if path.resolve() in (matrix.resolve(), measurements.resolve()):
             raise InputError(str(path), "is what is read, and would be overwritten", "rename it")
     A, y = read_matrix(matrix), read_vector(measurements)
     found = run(A, y, settings)
-    written = _write(found, y, output, plot)
+    written = _write(found, y, {"output": output, "plot": plot, "report": report})
     if as_json:
         show_json(found.to_dict() | {"support": found.support.tolist()} | written)
     else:
         show(table(found))
     for path in filter(None, written.values()):
         tell(f"wrote {path}")
-    if output is None and plot is None:
+    if output is None and plot is None and report is None:
         tell("nothing was written; -o FILE saves x, --plot FILE draws it")
     if not found.status.ok:
         fail(f"{found.status.name.lower()}: {found.message}")
@@ -169,11 +171,15 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     return given | given.pop("lam", {})
 
 
-def _check_files(output: Path | None, plot: Path | None) -> None:
-    for option, path, kinds in (("-o", output, (".npy", ".csv")), ("--plot", plot, PICTURES)):
+def _check_files(output: Path | None, plot: Path | None, report: Path | None) -> None:
+    for option, path, kinds in (
+        ("-o", output, (".npy", ".csv")),
+        ("--plot", plot, PICTURES),
+        ("--report", report, (".html",)),
+    ):
         if path is not None and path.suffix not in kinds:
             raise click.UsageError(f"{option} {path} must end in {' or '.join(kinds)}")
-    check_targets(output, plot)
+    check_targets(output, plot, report)
 
 
 def _basis(name: str, n: int) -> Operator:
@@ -188,16 +194,19 @@ def _basis(name: str, n: int) -> Operator:
     return named[name](*shape) if name in named else bases.wavelet(*shape, name=name)
 
 
-def _write(found: Recovery, y: Any, output: Path | None, plot: Path | None) -> dict[str, Any]:
+def _write(found: Recovery, y: Any, targets: dict[str, Path | None]) -> dict[str, Any]:
     """Write what was asked for and is there; the names that were written."""
     from lowrank.sensing import Status
 
-    none = found.status in (Status.INFEASIBLE, Status.UNBOUNDED, Status.DIVERGED)
-    wanted = {"output": None if none else output, "plot": None if none else plot}
-    if wanted["output"] is not None:
-        if np.iscomplexobj(found.x) and wanted["output"].suffix == ".csv":
+    if found.status in (Status.INFEASIBLE, Status.UNBOUNDED, Status.DIVERGED):
+        return dict.fromkeys(targets)
+    output, plot, report = (targets[name] for name in ("output", "plot", "report"))
+    if output is not None:
+        if np.iscomplexobj(found.x) and output.suffix == ".csv":
             raise InputError(str(output), "x is complex, which .csv cannot hold", "name an .npy")
-        write_vector(wanted["output"], found.x)
-    if wanted["plot"] is not None:
-        save_figure(found.plot(measurements=y), wanted["plot"])
-    return {name: path and str(path) for name, path in wanted.items()}
+        write_vector(output, found.x)
+    if plot is not None:
+        save_figure(found.plot(measurements=y), plot)
+    if report is not None:
+        found.save_html(report, measurements=y)
+    return {name: path and str(path) for name, path in targets.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -186,6 +187,21 @@ class Report:
         from lowrank.plots import predicted_against_measured
 
         return predicted_against_measured(self, ax=ax)
+
+    def save_html(self, path: str | Path, **options: Any) -> None:
+        """Write the report as one self-contained HTML page.
+
+        Args:
+            path: file to write.
+            **options: `finetuned`, `scores`, `peak_memory`, `checkpoint` and `title`, as in
+                `lowrank.html_report.save_compression`.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        from lowrank.html_report import save_compression
+
+        save_compression(self, path, **options)
 
     def __str__(self) -> str:
         from lowrank.compression.tables import as_text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -156,3 +157,18 @@ class Recovery:
         from lowrank.sensing.plots import recovery
 
         return recovery(self, truth=truth, measurements=measurements)
+
+    def save_html(self, path: str | Path, *, truth: Any = None, measurements: Any = None) -> None:
+        """Write the answer, its certificate and its pictures as one self-contained HTML page.
+
+        Args:
+            path: file to write.
+            truth: the true signal, of the shape of x, if it is known.
+            measurements: y, (m,) or (m, batch), to be drawn.
+
+        Raises:
+            InputError: the truth is not of the signal's shape, or the file cannot be written.
+        """
+        from lowrank.html_report import save_recovery
+
+        save_recovery(self, path, truth=truth, measurements=measurements)

@@ -1,0 +1,301 @@
+"""The report of a compression, and that of a recovery, as self-contained HTML pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowrank.compression.plan import Dense, describe_choice
+from lowrank.compression.profile_table import amount
+from lowrank.errors import InputError
+from lowrank.html_page import Cell, Page, Section, Table, facts, picture, versions
+
+if TYPE_CHECKING:
+    from lowrank.compression.layers import Cost
+    from lowrank.compression.quality import Quality
+    from lowrank.compression.report import LayerReport, Report
+    from lowrank.sensing.result import Recovery
+
+MOST = 200
+"""Non-zeros that a recovery's table lists, the largest."""
+
+Scores = Mapping[str, Sequence[float | None]]
+"""Name of a figure of quality -> dense, compressed and, where there is one, fine-tuned."""
+
+
+def save_compression(
+    report: Report,
+    path: str | Path,
+    *,
+    finetuned: Quality | None = None,
+    scores: Scores | None = None,
+    peak_memory: tuple[int, int] | None = None,
+    checkpoint: str | Path | None = None,
+    title: str = "Compression report",
+) -> None:
+    """Write a compression's report as one HTML page that needs nothing else.
+
+    Args:
+        report: what `compress` or `apply` returned.
+        path: file to write.
+        finetuned: outputs of the fine-tuned model against the dense one's.
+        scores: further figures of quality, such as `{"accuracy, %": (95.3, 93.6, 95.0)}`.
+        peak_memory: peak bytes of the activations, dense and compressed, as `profile` gives them.
+        checkpoint: the file that `lowrank.save` wrote, for the instructions.
+        title: of the page.
+
+    Raises:
+        InputError: a row of `scores` that has neither two nor three figures, or a file that
+            cannot be written.
+
+    Example:
+        >>> import tempfile, torch, lowrank
+        >>> net = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32))
+        >>> _, report = lowrank.compress(net, torch.zeros(1, 32), params=0.6)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_compression(report, f"{folder}/report.html")
+        ...     "<h1>Compression report</h1>" in Path(folder, "report.html").read_text("utf-8")
+        True
+    """
+    rows = [*_costs(report, peak_memory, finetuned is not None), *_quality(report, finetuned)]
+    rows += _scores(scores or {})
+    columns = (("figure", False), *((n, True) for n in ("dense", "compressed", "fine-tuned")))
+    headline = Table(columns, rows, "headline", sortable=False)
+    sections = [
+        Section("Before and after", table=headline, text=_how_measured(report)),
+        *_layers(report),
+        *_pictures(report),
+        Section("How to load the result", code=_loading(checkpoint), text=LOADING),
+        Section("Budget, seed and versions", table=versions(*_settings(report))),
+    ]
+    Page(title, [_summary(report)], report.notes, sections).save(path)
+
+
+def save_recovery(
+    found: Recovery,
+    path: str | Path,
+    *,
+    truth: Any = None,
+    measurements: Any = None,
+    title: str = "Recovery report",
+) -> None:
+    """Write a recovery's report as one HTML page that needs nothing else.
+
+    Args:
+        found: what `recover` or `solve` returned.
+        path: file to write.
+        truth: the true signal, if it is known.
+        measurements: y, to be drawn.
+        title: of the page.
+
+    Raises:
+        InputError: a truth of another shape, or a file that cannot be written.
+
+    Example:
+        >>> import tempfile, lowrank
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_recovery(lowrank.recover(np.eye(3), [1.0, 0.0, 2.0]), f"{folder}/r.html")
+        ...     "optimal" in Path(folder, "r.html").read_text("utf-8")
+        True
+    """
+    drawn = picture(found.plot(truth=truth, measurements=measurements))
+    caption = "What is known of the recovery, a panel each"
+    sections = [
+        Section("The answer and its certificate", table=facts(list(_certificate(found)))),
+        Section("The signal", picture=drawn, caption=caption),
+        Section("The largest coefficients", table=_coefficients(found)),
+        Section("Versions", table=versions()),
+    ]
+    notes = [] if found.status.ok else [f"{found.status.name.lower()}: {found.message}"]
+    lead = [f"{found.status.name.lower()}: {found.status.value}", f"Why this solver: {found.why}"]
+    Page(title, lead, notes, sections).save(path)
+
+
+LOADING = "The file holds weights and the plan, no code: the model is built first, then filled."
+
+
+def _summary(report: Report) -> str:
+    """One sentence that says what came of it."""
+    kept = [
+        f"{100 * ratio:.1f} % of the {name.replace('latency_ms', 'time').replace('macs', 'MACs')}"
+        for name in ("parameters", "bytes", "macs", "latency_ms")
+        if (ratio := report.kept(name)) is not None
+    ]
+    total = len(report.layers)
+    return f"{len(report.replaced)} of {total} layers replaced. Kept: {', '.join(kept)}."
+
+
+def _how_measured(report: Report) -> str:
+    latency = report.compressed.latency
+    if latency is None:
+        return "Nothing was run: no example was given."
+    return (
+        f"Latency: median of {latency.runs} forward passes on the example, both models in turns, "
+        f"on {latency.device} with {latency.threads} thread{'s' * (latency.threads != 1)}. "
+        "MACs are multiply-accumulates on the example; 1 MAC is 2 FLOPs."
+    )
+
+
+def _costs(report: Report, peak: tuple[int, int] | None, tuned: bool) -> Iterator[tuple[Cell, ...]]:
+    dense, small = report.dense, report.compressed
+    same = Cell("as compressed") if tuned else Cell.missing("not fine-tuned")
+    memory = getattr(report, "memory", None)
+    whole = None if memory is None else (memory.dense, memory.measured)
+    rows: dict[str, tuple[float | None, float | None, str]] = {
+        "parameters": (dense.parameters, small.parameters, ""),
+        "storage": (dense.bytes, small.bytes, "B"),
+        "MACs": (dense.macs, small.macs, ""),
+        "peak memory, activations": (*(peak or (None, None)), "B"),
+        "latency, ms": (dense.latency_ms, small.latency_ms, "ms"),
+    }
+    if whole is not None:
+        rows["peak memory, with weights"] = (*whole, "B")
+    for name, (before, after, unit) in rows.items():
+        yield Cell(name), _figure(before, unit), _figure(after, unit, before), same
+
+
+def _figure(value: float | None, unit: str, whole: float | None = None) -> Cell:
+    if value is None:
+        return Cell.missing("not measured")
+    text = f"{value:.3g}" if unit == "ms" else amount(value, unit)
+    return Cell(f"{text} ({100 * value / whole:.1f} %)" if whole else text, value)
+
+
+def _quality(report: Report, finetuned: Quality | None) -> Iterator[tuple[Cell, ...]]:
+    names = {
+        "relative_error": ("error of the outputs", lambda v: f"{100 * v:.2f} %"),
+        "agreement": ("same answers", lambda v: f"{100 * v:.1f} %"),
+        "kl": ("KL divergence, nats", lambda v: f"{v:.3g}"),
+    }
+    tuned = "not measured" if finetuned is not None else "not fine-tuned"
+    for key, (name, show) in names.items():
+        cells = [
+            Cell.missing(why) if q is None else Cell(show(getattr(q, key)), getattr(q, key))
+            for q, why in ((report.quality, "not measured"), (finetuned, tuned))
+        ]
+        yield Cell(name), Cell("reference"), *cells
+
+
+def _scores(scores: Scores) -> Iterator[tuple[Cell, ...]]:
+    for name, values in scores.items():
+        if len(values) not in (2, 3):
+            text = f"{len(values)} figures for {name!r}"
+            raise InputError("scores", text, "give dense, compressed and, if any, fine-tuned")
+        cells = [Cell.missing("not measured") if v is None else Cell(f"{v:.4g}", v) for v in values]
+        yield Cell(name), *cells, *([Cell.missing("not fine-tuned")] * (3 - len(values)))
+
+
+_COLUMNS = (
+    ("layer", False),
+    ("kind", False),
+    ("became", False),
+    ("parameters", True),
+    ("kept", True),
+    ("MACs", True),
+    ("kept", True),
+    ("planned error", True),
+    ("built error", True),
+)
+
+
+def _layers(report: Report) -> Iterator[Section]:
+    replaced = [_replaced(row) for row in report.replaced]
+    if replaced:
+        text = "Errors are relative to the layer's weights, or to its outputs where data was given."
+        yield Section("Layers that were replaced", text, Table(_COLUMNS, replaced))
+    dense = [
+        (Cell(row.name or "(model)"), Cell(row.kind), Cell(row.reason or ""), *_before(row.dense))
+        for row in report.layers
+        if isinstance(row.choice, Dense)
+    ]
+    if dense:
+        columns = (*_COLUMNS[:2], ("why it stays dense", False), ("parameters", True))
+        yield Section("Layers that stay dense, and why", table=Table(columns, dense))
+
+
+def _replaced(row: LayerReport) -> tuple[Cell, ...]:
+    cells = [Cell(row.name), Cell(row.kind), Cell(describe_choice(row.choice))]
+    for measure in ("params", "macs"):
+        before = None if row.dense is None else getattr(row.dense, measure)
+        after = None if row.cost is None else getattr(row.cost, measure)
+        if before is None or after is None:
+            cells += [Cell.missing("shared"), Cell.missing("–")]
+            continue
+        share = 100 * after / before if before else 100.0
+        cells += [Cell(f"{amount(before)} → {amount(after)}", before)]
+        cells += [Cell(f"{share:.0f} %", share)]
+    for error in (row.predicted_error, row.measured_error):
+        missing = Cell.missing("not measured")
+        cells.append(missing if error is None else Cell(f"{100 * error:.2f} %", error))
+    return tuple(cells)
+
+
+def _before(cost: Cost | None) -> tuple[Cell]:
+    return (Cell.missing("–") if cost is None else Cell(amount(cost.params), cost.params),)
+
+
+def _pictures(report: Report) -> Iterator[Section]:
+    from matplotlib.figure import Figure
+
+    from lowrank.plots import plan_bars, predicted_against_measured
+
+    rows = sum(row.dense is not None for row in report.plan.layers.values())
+    if rows:
+        figure = Figure(figsize=(8, 1.2 + 0.24 * rows), layout="constrained")
+        plan_bars(report.plan, ax=figure.subplots())
+        caption = "Outline: the dense layer; filled: what is kept of it"
+        yield Section("The plan", picture=picture(figure), caption=caption)
+    built = sum(row.measured_error is not None for row in report.replaced)
+    if built:
+        figure = Figure(figsize=(8, 1.4 + 0.24 * built), layout="constrained")
+        predicted_against_measured(report, ax=figure.subplots())
+        caption = "Error of each replaced layer, as planned and as built"
+        yield Section("Predicted and measured errors", picture=picture(figure), caption=caption)
+
+
+def _loading(checkpoint: str | Path | None) -> str:
+    name = "small.safetensors" if checkpoint is None else Path(checkpoint).name
+    saving = (
+        f'lowrank.save(small, "{name}")  # it was not saved yet\n' if checkpoint is None else ""
+    )
+    return (
+        "import lowrank\n\n"
+        f'{saving}model = lowrank.load("{name}", into=build_model())  # build_model: your own\n'
+        'lowrank.export_onnx(model, example, "small.onnx")\n'
+        'lowrank.export_program(model, example, "small.pt2")'
+    )
+
+
+def _settings(report: Report) -> list[tuple[str, str]]:
+    budget = ", ".join(f"{name} {value:g}" for name, value in report.plan.budget.items())
+    return [("budget", budget or "a plan by hand"), ("seed", str(report.plan.seed))]
+
+
+def _certificate(found: Recovery) -> Iterator[tuple[str, str]]:
+    yield "status", f"{found.status.name.lower()}: {found.message}"
+    yield "non-zeros", f"{found.support.size:,} of {found.coefficients.shape[0]:,}"
+    yield "objective", f"{found.objective:.8g}"
+    if found.gap is None or found.dual_objective is None:
+        yield "certificate", "none: the problem is not convex"
+    else:
+        yield "proven bound", f"{found.dual_objective:.8g}"
+        yield "relative gap", f"{found.gap:.1e}"
+        yield "constraints violated by", f"{found.infeasibility:.1e} of ‖y‖"
+    yield "‖A x − y‖", f"{found.residual_norm:.6g}"
+    yield "solver", found.solver
+    yield "iterations", f"{found.n_iter:,}"
+    yield "products with A", f"{found.n_products:,}"
+    yield "time", f"{found.seconds:.3g} s"
+
+
+def _coefficients(found: Recovery) -> Table:
+    from lowrank.sensing.operators import to_numpy
+
+    c = to_numpy(found.coefficients)
+    c = c if c.ndim == 1 else c[:, 0]
+    largest = np.argsort(-np.abs(c), kind="stable")[: min(MOST, int(np.count_nonzero(c)))]
+    rows = [(Cell(str(i), float(i)), Cell(f"{c[i]:.6g}", float(np.abs(c[i])))) for i in largest]
+    return Table((("index", True), ("coefficient", True)), rows, "narrow")
