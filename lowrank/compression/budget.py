@@ -48,7 +48,7 @@ def budget_of(wholes: Mapping[str, float], values: Mapping[str, float | None]) -
         >>> budget_of({"params": 100, "macs": 1000}, {"params": None, "macs": 0.5})
         Budget(given={'macs': 0.5}, limits=(500.0,), wholes=(1000,))
     """
-    given = {name: _checked(name, v) for name, v in values.items() if v is not None}
+    given = {name: checked(name, v) for name, v in values.items() if v is not None}
     if not given:
         names = ", ".join(f"{name}=" for name in values)
         raise BudgetError("budget", "none was given", f"pass one of {names} such as 0.5")
@@ -63,7 +63,12 @@ def budget_of(wholes: Mapping[str, float], values: Mapping[str, float | None]) -
     return Budget(given, tuple(limits), tuple(wholes[name] for name in given))
 
 
-def _checked(name: str, value: object) -> float:
+def checked(name: str, value: object) -> float:
+    """What the user gave for a measure: a fraction as a float, an absolute figure as an int.
+
+    Raises:
+        BudgetError: it is neither.
+    """
     advice = "give a fraction in (0, 1], or a whole number as an absolute figure"
     if isinstance(value, bool) or not isinstance(value, int | float | Real):
         raise BudgetError(name, f"{value!r} is not a number", advice)

@@ -163,7 +163,7 @@ def compare(
     example: Example,
     *,
     timer: Timer | None = None,
-    rounds: tuple[int, int] = (7, 50),
+    rounds: tuple[int, int] = (11, 50),
     enough: float = 1.0,
 ) -> Comparison:
     """Time two models in turns.
