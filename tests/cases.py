@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.layers import LayerSpec
-from lowrank.compression.methods import METHODS, ChannelSVD, Method, SpatialSVD
+from lowrank.compression.methods import METHODS, ChannelSVD, LowRankSparse, Method, SpatialSVD
 
 Build = Callable[[], nn.Module]
 
@@ -114,3 +114,20 @@ def _variants(cls: type[Method], spec: LayerSpec) -> Iterator[Method]:
         for axis in range(1, len(kernel)):
             n = kernel[axis]
             yield SpatialSVD(min(o * k // n, i * n), axis)
+    if cls is LowRankSparse:
+        yield from filter(lambda m: m.check(spec) is None, _low_rank_sparse(o, i, k))
+
+
+def _low_rank_sparse(o: int, i: int, k: int) -> Iterator[LowRankSparse]:
+    """L beside what S keeps, and S alone."""
+    half = (i // 2) / i
+    yield LowRankSparse(min(o, (i - i // 2) * k), half)
+    yield LowRankSparse(0, 1.0)
+    yield LowRankSparse(min(o - o // 3, i * k), (o // 3) / o, "filters")
+    yield LowRankSparse(min(o, i * k), 0.25, "unstructured")
+    yield LowRankSparse(0, 1.0, "unstructured")
+    yield LowRankSparse(min(o, i * k), 0.5, "2:4")
+
+
+PROMISE = {"cp": 0.1, "low_rank_sparse": 0.02}
+"""How far the curve's error may be from the built one, where fits are interpolated."""

@@ -7,6 +7,7 @@ from lowrank.compression.methods.channel_svd import ChannelSVD
 from lowrank.compression.methods.cp import CP
 from lowrank.compression.methods.depthwise_separable import DepthwiseSeparable
 from lowrank.compression.methods.group_svd import GroupSVD
+from lowrank.compression.methods.low_rank_sparse import LowRankSparse
 from lowrank.compression.methods.spatial_svd import SpatialSVD
 from lowrank.compression.methods.tensor_train import TensorTrain
 from lowrank.compression.methods.tucker2 import Tucker2
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "tensor_train": TensorTrain,
     "group_svd": GroupSVD,
     "depthwise_separable": DepthwiseSeparable,
+    "low_rank_sparse": LowRankSparse,
 }
 """Every method by the name that plans and the command line use."""
 
@@ -28,6 +30,7 @@ __all__ = [
     "ChannelSVD",
     "DepthwiseSeparable",
     "GroupSVD",
+    "LowRankSparse",
     "Method",
     "SpatialSVD",
     "TensorTrain",

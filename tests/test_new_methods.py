@@ -1,0 +1,209 @@
+"""Low rank plus sparse, monochromatic, bi-clustering, LegoNet: what each promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lowrank
+from lowrank.compression.layers import LayerSpec, spec_of
+from lowrank.compression.methods import ChannelSVD, LowRankSparse, Method
+from lowrank.compression.methods.joint import error_of
+from lowrank.decompositions.metric import Metric
+from lowrank.decompositions.sparse_part import split_columns
+
+ROUNDING = 1e-9
+"""Relative to the energy: sums of a few hundred products in float64."""
+
+
+def _layer(n: int = 12, o: int = 16) -> tuple[LayerSpec, Tensor]:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(n, o, 3, padding=1).double()
+    spec = spec_of(layer)
+    assert spec is not None
+    return spec, layer.weight.detach().reshape(spec.weight_shape)
+
+
+def _metric(spec: LayerSpec, *, weighted: bool = True) -> Metric:
+    """A correlated metric with outputs that count unequally."""
+    g, o, *_ = spec.weight_shape
+    d = spec.n_weights // spec.out_channels
+    rng = torch.Generator().manual_seed(1)
+    X = torch.randn(g, 3 * d, d, generator=rng, dtype=torch.float64)
+    X = X @ torch.randn(g, d, d, generator=rng, dtype=torch.float64) / d**0.5
+    Y = torch.randn(g, 3 * o, o, generator=rng, dtype=torch.float64)
+    Y = Y * torch.linspace(0.3, 2, o, dtype=torch.float64)
+    G = Y.mT @ Y / (3 * o) if weighted else None
+    return Metric(X.mT @ X / (3 * d), G)
+
+
+METHODS_OF_SMALL_SIZE: list[Method] = [
+    LowRankSparse(3, 0.25),
+    LowRankSparse(0, 0.5),
+    LowRankSparse(3, 0.25, "filters"),
+    LowRankSparse(3, 0.1, "unstructured"),
+    LowRankSparse(0, 0.2, "unstructured"),
+    LowRankSparse(2, 0.5, "2:4"),
+]
+
+
+@pytest.mark.parametrize("method", METHODS_OF_SMALL_SIZE, ids=str)
+@pytest.mark.parametrize("weighted", [False, True], ids=["C", "C and G"])
+def test_with_a_metric_the_output_error_is_no_larger(method: Method, weighted: bool) -> None:
+    spec, W = _layer()
+    metric = _metric(spec, weighted=weighted)
+    blind = error_of(spec, method.specs(spec), method.factor(spec, W, seed=0), W, metric)
+    fitted = method.factor(spec, W, seed=0, metric=metric)
+    seen = error_of(spec, method.specs(spec), fitted, W, metric)
+    assert seen < blind
+
+
+class Net(nn.Module):
+    """Two convolutions and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(12, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.b = nn.Conv2d(16, 16, 3, stride=2, padding=1, bias=False)
+        self.fc = nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm(self.a(x)))
+        return self.fc(torch.relu(self.b(h)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", METHODS_OF_SMALL_SIZE, ids=str)
+def test_a_network_with_it_saves_exports_and_comes_back(method: Method, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Net().eval(), torch.randn(2, 12, 8, 8)
+    small, report = lowrank.compress(net, x, params=10**9, overrides={"a": method})
+    assert report.plan["a"] == method
+    assert lowrank.Plan.from_json(report.plan.to_json()) == report.plan
+
+    lowrank.save(small, tmp_path / "small.safetensors")
+    again = lowrank.load(tmp_path / "small.safetensors", into=Net()).eval()
+    assert torch.equal(again(x), small(x))
+
+    lowrank.export_program(small, x)
+    lowrank.export_onnx(small, x, tmp_path / "small.onnx")
+
+    dense = lowrank.densify(small)
+    assert type(dense.a) is nn.Conv2d
+    assert torch.allclose(dense(x), small(x), atol=1e-4)
+
+    small.train()(x).sum().backward()
+    weights = [p for n, p in small.a.named_parameters() if n.endswith("weight")]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in weights)
+
+
+@pytest.mark.parametrize("method", METHODS_OF_SMALL_SIZE, ids=str)
+def test_it_runs_under_compile(method: Method) -> None:
+    torch.manual_seed(0)
+    net, x = Net().eval(), torch.randn(2, 12, 8, 8)
+    small, _ = lowrank.compress(net, x, params=10**9, overrides={"a": method})
+    with torch.no_grad():
+        fast = torch.compile(small, backend="eager", fullgraph=True)
+        assert torch.allclose(fast(x), small(x))
+
+
+@pytest.mark.parametrize("method", METHODS_OF_SMALL_SIZE, ids=str)
+def test_fitted_to_data_it_serves_the_network_better(method: Method) -> None:
+    torch.manual_seed(0)
+    net = Net().eval()
+    base = (
+        torch.randn(1, 12, 8, 8)
+        + torch.randn(64, 12, 1, 1) * torch.linspace(0, 2, 12)[:, None, None]
+    )
+    x = base + 0.3 * torch.randn(64, 12, 8, 8)
+    blind, _ = lowrank.compress(net, x[:1], params=10**9, overrides={"a": method})
+    seen, _ = lowrank.compress(net, x[:1], params=10**9, overrides={"a": method}, data=[x[:48]])
+    with torch.no_grad():
+        lost = [(m(x[48:]) - net(x[48:])).square().sum() for m in (blind, seen)]
+    assert lost[1] < lost[0]
+
+
+def test_kept_channels_are_the_best_of_their_kind() -> None:
+    """Given the channels, no other low-rank map and dense rest do better: gradients vanish."""
+    spec, W = _layer()
+    metric, kept = _metric(spec), torch.tensor([[1, 4, 7]])
+    flat = W.flatten(2)
+    split = split_columns(flat, metric, kept, 9)
+    S, U, V = split.fit(3)
+    parts = [p.clone().requires_grad_() for p in (S, U, V)]
+
+    def lost(S: Tensor, U: Tensor, V: Tensor) -> Tensor:
+        D = torch.zeros_like(flat)
+        columns = [
+            (c[0][:, None] * 9 + torch.arange(9)).flatten() for c in (split.kept, split.rest)
+        ]
+        D = D.index_add(2, columns[0], split.W_kept - S)
+        D = D.index_add(2, columns[1], split.W_rest - U @ V)
+        return (metric.times(D) * (metric.G @ D)).sum()
+
+    loss = lost(*parts)
+    loss.backward()
+    value = loss.detach()
+    assert float(value) == pytest.approx(split.lost(3), rel=1e-8)
+    for part in parts:
+        assert part.grad is not None
+        assert part.grad.norm() < 1e-6 * float(value) ** 0.5 * metric.error(flat) ** 0.5
+
+
+def test_kept_filters_are_the_ones_of_the_layer() -> None:
+    spec, W = _layer()
+    method = LowRankSparse(3, 0.25, "filters")
+    both, order = method.factor(spec, W, seed=0, metric=_metric(spec))
+    rows = (order[0] >= 12).nonzero().flatten()
+    assert torch.equal(both[1][0][0], W[0, rows])
+
+
+def test_low_rank_beside_sparse_beats_either_alone_at_equal_size() -> None:
+    """On low rank plus a few large entries, which is what the method is for."""
+    torch.manual_seed(0)
+    W = torch.randn(48, 4).double() @ torch.randn(4, 64).double()
+    W = (W + 20 * (torch.rand(48, 64) < 0.03))[None]
+    spec = LayerSpec("linear", 64, 48)
+    n = 4 * (48 + 64) + round(0.04 * W.numel())
+    both = LowRankSparse(4, 0.04, "unstructured")
+    alone = LowRankSparse(0, n / W.numel(), "unstructured")
+    metric = Metric(torch.ones(1, 64, dtype=torch.float64))
+    lost = {
+        m: error_of(spec, m.specs(spec), m.factor(spec, W, seed=0), W, metric)
+        for m in (both, alone, ChannelSVD(n // (48 + 64)))
+    }
+    assert lost[both] < 0.3 * min(lost[alone], lost[ChannelSVD(n // (48 + 64))])
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (LowRankSparse(0, 0.0), "keep nothing"),
+        (LowRankSparse(99, 0.25), "rank 99 is outside 0..16"),
+        (LowRankSparse(1, 1.5), "density 1.5 is outside 0..1"),
+        (LowRankSparse(1, 0.3, "2:4"), "density 0.5"),
+        (LowRankSparse(0, 0.5, "filters"), "rank 1"),
+        (LowRankSparse(1, 0.5, "rows"), "sparsity 'rows' is none of"),  # type: ignore[arg-type]
+    ],
+    ids=str,
+)
+def test_wrong_settings_get_a_sentence(method: Method, words: str) -> None:
+    spec, _ = _layer()
+    assert words in (method.check(spec) or "")
+
+
+@pytest.mark.parametrize("sparsity", ["unstructured", "2:4"])
+def test_stored_zeros_are_no_answer_to_a_budget_of_macs(sparsity: str) -> None:
+    torch.manual_seed(0)
+    net, x = Net().eval(), torch.randn(2, 12, 8, 8)
+    curves = lowrank.measure(net, x, methods=["low_rank_sparse"])
+    offered = {c.method.sparsity for curve in curves.curves for c in curve.candidates}
+    assert sparsity in offered
+    for share in (0.4, 0.6, 0.8):
+        taken = curves.plan(macs=share).replaced.values()
+        assert sparsity not in {m.sparsity for m in taken}
+    taken = curves.plan(params=0.6).replaced.values()
+    assert "unstructured" in {m.sparsity for m in taken}
