@@ -1,0 +1,119 @@
+"""Documentation: every public name stands in the reference with an example, and all code runs."""
+
+import doctest
+import importlib
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+import lowrank
+import lowrank.decompositions
+import lowrank.errors
+import lowrank.html_report
+import lowrank.plots
+import lowrank.sensing
+from lowrank.compression.methods import METHODS
+from lowrank.sensing import bases, estimators, gallery, operators, phase_transition
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = {path.relative_to(DOCS).as_posix(): path.read_text("utf-8") for path in DOCS.rglob("*.md")}
+REFERENCE = "\n".join(text for name, text in PAGES.items() if name.startswith("reference/"))
+EXAMPLES = dict(re.findall(r"^::: (\S+)\n\n```pycon\n(.*?)```", REFERENCE, re.M | re.S))
+INTERNAL = {"on_shape"}
+
+
+def public():
+    """Functions and classes that users reach by a public name."""
+    packages = (lowrank, lowrank.sensing, lowrank.decompositions, lowrank.plots)
+    found = [getattr(p, name) for p in packages for name in p.__all__]
+    found += [*METHODS.values(), *lowrank.sensing.SOLVERS.values()]
+    modules = (bases, estimators, gallery, operators, phase_transition, lowrank.errors)
+    for module in (*modules, lowrank.html_report):
+        found += [
+            o
+            for name, o in vars(module).items()
+            if not name.startswith("_") and getattr(o, "__module__", None) == module.__name__
+        ]
+    found = [o for o in found if inspect.isclass(o) or inspect.isfunction(o)]
+    return {f"{o.__module__}.{o.__qualname__}": o for o in found if o.__name__ not in INTERNAL}
+
+
+PUBLIC = public()
+
+
+@pytest.fixture(autouse=True)
+def _no_window():
+    before = matplotlib.get_backend()
+    matplotlib.use("agg")
+    yield
+    matplotlib.pyplot.close("all")
+    matplotlib.use(before)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_in_the_reference_with_an_example(name):
+    listed = re.search(rf"^::: {re.escape(name)}$", REFERENCE, re.M)
+    assert listed, f"add '::: {name}' to a page in docs/reference"
+    text = (PUBLIC[name].__doc__ or "") + EXAMPLES.get(name, "")
+    assert ">>>" in text, f"{name} has no example, in its docstring or on its page"
+
+
+def test_the_reference_names_only_what_is_there():
+    names = re.findall(r"^::: (\S+)$", REFERENCE, re.M)
+    assert len(names) == len(set(names))
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_of_the_reference_run(name):
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
+    case = doctest.DocTestParser().get_doctest(EXAMPLES[name], {}, name, name, 0)
+    runner = doctest.DocTestRunner(optionflags=flags)
+    said = []
+    runner.run(case, out=said.append)
+    assert not runner.failures, "".join(said)
+
+
+GUIDES = [name for name, text in PAGES.items() if "```python\n" in text]
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_code_of_the_guides_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    scope = {"__name__": "guide"}
+    for block in re.findall(r"```python\n(.*?)```", PAGES[page], re.S):
+        exec(compile(block, page, "exec"), scope)
+    sys.modules.pop("net", None)
+
+
+def test_tables_name_every_method_and_solver():
+    methods, solvers = PAGES["choose-a-decomposition.md"], PAGES["choose-a-solver.md"]
+    assert [name for name in METHODS if f"`{name}`" not in methods] == []
+    assert [name for name in lowrank.sensing.SOLVERS if f"`{name}`" not in solvers] == []
+
+
+def test_every_page_is_in_the_navigation():
+    listed = set(re.findall(r"- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M))
+    assert listed == set(PAGES)
+
+
+@pytest.mark.docs
+def test_the_documentation_builds_strictly(tmp_path):
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip("mkdocs is not installed; it is in the docs extra")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "lowrank.sensing.recover.recover" in (
+        tmp_path / "reference" / "recovery" / "index.html"
+    ).read_text("utf-8")
