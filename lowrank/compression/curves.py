@@ -23,6 +23,7 @@ from lowrank.compression.memory import MemoryFits
 from lowrank.compression.methods import METHODS, Method
 from lowrank.compression.methods.base import compose, require
 from lowrank.compression.methods.fitting import identity
+from lowrank.compression.modules import weight_bytes
 from lowrank.compression.plan import Choice, Dense, Plan, PlannedLayer, Tied
 from lowrank.compression.profile import TOTAL, count_macs
 from lowrank.compression.scan import Scan, scan
@@ -398,8 +399,7 @@ def model_cost(model: nn.Module, example: Example) -> Cost:
     """Parameters, their bytes, and MACs on the example, of a whole model."""
     parameters = list(model.parameters())  # shared ones come once
     n = sum(p.numel() for p in parameters)
-    size = sum(p.numel() * p.element_size() for p in parameters)
-    return Cost(n, size, count_macs(model, example)[TOTAL])
+    return Cost(n, weight_bytes(model), count_macs(model, example)[TOTAL])
 
 
 def _candidates(

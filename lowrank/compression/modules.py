@@ -161,9 +161,17 @@ def bias_holder(module: nn.Module) -> nn.Module:
     return module
 
 
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters, and of the places of those that are stored sparse."""
+    places = [m.index for m in model.modules() if isinstance(m, Sparse)]
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *places))
+
+
 @dataclass(frozen=True)
 class SelectStage:
     """Channels by number; the factor holds the numbers, (groups, out / groups) within a group.
+
+    They are a buffer, as batch-norm statistics are, and count nowhere as weights.
 
     Args:
         in_channels: of the whole input.

@@ -12,6 +12,7 @@ from lowrank.compression.example import Example
 from lowrank.compression.latency import LatencyCheck
 from lowrank.compression.layers import Cost
 from lowrank.compression.memory import MemoryCheck
+from lowrank.compression.modules import weight_bytes
 from lowrank.compression.plan import Choice, Dense, Plan, Tied, describe_choice
 from lowrank.compression.profile import TOTAL, Latency, compare_latency, count_macs
 from lowrank.compression.quality import Quality
@@ -58,7 +59,7 @@ class Figures:
         first, second = (
             cls(
                 sum(p.numel() for p in m.parameters()),
-                sum(p.numel() * p.element_size() for p in m.parameters()),
+                weight_bytes(m),
                 n,
                 t,
             )
