@@ -2,6 +2,7 @@
 
     python benchmarks/latency.py --out benchmarks/results/latency.json
 
+The file keeps the rows of other networks and threads than those of `--networks` and `--threads`.
 Each run compresses a network with random weights to 0.6 of its time and then times the result
 against the dense network anew, in turns, in this script. One thread is timed by its CPU time,
 which a busy machine hardly disturbs; two threads by the wall clock. The ratio is the median over
@@ -153,13 +154,22 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     args = parser.parse_args()
-    rows = [
-        run(name, batch, threads, last)
-        for name in args.networks
-        for threads in args.threads
-        for batch in (1, 8)
-        for last in (False, True)
-    ]
+    before = json.loads(args.out.read_text())["results"] if args.out.exists() else []
+    done = {condition(row): row for row in before}
+    for name in args.networks:
+        for threads in args.threads:
+            for batch in (1, 8):
+                for last in (False, True):
+                    row = run(name, batch, threads, last)
+                    done[condition(row)] = row
+                    write(args.out, [done[key] for key in sorted(done)])
+
+
+def condition(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["network"], row["threads"], row["batch"], row["channels_last"]
+
+
+def write(out: Path, rows: list[dict[str, Any]]) -> None:
     record = {
         "what": f"compress(latency={WANTED}): time of the result over the dense network's",
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
@@ -172,7 +182,7 @@ def main() -> None:
         "tiny_layers": cannot_get_faster(),
         "results": rows,
     }
-    args.out.write_text(json.dumps(record, indent=2) + "\n")
+    out.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

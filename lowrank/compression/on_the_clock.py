@@ -60,8 +60,8 @@ def plan_on_the_clock(
     """The plan of least error whose structure meets a latency budget when it is timed.
 
     Each try times the chosen candidates themselves and plans anew with that, then times the
-    whole structure; the limit is then scaled by what was wanted over what was measured. A
-    model that comes out no faster stays dense.
+    whole structure; the limit then moves by what was measured. A model that comes out no faster
+    stays dense.
 
     Args:
         model: the dense model.
@@ -81,6 +81,7 @@ def plan_on_the_clock(
     assert curves.timing is not None
     tried: list[Timed] = []
     wanted = checked("latency", wanted)
+    points: list[tuple[float, float]] = []
     limit = AIM * wanted
     for attempt in range(1, TRIES + 1):
         try:
@@ -96,8 +97,24 @@ def plan_on_the_clock(
         tried.append(Timed(plan, curves.timing.ratio(plan.replaced), found.ratio, attempt))
         if SPENT * wanted <= found.ratio <= AIM * wanted:
             break
-        limit = min(limit * AIM * wanted / found.ratio, 1.0)
+        points.append((limit, found.ratio))
+        limit = _next_limit(points, AIM * wanted)
     return _best(curves, tried, wanted)
+
+
+def _next_limit(points: list[tuple[float, float]], aim: float) -> float:
+    """The predicted time to ask for, from what was asked for and measured so far.
+
+    At first in proportion; then on the line through the last two, where that rises.
+    """
+    limit, measured = points[-1]
+    proposed = limit * aim / measured
+    if len(points) > 1:
+        before, measured_before = points[-2]
+        if (limit - before) * (measured - measured_before) > 0:
+            slope = (measured - measured_before) / (limit - before)
+            proposed = limit + (aim - measured) / slope
+    return min(max(proposed, limit / 2), 1.0)
 
 
 def _best(curves: Curves, tried: list[Timed], wanted: float) -> Timed:
