@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import LAYERS, PROMISE, full_rank_methods, layer_input
+from cases import LAYERS, PROMISE, SELECTIVE, full_rank_methods, layer_input
 from torch import nn
 
 import lowrank
@@ -97,7 +97,7 @@ def test_candidates_promise_the_error_they_build(name: str) -> None:
         if cls.supports(view.spec) is not None:
             continue
         offered = list(cls.candidates(view.spec, W, round_to=1, seed=0))
-        assert offered
+        assert offered or cls.name in SELECTIVE
         for method, promised in offered[:: max(1, len(offered) // 6)]:
             assert method.check(view.spec) is None
             specs = method.specs(view.spec)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lowrank
 from lowrank.compression.layers import LayerSpec, spec_of
-from lowrank.compression.methods import ChannelSVD, LowRankSparse, Method
+from lowrank.compression.methods import ChannelSVD, LowRankSparse, Method, Monochromatic
 from lowrank.compression.methods.joint import error_of
 from lowrank.decompositions.metric import Metric
 from lowrank.decompositions.sparse_part import split_columns
@@ -47,6 +47,8 @@ METHODS_OF_SMALL_SIZE: list[Method] = [
     LowRankSparse(3, 0.1, "unstructured"),
     LowRankSparse(0, 0.2, "unstructured"),
     LowRankSparse(2, 0.5, "2:4"),
+    Monochromatic(4),
+    Monochromatic(5, 2),
 ]
 
 

@@ -8,6 +8,7 @@ from lowrank.compression.methods.cp import CP
 from lowrank.compression.methods.depthwise_separable import DepthwiseSeparable
 from lowrank.compression.methods.group_svd import GroupSVD
 from lowrank.compression.methods.low_rank_sparse import LowRankSparse
+from lowrank.compression.methods.monochromatic import Monochromatic
 from lowrank.compression.methods.spatial_svd import SpatialSVD
 from lowrank.compression.methods.tensor_train import TensorTrain
 from lowrank.compression.methods.tucker2 import Tucker2
@@ -21,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
     "group_svd": GroupSVD,
     "depthwise_separable": DepthwiseSeparable,
     "low_rank_sparse": LowRankSparse,
+    "monochromatic": Monochromatic,
 }
 """Every method by the name that plans and the command line use."""
 
@@ -32,6 +34,7 @@ __all__ = [
     "GroupSVD",
     "LowRankSparse",
     "Method",
+    "Monochromatic",
     "SpatialSVD",
     "TensorTrain",
     "Tucker2",

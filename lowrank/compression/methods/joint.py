@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from lowrank.compression.layers import Factor, LayerSpec, Stage, leaves, with_leaves
 from lowrank.compression.methods.base import compose
+from lowrank.compression.methods.fitting import identity
 from lowrank.decompositions.metric import Metric
 
 
@@ -59,7 +60,9 @@ def refined(
     if not max_iter or energy <= 0:
         return start
     flat = leaves(start)
-    free = [f.clone().requires_grad_() for f in flat if f.is_floating_point()]
+    layout = torch.contiguous_format  # L-BFGS views its gradients
+    floats = [f for f in flat if f.is_floating_point()]
+    free = [f.clone(memory_format=layout).requires_grad_() for f in floats]
     best: list[tuple[float, list[Tensor]]] = []
 
     def rebuilt(values: Sequence[Tensor]) -> tuple[Factor, ...]:
@@ -88,3 +91,34 @@ def refined(
     with torch.enable_grad():
         search.step(evaluate)
     return rebuilt(best[0][1])
+
+
+def fit_from(
+    spec: LayerSpec,
+    stages: Sequence[Stage],
+    weight: Tensor,
+    metric: Metric | None,
+    start: Callable[[Metric], Sequence[Factor]],
+    *,
+    max_iter: int,
+) -> tuple[Factor, ...]:
+    """The refined factors of a start; with data the better of two starts, with and without.
+
+    So an error in the metric is never above that of the fit to the weight alone.
+
+    Args:
+        spec: the layer.
+        stages: its replacement.
+        weight: canonical weight, whose type the factors have.
+        metric: None for the weight alone.
+        start: factors in a metric, with all that is discrete decided.
+        max_iter: L-BFGS iterations of each refinement.
+    """
+    plain = identity(weight)
+    found = refined(spec, stages, start(plain), weight, plain, max_iter=max_iter)
+    if metric is not None:
+        W = weight.to(metric.dtype)
+        starts = [cast_factors(f, metric.dtype) for f in (found, start(metric))]
+        best = min(starts, key=lambda f: error_of(spec, stages, f, W, metric))
+        found = refined(spec, stages, best, weight, metric, max_iter=max_iter)
+    return cast_factors(found, weight.dtype)
