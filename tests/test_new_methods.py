@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 import lowrank
 from lowrank.compression.layers import LayerSpec, spec_of
-from lowrank.compression.methods import ChannelSVD, LowRankSparse, Method, Monochromatic
+from lowrank.compression.methods import (
+    BiClustering,
+    ChannelSVD,
+    LowRankSparse,
+    Method,
+    Monochromatic,
+)
 from lowrank.compression.methods.joint import error_of
 from lowrank.decompositions.metric import Metric
 from lowrank.decompositions.sparse_part import split_columns
@@ -49,6 +55,7 @@ METHODS_OF_SMALL_SIZE: list[Method] = [
     LowRankSparse(2, 0.5, "2:4"),
     Monochromatic(4),
     Monochromatic(5, 2),
+    BiClustering(2, 4, 2),
 ]
 
 

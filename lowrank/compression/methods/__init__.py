@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lowrank.compression.methods.base import Method
+from lowrank.compression.methods.biclustering import BiClustering
 from lowrank.compression.methods.channel_svd import ChannelSVD
 from lowrank.compression.methods.cp import CP
 from lowrank.compression.methods.depthwise_separable import DepthwiseSeparable
@@ -23,12 +24,14 @@ METHODS: dict[str, type[Method]] = {
     "depthwise_separable": DepthwiseSeparable,
     "low_rank_sparse": LowRankSparse,
     "monochromatic": Monochromatic,
+    "biclustering": BiClustering,
 }
 """Every method by the name that plans and the command line use."""
 
 __all__ = [
     "CP",
     "METHODS",
+    "BiClustering",
     "ChannelSVD",
     "DepthwiseSeparable",
     "GroupSVD",

@@ -12,6 +12,9 @@ from lowrank.compression.methods.base import compose
 from lowrank.compression.methods.fitting import identity
 from lowrank.decompositions.metric import Metric
 
+_WORK = 2e11
+"""Multiplications that one refinement may take."""
+
 
 def error_of(
     spec: LayerSpec,
@@ -49,7 +52,7 @@ def refined(
         factors: what fills it, to start from; never returned worse.
         weight: the canonical weight that is approximated.
         metric: the error that is minimised.
-        max_iter: L-BFGS iterations.
+        max_iter: L-BFGS iterations, fewer for very large layers.
 
     Returns:
         Factors in the metric's type.
@@ -57,6 +60,7 @@ def refined(
     start = cast_factors(factors, metric.dtype)
     W = weight.flatten(2).to(metric.dtype)
     energy = metric.error(W)
+    max_iter = min(max_iter, max(2, int(_WORK / (3 * W.numel() * W.shape[-1]))))
     if not max_iter or energy <= 0:
         return start
     flat = leaves(start)

@@ -143,13 +143,13 @@ _Factors = tuple[Tensor, Tensor, Tensor]
 
 
 def _offered(spec: LayerSpec, round_to: int) -> list[Monochromatic]:
-    """Numbers of colours, about a factor of 1.5 apart, that make the layer smaller."""
+    """Numbers of colours, a factor of 1.5 apart up to half the filters, that make it smaller."""
     if spec.in_channels > _MOST_INPUTS:
         return []
     found = []
     for m in (1, 2) if spec.in_channels > 2 else (1,):
         colours = m
-        while colours <= spec.out_channels:
+        while colours <= max(m, spec.out_channels // 2):
             rounded = max(round_to, colours // round_to * round_to)
             method = Monochromatic(rounded, m)
             small = sum(s.n_weights for s in method.specs(spec)) < spec.n_weights
