@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.layers import LayerSpec
-from lowrank.compression.methods.base import depthwise, no_kernel, outside, worthwhile
+from lowrank.compression.methods.base import depthwise, lost_energy, no_kernel, outside, worthwhile
 from lowrank.compression.methods.fitting import (
     energy,
     even,
@@ -22,6 +22,7 @@ from lowrank.compression.methods.fitting import (
     refined_curve,
 )
 from lowrank.decompositions.metric import Metric, input_directions
+from lowrank.decompositions.svd import singular_values
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,13 @@ class DepthwiseSeparable:
         seed: int,
         metric: Metric | None = None,
     ) -> Iterable[tuple[DepthwiseSeparable, float]]:
-        metric = identity(weight) if metric is None else metric
         top = worthwhile(cls(1), spec, _full(spec))
+        if metric is None:  # channels are orthogonal: their errors add up
+            g, o, i, *_ = spec.weight_shape
+            slices = weight.reshape(g, o, i, -1).transpose(1, 2).flatten(0, 1)
+            lost = lost_energy(singular_values(slices))
+            yield from ((cls(m), lost[m - 1]) for m in range(1, top + 1))
+            return
         filters = _filters(spec, weight, metric, top)
         lost = nested_curve(weight, metric, _features(filters), spec.weight_shape[2])
         whole = energy(weight, metric) or 1.0
@@ -92,7 +98,8 @@ class DepthwiseSeparable:
         metric: Metric | None = None,
         max_iter: int | None = None,
     ) -> tuple[Tensor, ...]:
-        metric = identity(weight) if metric is None else metric
+        if metric is None:
+            return fit_stages(self, spec, weight, identity(weight), seed=seed, max_iter=0)
         return fit_stages(self, spec, weight, metric, seed=seed, max_iter=max_iter)
 
     def features(self, spec: LayerSpec, free: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.layers import LayerSpec
-from lowrank.compression.methods.base import depthwise, outside, rank_grid, worthwhile
+from lowrank.compression.methods.base import depthwise, lost_energy, outside, rank_grid, worthwhile
 from lowrank.compression.methods.channel_svd import Fold
 from lowrank.compression.methods.fitting import (
     even,
@@ -22,9 +22,13 @@ from lowrank.compression.methods.fitting import (
     spread,
 )
 from lowrank.decompositions.metric import Metric, input_directions
+from lowrank.decompositions.svd import singular_values
 
 _GROUPS = (2, 4, 8)
 """Numbers of subspaces that are tried; more of them cost more than they save."""
+
+_WIDE = 2048
+"""Fan-in beyond which a curve in the metric takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +79,14 @@ class GroupSVD:
         seed: int,
         metric: Metric | None = None,
     ) -> Iterable[tuple[GroupSVD, float]]:
-        metric = identity(weight) if metric is None else metric
         folds: tuple[Fold, ...] = ("kernel_first", "kernel_last")
         for fold in folds if any(k > 1 for k in spec.kernel) else folds[:1]:
-            for k in _splits(spec):
+            for k in _tried(spec, fold, metric):
                 top = worthwhile(cls(k, 1, fold), spec, _full(spec, k, fold))
                 ranks = rank_grid(top, round_to=round_to, limit=32)
-                if not ranks:
-                    continue
-                widest = cls(k, ranks[-1], fold)
-                V = widest._maps(spec, weight, metric)
-                width = k * (prod(spec.kernel) if fold == "kernel_last" else 1)
-                lost = nested_curve(weight, metric, widest.features(spec, (V,)), width)
-                yield from ((cls(k, rank, fold), lost[rank - 1]) for rank in ranks)
+                if ranks:
+                    lost = cls(k, ranks[-1], fold)._curve(spec, weight, metric)
+                    yield from ((cls(k, rank, fold), lost[rank - 1]) for rank in ranks)
 
     def check(self, spec: LayerSpec) -> str | None:
         if self.fold not in ("kernel_first", "kernel_last"):
@@ -119,7 +118,8 @@ class GroupSVD:
         metric: Metric | None = None,
         max_iter: int | None = None,
     ) -> tuple[Tensor, ...]:
-        metric = identity(weight) if metric is None else metric
+        if metric is None:  # subspaces are orthogonal: the start is the best there is
+            return fit_stages(self, spec, weight, identity(weight), seed=seed, max_iter=0)
         return fit_stages(self, spec, weight, metric, seed=seed, max_iter=max_iter)
 
     def features(self, spec: LayerSpec, free: Sequence[Tensor]) -> Tensor:
@@ -148,21 +148,42 @@ class GroupSVD:
         shape = (g * self.groups, self.rank, i // self.groups, *inner)
         return turned.reshape(shape), columns.contiguous()
 
-    def _maps(self, spec: LayerSpec, weight: Tensor, metric: Metric) -> Tensor:
-        """Leading directions of each subspace in its own metric: (g, rank, groups, n), nested."""
+    def _curve(self, spec: LayerSpec, weight: Tensor, metric: Metric | None) -> list[float]:
+        """Relative squared error at every rank up to this one."""
+        if metric is None:  # without data the subspaces' errors add up
+            return lost_energy(singular_values(self._slices(spec, weight).flatten(0, 1)))
+        V = self._maps(spec, weight, metric)
+        width = self.groups * (prod(spec.kernel) if self.fold == "kernel_last" else 1)
+        return nested_curve(weight, metric, self.features(spec, (V,)), width)
+
+    def _slices(self, spec: LayerSpec, weight: Tensor) -> Tensor:
+        """The folded weight of every subspace: (g, k, o, n) or (g, k, o * K, n)."""
         g, o, i, *kernel = spec.weight_shape
         K, k = prod(kernel), self.groups
-        W = metric.left(weight.reshape(g, o, i * K).to(metric.dtype))
-        slices = W.reshape(g, o, k, i // k, K).movedim(2, 1)  # (g, k, o, i / k, K)
+        slices = weight.reshape(g, o, k, i // k, K).movedim(2, 1)  # (g, k, o, i / k, K)
         if self.fold == "kernel_first":
-            own = metric.block(torch.arange(i * K).reshape(k, -1))  # (g, k, n, n)
-            rows = slices.flatten(3)
-        else:
-            channels = marginal(metric, spec, ())
-            own = channels.block(torch.arange(i).reshape(k, -1))
-            rows = slices.transpose(-1, -2).flatten(2, 3)  # (g, k, o * K, i / k)
-        V = input_directions(rows.flatten(0, 1), Metric(own.flatten(0, 1)), self.rank)
-        return V.unflatten(0, (g, k)).transpose(1, 2)
+            return slices.flatten(3)
+        return slices.transpose(-1, -2).flatten(2, 3)
+
+    def _maps(self, spec: LayerSpec, weight: Tensor, metric: Metric) -> Tensor:
+        """Leading directions of each subspace in its own metric: (g, rank, groups, n), nested."""
+        _, _, i, *kernel = spec.weight_shape
+        K, k = prod(kernel), self.groups
+        W = metric.left(weight.flatten(2).to(metric.dtype)).reshape(weight.shape)
+        inputs = metric if self.fold == "kernel_first" else marginal(metric, spec, ())
+        width = i * K if self.fold == "kernel_first" else i
+        own = inputs.block(torch.arange(width).reshape(k, -1))  # (g, k, n, n)
+        rows = self._slices(spec, W).flatten(0, 1)
+        V = input_directions(rows, Metric(own.flatten(0, 1)), self.rank)
+        return V.unflatten(0, (spec.groups, k)).transpose(1, 2)
+
+
+def _tried(spec: LayerSpec, fold: Fold, metric: Metric | None) -> list[int]:
+    """Numbers of subspaces on the curve; where data makes them dear, the leading one alone."""
+    wide = metric is not None and spec.n_weights // spec.out_channels > _WIDE
+    if wide and fold == "kernel_last":
+        return []
+    return _splits(spec)[: 1 if wide else None]
 
 
 def _splits(spec: LayerSpec) -> list[int]:
