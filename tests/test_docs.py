@@ -117,3 +117,24 @@ def test_the_documentation_builds_strictly(tmp_path):
     assert "lowrank.sensing.recover.recover" in (
         tmp_path / "reference" / "recovery" / "index.html"
     ).read_text("utf-8")
+
+
+def without_comments(text):
+    """The blocks of code and the commands between backticks on lines of their own."""
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S)
+    code = [(kind, re.sub(r" *#.*$", "", body, flags=re.M)) for kind, body in blocks]
+    return code, re.findall(r"^`[^`]+`$", text, re.M)
+
+
+def test_the_chinese_readme_is_in_step():
+    english, chinese = ((ROOT / n).read_text("utf-8") for n in ("README.md", "README.zh.md"))
+    assert without_comments(english) == without_comments(chinese)
+    for pattern in (r"^#+ ", r"^\|", r"^- "):  # as many headings, rows and points
+        counts = [len(re.findall(pattern, text, re.M)) for text in (english, chinese)]
+        assert counts[0] == counts[1], pattern
+    rows = [re.findall(r"^\|.*\|$", text, re.M) for text in (english, chinese)]
+    for here, there in zip(*rows, strict=True):
+        figures = [sorted(re.findall(r"\d+(?:[.,]\d+)*x?", row)) for row in (here, there)]
+        assert figures[0] == figures[1], there
+    used = [set(re.findall(r"`([^`\n]+)`", text)) for text in (english, chinese)]
+    assert used[0] == used[1]
