@@ -15,8 +15,10 @@ from lowrank.html_page import Cell, Page, Section, Table, facts, picture, versio
 
 if TYPE_CHECKING:
     from lowrank.compression.layers import Cost
+    from lowrank.compression.plan import Plan
     from lowrank.compression.quality import Quality
     from lowrank.compression.report import LayerReport, Report
+    from lowrank.plots import Measure
     from lowrank.sensing.result import Recovery
 
 MOST = 200
@@ -217,7 +219,8 @@ def _layers(report: Report) -> Iterator[Section]:
 
 
 def _replaced(row: LayerReport) -> tuple[Cell, ...]:
-    cells = [Cell(row.name), Cell(row.kind), Cell(describe_choice(row.choice))]
+    became = describe_choice(row.choice) + (f"; fitted {row.fitted}" if row.fitted else "")
+    cells = [Cell(row.name), Cell(row.kind), Cell(became)]
     for measure in ("params", "macs"):
         before = None if row.dense is None else getattr(row.dense, measure)
         after = None if row.cost is None else getattr(row.cost, measure)
@@ -245,7 +248,7 @@ def _pictures(report: Report) -> Iterator[Section]:
     rows = sum(row.dense is not None for row in report.plan.layers.values())
     if rows:
         figure = Figure(figsize=(8, 1.2 + 0.24 * rows), layout="constrained")
-        plan_bars(report.plan, ax=figure.subplots())
+        plan_bars(report.plan, measure=_measure(report.plan), ax=figure.subplots())
         caption = "Outline: the dense layer; filled: what is kept of it"
         yield Section("The plan", picture=picture(figure), caption=caption)
     built = sum(row.measured_error is not None for row in report.replaced)
@@ -254,6 +257,12 @@ def _pictures(report: Report) -> Iterator[Section]:
         predicted_against_measured(report, ax=figure.subplots())
         caption = "Error of each replaced layer, as planned and as built"
         yield Section("Predicted and measured errors", picture=picture(figure), caption=caption)
+
+
+def _measure(plan: Plan) -> Measure:
+    """What the budget is about, of what a plan can be drawn in."""
+    measures: tuple[Measure, ...] = ("macs", "params", "bytes")
+    return next((m for m in measures if m in plan.budget), "macs")
 
 
 def _loading(checkpoint: str | Path | None) -> str:
