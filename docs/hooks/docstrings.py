@@ -1,4 +1,4 @@
-"""How docstrings read in the reference: `Example:` is a section of code, `][` is no link."""
+"""How docstrings read in the reference: `Example:` is code, `][` no link, `>= 0` no quotation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from griffe import Extension, Object
 
 _LINK = re.compile(r"\](?=\[)")
+_QUOTE = re.compile(r"^(\s+\w+: )(?=>)")
 
 
 class Docstrings(Extension):
@@ -22,5 +23,5 @@ class Docstrings(Extension):
         for number, line in enumerate(lines):
             inside = line == "Examples:" or (inside and (line.startswith(" ") or not line))
             if not inside:
-                lines[number] = _LINK.sub(r"]\\", line)
+                lines[number] = _QUOTE.sub(r"\1\\", _LINK.sub(r"]\\", line))
         obj.docstring.value = "\n".join(lines)
