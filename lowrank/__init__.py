@@ -13,17 +13,28 @@ if TYPE_CHECKING:
     from lowrank.compression.curves import measure
     from lowrank.compression.export import export_onnx, export_program
     from lowrank.compression.finetune import finetune
-    from lowrank.compression.methods import CP, ChannelSVD, SpatialSVD, TensorTrain, Tucker2
+    from lowrank.compression.methods import (
+        CP,
+        ChannelSVD,
+        DepthwiseSeparable,
+        GroupSVD,
+        SpatialSVD,
+        TensorTrain,
+        Tucker2,
+    )
     from lowrank.compression.plan import Dense, Plan, Tied
     from lowrank.compression.profile import Profile, profile
     from lowrank.compression.report import Report
+    from lowrank.compression.tradeoff import sweep
     from lowrank.errors import LowRankError
-    from lowrank.sensing import recover
+    from lowrank.sensing.recover import recover
 
 _HOME = {
     "CP": "lowrank.compression.methods",
     "ChannelSVD": "lowrank.compression.methods",
     "Dense": "lowrank.compression.plan",
+    "DepthwiseSeparable": "lowrank.compression.methods",
+    "GroupSVD": "lowrank.compression.methods",
     "LowRankError": "lowrank.errors",
     "Plan": "lowrank.compression.plan",
     "Profile": "lowrank.compression.profile",
@@ -44,6 +55,7 @@ _HOME = {
     "recalibrate_batchnorm": "lowrank.compression.batchnorm",
     "recover": "lowrank.sensing",
     "save": "lowrank.compression.checkpoint",
+    "sweep": "lowrank.compression.tradeoff",
 }
 """Public name -> the module it lives in; imported on first use, so `import lowrank` is quick."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -30,6 +30,8 @@ from lowrank.compression.methods.base import compose, require
 from lowrank.compression.modules import bias_holder
 from lowrank.compression.plan import Plan, Tied
 from lowrank.compression.quality import Quality, compare_outputs
+from lowrank.compression.refine import STEPS
+from lowrank.compression.refine import refine as refine_blocks
 from lowrank.compression.report import Figures, LayerReport, Report
 from lowrank.compression.scan import held_elsewhere, refuse_valueless, scan, static_reason
 from lowrank.compression.sequential import Goal
@@ -67,6 +69,7 @@ def apply(
     val: object = None,
     calibration: int = 256,
     fit: How | None = None,
+    refine: bool | int = False,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, Report]:
     """A copy of the model with its layers replaced as the plan says.
@@ -89,6 +92,8 @@ def apply(
         calibration: how many examples of the data are used.
         fit: "sequential", as above, or "parallel", every layer to the dense model's own
             inputs; by default sequential where there is data.
+        refine: then train block after block on the dense block's outputs, without labels:
+            True, or the number of gradient steps for a block (200). It needs data.
         progress: called as (layer, done, total).
 
     Returns:
@@ -115,12 +120,15 @@ def apply(
     plan = _without_stale_figures(model, plan)
     small, built = replace_layers(model, plan, known, fit or "sequential", progress=progress)
     norms = False
+    blocks: dict[str, tuple[float, float]] = {}
     if known is not None:
         norms = renormalise(model, small, known.batches)
+    if refine:
+        blocks = _refined(model, small, plan, known, refine, progress)
     rows = _rows(plan, built)
     before, after = Figures.of(model, small, example)
     quality = _quality(model, small, example, data, known, val)
-    notes = _notes(known, norms)
+    notes = _notes(known, norms, blocks)
     return small, Report(rows, plan, before, after, quality, notes)
 
 
@@ -240,11 +248,44 @@ def _quality(
     return None if seen is None else replace(seen, held_out=False)
 
 
-def _notes(known: Data | None, norms: bool) -> tuple[str, ...]:
+def _refined(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    known: Data | None,
+    refine: bool | int,
+    progress: Progress | None,
+) -> dict[str, tuple[float, float]]:
+    """Refine block by block; the relative errors of the blocks before and after."""
+    if known is None:
+        raise InputError("refine", "there is no data to refine on", "pass data=")
+    steps = STEPS if refine is True else int(refine)
+    return refine_blocks(
+        small,
+        model,
+        known.batches,
+        list(plan.replaced),
+        steps=steps,
+        seed=plan.seed,
+        progress=progress,
+    )
+
+
+def _notes(
+    known: Data | None, norms: bool, blocks: Mapping[str, tuple[float, float]]
+) -> tuple[str, ...]:
     if known is None:
         return ()
-    kept = "batch-norm statistics were estimated anew" if norms else ""
-    return tuple(filter(None, (str(known.calibration), kept)))
+    notes = [str(known.calibration)]
+    if norms:
+        notes.append("batch-norm statistics were estimated anew")
+    if blocks:
+        before, after = (sum(b[k] for b in blocks.values()) / len(blocks) for k in (0, 1))
+        notes.append(
+            f"refined {len(blocks)} blocks: their relative error fell from {before:.3f} to "
+            f"{after:.3f} on average"
+        )
+    return tuple(notes)
 
 
 def build_structure(model: nn.Module, plan: Plan) -> None:

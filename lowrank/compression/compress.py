@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -15,9 +15,10 @@ from lowrank.compression.fits import Data, How, Weighting
 from lowrank.compression.latency import LatencyCheck, compare
 from lowrank.compression.memory import MemoryCheck, measure_memory
 from lowrank.compression.on_the_clock import Timed, plan_on_the_clock
-from lowrank.compression.plan import Choice, Plan
+from lowrank.compression.plan import Choice, Dense, Plan, PlannedLayer
 from lowrank.compression.quality import compare_outputs
 from lowrank.compression.report import Report
+from lowrank.errors import BudgetError, InputError
 
 EXPONENTS = (0.0, 0.5, 1.0)
 """Weightings of the layers that are tried on the calibration examples."""
@@ -39,6 +40,9 @@ def compress(
     weighting: Weighting = "fisher",
     exponent: float | None = None,
     fit: How | None = None,
+    refine: bool | int = False,
+    max_drop: float | None = None,
+    metric: Callable[[nn.Module], float] | None = None,
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
     only: Sequence[str] | None = None,
@@ -77,6 +81,11 @@ def compress(
         exponent: how strongly layers are weighed by what the loss feels of them, 0 to 1; by
             default the best of 0, 0.5 and 1 on the calibration examples.
         fit: "sequential" or "parallel"; see `apply`.
+        refine: block-wise refinement on the calibration data, without labels: True, or the
+            number of gradient steps for a block; see `apply`.
+        max_drop: instead of a budget: the smallest model in MACs (or in what `smallest`
+            of `lowrank.compression.tradeoff` is told) whose metric is at most so much lower.
+        metric: quality of a model, higher is better, for `max_drop`: accuracy, for instance.
         methods: names from `lowrank.compression.methods.METHODS` that may be used; all by default.
         skip: layers to leave dense: names or patterns such as "layer1.*".
         only: the only layers to consider.
@@ -120,8 +129,11 @@ def compress(
         progress=progress,
     )
     budget = {"params": params, "bytes": bytes, "macs": macs, "latency": latency, "memory": memory}
-    exponent = weighing(model, curves, budget, exponent, progress)
-    plan, timed = _planned(model, example, curves, budget, exponent)
+    if max_drop is not None:
+        plan, timed = _within_drop(model, curves, budget, metric, max_drop, refine, progress), None
+    else:
+        exponent = weighing(model, curves, budget, exponent, progress)
+        plan, timed = _planned(model, example, curves, budget, exponent)
     rest = None if data is None else check_batches(data, example, _used(curves))
     small, report = apply(
         model,
@@ -130,9 +142,43 @@ def compress(
         data=curves.data,
         val=val if val is not None else rest or None,
         fit=fit,
+        refine=refine,
         progress=progress,
     )
     return small, _checked(model, small, example, curves, timed, report)
+
+
+def _within_drop(
+    model: nn.Module,
+    curves: Curves,
+    budget: Mapping[str, float | None],
+    metric: Callable[[nn.Module], float] | None,
+    max_drop: float,
+    refine: bool | int,
+    progress: Progress | None,
+) -> Plan:
+    """The plan of the smallest model within the drop; all dense if there is none."""
+    from lowrank.compression.tradeoff import smallest
+
+    given = [name for name, value in budget.items() if value is not None]
+    if given:
+        problem = f"given beside {', '.join(given)}, which settles the size already"
+        raise BudgetError("max_drop", problem, "give one or the other")
+    if metric is None:
+        raise InputError("max_drop", "there is no metric to measure it by", "pass metric=")
+    found = smallest(model, curves, metric, max_drop, refine=refine, progress=progress)
+    if found is not None:
+        return found[1]
+    return all_dense(curves, f"no smaller model loses at most {max_drop:g} of the metric")
+
+
+def all_dense(curves: Curves, reason: str) -> Plan:
+    """A plan that replaces nothing."""
+    rows = {
+        name: PlannedLayer(kind, curves.shapes[name], Dense(curves.reasons.get(name, reason)))
+        for name, kind in curves.kinds.items()
+    }
+    return Plan(rows, curves.total, seed=curves.seed)
 
 
 def _planned(

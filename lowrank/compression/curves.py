@@ -182,6 +182,15 @@ class Curves:
         }
         return Plan(layers, self.total, dict(given), self.seed)
 
+    def predicted(self, plan: Plan, exponent: float = 0.5) -> float:
+        """The plan's error as the planner weighs it, as a share of losing every output."""
+        lost = whole = 0.0
+        for curve in self.curves:
+            weight = 1.0 if curve.importance is None else curve.importance.weight(exponent)
+            whole += weight
+            lost += weight * (plan.layers[curve.layer].error or 0.0)
+        return lost / whole if whole else 0.0
+
     @property
     def fixed(self) -> bool:
         """Whether some layer is replaced in any plan, by the user's rule."""
