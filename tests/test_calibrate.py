@@ -1,0 +1,481 @@
+"""Calibration: patches of every layer, moments against numpy, and a model left as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import LAYERS, layer_input
+from torch import Tensor, nn
+
+import lowrank
+from lowrank.compression import patches as patches_module
+from lowrank.compression.calibrate import Calibration, calibrate, calibration_batches, check_batches
+from lowrank.compression.layers import LayerSpec, canonical, spec_of
+from lowrank.compression.moments import DAMPING, Moments, Sums, form_of
+from lowrank.compression.patches import n_positions, outputs, patches
+from lowrank.compression.scan import scan
+from lowrank.errors import InputError
+
+ROUNDING = 1e-11
+"""Relative: sums of a few hundred products in float64."""
+
+SINGLE = 1e-5
+"""Relative: products in float32, summed in float64."""
+
+
+def _spec(layer: nn.Module) -> LayerSpec:
+    spec = spec_of(layer)
+    assert spec is not None
+    return spec
+
+
+def _randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def _calibrated(model: nn.Module, batches: Any, **settings: Any) -> Calibration:
+    return calibrate(model, scan(model, batches[0]).views, batches, **settings)
+
+
+# --- patches -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in LAYERS if n != "embedding"])
+def test_the_weight_times_the_patches_is_the_output(name: str) -> None:
+    torch.manual_seed(0)
+    build, shape = LAYERS[name]
+    layer = build().double()
+    spec, x = _spec(layer), layer_input(layer, shape, torch.float64)
+    W = canonical(spec, layer.weight.detach()).flatten(2)
+    with torch.no_grad():
+        y = layer(x)
+    made = torch.einsum("god,pgd->pgo", W, patches(spec, x))
+    bias = torch.zeros(spec.out_channels) if layer.bias is None else layer.bias.detach()
+    expected = outputs(spec, y) - bias.reshape(spec.groups, -1)
+    torch.testing.assert_close(made, expected)
+    assert len(made) == n_positions(spec, y)
+
+    take = torch.tensor([len(made) - 1, 0, len(made) // 2])
+    torch.testing.assert_close(patches(spec, x, take), patches(spec, x)[take])
+    torch.testing.assert_close(outputs(spec, y, take), outputs(spec, y)[take])
+
+
+# --- sums and moments --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4], ids=["centred", "far from zero"])
+def test_sums_are_the_covariance_of_numpy(offset: float) -> None:
+    spec = _spec(nn.Conv2d(4, 6, 3, groups=2))
+    X, Y = _randn(70, 2, 18, seed=1) + offset, _randn(70, 2, 3, seed=2) - offset
+    sums = Sums(spec, targets=True)
+    for rows in torch.arange(70).split(32):
+        sums.add(X[rows], Y[rows])
+    moments, (Q, mean_y) = sums.moments(), sums.regression()
+    assert moments.n == 70
+    torch.testing.assert_close(moments.mean, X.mean(0))
+    torch.testing.assert_close(mean_y, Y.mean(0))
+    for g in range(2):
+        both = np.cov(torch.cat([Y[:, g], X[:, g]], 1).numpy().T, bias=True)
+        torch.testing.assert_close(moments.C[g], torch.from_numpy(both[3:, 3:]))
+        torch.testing.assert_close(Q[g], torch.from_numpy(both[:3, 3:]))
+
+
+def test_a_wide_layer_is_held_as_channels_x_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For inputs that are independent over places the form is exact; its trace always is."""
+    monkeypatch.setattr("lowrank.compression.moments.LARGEST", 10)
+    spec = _spec(nn.Conv2d(3, 5, 2))
+    assert form_of(spec) == "kronecker"
+    X = _randn(40, 1, 12, seed=3)
+    sums = Sums(spec)
+    sums.add(X)
+    moments = sums.moments()
+    assert moments.space is not None
+    covariance = torch.from_numpy(np.cov(X[:, 0].numpy().T, bias=True))
+    made = torch.kron(moments.C[0], moments.space)
+    assert torch.trace(made) == pytest.approx(float(torch.trace(covariance)), rel=ROUNDING)
+    folded = covariance.reshape(3, 4, 3, 4)
+    torch.testing.assert_close(moments.C[0], torch.einsum("ikjk->ij", folded))
+
+
+def test_embeddings_count_words() -> None:
+    net = nn.Embedding(6, 3)
+    words = torch.tensor([[0, 1, 1], [5, 1, 0]])
+    found = _calibrated(nn.Sequential(net), [words[:1], words[1:]])
+    assert found.layers["0"].C.tolist() == [[2 / 6, 3 / 6, 0, 0, 0, 1 / 6]]
+
+
+class Net(nn.Module):
+    """A convolution with inputs that correlate, one of two groups, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(4, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.b = nn.Conv2d(8, 6, 3, groups=2, stride=2, bias=False)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm(self.a(x)))
+        return self.fc(self.drop(torch.relu_(self.b(h)).mean((2, 3))))
+
+
+def _net(seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    net = Net().double().eval()
+    net.norm.running_mean.normal_()
+    return net
+
+
+X = _randn(24, 4, 7, 7, seed=4)
+
+
+def _inputs(net: Net, x: Tensor) -> dict[str, Tensor]:
+    """The patches of every layer, by hooks of our own."""
+    seen: dict[str, Tensor] = {}
+    handles = [
+        module.register_forward_hook(
+            lambda m, args, y, name=name: seen.update({name: patches(_spec(m), args[0].clone())})
+        )
+        for name, module in net.named_children()
+        if spec_of(module) is not None
+    ]
+    with torch.no_grad():
+        net(x)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def test_moments_of_a_network_are_those_of_its_patches() -> None:
+    net = _net()
+    found = _calibrated(net, [X[:10], X[10:]])
+    expected = _inputs(net, X)
+    assert set(found.layers) == {"a", "b", "fc"}
+    assert found.n_examples == 24
+    for name, rows in expected.items():
+        moments = found.layers[name]
+        assert moments.n == len(rows)
+        torch.testing.assert_close(moments.mean, rows.mean(0))
+        for g in range(rows.shape[1]):
+            C = torch.from_numpy(np.atleast_2d(np.cov(rows[:, g].numpy().T, bias=True)))
+            torch.testing.assert_close(moments.C[g], C)
+
+
+def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _calibrated(_net(), [X])
+    monkeypatch.setattr(patches_module, "CHUNK", 500)
+    parts = _calibrated(_net(), [X])
+    for name, moments in whole.layers.items():
+        torch.testing.assert_close(moments.C, parts.layers[name].C)
+
+
+def test_one_seed_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where positions are drawn, and with gradients of drawn labels."""
+    monkeypatch.setattr("lowrank.compression.calibrate._POSITIONS", 200)
+    runs = [_calibrated(_net(), [X[:12], X[12:]], gradients=True, seed=s) for s in (1, 1, 2)]
+    first, again, other = (r.layers["a"] for r in runs)
+    assert first.n < 24 * 49
+    assert first.G is not None
+    assert other.G is not None
+    assert torch.equal(first.C, again.C)
+    assert torch.equal(first.G, again.G)
+    assert not torch.equal(first.C, other.C)
+    assert not torch.equal(first.G, other.G)
+
+
+def test_a_sample_of_positions_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _calibrated(_net(), [X]).layers["a"]
+    monkeypatch.setattr("lowrank.compression.calibrate._POSITIONS", 600)
+    sample = _calibrated(_net(), [X]).layers["a"]
+    assert sample.n == 600
+    assert (sample.C - whole.C).norm() < 0.5 * whole.C.norm()  # 36 variables, 600 draws
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_narrow_models_are_summed_in_wide_types(dtype: torch.dtype) -> None:
+    exact = _calibrated(_net(), [X])
+    found = _calibrated(_net().to(dtype), [X.to(dtype)], gradients=True)
+    loose = 10 * torch.finfo(dtype).eps
+    for name, moments in found.layers.items():
+        assert moments.C.dtype == torch.float64
+        expected = exact.layers[name].C
+        assert (moments.C - expected).norm() < max(loose, SINGLE) * expected.norm()
+        assert moments.G is not None
+        assert moments.G.isfinite().all()
+
+
+class Two(nn.Module):
+    """Takes two inputs, by place or by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(5, 6), nn.Linear(4, 6)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.out(self.left(a) * self.right(input=b))
+
+
+@pytest.mark.parametrize("form", ["tuples", "dicts", "pairs with labels"])
+def test_batches_in_every_form(form: str) -> None:
+    torch.manual_seed(0)
+    net, a, b = Two().double().eval(), _randn(6, 5), _randn(6, 4)
+    parts = list(zip(a.split(4), b.split(4), strict=True))
+    data: list[Any] = parts
+    example: Any = (a[:1], b[:1])
+    if form == "dicts":
+        data = [{"a": x, "b": y, "labels": torch.zeros(len(x))} for x, y in parts]
+        example = {"a": a[:1], "b": b[:1]}
+    if form == "pairs with labels":
+        data = [(x, y, torch.zeros(len(x))) for x, y in parts]
+    batches = calibration_batches(data, example)
+    found = _calibrated(net, batches, gradients=True)
+    assert found.n_examples == 6
+    for name, rows in (("left", a), ("right", b)):
+        torch.testing.assert_close(found.layers[name].mean[0], rows.mean(0))
+
+
+def test_a_layer_called_twice_sees_both_inputs() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(self.a(x) + 1)
+
+    torch.manual_seed(0)
+    net, x = Twice().double(), _randn(9, 4)
+    moments = _calibrated(net, [x], gradients=True).layers["a"]
+    with torch.no_grad():
+        rows = torch.cat([x, net.a(x) + 1])
+    assert moments.n == 18
+    torch.testing.assert_close(moments.mean[0], rows.mean(0))
+    torch.testing.assert_close(moments.C[0], torch.from_numpy(np.cov(rows.numpy().T, bias=True)))
+
+
+class Unused(nn.Module):
+    """Its `spare` layer runs only on inputs above a hundred, as the example is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.spare, self.b = (nn.Linear(24, 24) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        return self.b(self.spare(h) if bool(x.max() > 100) else h)
+
+
+def test_a_layer_that_never_ran_is_listed() -> None:
+    torch.manual_seed(0)
+    net, x = Unused(), torch.randn(40, 24)
+    example = torch.full((1, 24), 101.0)
+    small, report = lowrank.compress(net, example, params=0.6, data=[x[:20], x[20:]])
+    calibration = lowrank.measure(net, example, data=[x]).data.calibration
+    assert calibration.never_ran == ("spare",)
+    assert "spare" not in calibration.layers
+    assert any("never ran: spare" in note for note in report.notes)
+    rows = {row.name: row for row in report.layers}
+    if rows["spare"].fitted is not None:
+        assert rows["spare"].fitted == "to its weights alone: no batch ran it"
+    assert small(x).isfinite().all()
+
+
+def test_three_examples_for_a_fan_in_of_144() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(16, 12, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4)).eval()
+    x = torch.randn(3, 16, 3, 3)
+    moments = _calibrated(net, [x]).layers["0"]
+    assert torch.linalg.matrix_rank(moments.C[0], rtol=1e-5) == 2  # three, less their mean
+    for n in (1, 3):
+        small, report = lowrank.compress(net, x[:1], params=0.5, data=[x[:n]])
+        assert report.kept("parameters") <= 0.5
+        assert small(x).isfinite().all()
+
+
+def test_an_input_that_is_always_zero_is_no_trouble() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 8)).eval()
+    x = torch.randn(32, 24)
+    x[:, 3:] = 0
+    small, _ = lowrank.compress(net, x[:1], params=0.6, data=[x, torch.zeros(8, 24)])
+    assert small(x).isfinite().all()
+    small, _ = lowrank.compress(net, x[:1], params=0.6, data=[torch.zeros(8, 24)])
+    assert small(x).isfinite().all()
+
+
+def test_the_metric_is_damped_and_counts_the_mean_where_nothing_takes_it() -> None:
+    moments = Moments(9, torch.tensor([[1.0, 2.0]]).double(), torch.eye(2)[None].double())
+    eye = torch.eye(2).double()
+    torch.testing.assert_close(moments.metric().C[0], (1 + DAMPING) * eye)
+    outer = torch.tensor([[1.0, 2.0], [2.0, 4.0]]).double()
+    expected = eye + outer + DAMPING * 3.5 * eye
+    torch.testing.assert_close(moments.metric(centred=False).C[0], expected)
+
+
+# --- gradients ---------------------------------------------------------------------------
+
+
+def _output_gradients(
+    net: Net, x: Tensor, loss: Callable[[Tensor], Tensor], name: str
+) -> list[Tensor]:
+    """d loss / d output of a layer, one example after another, by plain autograd."""
+    kept: list[Tensor] = []
+    module = net.get_submodule(name)
+    for one in x.split(1):
+        taken: list[Tensor] = []
+        handle = module.register_forward_hook(lambda m, a, y, t=taken: t.append(y) or y.clone())
+        value = loss(net(one))
+        handle.remove()
+        (grad,) = torch.autograd.grad(value, taken)
+        kept.append(outputs(_spec(module), grad))
+    return kept
+
+
+@pytest.mark.parametrize("name", ["a", "b", "fc"])
+def test_G_is_the_moment_of_autograd_gradients(name: str) -> None:
+    net = _net()
+
+    def loss(y: Tensor) -> Tensor:
+        return y.logsumexp(1).sum()
+
+    G = _calibrated(net, [X[:5], X[5:8]], gradients=True, loss=loss).layers[name].G
+    rows = torch.cat(_output_gradients(net, X[:8], loss, name))
+    expected = torch.einsum("pgo,pgq->goq", rows, rows) / 8
+    torch.testing.assert_close(G, expected)
+
+
+def test_G_is_the_fisher_information_of_the_scores() -> None:
+    """In the mean over many drawn labels: E[g g^T] = diag(p) - p p^T at the scores."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 4)).double(), _randn(1, 3)
+    many = x.expand(20000, -1)
+    G = _calibrated(net, [many], gradients=True).layers["0"].G
+    assert G is not None
+    p = net(x).softmax(-1)[0].detach()
+    expected = torch.diag(p) - torch.outer(p, p)
+    assert (G[0] - expected).abs().max() < 0.02  # 20,000 draws: three deviations are 0.011
+
+
+def test_G_predicts_a_change_of_the_divergence() -> None:
+    """KL(dense || perturbed) = 1/2 tr(d^T G d), d a small shift of the scores."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 4)).double(), _randn(1, 3)
+    G = _calibrated(net, [x.expand(20000, -1)], gradients=True).layers["0"].G
+    assert G is not None
+    shift = 0.05 * _randn(4, seed=5)
+    p, q = (s.log_softmax(-1) for s in (net(x)[0].detach(), net(x)[0].detach() + shift))
+    kl = float((p.exp() * (p - q)).sum())
+    assert kl == pytest.approx(0.5 * float(shift @ G[0] @ shift), rel=0.1)
+
+
+def test_outputs_that_are_no_scores_are_projected() -> None:
+    """E[g g^T] is then the identity, at each of the 6 positions of an example."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 2)).double(), _randn(3000, 6, 3)
+    G = _calibrated(net, [x], gradients=True).layers["0"].G
+    assert G is not None
+    assert (G[0] / 6 - torch.eye(2)).abs().max() < 0.05
+
+
+def test_a_loss_that_depends_on_nothing_gets_a_sentence() -> None:
+    with pytest.raises(InputError, match="does not depend on any layer"):
+        _calibrated(_net(), [X], gradients=True, loss=lambda y: torch.zeros(()))
+
+
+# --- the model is left as it was ---------------------------------------------------------
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    return {
+        "training": [m.training for m in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "grad": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        "own": [set(vars(m)) for m in model.modules()],
+    }
+
+
+@pytest.mark.parametrize("gradients", [False, True], ids=["inputs", "gradients"])
+@pytest.mark.parametrize("fails", [False, True], ids=["goes well", "fails"])
+def test_the_model_is_untouched(gradients: bool, fails: bool) -> None:
+    net = _net().train()
+    net.b.eval()
+    net.a.weight.requires_grad_(False)
+    net.fc.weight.grad = torch.ones_like(net.fc.weight)
+    net.a.register_forward_hook(lambda m, args, y: None)
+    views = scan(net, X).views
+    before, values = _state(net), copy.deepcopy(net.state_dict())
+    batches = [X, X[:, :2]] if fails else [X]
+    if fails:
+        with pytest.raises(InputError, match="refused"):
+            calibrate(net, views, batches, gradients=gradients)
+    else:
+        calibrate(net, views, batches, gradients=gradients)
+    after = _state(net)
+    assert {k: v for k, v in before.items() if k != "grad"} == {
+        k: v for k, v in after.items() if k != "grad"
+    }
+    for a, b in zip(before["grad"], after["grad"], strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(a, b)
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in values.items())
+
+
+def test_calibration_works_under_no_grad() -> None:
+    with torch.no_grad():
+        inside = _calibrated(_net(), [X], gradients=True)
+    outside = _calibrated(_net(), [X], gradients=True)
+    torch.testing.assert_close(inside.layers["a"].G, outside.layers["a"].G)
+
+
+# --- batches -----------------------------------------------------------------------------
+
+
+def test_calibration_and_check_examples_do_not_overlap() -> None:
+    x = torch.arange(300.0)[:, None]
+    used = calibration_batches(x, x[:1], 100)
+    rest = check_batches(x, x[:1], used, 50)
+    assert torch.equal(torch.cat(used), x[:100])
+    assert torch.equal(torch.cat(rest), x[100:150])
+    assert check_batches(x, x[:1], calibration_batches(x, x[:1], 300)) == []
+
+
+def test_pairs_with_labels_lose_them() -> None:
+    x, y = torch.randn(70, 3), torch.zeros(70)
+    for data in ((x, y), [(x[:40], y[:40]), (x[40:], y[40:])]):
+        assert torch.equal(torch.cat(calibration_batches(data, x[:1])), x)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([], "holds no batch"),
+        ([torch.tensor([[float("nan")]])], "NaN or Inf"),
+        (7, "gives no batches"),
+    ],
+    ids=str,
+)
+def test_bad_data_gets_a_sentence(data: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        calibration_batches(data, torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("calibration", [0, -3, 2.5], ids=str)
+def test_a_number_of_examples_that_makes_no_sense(calibration: Any) -> None:
+    with pytest.raises(InputError, match="no number of examples"):
+        lowrank.measure(_net(), X[:1], data=[X], calibration=calibration)
+
+
+def test_the_sentence_names_time_memory_and_form() -> None:
+    found = Calibration({}, ("late",), 8, 1.25, 3_400_000, ("wide",))
+    assert str(found) == (
+        "calibrated 0 layers on 8 examples in 1.2 s; moments take 3.4 MB; "
+        "as channels x kernel places: wide; never ran: late"
+    )
