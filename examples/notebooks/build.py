@@ -64,7 +64,7 @@ def execute(name: str) -> list[list[Cell]]:
     )
     where = {"metadata": {"path": str(HERE)}}
     NotebookClient(book, timeout=600, resources=where, record_timing=False).execute()
-    return [[_clean(output) for output in cell.outputs] for cell in book.cells]
+    return [_merged([_clean(output) for output in cell.outputs]) for cell in book.cells]
 
 
 def write(name: str) -> float:
@@ -77,6 +77,17 @@ def write(name: str) -> float:
         text = json.dumps(notebook(source, outputs, language), ensure_ascii=False, indent=1)
         (HERE / f"{name}{suffix}.ipynb").write_text(text + "\n", "utf-8")
     return seconds
+
+
+def _merged(outputs: list[Cell]) -> list[Cell]:
+    """Prints that follow one another as one output: how they are cut is chance."""
+    made: list[Cell] = []
+    for output in outputs:
+        if made and output["output_type"] == "stream" and made[-1].get("name") == output["name"]:
+            made[-1]["text"] += output["text"]
+        else:
+            made.append(output)
+    return made
 
 
 def _clean(output: Any) -> Cell:
