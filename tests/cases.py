@@ -129,8 +129,8 @@ def _low_rank_sparse(o: int, i: int, k: int) -> Iterator[LowRankSparse]:
     yield LowRankSparse(min(o, i * k), 0.5, "2:4")
 
 
-PROMISE = {"cp": 0.1, "low_rank_sparse": 0.02, "monochromatic": 1e-6}
+PROMISE = {"cp": 0.1, "low_rank_sparse": 0.02, "monochromatic": 1e-6, "legonet": 0.02}
 """How far the curve's error may be from the built one, where fits are interpolated."""
 
-SELECTIVE = ("monochromatic",)
+SELECTIVE = ("monochromatic", "legonet")
 """Methods that offer nothing where no form of theirs is smaller than the layer."""

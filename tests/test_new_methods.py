@@ -13,11 +13,14 @@ from lowrank.compression.layers import LayerSpec, spec_of
 from lowrank.compression.methods import (
     BiClustering,
     ChannelSVD,
+    LegoNet,
     LowRankSparse,
     Method,
     Monochromatic,
 )
+from lowrank.compression.methods.biclustering import clusters
 from lowrank.compression.methods.joint import error_of
+from lowrank.decompositions.bricks import assemble
 from lowrank.decompositions.metric import Metric
 from lowrank.decompositions.sparse_part import split_columns
 
@@ -56,6 +59,7 @@ METHODS_OF_SMALL_SIZE: list[Method] = [
     Monochromatic(4),
     Monochromatic(5, 2),
     BiClustering(2, 4, 2),
+    LegoNet(8, 2),
 ]
 
 
@@ -114,6 +118,7 @@ def test_it_runs_under_compile(method: Method) -> None:
     torch.manual_seed(0)
     net, x = Net().eval(), torch.randn(2, 12, 8, 8)
     small, _ = lowrank.compress(net, x, params=10**9, overrides={"a": method})
+    torch.compiler.reset()
     with torch.no_grad():
         fast = torch.compile(small, backend="eager", fullgraph=True)
         assert torch.allclose(fast(x), small(x))
@@ -196,6 +201,12 @@ def test_low_rank_beside_sparse_beats_either_alone_at_equal_size() -> None:
         (LowRankSparse(1, 0.3, "2:4"), "density 0.5"),
         (LowRankSparse(0, 0.5, "filters"), "rank 1"),
         (LowRankSparse(1, 0.5, "rows"), "sparsity 'rows' is none of"),  # type: ignore[arg-type]
+        (Monochromatic(40), "colours 40 is outside 1..16"),
+        (Monochromatic(1, 2), "1 colours are fewer than 2 a filter"),
+        (BiClustering(5, 2, 1), "in_clusters 5 do not divide 12 channels"),
+        (BiClustering(2, 4, 9), "rank 9 is outside 1..4"),
+        (LegoNet(8, 5), "splits 5 do not divide 12 channels"),
+        (LegoNet(33, 2), "n_bricks 33 is outside 1..32"),
     ],
     ids=str,
 )
@@ -216,3 +227,68 @@ def test_stored_zeros_are_no_answer_to_a_budget_of_macs(sparsity: str) -> None:
         assert sparsity not in {m.sparsity for m in taken}
     taken = curves.plan(params=0.6).replaced.values()
     assert "unstructured" in {m.sparsity for m in taken}
+
+
+def _planted(kind: str) -> tuple[LayerSpec, Tensor, Method]:
+    """A weight that a method reproduces exactly at far less than full rank."""
+    rng = torch.Generator().manual_seed(2)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+    spec = LayerSpec("conv", 8, 24, (3, 3), (1, 1), (1, 1), (1, 1), (0, 0))
+    if kind == "monochromatic":
+        of = torch.arange(24) % 3
+        W = draw(3, 8)[of][:, :, None] * draw(24, 9)[:, None, :]
+        return spec, W.reshape(spec.weight_shape), Monochromatic(3)
+    if kind == "legonet":
+        of = torch.randint(5, (24, 2), generator=rng)
+        W = draw(5, 36)[of] * draw(24, 2)[:, :, None]
+        return spec, W.reshape(spec.weight_shape), LegoNet(5, 2)
+    W = torch.zeros(24, 8, 9, dtype=torch.float64)
+    for h in range(2):  # filters of a cluster are multiples of one, of its own on each inputs
+        rows = torch.arange(h, 24, 2)
+        for g in range(2):
+            W[rows[:, None], torch.arange(g, 8, 2)] = draw(12, 1, 1) * draw(1, 4, 1) * draw(1, 1, 9)
+    return spec, W.reshape(spec.weight_shape), BiClustering(2, 2, 1)
+
+
+@pytest.mark.parametrize("kind", ["monochromatic", "legonet", "biclustering"])
+@pytest.mark.parametrize("seen", [False, True], ids=["weight", "data"])
+def test_a_planted_structure_is_found(kind: str, seen: bool) -> None:
+    spec, W, method = _planted(kind)
+    metric = _metric(spec) if seen else Metric(torch.ones(1, 72, dtype=torch.float64))
+    found = method.factor(spec, W, seed=0, metric=metric if seen else None)
+    error = error_of(spec, method.specs(spec), found, W, metric)
+    assert error < 1e-6 * metric.error(W.flatten(2))
+
+
+def test_clusters_are_found_up_to_sign_and_equally_large() -> None:
+    rng = torch.Generator().manual_seed(0)
+    lines = torch.randn(3, 10, generator=rng)
+    signs = torch.randn(12, 1, generator=rng).sign()
+    order = clusters(signs * lines[torch.arange(12) % 3], 3)
+    assert all(len(set((part % 3).tolist())) == 1 for part in order.split(4))
+
+
+def test_more_bricks_are_closer_and_all_of_them_exact() -> None:
+    torch.manual_seed(0)
+    W = torch.randn(20, 18).double()
+    parts = [assemble(W, n, 2) for n in (2, 5, 10, 20, 40)]
+    errors = [float((W - p.to_matrix()).square().sum()) for p in parts]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-20
+    assert all(p.index.max() < n for p, n in zip(parts, (2, 5, 10, 20, 40), strict=True))
+
+
+def test_bricks_in_a_metric_serve_it_better() -> None:
+    spec, W = _layer()
+    metric, flat = _metric(spec, weighted=False), W.flatten(2)
+    blind, seen = (assemble(flat[0], 8, 2, m).to_matrix()[None] for m in (None, metric))
+    assert metric.error(flat - seen) < metric.error(flat - blind)
+
+
+@pytest.mark.parametrize(("n", "splits", "words"), [(0, 2, "0 bricks"), (3, 5, "5 splits")])
+def test_impossible_bricks_are_refused(n: int, splits: int, words: str) -> None:
+    with pytest.raises(lowrank.InputError, match=words):
+        assemble(torch.randn(4, 12), n, splits)

@@ -457,8 +457,15 @@ def chained(groups: int, stages: Sequence[Stage], factors: Sequence[Factor]) -> 
     like = next(f for f in leaves(factors) if f.is_floating_point())
     total: Tensor | None = None
     for stage, factor in zip(stages, factors, strict=True):
-        block = _within_groups(stage.matrix(factor, like), stage.groups // groups)
-        total = block if total is None else _after(block, total)
+        if total is None:
+            total = _within_groups(stage.matrix(factor, like), stage.groups // groups)
+        elif not stage.n_weights:  # a selection: rows by number
+            assert isinstance(factor, Tensor)
+            total = torch.stack([t[n] for t, n in zip(total, factor, strict=True)])
+        else:
+            blocks = total.unflatten(1, (stage.groups // groups, -1)).flatten(0, 1)
+            made = _after(stage.matrix(factor, like), blocks)
+            total = made.unflatten(0, (groups, -1)).flatten(1, 2)
     assert total is not None
     return total
 

@@ -1,5 +1,6 @@
 """Tensor and matrix decompositions: a tensor goes in, frozen factors come out."""
 
+from lowrank.decompositions.bricks import Bricks, assemble
 from lowrank.decompositions.completion import Completion, complete
 from lowrank.decompositions.cp import cp, sensitivity
 from lowrank.decompositions.factors import (
@@ -22,6 +23,7 @@ from lowrank.decompositions.tensor_train import tensor_train, tt_error_bound, tt
 from lowrank.decompositions.tucker import hosvd_core, tucker, tucker_error_surface
 
 __all__ = [
+    "Bricks",
     "CPFactors",
     "Completion",
     "Factors",
@@ -29,6 +31,7 @@ __all__ = [
     "SVDFactors",
     "TTFactors",
     "TuckerFactors",
+    "assemble",
     "complete",
     "cp",
     "energy_rank",

@@ -8,6 +8,7 @@ from lowrank.compression.methods.channel_svd import ChannelSVD
 from lowrank.compression.methods.cp import CP
 from lowrank.compression.methods.depthwise_separable import DepthwiseSeparable
 from lowrank.compression.methods.group_svd import GroupSVD
+from lowrank.compression.methods.legonet import LegoNet
 from lowrank.compression.methods.low_rank_sparse import LowRankSparse
 from lowrank.compression.methods.monochromatic import Monochromatic
 from lowrank.compression.methods.spatial_svd import SpatialSVD
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "low_rank_sparse": LowRankSparse,
     "monochromatic": Monochromatic,
     "biclustering": BiClustering,
+    "legonet": LegoNet,
 }
 """Every method by the name that plans and the command line use."""
 
@@ -35,6 +37,7 @@ __all__ = [
     "ChannelSVD",
     "DepthwiseSeparable",
     "GroupSVD",
+    "LegoNet",
     "LowRankSparse",
     "Method",
     "Monochromatic",
