@@ -29,6 +29,9 @@ ADDITIONS = frozenset(
 _PASSED_ON = frozenset((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout))
 """Functions that in evaluation mode give their input."""
 
+_NORM, _SUM = "batch norm", "residual sum"
+"""Uses that matter here; others go by the function's name, which has no space."""
+
 _PROPERTIES = ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout", "grad_fn")
 
 _LOOKS = frozenset((Tensor.size, Tensor.dim, Tensor.is_floating_point)) | {
@@ -93,9 +96,9 @@ def find_sinks(model: nn.Module, views: Sequence[LayerView], example: Example) -
 
 def _sink(uses: Uses, name: str, norm: str | None) -> Sink:
     direct, after = uses.seen.get((name, 0), []), uses.seen.get((name, 1), [])
-    if norm is not None and direct == ["norm"]:
-        return Sink(norm, after == ["add"])
-    return Sink(None, direct == ["add"])
+    if norm is not None and direct == [_NORM]:
+        return Sink(norm, after == [_SUM])
+    return Sink(None, direct == [_SUM])
 
 
 class Uses(TorchFunctionMode):
@@ -140,13 +143,15 @@ class Uses(TorchFunctionMode):
                     self.follow(owner[0], result, owner[1])
                 continue
             self.used(tensor, self._kind(func, args, kwargs))
+            if result is tensor:  # worked on in place: from here on it is something else
+                del self._owners[id(tensor)]
         return result
 
     def _kind(self, func: Any, args: Sequence[Any], kwargs: Any) -> str:
         if func is F.batch_norm:
-            return "norm"
+            return _NORM
         if func in ADDITIONS and other_operand(args, kwargs, args[0]) is not None:
-            return "add"
+            return _SUM
         return getattr(func, "__name__", "other")
 
 
