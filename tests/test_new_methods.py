@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
+from lowrank.compression.codes import free_codes
 from lowrank.compression.layers import LayerSpec, spec_of
 from lowrank.compression.methods import (
     BiClustering,
@@ -292,3 +293,52 @@ def test_bricks_in_a_metric_serve_it_better() -> None:
 def test_impossible_bricks_are_refused(n: int, splits: int, words: str) -> None:
     with pytest.raises(lowrank.InputError, match=words):
         assemble(torch.randn(4, 12), n, splits)
+
+
+def _lego(net: nn.Module, x: Tensor) -> nn.Module:
+    small, _ = lowrank.compress(net, x[:1], params=10**9, overrides={"a": LegoNet(6, 2)})
+    return small
+
+
+def test_codes_are_free_only_within_the_context() -> None:
+    torch.manual_seed(0)
+    net, x = Net().eval(), torch.randn(8, 12, 8, 8)
+    small = _lego(net, x)
+    before, names = small(x), list(small.state_dict())
+    with free_codes(small) as codes:
+        assert torch.allclose(small(x), before, atol=1e-5)
+        small(x).square().sum().backward()
+        assert codes[0].scores.grad is not None
+        assert codes[0].scores.grad.abs().sum() > 0
+        wanted = torch.full_like(codes[0].scores, 0.0)
+        wanted[..., 3] = 1.0
+        codes[0].scores.data = wanted
+        chosen = small(x)
+    assert list(small.state_dict()) == names
+    assert set(small.a[1].index.tolist()) == {3, 9}
+    assert torch.allclose(small(x), chosen, atol=1e-5)
+
+
+def test_from_codes_at_random_training_them_too_ends_lower() -> None:
+    torch.manual_seed(0)
+    net, x = Net().eval(), torch.randn(256, 12, 8, 8)
+    lost = {}
+    for codes in (False, True):
+        small = _lego(net, x)
+        rng = torch.Generator().manual_seed(0)
+        taken = torch.randint(6, (16, 2), generator=rng) + torch.tensor([0, 6])
+        small.a[1].index = taken.flatten()
+        lowrank.finetune(
+            small,
+            teacher=net,
+            data=x,
+            loss="mse",
+            epochs=20,
+            lr=3e-3,
+            codes=codes,
+            only_factors=True,
+        )
+        assert torch.equal(small.a[1].index, taken.flatten()) is not codes
+        with torch.no_grad():
+            lost[codes] = float((small(x) - net(x)).square().mean())
+    assert lost[True] < lost[False]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ from torch.optim import AdamW, Optimizer
 from lowrank.compression.apply import history
 from lowrank.compression.batches import Batch, Batches
 from lowrank.compression.batchnorm import Measure, batch_norms, improves, measure_on
+from lowrank.compression.codes import free_codes
 from lowrank.compression.curves import Progress
 from lowrank.compression.distillation import Loss, Objective, check_hints
 from lowrank.compression.example import describe, evaluating
@@ -87,6 +88,7 @@ def finetune(
     max_norm: float | None = 1.0,
     amp: torch.dtype | None = None,
     only_factors: bool = False,
+    codes: bool = False,
     recalibrate: bool = True,
     batch_size: int = 64,
     seed: int = 0,
@@ -132,6 +134,8 @@ def finetune(
         amp: `torch.bfloat16` or `torch.float16` for mixed precision.
         only_factors: train only the layers that the plan replaced; the statistics of batch
             norm may still change.
+        codes: train which brick each filter of a `LegoNet` layer takes as well, by
+            straight-through gradients; else its bricks and coefficients only.
         recalibrate: before and after, re-estimate the batch-norm statistics on the data and
             keep them if `val` gets better; not done without `val`.
         batch_size: examples in a batch, for data given as tensors.
@@ -169,9 +173,12 @@ def finetune(
         raise InputError("teacher", f"{teacher!r} is no model", "pass the dense one")
     check_hints(hints, model=model, teacher=teacher)
     objective = Objective(loss, temperature, label_weight, tuple(hints), hint_weight)
-    trained = _trained(model, only_factors)
-    _check_teacher(teacher, trained)
-    with _seeded(trained, seed) as generator:
+    with ExitStack() as stack:
+        if codes:
+            stack.enter_context(free_codes(model))
+        trained = _trained(model, only_factors)
+        _check_teacher(teacher, trained)
+        generator = stack.enter_context(_seeded(trained, seed))
         measure = None
         if val is not None:
             data, measure = measure_on(val, data, objective, teacher, batch_size, generator)
