@@ -56,16 +56,22 @@ plt.show()
 #
 # First from the weights alone, without any data:
 
+
 # %%
-budgets = [1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
-swept = [model, *(lowrank.apply(model, curves.plan(macs=keep))[0] for keep in budgets[1:])]
-by_weights = [accuracy(small, test_images, test_labels) for small in swept]
-for keep, share in zip(budgets, by_weights, strict=True):
-    print(f"{keep:4.0%} of the MACs: {share:.1%}")
+def test_accuracy(network: nn.Module) -> float:
+    """Share of right answers on the test pictures."""
+    return accuracy(network, test_images, test_labels)
+
+
+budgets = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
+swept = lowrank.sweep(model, example, metric=test_accuracy, keeps=budgets, curves=curves)
+by_weights = {point.keep: point.metric for point in swept}
+for keep, share in by_weights.items():
+    print(f"{keep:.0%} of the MACs: {share:.1%}")
 
 # %% [markdown]
-# Down to half of the MACs little is lost; below, the accuracy falls off a cliff. Two remedies, at
-# 30 %:
+# Down to half of the MACs little is lost; at a fifth, the accuracy has fallen off a cliff. Two
+# remedies, at 20 %:
 #
 # 1. **Look at data.** With 157 pictures (labels are not looked at) the plan knows which outputs
 #   matter, and each layer is fitted to what the compressed layers before it really deliver. No
@@ -75,8 +81,8 @@ for keep, share in zip(budgets, by_weights, strict=True):
 # %%
 few = images[::32]
 on_data = lowrank.measure(model, example, data=few, calibration=64, methods=["spatial_svd"])
-small, report = lowrank.apply(model, on_data.plan(macs=0.3), example=test_images[:64], data=few)
-fitted_accuracy = accuracy(small, test_images, test_labels)
+small, report = lowrank.apply(model, on_data.plan(macs=0.2), example=test_images[:64], data=few)
+fitted_accuracy = test_accuracy(small)
 
 tuned = lowrank.finetune(
     small,
@@ -87,19 +93,16 @@ tuned = lowrank.finetune(
     hints=("stages.0", "stages.1", "stages.2"),
     hint_weight=3.0,
 )
-tuned_accuracy = accuracy(tuned, test_images, test_labels)
-print(f"30 % of the MACs, from the weights: {by_weights[budgets.index(0.3)]:.1%}")
+tuned_accuracy = test_accuracy(tuned)
+print(f"20 % of the MACs, from the weights: {by_weights[0.2]:.1%}")
 print(f"fitted on {len(few)} pictures:           {fitted_accuracy:.1%}")
 print(f"and fine-tuned for one epoch:       {tuned_accuracy:.1%}")
 
-_, ax = plt.subplots()
-kept = [100 * b for b in budgets]
-ax.plot(kept, [100 * a for a in by_weights], "C0o-", label="from the weights alone")
-ax.plot(30, 100 * fitted_accuracy, "C1s", ls="none", label=f"fitted on {len(few)} pictures")
-ax.plot(30, 100 * tuned_accuracy, "C2^", ls="none", label="and fine-tuned")
-ax.axhline(100 * dense_accuracy, color="0.4", ls=":", label="dense")
-ax.set(xlabel="MACs kept, %", ylabel="accuracy, %")
-ax.legend()
+ax = swept.plot()
+ax.plot(20, fitted_accuracy, "C1s", ls="none", label=f"fitted on {len(few)} pictures")
+ax.plot(20, tuned_accuracy, "C2^", ls="none", label="and fine-tuned")
+ax.set_ylabel("accuracy")
+ax.legend(loc="lower left")
 plt.show()
 
 # %% [markdown]
@@ -179,12 +182,13 @@ print("the loaded network gives the same outputs:", same)
 
 # %% [markdown]
 # **Claim.** From the weights alone half of the MACs can go for at most three points of accuracy;
-# at 30 %, where the weights alone lose more, data and one epoch of fine-tuning bring the network
-# back to within three points of the dense one; the file loads to the same network.
+# at a fifth, where the weights alone lose most of it, data and one epoch of fine-tuning bring the
+# network back to within five points of the dense one; the file loads to the same network.
 
 # %%
-assert by_weights[budgets.index(0.5)] > dense_accuracy - 0.03
-assert by_weights[budgets.index(0.3)] < dense_accuracy - 0.04
-assert tuned_accuracy > dense_accuracy - 0.03
-assert report.kept("macs") <= 0.3
+assert by_weights[0.5] > dense_accuracy - 0.03
+assert by_weights[0.2] < dense_accuracy - 0.2
+assert fitted_accuracy > by_weights[0.2] + 0.1
+assert tuned_accuracy > dense_accuracy - 0.05
+assert report.kept("macs") <= 0.2
 assert same

@@ -15,6 +15,7 @@ from lowrank.plots.recovery import (
     video_frames,
 )
 from lowrank.plots.style import Measure
+from lowrank.plots.sweep import sweep_curve
 
 __all__ = [
     "Measure",
@@ -27,6 +28,7 @@ __all__ = [
     "selection",
     "spectrum",
     "support",
+    "sweep_curve",
     "trade_off",
     "video_frames",
 ]

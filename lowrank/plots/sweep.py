@@ -20,6 +20,14 @@ def sweep_curve(sweep: Sweep, *, ax: Axes | None = None) -> Axes:
     Args:
         sweep: what `lowrank.sweep` returned.
         ax: axes to draw on; new ones by default.
+
+    Example:
+        >>> import matplotlib, torch, lowrank
+        >>> matplotlib.use("agg")
+        >>> net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 4))
+        >>> found = lowrank.sweep(net, torch.zeros(1, 64), torch.randn(64, 64), keeps=(0.8, 0.4))
+        >>> sweep_curve(found).get_xlabel()
+        'MACs kept, %'
     """
     ax = axes_of(ax, height=4.0)
     kept = [100 * p.kept[sweep.measure] for p in sweep]
@@ -40,7 +48,7 @@ def sweep_curve(sweep: Sweep, *, ax: Axes | None = None) -> Axes:
         if known:
             x, y = zip(*known, strict=True)
             ax.plot(x, y, color=color, marker=marker, ls=dash, label=label)
-    ax.set_xlabel(f"{UNITS[sweep.measure]} kept, %")
+    ax.set_xlabel(f"{UNITS[sweep.measure].removesuffix(' on the example')} kept, %")
     ax.invert_xaxis()
     ax.legend(frameon=False)
     return tidy(ax)
