@@ -327,7 +327,7 @@ def test_from_codes_at_random_training_them_too_ends_lower() -> None:
         small = _lego(net, x)
         rng = torch.Generator().manual_seed(0)
         taken = torch.randint(6, (16, 2), generator=rng) + torch.tensor([0, 6])
-        small.a[1].index = taken.flatten()
+        small.a[1].index = taken.flatten().clone()
         lowrank.finetune(
             small,
             teacher=net,
