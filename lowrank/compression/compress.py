@@ -37,7 +37,7 @@ def compress(
     val: object = None,
     calibration: int = 256,
     loss: Loss | None = None,
-    weighting: Weighting = "fisher",
+    weighting: Weighting = "probe",
     exponent: float | None = None,
     fit: How | None = None,
     refine: bool | int = False,
@@ -77,7 +77,7 @@ def compress(
             data holds beyond the calibration examples, else those, else the example.
         calibration: how many examples of the data are used.
         loss: whose gradients weigh the layers' outputs; see `measure`.
-        weighting: "fisher" or "outputs"; see `measure`.
+        weighting: "probe", "gradients" or "outputs"; see `measure`.
         exponent: how strongly layers are weighed by what the loss feels of them, 0 to 1; by
             default the best of 0, 0.5 and 1 on the calibration examples.
         fit: "sequential" or "parallel"; see `apply`.

@@ -270,7 +270,7 @@ def measure(
     data: object = None,
     calibration: int = 256,
     loss: Loss | None = None,
-    weighting: Weighting = "fisher",
+    weighting: Weighting = "probe",
     overrides: Mapping[str, Choice] | None = None,
     round_to: int = 1,
     latency: bool = False,
@@ -293,8 +293,10 @@ def measure(
         loss: from the model's output to the sum of the examples' losses, whose gradients
             weigh the outputs. By default the log-likelihood of labels drawn from the
             model's own scores, or a random projection where the output is no score matrix.
-        weighting: "fisher" weighs outputs by those gradients; "outputs" takes them as they
-            are (behind a batch norm), and needs no backward pass.
+        weighting: "probe" fits layers by those gradients and weighs each by what replacing
+            it alone does to the model's output; "gradients" weighs by them too, to first
+            order, which is cheaper and sees no errors that add up over positions;
+            "outputs" needs no backward pass and takes outputs as they are.
         overrides: layer name -> the method to use, or `Dense(reason)`.
         round_to: ranks are multiples of this, where the layer is large enough.
         latency: time the layers and a grid of candidates on the model's device, at the sizes
@@ -337,7 +339,7 @@ def measure(
     if not curves:
         _refuse_model(found, reasons)
     named = {v.name: v for v in views}
-    return Curves(
+    measured = Curves(
         tuple(curves),
         reasons,
         found.kinds,
@@ -348,6 +350,18 @@ def measure(
         _timed(model, example, named, curves, progress) if latency else None,
         _followed(model, example, named, curves) if memory else None,
     )
+    return _probed(model, measured, weighting, progress)
+
+
+def _probed(
+    model: nn.Module, curves: Curves, weighting: Weighting, progress: Progress | None
+) -> Curves:
+    """The curves with layers weighed by probes, where that is asked for."""
+    if curves.data is None or weighting != "probe":
+        return curves
+    from lowrank.compression.probe import probe  # which replaces layers, a floor above
+
+    return probe(model, curves, progress=progress)
 
 
 def _timed(

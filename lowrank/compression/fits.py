@@ -24,8 +24,10 @@ from lowrank.decompositions.metric import Metric
 How = Literal["sequential", "parallel"]
 """Each layer to what the compressed prefix gives it, or to what the dense one does."""
 
-Weighting = Literal["fisher", "outputs"]
-"""Outputs count by the gradients that reach them, or as they are (behind a batch norm)."""
+Weighting = Literal["probe", "gradients", "outputs"]
+"""How layers and their outputs are weighed: fits by the gradients that reach an output and
+layers by what replacing each alone does; both by gradients; or outputs as they are (behind a
+batch norm), without a backward pass."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Data:
     sinks: dict[str, Sink]
     calibration: Calibration
     batches: Sequence[Example]
-    weighting: Weighting = "fisher"
+    weighting: Weighting = "probe"
 
     @classmethod
     def of(
@@ -74,7 +76,7 @@ class Data:
         batches: Sequence[Example],
         *,
         loss: Loss | None = None,
-        weighting: Weighting = "fisher",
+        weighting: Weighting = "probe",
         seed: int = 0,
     ) -> Data:
         """Calibrate a model on batches of inputs.
@@ -84,10 +86,10 @@ class Data:
             views: its layers, from `scan`.
             batches: inputs, from `calibration_batches`.
             loss: whose gradients weigh the outputs; see `calibrate`.
-            weighting: "fisher" needs a backward pass, "outputs" does not.
+            weighting: "outputs" needs no backward pass, the others do.
             seed: of everything drawn.
         """
-        gradients = weighting == "fisher"
+        gradients = weighting != "outputs"
         found = calibrate(model, views, batches, gradients=gradients, loss=loss, seed=seed)
         sinks = find_sinks(model, views, batches[0])
         return cls({v.name: v for v in views}, sinks, found, batches, weighting)
@@ -116,7 +118,7 @@ class Data:
     def weight_of_outputs(self, model: nn.Module, name: str) -> Tensor | None:
         """The G (groups, o, o) that a layer is fitted with."""
         moments, view = self.calibration.layers[name], self.views[name]
-        if self.weighting == "fisher" and moments.G is not None:
+        if self.weighting != "outputs" and moments.G is not None:
             return moments.metric(weighted=True).G
         return _of_norm(model, self.sinks.get(name, Sink()), view, moments)
 
