@@ -74,6 +74,12 @@ def test_notebook_tells_nothing_of_the_machine(edition):
     assert '"output_type": "error"' not in text
 
 
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_notebook_is_valid(edition):
+    nbformat = pytest.importorskip("nbformat", reason="needs the notebooks extra")
+    nbformat.validate(nbformat.from_dict(saved(edition)))
+
+
 @pytest.mark.notebooks
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_runs_and_makes_the_committed_outputs(name, record_property):

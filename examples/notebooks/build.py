@@ -58,7 +58,7 @@ def execute(name: str) -> list[list[Cell]]:
     import nbformat
     from nbclient import NotebookClient
 
-    code = [cell for cell in cells((HERE / f"{name}.py").read_text("utf-8"))]
+    code = cells((HERE / f"{name}.py").read_text("utf-8"))
     book = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(c["text"]) for c in code if c["kind"] == "code"]
     )
