@@ -460,13 +460,17 @@ def _head_chain(view: LayerView, method: Method | None) -> Chain:
     return (view.head.spec,) if len(chain) == 1 else tied_head(chain, view.head.spec)
 
 
+_RANKS = ("rank", "multiplier", "colours", "n_bricks")
+"""How the settings begin by which the candidates of a family differ."""
+
+
 def _families(candidates: Sequence[Candidate]) -> dict[object, list[int]]:
     """Positions of the candidates that differ in their ranks only."""
     families: dict[object, list[int]] = defaultdict(list)
     for i, candidate in enumerate(candidates):
         method = candidate.method
         settings = [f.name for f in fields(method)]  # type: ignore[arg-type]
-        fixed = tuple(getattr(method, n) for n in settings if not n.startswith("rank"))
+        fixed = tuple(getattr(method, n) for n in settings if not n.startswith(_RANKS))
         families[method.name, fixed].append(i)
     return families
 
