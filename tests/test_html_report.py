@@ -239,6 +239,9 @@ def test_in_a_real_browser(browser, compressed, recovered, kind, width, tmp_path
     assert headline.evaluate("e => e.scrollWidth - e.clientWidth") == 0
     assert len(tab.screenshot(path=tmp_path / "page.png", full_page=True)) > 20_000
     sorts_by_number(tab)
+    tab.emulate_media(media="print")
+    tab.set_viewport_size({"width": 718, "height": 1000})  # A4 within its margins
+    assert tab.evaluate(over) == 0
     tab.close()
 
 

@@ -235,3 +235,14 @@ def test_phase_map_is_what_plot_draws():
     ax = result.plot()
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("m / n", "k / m")
     assert ax.collections[0].get_array().size == 4
+
+
+def test_results_plot_themselves(curves, ax):
+    assert curves.plot(["4"], ax=ax) is ax
+    assert ax.get_legend().get_texts()[0].get_text().startswith("4")
+    noise = 0.05 * np.random.default_rng(1).standard_normal(30)
+    drawn = lowrank.sensing.lam_by_information(A, A @ X + noise).plot()
+    assert drawn.get_xlabel() == "penalty λ"
+    M = np.outer(np.arange(1.0, 13), np.ones(5))
+    figure = lowrank.decompositions.robust_pca(M).plot((3, 4), (0, 2))
+    assert len(figure.axes) == 6
