@@ -6,7 +6,12 @@
 
 Top-1 agreement and KL against the dense network at 0.9, 0.8 and 0.7 of its MACs, weights
 only, then with batch-norm statistics re-estimated on pictures that are not in the test.
-Test: foolbox's 20 labelled ImageNet pictures and crops of half of scikit-image's and
+With `--data`, calibrated on five crops of each of foolbox's labelled pictures and tested on
+crops of all the photographs: output-PCA (the channel SVD of every layer on its own data),
+then every method in one knapsack with sequential fits, then block-wise refinement, without
+labels.
+
+Test without data: foolbox's 20 labelled ImageNet pictures and crops of half of scikit-image's and
 scikit-learn's photographs; the crops of the other half are for re-estimation.
 """
 
@@ -28,6 +33,7 @@ from torch import Tensor, nn
 import lowrank
 from lowrank.compression.profile import compare_latency
 from lowrank.compression.quality import accuracy, compare_outputs
+from lowrank.compression.tradeoff import weighed_plan
 
 KEEPS = (0.9, 0.8, 0.7)
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "motorcycle_left", "rocket", "retina", "ihc")
@@ -79,6 +85,38 @@ def crops() -> tuple[Tensor, Tensor]:
     return torch.cat(sets[::2]), torch.cat(sets[1::2])
 
 
+def calibration() -> Tensor:
+    """Five crops of every labelled picture."""
+    files = sorted((folder("foolbox") / "data").glob("imagenet_*"))
+    boxes = [(0, 0, 1), (0.1, 0.1, 0.8), (0, 0, 0.8), (0.2, 0.2, 0.8), (0.2, 0, 0.8)]
+    return torch.stack([prepared(Image.open(f), b) for b in boxes for f in files])
+
+
+def with_data(out: Path) -> None:
+    """Rows of the data-aware methods, added to the results."""
+    dense, data, test = dense_network(), calibration(), torch.cat(crops())
+    saved = json.loads(out.read_text()) if out.exists() else {}
+    rows: list[dict] = []
+    plain = lowrank.measure(
+        dense, data[:1], data=data, methods=["channel_svd"], weighting="outputs"
+    )
+    curves = lowrank.measure(dense, data[:1], data=data)
+    for keep in KEEPS:
+        pca = plain.plan(macs=keep, exponent=0.0)
+        small, _ = lowrank.apply(dense, pca, data=plain.data, fit="parallel")
+        tests = {"output-PCA": small}
+        ours = weighed_plan(dense, curves, {"macs": keep}, None)
+        tests["data-aware, sequential"], _ = lowrank.apply(dense, ours, data=curves.data)
+        tests["refined"], _ = lowrank.apply(dense, ours, data=curves.data, refine=True)
+        for name, model in tests.items():
+            quality = compare_outputs(dense, model, test[:1], test)
+            rows.append({"keep": keep, "method": name, **quality.to_dict()})
+            print(json.dumps(rows[-1]), flush=True)
+        about = {"n_calibration": len(data), "n_test": len(test), "torch": torch.__version__}
+        saved["with_data"] = {"about": about, "rows": rows}
+        out.write_text(json.dumps(saved, indent=1) + "\n")
+
+
 def row(dense: nn.Module, small: nn.Module, test: Tensor, pictures: Tensor, labels: Tensor) -> dict:
     quality = compare_outputs(dense, small, test[:1], test)
     return {**quality.to_dict(), "top1_labelled": accuracy(small, pictures, labels)}
@@ -86,9 +124,13 @@ def row(dense: nn.Module, small: nn.Module, test: Tensor, pictures: Tensor, labe
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", action="store_true", help="data-aware rows, merged into --out")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/efficientnet.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.data:
+        with_data(args.out)
+        return
     dense, (pictures, labels), (spare, unlabelled) = dense_network(), labelled(), crops()
     test, example = torch.cat([pictures, unlabelled]), pictures[:1]
     rows = [{"keep": 1.0, **row(dense, dense, test, pictures, labels)}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank.compression.apply import replace_layers
 from lowrank.compression.curves import Candidate, Curve, Curves, Progress
@@ -20,8 +20,11 @@ Metric = Callable[[nn.Module], float]
 _ERRORS = (0.02, 0.1)
 """Relative squared errors of a layer's output at which it is probed."""
 
-_EXAMPLES = 128
-"""Most calibration examples that a probe runs."""
+_EXAMPLES, _FEWEST = 128, 16
+"""Most and fewest calibration examples that a probe runs."""
+
+_WORK = 2e12
+"""Multiplications that all probes together may take; it decides on the examples."""
 
 
 def probe(
@@ -57,7 +60,8 @@ def probe(
     """
     if curves.data is None:
         raise InputError("curves", "they were measured without data", "pass data= to measure")
-    loss = _loss_of(model, _some(curves.data.batches), metric)
+    some = _some(curves.data.batches, _n_examples(curves))
+    loss = _loss_of(model, some, metric)
     found = []
     for done, curve in enumerate(curves.curves):
         if progress is not None:
@@ -81,12 +85,20 @@ def _loss_of(
     return loss
 
 
-def _some(batches: Sequence[Example]) -> list[Example]:
+def _n_examples(curves: Curves) -> int:
+    runs = len(_ERRORS) * len(curves.curves)
+    affordable = int(_WORK / max(1, runs * curves.total.macs))
+    return min(_EXAMPLES, max(_FEWEST, affordable))
+
+
+def _some(batches: Sequence[Example], n: int) -> list[Example]:
+    """The first n examples, or a few more where batches cannot be cut."""
     found: list[Example] = []
     for batch in batches:
-        found.append(batch)
-        if sum(batch_size(b) for b in found) >= _EXAMPLES:
+        room = n - sum(batch_size(b) for b in found)
+        if room <= 0:
             break
+        found.append(batch[:room] if isinstance(batch, Tensor) else batch)
     return found
 
 
