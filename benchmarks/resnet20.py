@@ -1,0 +1,161 @@
+"""What compressing the bundled ResNet-20 costs: the full test set, five calibration draws.
+
+    apt-get install dataset-fashion-mnist
+    python benchmarks/resnet20.py --draws 5
+    python benchmarks/resnet20.py --finetune
+
+Every draw calibrates on 256 training pictures, without labels, and compresses to each share
+of the MACs: by default, and with block-wise refinement on the same pictures. Rows that the
+results already hold are kept, so a run can be taken up again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import lowrank
+from lowrank.bundled import fashion_mnist, normalise, resnet20
+from lowrank.compression.quality import accuracy, compare_outputs
+from lowrank.compression.tradeoff import weighed_plan
+
+FOLDER = Path("/usr/share/datasets/fashion-mnist")
+OUT = Path(__file__).parent / "results" / "resnet20.json"
+KEEPS = (0.5, 0.33, 0.2, 0.12)
+BARS = {
+    "default": {0.5: 0.2, 0.33: 0.45, 0.2: 1.2},
+    "refined": {0.5: 0.1, 0.33: 0.25, 0.2: 0.8, 0.12: 2.7},
+    "fine-tuned": {0.33: 0.0, 0.2: 0.4, 0.12: 1.0},
+}
+"""Points below dense, at most."""
+
+
+def read(split: str) -> tuple[Tensor, Tensor]:
+    """All pictures of a split; of the test set the bundled 2,000 where the rest is missing."""
+    prefix = {"train": "train", "test": "t10k"}[split]
+    path = FOLDER / f"{prefix}-images-idx3-ubyte.gz"
+    if not path.exists():
+        return fashion_mnist("train" if split == "train" else "test")
+    with gzip.open(path) as f:
+        images = np.frombuffer(f.read(), np.uint8, offset=16).reshape(-1, 28, 28).copy()
+    with gzip.open(FOLDER / f"{prefix}-labels-idx1-ubyte.gz") as f:
+        labels = np.frombuffer(f.read(), np.uint8, offset=8).copy()
+    return normalise(torch.from_numpy(images)), torch.from_numpy(labels).long()
+
+
+class Results:
+    """Rows by key, written after each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, Any] = json.loads(path.read_text())["rows"] if path.exists() else {}
+
+    def add(self, key: str, **figures: Any) -> None:
+        self.rows[key] = figures
+        print(key, figures, flush=True)
+        self.path.write_text(json.dumps({"setting": setting(), "rows": self.rows}, indent=1) + "\n")
+
+
+def setting() -> dict[str, Any]:
+    return {
+        "torch": torch.__version__,
+        "lowrank": lowrank.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "calibration": 256,
+    }
+
+
+def figures(dense: nn.Module, small: nn.Module, test: tuple[Tensor, Tensor]) -> dict[str, float]:
+    found = compare_outputs(dense, small, None, test[0])
+    assert found is not None
+    return {"accuracy": 100 * accuracy(small, *test), "kl": found.kl}
+
+
+def draw(seed: int, results: Results, test: tuple[Tensor, Tensor]) -> None:
+    missing = [k for k in KEEPS if f"refined {k} {seed}" not in results.rows]
+    if not missing:
+        return
+    model, (images, _) = resnet20(), fashion_mnist("train")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    picked = images[order[:256]]
+    started = time.process_time()
+    curves = lowrank.measure(model, images[:1], data=picked, seed=seed)
+    measured = time.process_time() - started
+    for keep in missing:
+        started = time.process_time()
+        plan = weighed_plan(model, curves, {"macs": keep}, None)
+        planned = time.process_time() - started
+        for name, refine in (("default", False), ("refined", True)):
+            started = time.process_time()
+            small, _ = lowrank.apply(model, plan, data=curves.data, refine=refine)
+            seconds = {
+                "measure": measured,
+                "plan": planned,
+                "fit": time.process_time() - started,
+            }
+            results.add(f"{name} {keep} {seed}", **figures(model, small, test), cpu_seconds=seconds)
+
+
+def finetuned(results: Results, test: tuple[Tensor, Tensor], epochs: int) -> None:
+    """Draw 0, fine-tuned on the whole training set by the dense network's scores and labels."""
+    model, train = resnet20(), read("train")
+    images = fashion_mnist("train")[0]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    curves = lowrank.measure(model, images[:1], data=images[order[:256]])
+    for keep in (0.2, 0.12, 0.33):
+        if f"fine-tuned {keep} 0" in results.rows:
+            continue
+        plan = weighed_plan(model, curves, {"macs": keep}, None)
+        small, _ = lowrank.apply(model, plan, data=curves.data)
+        small = lowrank.finetune(small, teacher=model, data=train, epochs=epochs)
+        results.add(f"fine-tuned {keep} 0", **figures(model, small, test), epochs=epochs)
+
+
+def table(rows: dict[str, Any], dense: float) -> None:
+    for name, bars in BARS.items():
+        for keep in KEEPS:
+            drops = [
+                dense - r["accuracy"] for k, r in rows.items() if k.startswith(f"{name} {keep} ")
+            ]
+            if drops:
+                spread = statistics.pstdev(drops)
+                bar = bars.get(keep)
+                verdict = "" if bar is None else f"  bar {bar}"
+                mean = statistics.mean(drops)
+                print(
+                    f"{name:11} {keep:5.2f}  {mean:5.2f} +- {spread:.2f}  n={len(drops)}{verdict}"
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--draws", type=int, default=0)
+    parser.add_argument("--finetune", action="store_true")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    results, test = Results(args.out), read("test")
+    if "dense" not in results.rows:
+        results.add("dense", accuracy=100 * accuracy(resnet20(), *test), examples=len(test[0]))
+    for seed in range(args.draws):
+        draw(seed, results, test)
+    if args.finetune:
+        finetuned(results, test, args.epochs)
+    table(results.rows, results.rows["dense"]["accuracy"])
+
+
+if __name__ == "__main__":
+    main()
