@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from lowrank.compression.plan import Dense, Plan, Tied
     from lowrank.compression.profile import Profile, profile
+    from lowrank.compression.quantize import quantize
     from lowrank.compression.report import Report
     from lowrank.compression.tradeoff import sweep
     from lowrank.errors import LowRankError
@@ -52,6 +53,7 @@ _HOME = {
     "load": "lowrank.compression.checkpoint",
     "measure": "lowrank.compression.curves",
     "profile": "lowrank.compression.profile",
+    "quantize": "lowrank.compression.quantize",
     "recalibrate_batchnorm": "lowrank.compression.batchnorm",
     "recover": "lowrank.sensing",
     "save": "lowrank.compression.checkpoint",

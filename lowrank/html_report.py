@@ -219,7 +219,11 @@ def _layers(report: Report) -> Iterator[Section]:
 
 
 def _replaced(row: LayerReport) -> tuple[Cell, ...]:
-    became = describe_choice(row.choice) + (f"; fitted {row.fitted}" if row.fitted else "")
+    became = (
+        describe_choice(row.choice)
+        + ("; int8" if row.int8 else "")
+        + (f"; fitted {row.fitted}" if row.fitted else "")
+    )
     cells = [Cell(row.name), Cell(row.kind), Cell(became)]
     for measure in ("params", "macs"):
         before = None if row.dense is None else getattr(row.dense, measure)

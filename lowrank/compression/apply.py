@@ -15,6 +15,15 @@ from lowrank.compression.calibrate import calibration_batches, check_batches
 from lowrank.compression.curves import Progress
 from lowrank.compression.example import Example
 from lowrank.compression.fits import Data, Fitting, How, take_mean
+from lowrank.compression.int8 import (
+    dequantize,
+    int8_layers,
+    linear_in,
+    quantize_linear,
+    reasons_against,
+    stage_bytes,
+    stages_fit,
+)
 from lowrank.compression.layers import (
     LayerSpec,
     canonical,
@@ -28,7 +37,7 @@ from lowrank.compression.layers import (
 from lowrank.compression.methods import Method
 from lowrank.compression.methods.base import compose, require
 from lowrank.compression.modules import bias_holder
-from lowrank.compression.plan import Plan, Tied
+from lowrank.compression.plan import Dense, Plan, Tied
 from lowrank.compression.quality import Quality, compare_outputs
 from lowrank.compression.refine import STEPS
 from lowrank.compression.refine import refine as refine_blocks
@@ -102,7 +111,8 @@ def apply(
     Raises:
         PlanError: the plan is for another model, or asks for what would break this one.
         RankError: a rank that does not fit its layer.
-        InputError: data without a batch, or a way to fit that is unknown.
+        InputError: data without a batch, a way to fit that is unknown, or a plan with int8
+            where torchao is missing.
 
     Example:
         >>> import torch, lowrank
@@ -125,10 +135,12 @@ def apply(
         norms = renormalise(model, small, known.batches)
     if refine:
         blocks = _refined(model, small, plan, known, refine, progress)
+    if plan.int8:
+        quantize_linear(small, plan.int8)
     rows = _rows(plan, built)
     before, after = Figures.of(model, small, example)
     quality = _quality(model, small, example, data, known, val)
-    notes = _notes(known, norms, blocks)
+    notes = _notes(known, norms, blocks) + _int8_notes(plan)
     return small, Report(rows, plan, before, after, quality, notes)
 
 
@@ -211,6 +223,7 @@ def _check_plan(model: nn.Module, plan: Plan) -> None:
         raise PlanError("plan", f"{plan!r} is no plan", "read a file with lowrank.Plan.load")
     plan.check_model(model)
     _check_choices(model, plan)
+    _check_int8(model, plan)
     for name in plan.replaced:
         refuse_valueless(name, model.get_submodule(name))
 
@@ -288,6 +301,16 @@ def _notes(
     return tuple(notes)
 
 
+def _int8_notes(plan: Plan) -> tuple[str, ...]:
+    if not plan.int8:
+        return ()
+    names = ", ".join(plan.int8)
+    return (
+        f"in int8, inputs rounded while the model runs: {names}; layers that are not linear "
+        "stay in their type, for which torchao has no int8 kernel",
+    )
+
+
 def build_structure(model: nn.Module, plan: Plan) -> None:
     """Replace the layers in place by stages of the plan's shapes with arbitrary weights."""
     plan.check_model(model)
@@ -308,11 +331,13 @@ def build_structure(model: nn.Module, plan: Plan) -> None:
 def densify(model: nn.Module) -> nn.Module:
     """A copy in which every replaced layer is one dense layer of its original class again.
 
+    Layers in int8 become floating-point ones of the same, rounded, weights.
+
     The weights are the products of the factors, so the outputs stay the same up to
     rounding; training the factors in between is fine.
 
     Raises:
-        PlanError: the model has not been through `apply`.
+        PlanError: the model has not been through `apply` or `quantize`.
 
     Example:
         >>> import torch, lowrank
@@ -323,9 +348,10 @@ def densify(model: nn.Module) -> nn.Module:
           (0): Linear(in_features=64, out_features=64, bias=True)
         )
     """
-    if not history(model):
+    if not history(model) and not int8_layers(model):
         raise PlanError("model", "it holds no factorized layers", "pass what apply returned")
     dense = copy_model(model)
+    dequantize(dense)
     for applied in reversed(history(dense)):
         methods, heads = applied.plan.replaced, applied.plan.layers
         # weights first: a tied head reads its embedding's factors
@@ -339,7 +365,7 @@ def densify(model: nn.Module) -> nn.Module:
             if isinstance(row.choice, Tied):
                 shared = _weight(dense.get_submodule(row.choice.to))
                 _restore(dense, name, applied.originals[name], shared)
-    del dense.__dict__[_RECORD]
+    dense.__dict__.pop(_RECORD, None)
     return dense
 
 
@@ -385,6 +411,23 @@ def _check_choices(model: nn.Module, plan: Plan) -> None:
             raise PlanError(name, f"it is tied to {row.choice.to}, which is dense", "make it dense")
 
 
+def _check_int8(model: nn.Module, plan: Plan) -> None:
+    """Refuse rows in int8 whose layer, or whose stages, torchao cannot serve."""
+    reasons = reasons_against(model) if plan.int8 else {}
+    for name in plan.int8:
+        choice, module = plan.layers[name].choice, model.get_submodule(name)
+        problem = reasons.get(name)
+        if isinstance(choice, Tied):
+            problem = f"it shares its table with {choice.to}"
+        elif not isinstance(choice, Dense):
+            linear = stages_fit(choice.specs(_spec(module)))
+            problem = None if linear else f"{choice.name} does not make it linear layers alone"
+        elif not linear_in(module):
+            problem = problem or "it is no linear layer"
+        if problem is not None:
+            raise PlanError(name or "model", f"it cannot be int8: {problem}", 'drop its "int8"')
+
+
 def _without_stale_figures(model: nn.Module, plan: Plan) -> Plan:
     """The plan without the predictions of rows whose method was changed by hand."""
     heads = {r.choice.to: n for n, r in plan.layers.items() if isinstance(r.choice, Tied)}
@@ -396,7 +439,9 @@ def _without_stale_figures(model: nn.Module, plan: Plan) -> Plan:
             head = tied_head(specs, _spec(model.get_submodule(heads[name])))
             params += sum(s.n_weights for s in head[:-1])
         row = layers[name]
-        if row.cost is not None and row.cost.params != params:
+        if row.cost is None:
+            continue
+        if row.cost.params != params or (row.int8 and row.cost.bytes != stage_bytes(specs)):
             layers[name] = replace(row, cost=None, error=None)
     return replace(plan, layers=layers)
 
@@ -598,6 +643,7 @@ def _rows(plan: Plan, built: dict[str, Built]) -> tuple[LayerReport, ...]:
                 predicted,
                 None if made is None else made.error,
                 None if made is None else made.fitted,
+                row.int8,
             )
         )
     return tuple(rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lowrank.atomic import replacing
 from lowrank.compression.apply import build_structure, history
+from lowrank.compression.int8 import packed, require_torchao, restore, unpacked
 from lowrank.compression.plan import Plan
 from lowrank.errors import CheckpointError, PlanError
 
@@ -53,12 +54,13 @@ def save(model: nn.Module, path: str | Path) -> None:
         True
     """
     path = Path(path)
-    tensors, aliases = _unshared(model, path)
+    tensors, aliases, int8 = _unshared(model, path)
     header: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "plans": [applied.plan.to_dict() for applied in history(model)],
         "aliases": aliases,
+        "int8": int8,
     }
     header["sha256"] = _digest(header, tensors)
     try:
@@ -101,19 +103,37 @@ def load(path: str | Path, *, into: ModelT) -> ModelT:
             build_structure(trial, plan)
     except PlanError as error:
         raise PlanError(f"{path.name}: {error.where}", error.problem, error.advice) from error
+    tensors, parts = _packed(path, header.get("int8", []), tensors, trial)
     _check_fit(path, trial, tensors)
+    if parts:
+        require_torchao()
     for plan in plans:
         build_structure(into, plan)
     into.load_state_dict(tensors, strict=True)
+    restore(into, parts)
     return into
 
 
-def _unshared(model: nn.Module, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state without repeats, and the repeated names -> the name that holds the tensor."""
+def _packed(
+    path: Path, names: Sequence[str], tensors: Mapping[str, Tensor], trial: nn.Module
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """Floating-point weights in place of the parts of int8 ones, and the parts."""
+    expected = trial.state_dict()
+    try:
+        return packed(tensors, names, lambda name: expected[name].dtype)
+    except KeyError as error:
+        raise CheckpointError(
+            str(path), f"an int8 weight does not fit ({error})", "use the same model"
+        ) from error
+
+
+def _unshared(model: nn.Module, path: Path) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """The state without repeats, repeated names -> those that hold the tensor, and int8 ones."""
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
-    for name, value in model.state_dict().items():
+    state, int8 = unpacked(model.state_dict())
+    for name, value in state.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 str(path),
@@ -126,7 +146,7 @@ def _unshared(model: nn.Module, path: Path) -> tuple[dict[str, Tensor], dict[str
             continue
         first[key] = name
         tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
-    return tensors, aliases
+    return tensors, aliases, int8
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -48,6 +48,7 @@ def compress(
     only: Sequence[str] | None = None,
     overrides: Mapping[str, Choice] | None = None,
     round_to: int = 1,
+    int8: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, Report]:
@@ -91,6 +92,9 @@ def compress(
         only: the only layers to consider.
         overrides: layer name -> the method to use there, or `Dense(reason)`.
         round_to: ranks are multiples of this, where the layer is large enough.
+        int8: linear layers, dense or factorized, may also be quantized to int8 (by torchao)
+            after they are fitted, so that ranks and bits share the budget of `bytes`; where
+            it serves the budget, that is. Convolutions stay in their type.
         seed: seed of the randomised fits.
         progress: called as (what, done, total).
 
@@ -100,7 +104,8 @@ def compress(
 
     Raises:
         BudgetError: no budget, one that makes no sense, or one that cannot be reached.
-        InputError: bad names, NaN or Inf, a model or an example that cannot be used.
+        InputError: bad names, NaN or Inf, a model or an example that cannot be used, or int8
+            without a budget of bytes or without torchao.
 
     Example:
         >>> import torch, lowrank
@@ -111,6 +116,8 @@ def compress(
         >>> small(torch.randn(3, 256)).shape
         torch.Size([3, 256])
     """
+    if int8 and bytes is None:
+        raise InputError("int8", "there is no budget of bytes", "pass bytes=0.2, or drop int8")
     curves = measure(
         model,
         example,
@@ -125,6 +132,7 @@ def compress(
         round_to=round_to,
         latency=latency is not None,
         memory=memory is not None,
+        int8=int8,
         seed=seed,
         progress=progress,
     )

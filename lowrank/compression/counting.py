@@ -87,8 +87,8 @@ def _cost(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
 ) -> tuple[int, int] | None:
     """MACs and other FLOPs of one operation; None if there is no rule for it."""
-    results = flatten(out)
     name = _name(func)
+    results = tensors(out) if name in _PRODUCTS else flatten(out)  # of whole numbers too
     if not results or name in _FREE or getattr(func, "is_view", False):
         return 0, 0
     if name in _PRODUCTS:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, NoReturn, get_args
+from typing import Any, ClassVar, NoReturn, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from lowrank.compression.budget import Budget, budget_of
 from lowrank.compression.calibrate import Loss, calibration_batches
 from lowrank.compression.example import Example
 from lowrank.compression.fits import Data, Importance, Weighting
+from lowrank.compression.int8 import Rounding, require_torchao
 from lowrank.compression.knapsack import Choices, choose, smallest
 from lowrank.compression.latency import Timing, time_layers
 from lowrank.compression.layers import Cost, LayerView
@@ -44,12 +45,28 @@ class Candidate:
         cost: parameters, bytes and MACs of the replacement's weights.
         error: relative squared error of the weight, ||W - W'||^2 / ||W||^2; with data, of
             the layer's output.
+        int8: its linear layers are quantized; the cost and the error are those of that.
     """
 
     layer: str
     method: Method
     cost: Cost
     error: float
+    int8: bool = False
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A linear layer's own weight in int8.
+
+    Args:
+        cost: of the quantized layer.
+        error: relative squared error of its rounding, as for `Candidate`.
+    """
+
+    cost: Cost
+    error: float
+    int8: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,7 @@ class Curve:
         head: name of the output head that goes with this embedding, if any.
         fixed: the layer must take its one candidate, by the user's rule.
         importance: how much an error of the whole output counts; None without data.
+        int8: the layer's own weight and its candidates in int8, where that was asked for.
     """
 
     layer: str
@@ -71,6 +89,7 @@ class Curve:
     head: str | None = None
     fixed: bool = False
     importance: Importance | None = None
+    int8: tuple[Whole | Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,8 +187,10 @@ class Curves:
         """
         return self._planned({c.layer: Dense(reason) for c in self.curves}, given)
 
-    def _planned(self, taken: Mapping[str, Dense | Candidate], given: Mapping[str, float]) -> Plan:
-        rows: dict[str, Choice | Candidate] = {n: Dense(r) for n, r in self.reasons.items()}
+    def _planned(
+        self, taken: Mapping[str, Dense | Candidate | Whole], given: Mapping[str, float]
+    ) -> Plan:
+        rows: dict[str, Choice | Candidate | Whole] = {n: Dense(r) for n, r in self.reasons.items()}
         for curve in self.curves:
             rows[curve.layer] = choice = taken[curve.layer]
             if curve.head is not None:
@@ -239,10 +260,11 @@ class Curves:
         if self.memory is not None and "memory" in names:
             smaller &= self.memory.fits[curve.layer]
         kept = np.flatnonzero(smaller)
-        return _Offer(
+        whole = _Offer(
             [None, *(curve.candidates[i] for i in kept)],
             Choices(np.vstack([dense, costs[kept]]), np.append(0.0, errors[kept])),
         )
+        return _with_int8(whole, curve, names, weight)
 
 
 NO_FASTER = "no rank makes it faster here"
@@ -256,8 +278,24 @@ _NS = 1e9
 class _Offer:
     """What a layer may become within the budget's measures; None is dense."""
 
-    options: Sequence[Candidate | None]
+    options: Sequence[Whole | Candidate | None]
     choices: Choices
+
+
+def _with_int8(offer: _Offer, curve: Curve, names: Sequence[str], weight: float) -> _Offer:
+    """The offer with what int8 makes smaller in a budgeted measure, and larger in none."""
+    dense = np.array([getattr(curve.dense, n, 0) for n in names])
+    found = [
+        (option, cost)
+        for option in curve.int8
+        if np.all((cost := np.array([getattr(option.cost, n, 0) for n in names])) <= dense)
+        and np.any(cost < dense)
+    ]
+    if not found:
+        return offer
+    costs = np.vstack([offer.choices.costs, *(cost for _, cost in found)])
+    errors = np.append(offer.choices.errors, [weight * option.error for option, _ in found])
+    return _Offer([*offer.options, *(option for option, _ in found)], Choices(costs, errors))
 
 
 def measure(
@@ -275,6 +313,7 @@ def measure(
     round_to: int = 1,
     latency: bool = False,
     memory: bool = False,
+    int8: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Curves:
@@ -302,6 +341,9 @@ def measure(
         latency: time the layers and a grid of candidates on the model's device, at the sizes
             of the example and the number of threads that is set; needed to plan by latency.
         memory: follow what the model allocates; needed to plan by memory.
+        int8: every linear layer, dense or factorized, may also be quantized, at a quarter of
+            its bytes in float32 and the error that rounding its weights adds; budgets of bytes
+            then choose ranks and int8 together. Needs torchao.
         seed: seed of the randomised fits (CP).
         progress: called as (what, done, total).
 
@@ -310,11 +352,14 @@ def measure(
 
     Raises:
         InputError: unknown names, an empty `only`, NaN or Inf in weights or example, a model
-            with no layer that can be replaced, or an example that the model refuses.
+            with no layer that can be replaced, an example that the model refuses, or int8
+            without torchao or beside latency or memory, which are measured in full precision.
         RankError: an override whose ranks do not fit its layer.
     """
     chosen = _methods(methods)
     _check_round_to(round_to)
+    if int8:
+        _check_int8(latency=latency, memory=memory)
     found = scan(model, example)
     known = _calibrated(model, example, found, data, calibration, loss, weighting, seed, progress)
     overrides = dict(overrides or {})
@@ -333,7 +378,9 @@ def measure(
             continue
         candidates = tuple(_candidates(view, chosen, round_to, seed, metric))
         head = view.head.name if view.head else None
-        curves.append(Curve(view.name, view.cost(), candidates, head, importance=importance))
+        rounding = Rounding(view, metric, seed) if int8 else None
+        coarse = () if rounding is None else _in_int8(rounding, candidates)
+        curves.append(Curve(view.name, view.cost(), candidates, head, False, importance, coarse))
     if progress is not None:
         progress("measured", len(views), len(views))
     if not curves:
@@ -442,6 +489,13 @@ def _candidates(
             yield Candidate(view.name, method, cost, error)
 
 
+def _in_int8(rounding: Rounding, candidates: Sequence[Candidate]) -> tuple[Whole | Candidate, ...]:
+    """The layer's own weight and its candidates, quantized, where torchao can."""
+    whole = rounding.whole()
+    own = [] if whole is None else [Whole(*whole)]
+    return (*own, *rounding.of(candidates))
+
+
 def _forced(view: LayerView, choice: Choice, seed: int, metric: Metric | None) -> Curve:
     assert not isinstance(choice, Dense | Tied)
     require(choice, view.spec, view.name)
@@ -474,6 +528,13 @@ def _known(names: Iterable[str]) -> str:
 def _check_round_to(round_to: int) -> None:
     if not isinstance(round_to, int) or round_to < 1:
         raise InputError("round_to", f"{round_to!r} is not a whole number from 1 up", "give 8, say")
+
+
+def _check_int8(**others: bool) -> None:
+    if given := [name for name, value in others.items() if value]:
+        problem = f"candidates in int8 are not measured for {' and '.join(given)}"
+        raise InputError("int8", problem, "budget bytes, params or macs")
+    require_torchao()
 
 
 def _check_exponent(exponent: float) -> None:
@@ -561,11 +622,14 @@ def _all_dense(offers: Sequence[_Offer]) -> list[int] | None:
 def _row(
     kind: str,
     shapes: dict[str, tuple[int, ...]],
-    taken: Choice | Candidate,
+    taken: Choice | Candidate | Whole,
     dense: Cost | None,
 ) -> PlannedLayer:
     if isinstance(taken, Candidate):
-        return PlannedLayer(kind, shapes, taken.method, dense, taken.cost, taken.error)
+        return PlannedLayer(kind, shapes, taken.method, dense, taken.cost, taken.error, taken.int8)
+    if isinstance(taken, Whole):
+        kept = Dense("its own weight, in int8")
+        return PlannedLayer(kind, shapes, kept, dense, taken.cost, taken.error, taken.int8)
     return PlannedLayer(kind, shapes, taken, dense)
 
 

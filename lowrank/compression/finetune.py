@@ -21,6 +21,7 @@ from lowrank.compression.codes import free_codes
 from lowrank.compression.curves import Progress
 from lowrank.compression.distillation import Loss, Objective, check_hints
 from lowrank.compression.example import describe, evaluating
+from lowrank.compression.int8 import int8_layers
 from lowrank.compression.plan import Dense
 from lowrank.errors import InputError
 
@@ -171,6 +172,9 @@ def finetune(
     _check_arguments(val, patience, loss, amp)
     if not isinstance(teacher, nn.Module):
         raise InputError("teacher", f"{teacher!r} is no model", "pass the dense one")
+    if names := int8_layers(model):
+        problem = f"{names[0]} is int8, which cannot be trained"
+        raise InputError("model", problem, "fine-tune first, then lowrank.quantize")
     check_hints(hints, model=model, teacher=teacher)
     objective = Objective(loss, temperature, label_weight, tuple(hints), hint_weight)
     with ExitStack() as stack:

@@ -164,7 +164,20 @@ def bias_holder(module: nn.Module) -> nn.Module:
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of a model's parameters, and of the places of those that are stored sparse."""
     places = [m.index for m in model.modules() if isinstance(m, Sparse)]
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *places))
+    return sum(_stored_bytes(t) for t in (*model.parameters(), *places))
+
+
+def is_int8(tensor: Tensor) -> bool:
+    """Whether a weight is stored as int8 with scales, as torchao stores it."""
+    return type(tensor.data).__name__ == "Int8Tensor"
+
+
+def _stored_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor; of the tensors inside where it is made of others, as int8 ones are."""
+    if not hasattr(tensor.data, "__tensor_flatten__"):
+        return tensor.numel() * tensor.element_size()
+    names, _ = tensor.data.__tensor_flatten__()
+    return sum(_stored_bytes(getattr(tensor.data, name)) for name in names)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "lowrank.plan", 1
 
+_ROW = frozenset(("kind", "shapes", "method", "cost", "cost_dense", "error", "int8"))
+"""Keys of a replaced layer's row beside the settings of its method."""
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -63,6 +66,7 @@ class PlannedLayer:
         dense: cost of the layer's weights as they are; None where no method could serve it.
         cost: predicted cost of its replacement; None where it stays dense.
         error: predicted relative squared error of the weight; None where it stays dense.
+        int8: its linear layers (itself, if dense) are quantized after fitting.
     """
 
     kind: str
@@ -71,6 +75,7 @@ class PlannedLayer:
     dense: Cost | None = None
     cost: Cost | None = None
     error: float | None = None
+    int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,9 @@ class Plan:
     Example:
         >>> import torch, lowrank
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
-        >>> plan = lowrank.measure(model, torch.zeros(1, 64)).plan(params=0.5)
+        >>> plan = lowrank.measure(model, torch.zeros(1, 64)).plan(macs=0.5)
         >>> plan["0"]
-        ChannelSVD(rank=15, fold='kernel_first')
+        ChannelSVD(rank=16, fold='kernel_first')
         >>> Plan.from_json(plan.to_json()) == plan
         True
     """
@@ -108,6 +113,11 @@ class Plan:
         return {n: c for n, c in chosen.items() if not isinstance(c, Dense | Tied)}
 
     @property
+    def int8(self) -> list[str]:
+        """The layers that are quantized after fitting, replaced or dense."""
+        return [name for name, row in self.layers.items() if row.int8]
+
+    @property
     def cost(self) -> Cost:
         """Predicted cost of the whole model after the plan."""
         total = self.total
@@ -122,7 +132,7 @@ class Plan:
         return sum(row.error or 0.0 for row in self.layers.values())
 
     def with_choice(self, name: str, choice: Choice) -> Plan:
-        """The same plan with another choice for one layer, its predictions dropped.
+        """The same plan with another choice for one layer, its predictions and int8 dropped.
 
         Raises:
             PlanError: the plan has no such layer.
@@ -299,13 +309,15 @@ def _row_to_dict(row: PlannedLayer) -> dict[str, Any]:
         out["cost_dense"] = asdict(row.dense)
     if row.cost is not None:
         out |= {"cost": asdict(row.cost), "error": row.error}
-    return out
+    return out | ({"int8": True} if row.int8 else {})
 
 
 def _row_from_dict(name: str, row: Mapping[str, Any]) -> PlannedLayer:
     for key in ("kind", "shapes"):
         if key not in row:
             raise PlanError(name, f"its row has no {key!r}", "make the plan anew")
+    if not isinstance(row.get("int8", False), bool):
+        raise PlanError(name, f"int8 is {row['int8']!r}", "give true or false")
     return PlannedLayer(
         kind=str(row["kind"]),
         shapes={k: tuple(int(n) for n in v) for k, v in row["shapes"].items()},
@@ -313,6 +325,7 @@ def _row_from_dict(name: str, row: Mapping[str, Any]) -> PlannedLayer:
         dense=Cost(**row["cost_dense"]) if "cost_dense" in row else None,
         cost=Cost(**row["cost"]) if "cost" in row else None,
         error=float(row["error"]) if "error" in row else None,
+        int8=row.get("int8", False),
     )
 
 
@@ -331,7 +344,7 @@ def _choice_from_dict(name: str, row: Mapping[str, Any]) -> Choice:
     cls = METHODS[row["method"]]
     names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     settings = {k: v for k, v in row.items() if k in names}
-    spare = set(row) - names - {"kind", "shapes", "method", "cost", "cost_dense", "error"}
+    spare = set(row) - names - _ROW
     if spare:
         raise PlanError(
             name,

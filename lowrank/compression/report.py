@@ -91,6 +91,7 @@ class LayerReport:
         measured_error: the same of what was built; the errors are those of the layer's
             output where it was planned and fitted on data.
         fitted: what it was fitted to, in words; None where it stays dense.
+        int8: its linear layers are quantized.
     """
 
     name: str
@@ -101,6 +102,7 @@ class LayerReport:
     predicted_error: float | None
     measured_error: float | None
     fitted: str | None = None
+    int8: bool = False
 
     @property
     def reason(self) -> str | None:
@@ -227,4 +229,5 @@ def _layer_to_dict(row: LayerReport) -> dict[str, Any]:
         "predicted_error": row.predicted_error,
         "measured_error": row.measured_error,
         "fitted": row.fitted,
+        "int8": row.int8,
     }

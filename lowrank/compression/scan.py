@@ -27,6 +27,7 @@ from lowrank.compression.layers import (
     own_shapes,
     spec_of,
 )
+from lowrank.compression.modules import is_int8
 from lowrank.errors import InputError
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -224,7 +225,7 @@ def refuse_valueless(name: str, module: nn.Module) -> None:
     """
     for key, p in module.named_parameters(recurse=False):
         where = f"{name}.{key}" if name else key
-        if nn.parameter.is_lazy(p) or not p.is_floating_point():
+        if nn.parameter.is_lazy(p) or not p.is_floating_point() or is_int8(p):
             continue
         if p.is_meta:
             raise InputError(where, "it is on the meta device and holds no values", "load weights")

@@ -220,6 +220,7 @@ def _layers(
 
 def _cells(row: PlannedLayer) -> dict[str, str]:
     method, rank = _method_and_rank(row.choice)
+    method += " int8" if row.int8 else ""
     cells = {"kind": row.kind, "method": method, "rank": rank}
     if (cost := row.cost) is not None:
         cells |= {"params": amount(cost.params), "macs": amount(cost.macs)}
