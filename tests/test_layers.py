@@ -76,10 +76,7 @@ def test_costs_are_what_the_stages_hold_and_do(name: str) -> None:
         cost = view.cost(method.specs(view.spec))
         weights = [p for n, p in chain.named_parameters() if n.endswith("weight")]
         assert cost.params == sum(p.numel() for p in weights)
-        if getattr(method, "stored", False):  # non-zeros and their places
-            assert cost.bytes == 4 * cost.params + _bytes_of_places(chain)
-            continue
-        assert cost.bytes == 4 * cost.params
+        assert cost.bytes == 4 * cost.params + _bytes_of_places(chain)
         with FlopCounterMode(display=False) as counter:
             chain(x)
         assert 2 * cost.macs == counter.get_total_flops()

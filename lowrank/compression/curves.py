@@ -254,9 +254,6 @@ class Curves:
         if curve.fixed:
             return _Offer([curve.candidates[0]], Choices(costs[:1], errors[:1]))
         smaller = np.all(costs < dense, axis=1)
-        if "macs" in names:  # stored zeros are computed all the same
-            stored = [getattr(c.method, "stored", False) for c in curve.candidates]
-            smaller &= ~np.array(stored, bool)
         if self.memory is not None and "memory" in names:
             smaller &= self.memory.fits[curve.layer]
         kept = np.flatnonzero(smaller)

@@ -380,8 +380,8 @@ class SparseStage:
     """A layer with few non-zero weights, stored as these and where they are.
 
     Bytes count both: 4 for each place, or 1 in the 2:4 pattern, where two of every four
-    neighbours in a filter stay. MACs count the non-zeros, as a sparse kernel would do them;
-    torch's dense convolution does them all, and its counters say so.
+    neighbours in a filter stay. MACs are those of the dense layer, which torch does; a kernel
+    that skips zeros would do `n_weights` at every position.
 
     Args:
         layer: the shape, without its zeros known.
@@ -417,7 +417,7 @@ class SparseStage:
         return self.n_weights * (element_size + self.index_dtype.itemsize)
 
     def macs(self, call: Call) -> int:
-        return self.layer.macs(call) // self.layer.n_weights * self.n_weights
+        return self.layer.macs(call)
 
     def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         return self.layer.output_size(size)

@@ -42,8 +42,8 @@ class LowRankSparse:
       others. Given the channels the fit is in closed form.
     - "filters": a few whole filters, exactly as they were; L makes the other outputs.
     - "unstructured": single weights, stored as values and places. It saves bytes and
-      parameters; MACs are counted by non-zeros, but torch computes them all, so it is no
-      candidate where MACs or time are limited.
+      parameters, and no MACs: torch computes the zeros, and they are counted. So where MACs
+      are limited it is no candidate, and where time is the clock decides.
     - "2:4": two of every four neighbours in a filter, likewise; the pattern that some GPUs
       run faster, which the CPU does not.
 
@@ -63,11 +63,6 @@ class LowRankSparse:
     rank: int
     density: float
     sparsity: Sparsity = "channels"
-
-    @property
-    def stored(self) -> bool:
-        """It saves what is stored and not what is computed."""
-        return self.sparsity in ("unstructured", "2:4") and self.density > 0
 
     @classmethod
     def supports(cls, spec: LayerSpec) -> str | None:
