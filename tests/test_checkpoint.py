@@ -25,13 +25,13 @@ X = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    small, _ = lowrank.compress(_net(), X, params=0.5)
+    small, _ = lowrank.compress(_net(), X, macs=0.5)
     lowrank.save(small, tmp_path / "small.safetensors")
     return tmp_path / "small.safetensors"
 
 
 def test_round_trip_is_exact_and_in_place(saved: Path) -> None:
-    small, _ = lowrank.compress(_net(), X, params=0.5)
+    small, _ = lowrank.compress(_net(), X, macs=0.5)
     fresh = _net()
     fresh[1].running_mean += 1
     again = lowrank.load(saved, into=fresh)

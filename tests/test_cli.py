@@ -523,3 +523,76 @@ def test_whole_demo(tmp_path):
     stages = json.loads(good("demo", "--json", "--output", tmp_path).stdout)
     assert stages["finetuned"]["macs"] <= 0.5 * stages["dense"]["macs"]
     assert stages["finetuned"]["accuracy"] >= stages["dense"]["accuracy"] - 0.005
+
+
+# --- data, the clock, memory, a bound on the loss ------------------------------------------
+
+
+@pytest.fixture
+def labelled(net):
+    """Data whose labels are the model's own answers, with a third held out."""
+    x = np.random.default_rng(0).standard_normal((400, 32)).astype("float32")
+    labels = built()(torch.from_numpy(x)).argmax(1).numpy()
+    np.savez("labelled.npz", x=x, labels=labels)
+    return net
+
+
+FAST = ("--methods", "channel_svd")
+
+
+def test_data_calibrates_and_says_how_long_it_took(labelled):
+    budget = ("compress", "net.py:build", "--macs", "0.5", *FAST)
+    out = good(*budget, "--data", "labelled.npz", "--json")
+    report = json.loads(out.stdout)
+    assert any("calibrated 3 layers on 256 examples in" in n for n in report["notes"])
+    assert any("moments take" in n for n in report["notes"])
+    assert report["quality"]["n_examples"] == 400 - 256
+    assert report["quality"]["held_out"]
+    blind = json.loads(good(*budget, "--json").stdout)
+    assert all("calibrated" not in note for note in blind["notes"])
+
+
+def test_refine_with_and_without_a_number(labelled):
+    command = ("compress", "net.py:build", "--macs", "0.4", *FAST, "--data", "labelled.npz")
+    errors = []
+    for refine in ((), ("--refine", "30"), ("--refine",)):
+        out = good(*command, "--json", *refine)
+        errors.append(json.loads(out.stdout)["quality"]["relative_error"])
+    assert len(set(errors)) == 3  # each trained a different number of steps
+    assert "is not a valid integer" in fails(*command, "--refine", "many", code=2)
+
+
+def test_max_drop_finds_the_smallest_within_it(labelled):
+    command = ("compress", "net.py:build", *FAST, "--data", "labelled.npz", "--json")
+    kept = [
+        json.loads(good(*command, "--max-drop", drop).stdout)["kept"]["macs"]
+        for drop in (0.02, 0.3)
+    ]
+    assert kept[1] < kept[0] <= 1
+
+
+def test_max_drop_needs_labels(labelled):
+    np.savez("plain.npz", x=np.zeros((4, 32), "float32"))
+    command = ("compress", "net.py:build", "--max-drop", "0.1")
+    assert "no labels to measure accuracy on" in fails(*command)
+    assert "no labels to measure accuracy on" in fails(*command, "--data", "plain.npz")
+
+
+def test_memory_and_latency(labelled):
+    out = good("compress", "net.py:build", "--memory", "0.8", *FAST, "--json")
+    report = json.loads(out.stdout)
+    assert report["memory"]["measured"] <= 0.8 * report["memory"]["dense"]
+    out = good("compress", "net.py:build", "--latency", "0.9", *FAST, "--json")
+    assert json.loads(out.stdout)["latency"] is not None
+
+
+def test_int8_needs_bytes(labelled):
+    command = ("compress", "net.py:build", "--int8", *FAST)
+    assert "no budget of bytes" in fails(*command, "--macs", "0.5")
+
+
+def test_a_plan_can_be_refined(labelled):
+    good("compress", "net.py:build", "--macs", "0.4", *FAST, "--save-plan", "p.json")
+    command = ("compress", "net.py:build", "--plan", "p.json", "--data", "labelled.npz")
+    good(*command, "--refine", "5")
+    assert "drop --macs" in fails(*command, "--macs", "0.5", code=2)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from lowrank.compression.report import Report
 
 
+_BUDGETS = ("macs", "params", "bytes", "latency", "memory", "max_drop")
+
+
 @click.command(
     short_help="A smaller copy of a model, within a budget.",
     help=f"""Replace the layers of a trained model by smaller ones, within a budget.
@@ -29,18 +32,39 @@ if TYPE_CHECKING:
     \b
     lowrank compress net.py:build --input 1x3x224x224 --macs 0.5 -o small.safetensors
     lowrank compress net.py:build --weights net.safetensors --data batch.npz --params 20M
+    lowrank compress net.py:build --data batch.npz --latency 0.6 --refine
+    lowrank compress net.py:build --data labelled.npz --max-drop 0.01
     lowrank compress ./my-bert --bytes 200MB --skip 'embeddings.*' --save-plan plan.json
     lowrank compress net.py:build --input 1x3x32x32 --plan plan.json -o small.safetensors
 
     A budget is a fraction to keep (0.5, 50%) or a figure (20M, 200MB, 1_500_000) of the whole
-    model; several must all be met. The plan can be edited by hand and applied with --plan.
-    Load the result with lowrank.load("small.safetensors", into=build()).
+    model; several must all be met. With --data layers are planned and fitted to what they see
+    on its first 256 examples, and compared on the others. The plan can be edited by hand and
+    applied with --plan. Load the result with lowrank.load("small.safetensors", into=build()).
 {SOURCE_HELP}""",
 )
 @source_options
 @click.option("--macs", type=Budget(), metavar="KEEP", help="Multiply-accumulates to keep.")
 @click.option("--params", type=Budget(), metavar="KEEP", help="Parameters to keep.")
 @click.option("--bytes", "size", type=Budget(), metavar="KEEP", help="Bytes of weights to keep.")
+@click.option("--latency", type=Budget(), metavar="KEEP", help="Measured time to keep: 0.6")
+@click.option("--memory", type=Budget(), metavar="KEEP", help="Peak bytes at run time to keep.")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 1),
+    metavar="DROP",
+    help="Instead: the smallest model whose accuracy on --data, which has labels, falls by at "
+    "most this, such as 0.01.",
+)
+@click.option(
+    "--refine",
+    type=click.IntRange(min=0),
+    is_flag=False,
+    flag_value=0,
+    metavar="[STEPS]",
+    help="Train block by block on --data, without labels.",
+)
+@click.option("--int8", is_flag=True, help="Linear layers may be int8, for --bytes.")
 @click.option("--methods", type=Methods(), help="Methods that may be used; all by default.")
 @click.option("--skip", multiple=True, metavar="LAYERS", help="Leave these dense: fc,layer1.*")
 @click.option("--only", multiple=True, metavar="LAYERS", help="Consider these layers only.")
@@ -88,30 +112,36 @@ def command(
 def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given, by the names that `lowrank.compress` uses."""
     named = {"bytes" if name == "size" else name: value for name, value in options.items()}
-    given = {name: value for name, value in named.items() if value not in (None, ())}
+    unset = (None, ())
+    given = {k: v for k, v in named.items() if v not in unset and v is not False}
+    if given.get("refine") == 0:
+        given["refine"] = True  # as many steps as `apply` takes by default
     return given | {name: split(given[name]) for name in ("skip", "only") if name in given}
 
 
 def _check_choice(plan_file: Path | None, settings: Mapping[str, Any]) -> None:
-    if plan_file is not None and settings:
-        spare = ", ".join("--" + name.replace("_", "-") for name in settings)
+    if plan_file is not None and (others := set(settings) - {"refine"}):
+        spare = ", ".join("--" + n.replace("_", "-") for n in settings if n in others)
         raise click.UsageError(f"--plan already settles every layer; drop {spare}")
-    if plan_file is None and not {"macs", "params", "bytes"} & set(settings):
+    if plan_file is None and not set(_BUDGETS) & set(settings):
         raise click.UsageError("no budget; give --macs, --params or --bytes, such as --macs 0.5")
 
 
 def _compressed(
     loaded: Loaded, plan_file: Path | None, settings: Mapping[str, Any], progress: Progress
 ) -> tuple[nn.Module, Report]:
+    from lowrank.cli.loading import labelled_accuracy
     from lowrank.compression.apply import apply
     from lowrank.compression.compress import compress
     from lowrank.compression.plan import Plan
 
     model, example, data = loaded.model, loaded.example, loaded.data
-    if plan_file is None:
-        return compress(model, example, data=data, progress=progress, **settings)
-    plan = Plan.load(plan_file)
-    return apply(model, plan, example=example, data=data, progress=progress)
+    if plan_file is not None:
+        settings = {**settings, "example": example}
+        return apply(model, Plan.load(plan_file), data=data, progress=progress, **settings)
+    if "max_drop" in settings:
+        settings = {**settings, "metric": labelled_accuracy(data)}
+    return compress(model, example, data=data, progress=progress, **settings)
 
 
 def _peaks(loaded: Loaded, small: nn.Module) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from lowrank.cli.source import Source
 from lowrank.cli.values import Input
 from lowrank.compression.batches import Batch
 from lowrank.compression.checkpoint import load as load_compressed
-from lowrank.compression.example import Example, check, describe
+from lowrank.compression.example import Example, check, describe, flatten, run
 from lowrank.errors import CheckpointError, InputError
 
 _BATCH = 64
@@ -219,6 +219,36 @@ def _npz(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # zipfile, zlib and numpy each have their own
         problem = f"it is no readable npz file ({type(error).__name__}: {error})"
         raise InputError(str(path), problem, "save numbers with numpy.savez") from error
+
+
+def labelled_accuracy(data: Any, calibration: int = 256) -> Callable[[nn.Module], float]:
+    """Share of right answers on the data behind the calibration examples, or on all of it.
+
+    Args:
+        data: batches with a label for each example.
+        calibration: examples at the start that models are fitted to.
+
+    Raises:
+        InputError: no data, or a batch without labels.
+    """
+    batches = [] if data is None else [Batch.of(item) for item in data]
+    if not batches or any(b.labels is None for b in batches):
+        raise InputError(
+            "--max-drop", "there are no labels to measure accuracy on", "give --data with labels"
+        )
+    ends = np.cumsum([len(b) for b in batches])
+    held = [b for b, end in zip(batches, ends, strict=True) if end - len(b) >= calibration]
+
+    def accuracy(model: nn.Module) -> float:
+        right = total = 0
+        for batch in held or batches:
+            assert batch.labels is not None
+            answers = flatten(run(model, batch.inputs))[0].argmax(-1)
+            right += int((answers == batch.labels.to(answers.device)).sum())
+            total += batch.labels.numel()
+        return right / total
+
+    return accuracy
 
 
 # --- data and examples -------------------------------------------------------------------
