@@ -39,8 +39,6 @@ from lowrank.compression.methods.base import compose, require
 from lowrank.compression.modules import bias_holder
 from lowrank.compression.plan import Dense, Plan, Tied
 from lowrank.compression.quality import Quality, compare_outputs
-from lowrank.compression.refine import STEPS
-from lowrank.compression.refine import refine as refine_blocks
 from lowrank.compression.report import Figures, LayerReport, Report
 from lowrank.compression.scan import held_elsewhere, refuse_valueless, scan, static_reason
 from lowrank.compression.sequential import Goal
@@ -102,7 +100,8 @@ def apply(
         fit: "sequential", as above, or "parallel", every layer to the dense model's own
             inputs; by default sequential where there is data.
         refine: then train block after block on the dense block's outputs, without labels:
-            True, or the number of gradient steps for a block (200). It needs data.
+            True, or the number of gradient steps for a block (100); and the whole model on
+            the dense one's outputs where examples held out gain by it. It needs data.
         progress: called as (layer, done, total).
 
     Returns:
@@ -117,12 +116,12 @@ def apply(
     Example:
         >>> import torch, lowrank
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
-        >>> plan = lowrank.measure(model, torch.zeros(1, 64)).plan(params=0.5)
+        >>> plan = lowrank.measure(model, torch.zeros(1, 64)).plan(macs=0.5)
         >>> small, report = lowrank.apply(model, plan)
         >>> small[0]
         Sequential(
-          (0): Linear(in_features=64, out_features=15, bias=False)
-          (1): Linear(in_features=15, out_features=64, bias=True)
+          (0): Linear(in_features=64, out_features=16, bias=False)
+          (1): Linear(in_features=16, out_features=64, bias=True)
         )
     """
     _check_plan(model, plan)
@@ -270,18 +269,25 @@ def _refined(
     progress: Progress | None,
 ) -> dict[str, tuple[float, float]]:
     """Refine block by block; the relative errors of the blocks before and after."""
+    from lowrank.compression.refine import STEPS, distil  # which trains, a floor above
+    from lowrank.compression.refine import refine as refine_blocks
+
     if known is None:
         raise InputError("refine", "there is no data to refine on", "pass data=")
-    steps = STEPS if refine is True else int(refine)
-    return refine_blocks(
+    layers = list(plan.replaced)
+    blocks = refine_blocks(
         small,
         model,
         known.batches,
-        list(plan.replaced),
-        steps=steps,
+        layers,
+        steps=STEPS if refine is True else int(refine),
         seed=plan.seed,
         progress=progress,
     )
+    if progress is not None:
+        progress("refining end to end", 0, 1)
+    distil(small, model, known.batches, layers, seed=plan.seed)
+    return blocks
 
 
 def _notes(
