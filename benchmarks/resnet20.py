@@ -39,6 +39,9 @@ BARS = {
 }
 """Points below dense, at most."""
 
+RATES = {0.33: 5e-4, 0.2: 1e-3, 0.12: 2e-3}
+"""Learning rates of fine-tuning: the farther from the teacher, the higher."""
+
 
 def read(split: str) -> tuple[Tensor, Tensor]:
     """All pictures of a split; of the test set the bundled 2,000 where the rest is missing."""
@@ -118,7 +121,7 @@ def finetuned(results: Results, test: tuple[Tensor, Tensor], epochs: int) -> Non
             continue
         plan = weighed_plan(model, curves, {"macs": keep}, None)
         small, _ = lowrank.apply(model, plan, data=curves.data)
-        small = lowrank.finetune(small, teacher=model, data=train, epochs=epochs)
+        small = lowrank.finetune(small, teacher=model, data=train, epochs=epochs, lr=RATES[keep])
         results.add(f"fine-tuned {keep} 0", **figures(model, small, test), epochs=epochs)
 
 
