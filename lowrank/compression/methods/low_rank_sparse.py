@@ -64,6 +64,11 @@ class LowRankSparse:
     density: float
     sparsity: Sparsity = "channels"
 
+    @property
+    def stored_sparse(self) -> bool:
+        """Whether zeros are left out of storage only: planned for bytes and for time alone."""
+        return self.sparsity in ("unstructured", "2:4") and self.density > 0
+
     @classmethod
     def supports(cls, spec: LayerSpec) -> str | None:
         if spec.kind == "embedding":
