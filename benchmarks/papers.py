@@ -163,7 +163,7 @@ def table(found: dict[str, Any]) -> str:
                 f"| {r['accuracy']:.2f} | {r['drop']:+.2f} |"
             )
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, found.get("note", "")])
 
 
 def main() -> None:
