@@ -24,6 +24,7 @@ from lowrank.compression.methods.joint import error_of
 from lowrank.decompositions.bricks import assemble
 from lowrank.decompositions.metric import Metric
 from lowrank.decompositions.sparse_part import split_columns
+from lowrank.errors import InputError
 
 ROUNDING = 1e-9
 """Relative to the energy: sums of a few hundred products in float64."""
@@ -291,7 +292,7 @@ def test_bricks_in_a_metric_serve_it_better() -> None:
 
 @pytest.mark.parametrize(("n", "splits", "words"), [(0, 2, "0 bricks"), (3, 5, "5 splits")])
 def test_impossible_bricks_are_refused(n: int, splits: int, words: str) -> None:
-    with pytest.raises(lowrank.InputError, match=words):
+    with pytest.raises(InputError, match=words):
         assemble(torch.randn(4, 12), n, splits)
 
 

@@ -255,7 +255,8 @@ class Curves:
             return _Offer([curve.candidates[0]], Choices(costs[:1], errors[:1]))
         smaller = np.all(costs < dense, axis=1)
         if not {"bytes", "latency"} & set(names):  # zeros are stored away, but computed
-            smaller &= [not getattr(c.method, "stored_sparse", False) for c in curve.candidates]
+            stored = [getattr(c.method, "stored_sparse", False) for c in curve.candidates]
+            smaller &= ~np.array(stored, bool)
         if self.memory is not None and "memory" in names:
             smaller &= self.memory.fits[curve.layer]
         kept = np.flatnonzero(smaller)
