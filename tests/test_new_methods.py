@@ -227,7 +227,7 @@ def test_stored_zeros_are_no_answer_to_a_budget_of_macs(sparsity: str) -> None:
     for share in (0.4, 0.6, 0.8):
         taken = curves.plan(macs=share).replaced.values()
         assert sparsity not in {m.sparsity for m in taken}
-    taken = curves.plan(params=0.6).replaced.values()
+    taken = curves.plan(bytes=0.6).replaced.values()
     assert "unstructured" in {m.sparsity for m in taken}
 
 
