@@ -314,7 +314,9 @@ def _report_lines(report: Report) -> Iterator[str]:
             f"{timed.device}, {timed.threads} thread{'s' if timed.threads != 1 else ''}"
         )
     if any(r.predicted_error is not None for r in report.replaced):
-        yield "planned, built: relative error of the weights, ||W - W'|| / ||W||"
+        on_data = any(row.fitted and "weights" not in row.fitted for row in report.replaced)
+        what = "layer's output on data" if on_data else "weights, ||W - W'|| / ||W||"
+        yield f"planned, built: relative error of the {what}"
     if (quality := report.quality) is not None:
         plural = "s" if quality.n_examples != 1 else ""
         yield (
