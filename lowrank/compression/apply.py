@@ -212,7 +212,7 @@ def renormalise(model: nn.Module, small: nn.Module, batches: Sequence[Example]) 
     def lost(candidate: nn.Module) -> float:
         found = compare_outputs(model, candidate, None, held)
         assert found is not None
-        return found.kl if found.scores else found.relative_error
+        return found.loss
 
     return improves(small, batch_norms(small), rest, lost) is not None
 

@@ -15,7 +15,7 @@ from lowrank.compression.example import Example, batch_size, call, evaluating, f
 from lowrank.compression.layers import LayerView
 from lowrank.compression.moments import Moments, Sums, moment_bytes
 from lowrank.compression.patches import chunks, n_positions, outputs, patches
-from lowrank.compression.quality import batches_of
+from lowrank.compression.quality import batches_of, is_scores
 from lowrank.errors import InputError
 
 Loss = Callable[[Any], Tensor]
@@ -86,14 +86,12 @@ def calibrate(
     """
     started = time.perf_counter()
     sums = {v.name: Sums(v.spec) for v in views}
-    totals = dict.fromkeys(sums, 0)
     positions = torch.Generator().manual_seed(seed)
     labels = torch.Generator().manual_seed(seed)
     gram: dict[str, Tensor] = {}
     n = sum(batch_size(b) for b in batches)
 
     def see(view: LayerView, x: Tensor, y: Tensor) -> None:
-        totals[view.name] += 1
         add_call(sums[view.name], view, x, y, len(batches), positions)
 
     for batch in batches:
@@ -283,8 +281,3 @@ def drawn_loss(output: Any, generator: torch.Generator) -> Tensor:
         return -logs.gather(-1, drawn.to(logs.device)).sum()
     noise = torch.randn(scores.shape, generator=generator, dtype=scores.dtype)
     return (scores * noise.to(scores.device)).sum()
-
-
-def is_scores(output: Tensor) -> bool:
-    """Whether an output is taken for class scores: a matrix with more than one column."""
-    return output.ndim == 2 and output.shape[1] > 1

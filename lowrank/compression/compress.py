@@ -269,7 +269,7 @@ def _trial(model: nn.Module, plan: Plan, data: Data) -> float:
     small, _ = replace_layers(model, plan, data, "parallel", max_iter=0)
     found = compare_outputs(model, small, None, list(data.batches))
     assert found is not None
-    return found.kl if found.scores else found.relative_error
+    return found.loss
 
 
 def _used(curves: Curves) -> Sequence[Example]:

@@ -198,8 +198,8 @@ class Fitting:
 
     def _alone(self, name: str) -> str | None:
         """Why a layer is not fitted behind the compressed prefix, or None if it is."""
-        if self.data.reason(name) is not None:
-            return self.data.reason(name)
+        if (reason := self.data.reason(name)) is not None:
+            return reason
         if self.how == "parallel":
             return "as asked for"
         view = self.data.views[name]

@@ -8,9 +8,10 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from lowrank.compression.apply import replace_layers
+from lowrank.compression.compress import all_dense
 from lowrank.compression.curves import Candidate, Curve, Curves, Progress
 from lowrank.compression.example import Example, batch_size
-from lowrank.compression.plan import Dense, Plan, PlannedLayer
+from lowrank.compression.plan import Plan
 from lowrank.compression.quality import compare_outputs
 from lowrank.errors import InputError
 
@@ -123,10 +124,5 @@ def _probed(
 
 def _alone(curves: Curves, candidate: Candidate) -> Plan:
     """A plan that replaces one layer."""
-    rows = {
-        name: PlannedLayer(kind, curves.shapes[name], Dense("not probed"))
-        for name, kind in curves.kinds.items()
-    }
-    row = rows[candidate.layer]
-    rows[candidate.layer] = replace(row, choice=candidate.method)
-    return Plan(rows, curves.total, seed=curves.seed)
+    dense = all_dense(curves, "not probed")
+    return dense.with_choice(candidate.layer, candidate.method)

@@ -36,6 +36,11 @@ class Quality:
     scores: bool = False
     held_out: bool = True
 
+    @property
+    def loss(self) -> float:
+        """How far the outputs are off: the divergence of class scores, else the error."""
+        return self.kl if self.scores else self.relative_error
+
     def to_dict(self) -> dict[str, float]:
         """The figures as JSON values."""
         return asdict(self)
@@ -72,7 +77,7 @@ def compare_outputs(
         for a, b in zip(expected, got, strict=True):
             lost += float((a.double() - b.double()).square().sum())
             energy += float(a.double().square().sum())
-        scores = expected[0].ndim == 2 and expected[0].shape[1] > 1
+        scores = is_scores(expected[0])
         p, q = _scores(expected[0]), _scores(got[0])
         agree += int((p.argmax(-1) == q.argmax(-1)).sum())
         positions += p[..., 0].numel()
@@ -89,6 +94,11 @@ def compare_outputs(
         n,
         scores,
     )
+
+
+def is_scores(output: Tensor) -> bool:
+    """Whether an output is taken for class scores: a matrix with more than one column."""
+    return output.ndim == 2 and output.shape[1] > 1
 
 
 def _scores(output: Tensor) -> Tensor:

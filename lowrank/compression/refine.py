@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lowrank.compression.example import Example, evaluating, run, tensors
 from lowrank.compression.finetune import finetune
 from lowrank.compression.quality import compare_outputs
-from lowrank.compression.replay import Reached, Replay
+from lowrank.compression.replay import Reached, Replay, copied
 from lowrank.errors import InputError
 
 Progress = Callable[[str, int, int], None]
@@ -224,7 +224,7 @@ def _lost(teacher: nn.Module, small: nn.Module, batches: Sequence[Example]) -> t
     """How far the outputs are off, and whether they are class scores."""
     found = compare_outputs(teacher, small, None, list(batches))
     assert found is not None
-    return (found.kl if found.scores else found.relative_error), found.scores
+    return found.loss, found.scores
 
 
 def _hints(teacher: nn.Module, layers: Sequence[str], batch: Example) -> list[str]:
@@ -281,7 +281,7 @@ def _capture(
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         replay.mark()
-        seen.args, seen.kwargs = _detached(args), _detached(kwargs)
+        seen.args, seen.kwargs = copied(args), copied(kwargs)
         if stop_at_input:
             raise Reached
 
@@ -298,12 +298,6 @@ def _capture(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _detached(value: Any) -> Any:
-    from torch.utils._pytree import tree_map
-
-    return tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, value)
 
 
 def _trained(small: nn.Module, block: Block, only: Sequence[str] | None) -> list[nn.Parameter]:

@@ -74,11 +74,11 @@ class Replay:
                 if key in known:
                     output = known[key]
                     finished.append((key, output))
-                    return _copied(output)  # what follows may work in place
+                    return copied(output)  # what follows may work in place
                 mark = len(finished)
                 output = forward(*args, **kwargs)
                 del finished[mark:]
-                finished.append((key, _copied(output)))
+                finished.append((key, copied(output)))
                 return output
 
             return answer
@@ -97,5 +97,6 @@ class Replay:
                     module.__dict__["forward"] = before
 
 
-def _copied(output: Any) -> Any:
-    return tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, output)
+def copied(output: Any) -> Any:
+    """The same, with every tensor inside copied and cut off from gradients."""
+    return tree_map(lambda t: t.detach().clone() if isinstance(t, torch.Tensor) else t, output)
