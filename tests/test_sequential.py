@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lowrank.compression.calibrate import calibration_batches
 from lowrank.compression.example import run
 from lowrank.compression.fits import Data, Fitting
 from lowrank.compression.methods import ChannelSVD
+from lowrank.compression.probe import probe
 from lowrank.compression.quality import compare_outputs
 from lowrank.compression.replay import Reached, Replay
 from lowrank.compression.scan import scan
@@ -251,6 +253,40 @@ def test_replay_gives_the_same_and_runs_nothing_twice() -> None:
             assert torch.equal(_input_of(replay, k, x, part), expected[k][j])
     assert [part.n for part in net.parts] == [2, 2, 2, 2]  # once for each batch
     assert all("forward" not in m.__dict__ for m in net.modules())
+
+
+def test_replay_gives_the_output_of_a_model_that_differs_behind_the_mark() -> None:
+    torch.manual_seed(0)
+    net, batches = InPlace().eval(), torch.randn(2, 5, 6)
+    replay = Replay(net, 2, limit=1 << 20)
+    for k, x in enumerate(batches):
+        _input_of(replay, k, x, net.parts[1])
+    other = copy.deepcopy(net)
+    other.parts[2].load_state_dict(InPlace().parts[2].state_dict())
+    expected = [run(other, x) for x in batches]
+    for part in other.parts:
+        part.n = 0
+    for k, x in enumerate(batches):
+        assert torch.equal(replay.output(other, k, x), expected[k])
+    assert [part.n for part in other.parts] == [0, 0, 2, 2]
+    assert all("forward" not in m.__dict__ for m in other.modules())
+
+
+def test_probes_from_the_middle_of_the_model_are_those_of_whole_passes() -> None:
+    model = _seeded(Residual)
+    x = _pictures(48, 2)
+    curves = lowrank.measure(model, x[:1], data=[x], methods=["channel_svd"], weighting="gradients")
+
+    def whole(small: nn.Module) -> float:
+        found = compare_outputs(model, small, None, [x])
+        assert found is not None
+        return -found.kl
+
+    found, expected = probe(model, curves), probe(model, curves, metric=whole)
+    for a, b in zip(found.curves, expected.curves, strict=True):
+        assert a.importance is not None
+        assert b.importance is not None
+        assert a.importance.loss == pytest.approx(b.importance.loss, rel=1e-4)
 
 
 def test_replay_runs_to_the_end_when_nothing_ends_it() -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from lowrank.compression.apply import replace_layers
 from lowrank.compression.compress import all_dense
 from lowrank.compression.curves import Candidate, Curve, Curves, Progress
-from lowrank.compression.example import Example, batch_size
+from lowrank.compression.example import Example, batch_size, run, tensors
 from lowrank.compression.plan import Plan
-from lowrank.compression.quality import compare_outputs
+from lowrank.compression.quality import compare
+from lowrank.compression.replay import Reached, Replay
+from lowrank.compression.sequential import MEMORY
 from lowrank.errors import InputError
 
 Metric = Callable[[nn.Module], float]
@@ -61,29 +64,71 @@ def probe(
     """
     if curves.data is None:
         raise InputError("curves", "they were measured without data", "pass data= to measure")
-    some = _some(curves.data.batches, _n_examples(curves))
-    loss = _loss_of(model, some, metric)
-    found = []
-    for done, curve in enumerate(curves.curves):
+    loss = _loss_of(model, _some(curves.data.batches, _n_examples(curves)), metric)
+    places = {name: k for k, name in enumerate(curves.data.views)}  # in the order they run
+    found: dict[str, Curve] = {}
+    for curve in sorted(curves.curves, key=lambda c: places.get(c.layer, -1)):
         if progress is not None:
-            progress(f"probing {curve.layer}", done, len(curves.curves))
-        found.append(_probed(model, curves, curve, loss))
-    return replace(curves, curves=tuple(found))
+            progress(f"probing {curve.layer}", len(found), len(curves.curves))
+        found[curve.layer] = _probed(model, curves, curve, loss)
+    return replace(curves, curves=tuple(found[c.layer] for c in curves.curves))
 
 
-def _loss_of(
-    model: nn.Module, batches: Sequence[Example], metric: Metric | None
-) -> Callable[[nn.Module], float]:
+Loss = Callable[[nn.Module, str], float]
+"""Of a model in which the named layer is another."""
+
+
+def _loss_of(model: nn.Module, batches: Sequence[Example], metric: Metric | None) -> Loss:
     if metric is not None:
         best = metric(model)
-        return lambda small: best - metric(small)
+        return lambda small, layer: best - metric(small)
+    return _Outputs(model, batches).loss
 
-    def loss(small: nn.Module) -> float:
-        found = compare_outputs(model, small, None, batches)
-        assert found is not None
+
+class _Outputs:
+    """What the dense model gives, and what finishes before the layer that is probed.
+
+    Layers are asked for in the order in which they run.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Example]) -> None:
+        self.model, self.batches = model, batches
+        self._replay = Replay(model, len(batches), MEMORY // 2)
+        self._layer = ""
+        self._given: list[Any] = []
+        size = 0
+        for batch in batches:
+            if size <= MEMORY // 4:  # what is beyond is computed again
+                self._given.append(run(model, batch))
+                size += sum(t.numel() * t.element_size() for t in tensors(self._given[-1]))
+
+    def loss(self, small: nn.Module, layer: str) -> float:
+        """The divergence of class scores, or the relative squared error of any other output."""
+        if layer != self._layer:
+            self._reach(layer)
+        found = compare(
+            (self._dense(k), self._replay.output(small, k, batch))
+            for k, batch in enumerate(self.batches)
+        )
         return found.kl if found.scores else found.relative_error**2
 
-    return loss
+    def _dense(self, k: int) -> Any:
+        return self._given[k] if k < len(self._given) else run(self.model, self.batches[k])
+
+    def _reach(self, layer: str) -> None:
+        """Remember what finishes before the layer."""
+        self._layer = layer
+
+        def stop(module: nn.Module, args: Any) -> None:
+            self._replay.mark()
+            raise Reached
+
+        handle = self.model.get_submodule(layer).register_forward_pre_hook(stop)
+        try:
+            for k, batch in enumerate(self.batches):
+                self._replay.run(k, batch)
+        finally:
+            handle.remove()
 
 
 def _n_examples(curves: Curves) -> int:
@@ -103,9 +148,7 @@ def _some(batches: Sequence[Example], n: int) -> list[Example]:
     return found
 
 
-def _probed(
-    model: nn.Module, curves: Curves, curve: Curve, loss: Callable[[nn.Module], float]
-) -> Curve:
+def _probed(model: nn.Module, curves: Curves, curve: Curve, loss: Loss) -> Curve:
     if curve.importance is None or not curve.candidates or curves.data is None:
         return curve
     rates = []
@@ -115,7 +158,7 @@ def _probed(
             small, _ = replace_layers(
                 model, _alone(curves, near), curves.data, "parallel", max_iter=0
             )
-            rates.append(max(loss(small), 0.0) / near.error)
+            rates.append(max(loss(small, curve.layer), 0.0) / near.error)
     if not rates:
         return curve
     importance = replace(curve.importance, loss=max(sum(rates) / len(rates), 1e-12))

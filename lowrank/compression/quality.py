@@ -63,15 +63,29 @@ def compare_outputs(
     Raises:
         InputError: the data is empty, or a batch is refused.
     """
-    if example is None and data is None:
+    if data is not None:
+        batches = batches_of(data, example)
+    elif example is not None:
+        batches = [example]
+    else:
         return None
-    batches = [example] if data is None else batches_of(data, example)
+    return compare((run(dense, batch), run(small, batch)) for batch in batches)
+
+
+def compare(pairs: Iterable[tuple[Any, Any]]) -> Quality:
+    """Quality from the outputs themselves.
+
+    Args:
+        pairs: the dense model's output on a batch, and the compressed one's.
+
+    Raises:
+        InputError: no pair, or one without a floating-point tensor.
+    """
     lost = energy = kl = 0.0
     agree = positions = n = 0
     scores = False
-    for batch in batches:
-        assert batch is not None
-        expected, got = flatten(run(dense, batch)), flatten(run(small, batch))
+    for wanted, given in pairs:
+        expected, got = flatten(wanted), flatten(given)
         if not expected:
             raise InputError("model", "it returns no floating-point tensor", "wrap it to do so")
         for a, b in zip(expected, got, strict=True):

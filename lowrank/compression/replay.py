@@ -43,7 +43,7 @@ class Replay:
     def run(self, k: int, batch: Example) -> bool:
         """Run batch k; True if a `Reached` ended the pass, False if the model came to its end."""
         self._finished, self._marked = [], []
-        with evaluating(self.model), self._wrapped(self._known[k], self._finished):
+        with evaluating(self.model), _wrapped(self.model, self._known[k], self._finished):
             try:
                 call(self.model, batch)
                 return False
@@ -61,40 +61,60 @@ class Replay:
         if others + size <= self.limit:
             self._known[k], self._bytes[k] = dict(finished), size
 
-    @contextmanager
-    def _wrapped(self, known: dict[Key, Any], finished: list[tuple[Key, Any]]) -> Iterator[None]:
-        """Every module with weights answers from memory, or is noted when it has finished."""
-        calls: dict[nn.Module, int] = {}
-        own: list[tuple[nn.Module, Any]] = []
+    def output(self, model: nn.Module, k: int, batch: Example) -> Any:
+        """The output on batch k of a model that agrees with this one in all that is remembered.
 
-        def wrap(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-            def answer(*args: Any, **kwargs: Any) -> Any:
-                key = (module, calls.get(module, 0))
-                calls[module] = key[1] + 1
-                if key in known:
-                    output = known[key]
+        Args:
+            model: its modules that had finished at the last mark have the same names and weights.
+            k: number of the batch.
+            batch: its inputs.
+        """
+        names = {module: name for name, module in self.model.named_modules()}
+        others = dict(model.named_modules())
+        known = {(others[names[m]], n): out for (m, n), out in self._known[k].items()}
+        with evaluating(model), _wrapped(model, known, None):
+            return call(model, batch)
+
+
+@contextmanager
+def _wrapped(
+    model: nn.Module, known: dict[Key, Any], finished: list[tuple[Key, Any]] | None
+) -> Iterator[None]:
+    """Every module with weights answers from memory, or is noted when it has finished."""
+    calls: dict[nn.Module, int] = {}
+    own: list[tuple[nn.Module, Any]] = []
+
+    def wrap(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            key = (module, calls.get(module, 0))
+            calls[module] = key[1] + 1
+            if key in known:
+                output = known[key]
+                if finished is not None:
                     finished.append((key, output))
-                    return copied(output)  # what follows may work in place
-                mark = len(finished)
-                output = forward(*args, **kwargs)
-                del finished[mark:]
-                finished.append((key, copied(output)))
-                return output
+                return copied(output)  # what follows may work in place
+            if finished is None:
+                return forward(*args, **kwargs)
+            mark = len(finished)
+            output = forward(*args, **kwargs)
+            del finished[mark:]
+            finished.append((key, copied(output)))
+            return output
 
-            return answer
+        return answer
 
-        try:
-            for module in list(self.model.modules())[1:]:
-                if any(p.ndim > 1 for p in module.parameters()):
-                    own.append((module, module.__dict__.get("forward")))
-                    module.__dict__["forward"] = wrap(module, module.forward)
-            yield
-        finally:
-            for module, before in own:
-                if before is None:
-                    del module.__dict__["forward"]
-                else:
-                    module.__dict__["forward"] = before
+    try:
+        for module in list(model.modules())[1:]:
+            if any(p.ndim > 1 for p in module.parameters()):
+                own.append((module, module.__dict__.get("forward")))
+                module.__dict__["forward"] = wrap(module, module.forward)
+        yield
+    finally:
+        for module, before in own:
+            if before is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = before
 
 
 def copied(output: Any) -> Any:
