@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,13 @@ from lowrank.compression.methods import (
 from lowrank.compression.methods.biclustering import clusters
 from lowrank.compression.methods.joint import error_of
 from lowrank.decompositions.bricks import assemble
-from lowrank.decompositions.metric import Metric
-from lowrank.decompositions.sparse_part import split_columns
+from lowrank.decompositions.metric import Metric, best_map
+from lowrank.decompositions.sparse_part import (
+    columns_curve,
+    low_rank_plus_masked,
+    split_columns,
+    worst_rows,
+)
 from lowrank.errors import InputError
 
 ROUNDING = 1e-9
@@ -140,6 +146,42 @@ def test_fitted_to_data_it_serves_the_network_better(method: Method) -> None:
     with torch.no_grad():
         lost = [(m(x[48:]) - net(x[48:])).square().sum() for m in (blind, seen)]
     assert lost[1] < lost[0]
+
+
+def test_curve_of_kept_channels_is_that_of_the_others_own_metric() -> None:
+    spec, W = _layer()
+    metric, kept = _metric(spec), torch.tensor([[1, 4, 7]])
+    flat = W.flatten(2)
+    expected = split_columns(flat, metric, kept, 9).curve()
+    found = columns_curve(flat, metric.times(flat), metric, kept, 9)
+    assert np.allclose(found, expected, rtol=1e-8, atol=1e-10 * expected[0])
+
+
+def test_worst_rows_need_only_the_moment() -> None:
+    """The same rows as by the maps themselves: best map, worst rows, best map of the others."""
+    spec, W = _layer()
+    metric, flat = _metric(spec), W.flatten(2)
+    S = torch.zeros_like(flat)
+    for _ in range(2):
+        U, V = best_map(flat - S, metric, 2)
+        D = flat - U @ V
+        lost = ((metric.times(D) * D).sum(-1) * metric.G.diagonal(dim1=1, dim2=2))[0]
+        kept = lost.topk(3).indices.sort().values
+        S = torch.zeros_like(flat).index_copy(1, kept, D[:, kept])
+    moment = (flat @ metric.times(flat).mT)[0]
+    assert torch.equal(worst_rows(moment, metric, 3, 2), kept)
+
+
+def test_products_carried_through_the_alternation_are_the_true_ones() -> None:
+    """What is returned has the least error of all steps, so a step more never does worse."""
+    spec, W = _layer()
+    metric, flat = _metric(spec), W.flatten(2)
+    lost = []
+    for n_steps in (1, 2, 4):
+        U, V, S = low_rank_plus_masked(flat, metric, 3, flat.numel() // 5, n_steps=n_steps)
+        assert int((S != 0).sum()) <= flat.numel() // 5
+        lost.append(metric.error(flat - U @ V - S))
+    assert lost == sorted(lost, reverse=True)
 
 
 def test_kept_channels_are_the_best_of_their_kind() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -65,12 +66,34 @@ class Metric:
             return X
         return self.root_of_G.mT @ X
 
-    @property
+    @cached_property
     def root_of_G(self) -> Tensor:
         """R (groups, o, o) with R R^T = G."""
+        vectors, sizes = self._spectrum_of_G
+        return vectors * sizes[:, None, :]
+
+    @cached_property
+    def inverse_root_of_G(self) -> Tensor:
+        """The pseudo-inverse of R^T, (groups, o, o)."""
+        vectors, sizes = self._spectrum_of_G
+        kept = sizes > 1e-6 * sizes[:, -1:]
+        return vectors * torch.where(kept, 1 / sizes, 0.0)[:, None, :]
+
+    @cached_property
+    def _spectrum_of_G(self) -> tuple[Tensor, Tensor]:
+        """Eigenvectors of G, and the roots of its eigenvalues, ascending."""
         assert self.G is not None
         values, vectors = torch.linalg.eigh(self.G)
-        return vectors * values.clamp_min(0).sqrt()[:, None, :]
+        return vectors, values.clamp_min(0).sqrt()
+
+    def to(self, dtype: torch.dtype) -> Metric:
+        """The same metric, computed in another type."""
+        if dtype == self.dtype:
+            return self
+        parts = (self.C, self.G, self.space)
+        C, G, space = (None if X is None else X.to(dtype) for X in parts)
+        assert C is not None
+        return Metric(C, G, space)
 
     def block(self, index: Tensor) -> Tensor:
         """C[index, index] of every group, for index (..., n) into d: (groups, ..., n, n)."""
@@ -83,7 +106,9 @@ class Metric:
         return self.C[:, rows // k, columns // k] * self.space[rows % k, columns % k]
 
 
-def best_map(W: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
+def best_map(
+    W: Tensor, metric: Metric, rank: int, *, product: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Best approximation of given rank in the metric, W' = U V.
 
     With E the leading eigenvectors of (G^1/2 W) C (G^1/2 W)^T, W' = G^-1/2 E E^T G^1/2 W:
@@ -93,6 +118,7 @@ def best_map(W: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
         W: (groups, o, d).
         metric: the error that is minimised.
         rank: 1..min(o, d).
+        product: W C, where it is known.
 
     Returns:
         U (groups, o, rank) and V (groups, rank, d), in the metric's type.
@@ -106,12 +132,26 @@ def best_map(W: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
     Source: the solution of reduced-rank regression, Izenman 1975.
     """
     W = W.to(metric.dtype)
-    _, E = leading_eigenvectors(output_moment(W, metric), rank)  # (g, o, r)
+    U, F = output_maps((metric.times(W) if product is None else product) @ W.mT, metric, rank)
+    return U, F @ W
+
+
+def output_maps(moment: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
+    """The U and F with which `best_map` is W' = U F W.
+
+    Args:
+        moment: W C W^T, (groups, o, o).
+        metric: the error that is minimised.
+        rank: 1..o.
+
+    Returns:
+        U (groups, o, rank) and F (groups, rank, o).
+    """
+    S = metric.left(metric.left(moment).mT)
+    _, E = leading_eigenvectors((S + S.mT) / 2, rank)  # (g, o, r)
     if metric.G is None:
-        return E, E.mT @ W
-    R = metric.root_of_G
-    V = E.mT @ (R.mT @ W)
-    return torch.linalg.pinv(R.mT, rtol=1e-6) @ E, V
+        return E, E.mT
+    return metric.inverse_root_of_G @ E, E.mT @ metric.root_of_G.mT
 
 
 def input_directions(W: Tensor, metric: Metric, rank: int) -> Tensor:
@@ -161,7 +201,7 @@ def best_last(M: Tensor, P: Tensor, MC: Tensor) -> Tensor:
     Returns:
         A (groups, o, q); where features repeat, a small one of the many.
     """
-    scale, L = _scaled_cholesky(MC @ M.mT)
+    scale, L = scaled_cholesky(MC @ M.mT)
     right = scale[:, :, None] * (M @ P.mT)  # (g, q, o)
     return (scale[:, :, None] * torch.cholesky_solve(right, L)).mT
 
@@ -195,12 +235,12 @@ def nested_moments(W: Tensor, metric: Metric, M: Tensor, width: int) -> Tensor:
 def _whitened(W: Tensor, metric: Metric, M: Tensor) -> Tensor:
     """G^1/2 W C M^T L^-T with L L^T = M C M^T."""
     MC = metric.times(M)
-    scale, L = _scaled_cholesky(MC @ M.mT)
+    scale, L = scaled_cholesky(MC @ M.mT)
     N = metric.left(W.to(metric.dtype)) @ MC.mT * scale[:, None, :]
     return torch.linalg.solve_triangular(L, N.mT, upper=False).mT
 
 
-def _scaled_cholesky(S: Tensor) -> tuple[Tensor, Tensor]:
+def scaled_cholesky(S: Tensor) -> tuple[Tensor, Tensor]:
     """D (groups, q) and L with L L^T = D S D of unit diagonal, where features do not repeat.
 
     Scaling first makes the size of a feature irrelevant; where features repeat, or are

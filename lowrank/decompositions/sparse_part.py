@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from lowrank.decompositions.low_rank_sparse import STEP_BEYOND, WINDOW
-from lowrank.decompositions.metric import Metric, best_map, output_moment
+from lowrank.decompositions.metric import (
+    Metric,
+    best_map,
+    output_maps,
+    output_moment,
+    scaled_cholesky,
+)
 
 Mask: TypeAlias = int | Literal["2:4"]
 """How many entries may stay, or two of every four neighbours in a row."""
@@ -58,9 +64,7 @@ class ColumnSplit:
         """Squared error at rank 0, 1, ... of the low-rank part."""
         if not self.W_rest.shape[-1]:
             return [0.0]
-        values = torch.linalg.eigvalsh(output_moment(self.W_rest, self.metric)).flip(-1)
-        tail = values.clamp_min(0).sum(0).flip(0).cumsum(0).flip(0)
-        return [*tail.tolist(), 0.0]
+        return tails(output_moment(self.W_rest, self.metric))
 
     def lost(self, rank: int) -> float:
         """Squared error at a rank."""
@@ -114,7 +118,39 @@ def split_columns(W: Tensor, metric: Metric, kept: Tensor, places: int) -> Colum
     return ColumnSplit(kept, rest, W_k, W_r, left, carry)
 
 
-def worst_columns(W: Tensor, metric: Metric, n: int, places: int, rank: int) -> Tensor:
+def columns_curve(
+    W: Tensor, product: Tensor, metric: Metric, kept: Tensor, places: int
+) -> list[float]:
+    """`split_columns(W, metric, kept, places).curve()`, without the others' metric.
+
+    Their outputs' moment is W C W^T - (W C)_k C_kk^-1 (W C)_k^T.
+
+    Args:
+        W: (groups, o, i * places).
+        product: W C.
+        metric: the error.
+        kept: (groups, n) channel numbers.
+        places: columns of a channel.
+    """
+    if metric.C.ndim == 2 or metric.space is not None:
+        return split_columns(W, metric, kept, places).curve()
+    k = _columns(kept, places)
+    scale, L = scaled_cholesky(_sub(metric.C, k, k))
+    taken = product.gather(2, k[:, None].expand(-1, W.shape[1], -1)) * scale[:, None]
+    Z = torch.linalg.solve_triangular(L, taken.mT, upper=False)  # (g, n * places, o)
+    return tails(metric.left(metric.left(product @ W.mT - Z.mT @ Z).mT))
+
+
+def tails(S: Tensor) -> list[float]:
+    """Sums of all but the first 0, 1, ... eigenvalues, over the groups."""
+    values = torch.linalg.eigvalsh((S + S.mT) / 2).flip(-1)
+    tail = values.clamp_min(0).sum(0).flip(0).cumsum(0).flip(0)
+    return [*tail.tolist(), 0.0]
+
+
+def worst_columns(
+    W: Tensor, metric: Metric, n: int, places: int, rank: int, *, product: Tensor | None = None
+) -> Tensor:
     """The channels that a map of given rank serves worst, (groups, n), ascending.
 
     Args:
@@ -123,31 +159,62 @@ def worst_columns(W: Tensor, metric: Metric, n: int, places: int, rank: int) -> 
         n: how many, at most i.
         places: columns of a channel.
         rank: of the map; 0 for none.
+        product: W C, where it is known.
     """
     i = W.shape[-1] // places
     index = torch.arange(i * places, device=W.device).reshape(i, places)
     own = metric.block(index).to(W.dtype)  # (g, i, places, places)
-    S = torch.zeros_like(W)
-    for _ in range(_N_SETS if rank else 1):
-        D = W - _low(W - S, metric, rank)
-        X = metric.left(D).unflatten(-1, (i, places))
-        lost = torch.einsum("goik,gikl,goil->gi", X, own, X)
-        kept = lost.topk(n, dim=1).indices.sort(1).values
-        mask = torch.zeros_like(lost).scatter(1, kept, 1.0).repeat_interleave(places, 1)
-        S = D * mask[:, None]
+    WC = metric.times(W) if product is None else product
+    D = W - _low(W, WC, metric, rank)
+    kept = _worst(D, own, metric, n)
+    for _ in range(_N_SETS - 1 if rank else 0):
+        mask = torch.zeros_like(own[..., 0, 0]).scatter(1, kept, 1.0)
+        S = D * mask.repeat_interleave(places, 1)[:, None]
+        D = W - _low(W - S, WC - _times_kept(S, metric, kept, places), metric, rank)
+        kept = _worst(D, own, metric, n)
     return kept
 
 
-def worst_rows(W: Tensor, metric: Metric, n: int, rank: int) -> Tensor:
-    """The rows that a map of given rank serves worst, (n,), ascending; for one group."""
-    S = torch.zeros_like(W)
+def _worst(D: Tensor, own: Tensor, metric: Metric, n: int) -> Tensor:
+    """The n channels in which D costs most on its own, by their blocks of C."""
+    X = metric.left(D).unflatten(-1, own.shape[1:3])
+    lost = torch.einsum("goik,gikl,goil->gi", X, own, X)
+    return lost.topk(n, dim=1).indices.sort(1).values
+
+
+def _times_kept(S: Tensor, metric: Metric, kept: Tensor, places: int) -> Tensor:
+    """S C for an S that is zero but in the kept channels."""
+    if metric.C.ndim == 2 or metric.space is not None:
+        return metric.times(S)
+    k = _columns(kept, places)
+    rows = metric.C.gather(1, k[:, :, None].expand(-1, -1, S.shape[-1]))
+    return S.gather(2, k[:, None].expand(-1, S.shape[1], -1)) @ rows
+
+
+def worst_rows(moment: Tensor, metric: Metric, n: int, rank: int) -> Tensor:
+    """The rows of W that a map of given rank serves worst, (n,), ascending; for one group.
+
+    All is W times a matrix on the left, so W C W^T is all that is asked of W.
+
+    Args:
+        moment: W C W^T, (o, o).
+        metric: the error.
+        n: how many.
+        rank: of the map; 0 for none.
+    """
+    eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    rest = eye  # (W - S) = rest W
     for _ in range(_N_SETS if rank else 1):
-        D = W - _low(W - S, metric, rank)
-        lost = (metric.times(D) * D).sum(-1)[0]
+        A = eye
+        if rank:
+            U, F = output_maps((rest @ moment @ rest.mT)[None], metric, min(rank, len(moment)))
+            A = eye - U[0] @ F[0] @ rest  # D = A W
+        lost = ((A @ moment) * A).sum(-1)
         if metric.G is not None:
             lost = lost * metric.G[0].diagonal()
         kept = lost.topk(n).indices.sort().values
-        S = torch.zeros_like(W).index_copy(1, kept, D[:, kept])
+        rest = eye.clone()
+        rest[kept] -= A[kept]
     return kept
 
 
@@ -179,49 +246,77 @@ def low_rank_plus_masked(
 
     Source: Zhou and Tao 2011, section 2.1, in the metric.
     """
-    zero, best = torch.zeros_like(W), _Best(W, metric)
+    WC, best = metric.times(W), _Best(metric)
+    zero = torch.zeros_like(W)
     for S in (zero,) if start is None else (zero, start.to(W)):
-        last: Tensor | None = None
+        SC = S if S is zero else metric.times(S)
+        last: _Gap | None = None
         gains: list[float] = []
-        for _ in range(n_steps):
-            U, V = _map(W - S, metric, rank)
-            gains.append(best.note(U, V, S))
-            if not rank or (
-                len(gains) > WINDOW and gains[-1 - WINDOW] - gains[-1] < TOL * gains[-1]
+        for step in range(n_steps):
+            U, V, VC = _map(W - S, WC - SC, metric, rank)
+            gap = _Gap(W - U @ V, WC - U @ VC)
+            gains.append(best.note(U, V, S, gap.without(S, SC)))
+            if (
+                not rank
+                or step == n_steps - 1
+                or (len(gains) > WINDOW and gains[-1 - WINDOW] - gains[-1] < TOL * gains[-1])
             ):
                 break
-            L = U @ V
-            moved = L if last is None else torch.lerp(last, L, 1 + STEP_BEYOND)
-            S, last = _fitted(W - moved, metric, _kept_entries(W - moved, metric, mask)), L
-        D = W - U @ V
-        best.note(U, V, _fitted(D, metric, _kept_entries(D, metric, mask)))
+            moved = gap if last is None else last.towards(gap, 1 + STEP_BEYOND)
+            (S, SC), last = _fitted(moved, metric, _kept_entries(moved.D, metric, mask)), gap
+        S, SC = _fitted(gap, metric, _kept_entries(gap.D, metric, mask))
+        best.note(U, V, S, gap.without(S, SC))
     return best.parts
+
+
+@dataclass(frozen=True, eq=False)
+class _Gap:
+    """A difference D and its product D C, carried along because products with C are dear."""
+
+    D: Tensor
+    DC: Tensor
+
+    def without(self, S: Tensor, SC: Tensor) -> _Gap:
+        """That of D - S."""
+        return _Gap(self.D - S, self.DC - SC)
+
+    def towards(self, other: _Gap, weight: float) -> _Gap:
+        """(1 - weight) times this and weight times the other."""
+        return _Gap(torch.lerp(self.D, other.D, weight), torch.lerp(self.DC, other.DC, weight))
+
+    def error(self, metric: Metric) -> float:
+        left = self.D if metric.G is None else metric.G @ self.D
+        return float((self.DC * left).sum())
 
 
 class _Best:
     """The best of the parts seen so far."""
 
-    def __init__(self, W: Tensor, metric: Metric) -> None:
-        self.W, self.metric = W, metric
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
         self.error = math.inf
         self.parts: tuple[Tensor, Tensor, Tensor]
 
-    def note(self, U: Tensor, V: Tensor, S: Tensor) -> float:
-        """Keep the parts if they are; their error."""
-        error = self.metric.error(self.W - U @ V - S)
+    def note(self, U: Tensor, V: Tensor, S: Tensor, gap: _Gap) -> float:
+        """Keep the parts if they are, with the gap W - U V - S; their error."""
+        error = gap.error(self.metric)
         if not error >= self.error:
             self.error, self.parts = error, (U, V, S)
         return error
 
 
-def _map(R: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
-    if rank:
-        return best_map(R, metric, rank)
-    return R.new_zeros(*R.shape[:2], 0), R[:, :0]
+def _map(R: Tensor, RC: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U, V and V C of the best map of R, whose product with C is known."""
+    if not rank:
+        return R.new_zeros(*R.shape[:2], 0), R[:, :0], R[:, :0]
+    U, F = output_maps(RC @ R.mT, metric, rank)
+    return U, F @ R, F @ RC
 
 
-def _low(R: Tensor, metric: Metric, rank: int) -> Tensor:
-    U, V = _map(R, metric, min(rank, *R.shape[1:]))
+def _low(R: Tensor, product: Tensor, metric: Metric, rank: int) -> Tensor:
+    if not rank:
+        return torch.zeros_like(R)
+    U, V = best_map(R, metric, min(rank, *R.shape[1:]), product=product)
     return U @ V
 
 
@@ -238,33 +333,34 @@ def _kept_entries(D: Tensor, metric: Metric, mask: Mask) -> Tensor:
     return torch.zeros_like(size).flatten().scatter(0, chosen, 1.0).reshape(size.shape)
 
 
-def _fitted(D: Tensor, metric: Metric, mask: Tensor) -> Tensor:
-    """The S on the mask of least error of D - S, by a few steps of conjugate gradients."""
+def _fitted(gap: _Gap, metric: Metric, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The S on the mask of least error of D - S, by a few conjugate-gradient steps, and S C."""
+    D, S = gap.D, gap.D * mask
+    SC = metric.times(S)
     if metric.C.ndim == 2 and metric.G is None:
-        return D * mask
+        return S, SC
 
-    def slope(X: Tensor) -> Tensor:
-        Y = metric.times(X)
-        return (Y if metric.G is None else metric.G @ Y) * mask
+    def slope(XC: Tensor) -> Tensor:
+        return (XC if metric.G is None else metric.G @ XC) * mask
 
     scale = _diagonal(metric)[:, None]
     if metric.G is not None:
         scale = scale * metric.G.diagonal(dim1=1, dim2=2)[:, :, None]
     scale = scale.clamp_min(torch.finfo(D.dtype).tiny)
-    S = D * mask
-    r = slope(D - S)
+    r = slope(gap.DC - SC)
     p = z = r / scale
     rz = (r * z).sum()
     for _ in range(_N_CG[D.numel() * D.shape[-1] > 1e9]):
         if float(rz) <= 0:
             break
-        q = slope(p)
+        pC = metric.times(p)
+        q = slope(pC)
         step = rz / (p * q).sum()
-        S, r = S + step * p, r - step * q
+        S, SC, r = S + step * p, SC + step * pC, r - step * q
         z = r / scale
         rz, last = (r * z).sum(), rz
         p = z + rz / last * p
-    return S
+    return S, SC
 
 
 def _diagonal(metric: Metric) -> Tensor:

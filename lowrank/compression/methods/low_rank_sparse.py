@@ -13,13 +13,15 @@ from torch import Tensor
 from lowrank.compression.layers import Factor, LayerSpec, Stage
 from lowrank.compression.methods.base import depthwise, lost_energy, rank_grid
 from lowrank.compression.methods.channel_svd import ChannelSVD
-from lowrank.compression.methods.fitting import energy, even, fitted_curve, identity
+from lowrank.compression.methods.fitting import energy, even, identity, refined_curve
 from lowrank.compression.modules import Branches, SelectStage, SparseStage
-from lowrank.decompositions.metric import Metric, best_map
+from lowrank.decompositions.metric import Metric, best_map, output_moment
 from lowrank.decompositions.sparse_part import (
     Mask,
+    columns_curve,
     low_rank_plus_masked,
     split_columns,
+    tails,
     worst_columns,
     worst_rows,
 )
@@ -206,9 +208,9 @@ class LowRankSparse:
         kept = self.kept(spec)
         moment = (W @ metric.times(W).mT)[0]
         sets = [
-            worst_rows(W, metric, kept, _reference(spec)),
-            worst_rows(W, metric, kept, self.rank),
-            worst_rows(W, plain, kept, self.rank),
+            worst_rows(moment, metric, kept, _reference(spec)),
+            worst_rows(moment, metric, kept, self.rank),
+            worst_rows((W @ W.mT)[0], plain, kept, self.rank),
         ]
         rows = min(_distinct(sets), key=lambda r: _rows_lost(moment, metric, r)[self.rank - 1])
         rest = _others(rows, o)
@@ -327,12 +329,12 @@ def _channel_curves(
 ) -> Iterator[tuple[LowRankSparse, float]]:
     _, _, i, *kernel = spec.weight_shape
     W, K = weight.flatten(2).to(metric.dtype), prod(kernel)
+    product = metric.times(W)
     whole = energy(weight, metric) or 1.0
     for density in _densities(spec, i, (1 / 16, 1 / 8, 1 / 4, 1 / 2)):
         kept = LowRankSparse(0, density).kept(spec)
-        index = worst_columns(W, metric, kept, K, _reference(spec))
-        split = split_columns(W, metric, index, K)
-        errors = split.curve()
+        index = worst_columns(W, metric, kept, K, _reference(spec), product=product)
+        errors = columns_curve(W, product, metric, index, K)
         yield LowRankSparse(0, density), errors[0] / whole
         for rank in _ranks(spec, density, "channels", round_to):
             yield LowRankSparse(rank, density), errors[rank] / whole
@@ -346,7 +348,7 @@ def _filter_curves(
     whole = energy(weight, metric) or 1.0
     for density in _densities(spec, spec.out_channels, (1 / 16, 1 / 8, 1 / 4)):
         kept = LowRankSparse(1, density, "filters").kept(spec)
-        rows = worst_rows(W, metric, kept, _reference(spec))
+        rows = worst_rows(moment, metric, kept, _reference(spec))
         errors = _rows_lost(moment, metric, rows)
         for rank in _ranks(spec, density, "filters", round_to):
             yield LowRankSparse(rank, density, "filters"), errors[rank - 1] / whole
@@ -355,8 +357,10 @@ def _filter_curves(
 def _entry_curves(
     spec: LayerSpec, weight: Tensor, metric: Metric, round_to: int, seed: int
 ) -> Iterator[tuple[LowRankSparse, float]]:
+    metric = metric.to(torch.float32)  # the alternation needs no more
     W = weight.flatten(2).to(metric.dtype)
     whole = energy(weight, metric) or 1.0
+    alone = [lost / whole for lost in tails(output_moment(W, metric))]
     work = W.numel() * sum(W.shape[1:])  # of one step
     densities = (0.1, 0.2, 0.4, 0.05)[: 1 if work > 1e9 else 3 if work > 1e8 else 4]
     kinds: list[tuple[Sparsity, float]] = [("unstructured", d) for d in densities]
@@ -377,6 +381,8 @@ def _entry_curves(
             U, V, S = low_rank_plus_masked(W, metric, rank, mask, n_steps=1 if few else 2)
             return metric.error(W - U @ V - S) / whole
 
-        if fits:
-            curve = fitted_curve(list(fits), error, n_fits=3 if few else len(fits))
-            yield from ((fits[rank], lost) for rank, lost in curve)
+        if fits:  # between them as the low-rank part alone goes from rank to rank
+            curve = refined_curve(
+                [r + 1 for r in fits], alone, lambda r: error(r - 1), n_fits=3 if few else 5
+            )
+            yield from ((fits[r - 1], lost) for r, lost in curve)
