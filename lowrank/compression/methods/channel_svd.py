@@ -16,7 +16,7 @@ from lowrank.compression.methods.fitting import (
     energy,
     even,
     first_stage,
-    fit,
+    fit_error,
     fit_stages,
     nested_curve,
     refined_curve,
@@ -164,7 +164,7 @@ def _last_curve(
 
     def error(rank: int) -> float:
         method = ChannelSVD(rank, "kernel_last")
-        return fit(method, spec, weight, metric, seed=seed, max_iter=10).error / whole
+        return fit_error(method, spec, weight, metric, seed=seed, max_iter=10) / whole
 
     for rank, lost in refined_curve(ranks, nested, error):
         yield ChannelSVD(rank, "kernel_last"), lost

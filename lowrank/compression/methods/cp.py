@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import ClassVar, Literal
 
@@ -20,7 +21,13 @@ from lowrank.compression.methods.base import (
     rank_grid,
     worthwhile,
 )
-from lowrank.compression.methods.fitting import energy, fit, fit_stages, fitted_curve
+from lowrank.compression.methods.fitting import (
+    energy,
+    fit_error,
+    fit_stages,
+    fitted_curve,
+    likened_curve,
+)
 from lowrank.decompositions.cp import cp
 from lowrank.decompositions.factors import CPFactors
 from lowrank.decompositions.metric import Metric
@@ -75,19 +82,24 @@ class CP:
         metric: Metric | None = None,
     ) -> Iterable[tuple[CP, float]]:
         whole = None if metric is None else energy(weight, metric) or 1.0
-        kernels: tuple[Kernel, ...] = ("separable", "whole")
-        for kernel in kernels if len(kernel_axes(spec)) > 1 else kernels[:1]:
+
+        def error(rank: int, kernel: Kernel) -> float:
+            if metric is None or whole is None:
+                return _fit_error(weight, rank, kernel, seed)
+            method = cls(rank, kernel)
+            return fit_error(method, spec, weight, metric, seed=seed, max_iter=40) / whole
+
+        kernels: tuple[Kernel, ...] = ("whole", "separable")
+        known: dict[int, float] = {}
+        for kernel in kernels if len(kernel_axes(spec)) > 1 else kernels[1:]:
             top = min(_TOP, worthwhile(cls(1, kernel), spec, _full(spec)))
             ranks = rank_grid(top, round_to=round_to, limit=48)
-
-            def error(rank: int, kernel: Kernel = kernel) -> float:
-                if metric is None or whole is None:
-                    return _fit_error(weight, rank, kernel, seed)
-                method = cls(rank, kernel)
-                return fit(method, spec, weight, metric, seed=seed, max_iter=40).error / whole
-
             if ranks:
-                yield from ((cls(rank, kernel), lost) for rank, lost in fitted_curve(ranks, error))
+                curve = partial(error, kernel=kernel)
+                known = dict(
+                    likened_curve(ranks, known, curve) if known else fitted_curve(ranks, curve)
+                )
+                yield from ((cls(rank, kernel), lost) for rank, lost in known.items())
 
     def check(self, spec: LayerSpec) -> str | None:
         if self.kernel not in ("separable", "whole"):

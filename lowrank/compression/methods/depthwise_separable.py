@@ -15,7 +15,7 @@ from lowrank.compression.methods.base import depthwise, lost_energy, no_kernel, 
 from lowrank.compression.methods.fitting import (
     energy,
     even,
-    fit,
+    fit_error,
     fit_stages,
     identity,
     nested_curve,
@@ -73,7 +73,7 @@ class DepthwiseSeparable:
         whole = energy(weight, metric) or 1.0
 
         def error(m: int) -> float:
-            return fit(cls(m), spec, weight, metric, seed=seed, max_iter=20).error / whole
+            return fit_error(cls(m), spec, weight, metric, seed=seed, max_iter=20) / whole
 
         for m, refined in refined_curve(range(1, top + 1), lost, error):
             yield cls(m), refined

@@ -7,7 +7,7 @@ what was found (`stages`). The last stage is in closed form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -28,6 +28,9 @@ _WORK = 2e11
 """Multiplications that one fit may take; it decides on the number of iterations."""
 
 _MOST, _LEAST = 150, 6
+
+_SINGLE_FROM, _SINGLE_ERROR = 256, 3e-3
+"""Fan-in and relative squared error from which a search for a curve is in float32."""
 
 M = TypeVar("M")
 
@@ -81,6 +84,31 @@ def fit(
     return variable_projection(W, metric, features, best.free, max_iter=max_iter)
 
 
+def fit_error(
+    method: Searched,
+    spec: LayerSpec,
+    weight: Tensor,
+    metric: Metric,
+    *,
+    seed: int,
+    max_iter: int,
+) -> float:
+    """Squared error of a short fit, for curves.
+
+    Wide layers are searched in float32, unless the error is so small that its normal
+    equations would lose it; what is found is measured in the metric's own type.
+    """
+    start = fit(method, spec, weight, metric, seed=seed, max_iter=0)
+    W, features = weight.flatten(2), partial(method.features, spec)
+    wide = W.shape[-1] >= _SINGLE_FROM and start.error > _SINGLE_ERROR * energy(weight, metric)
+    search = metric.to(torch.float32) if wide else metric
+    found = variable_projection(W, search, features, start.free, max_iter=max_iter)
+    if not wide:
+        return found.error
+    exact = variable_projection(W, metric, features, found.free, max_iter=0)
+    return min(start.error, exact.error)
+
+
 def fit_stages(
     method: Searched,
     spec: LayerSpec,
@@ -122,6 +150,32 @@ def fitted_curve(
     logs = np.log(np.maximum(errors, 1e-12))
     for rank in ranks:
         yield rank, float(np.exp(np.interp(rank, fitted, logs)))
+
+
+def likened_curve(
+    ranks: Sequence[int],
+    known: Mapping[int, float],
+    error: Callable[[int], float],
+    *,
+    n_fits: int = 3,
+) -> Iterator[tuple[int, float]]:
+    """The error at every rank from a few fits and the curve of a similar method.
+
+    Between the fits the logarithm of the ratio of the two errors is interpolated.
+
+    Args:
+        ranks: ascending.
+        known: rank -> relative squared error of the other method, ascending.
+        error: relative squared error of a fit at a rank.
+        n_fits: how many.
+    """
+    x, y = np.array([*known]), np.log(np.maximum([*known.values()], 1e-12))
+    slope = (y[-1] - y[-2]) / (x[-1] - x[-2]) if len(x) > 1 else 0.0
+    logs = np.interp(ranks, x, y) + slope * np.maximum(0, ranks - x[-1])
+    places = sorted({int(j) for j in np.linspace(0, len(ranks) - 1, n_fits)})
+    ratios = [np.log(max(error(ranks[j]), 1e-12)) - logs[j] for j in places]
+    shifted = np.exp(logs + np.interp(np.arange(len(ranks)), places, ratios))
+    yield from zip(ranks, map(float, np.minimum.accumulate(shifted)), strict=True)
 
 
 def nested_curve(weight: Tensor, metric: Metric, M: Tensor, width: int) -> list[float]:

@@ -76,12 +76,13 @@ class LegoNet:
     ) -> Iterable[tuple[LegoNet, float]]:
         metric = identity(weight) if metric is None else metric
         W, whole = weight.to(metric.dtype), energy(weight, metric) or 1.0
+        single = metric.to(torch.float32)
         wide = spec.n_weights // spec.out_channels > _WIDE
         for method in _offered(spec, round_to, wide):
             found = method._assembled(spec, W, metric, max_iter=2 if wide else 6, exact_steps=0)
             stages = method.specs(spec)
             if metric.C.ndim == 3 and not wide:  # else there is nothing between the parts to gain
-                found = refined(spec, stages, found, W, metric, max_iter=6)
+                found = refined(spec, stages, found, W, single, max_iter=6)
             yield method, error_of(spec, stages, found, W, metric) / whole
 
     def check(self, spec: LayerSpec) -> str | None:

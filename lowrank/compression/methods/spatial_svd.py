@@ -15,7 +15,7 @@ from lowrank.compression.methods.fitting import (
     energy,
     even,
     first_stage,
-    fit,
+    fit_error,
     fit_stages,
     nested_curve,
     refined_curve,
@@ -136,7 +136,7 @@ def _curve(
 
     def error(rank: int) -> float:
         method = SpatialSVD(rank, axis)
-        return fit(method, spec, weight, metric, seed=seed, max_iter=10).error / whole
+        return fit_error(method, spec, weight, metric, seed=seed, max_iter=10) / whole
 
     for rank, lost in refined_curve(ranks, nested, error):
         yield SpatialSVD(rank, axis), lost

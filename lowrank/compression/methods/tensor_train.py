@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowrank.compression.layers import LayerSpec
 from lowrank.compression.methods.base import depthwise, kernel_axes, long_kernel, no_kernel
-from lowrank.compression.methods.fitting import energy, fit, fit_stages
+from lowrank.compression.methods.fitting import energy, fit_error, fit_stages
 from lowrank.decompositions.metric import Metric
 from lowrank.decompositions.tensor_train import tensor_train, tt_spectra
 
@@ -59,20 +59,21 @@ class TensorTrain:
         spectra = [torch.stack(s) for s in zip(*map(_spectra, weight), strict=True)]
         tails = [_tail(s) for s in spectra]
         total = float(tails[0][0])
-        seen: set[tuple[int, ...]] = set()
+        found: dict[TensorTrain, float] = {}
         for level in torch.logspace(-4, 0, _LEVELS).tolist() if total else ():
             # each cut may lose the same share, as in TT-SVD with a prescribed accuracy
             ranks = [_rank_at(t, level * total / len(tails), round_to) for t in tails]
             ranks = _consistent(ranks, spec)
-            if tuple(ranks) not in seen:
-                seen.add(tuple(ranks))
-                method = cls(tuple(ranks))
-                if metric is None:
-                    lost = sum(float(t[r]) for t, r in zip(tails, ranks, strict=True))
-                    yield method, lost / total
-                elif sum(s.n_weights for s in method.specs(spec)) < spec.n_weights:
-                    found = fit(method, spec, weight, metric, seed=seed, max_iter=10)
-                    yield method, found.error / (energy(weight, metric) or 1.0)
+            lost = sum(float(t[r]) for t, r in zip(tails, ranks, strict=True))
+            found.setdefault(cls(tuple(ranks)), lost / total)
+        if metric is None:
+            yield from found.items()
+            return
+        whole = energy(weight, metric) or 1.0
+        for method in found:
+            if sum(s.n_weights for s in method.specs(spec)) < spec.n_weights:
+                lost = fit_error(method, spec, weight, metric, seed=seed, max_iter=10)
+                yield method, lost / whole
 
     def check(self, spec: LayerSpec) -> str | None:
         full = _full(spec)

@@ -16,7 +16,7 @@ from lowrank.compression.methods.fitting import (
     energy,
     even,
     first_stage,
-    fit,
+    fit_error,
     fit_stages,
     refined_curve,
     spread,
@@ -177,7 +177,7 @@ def _curve(
 
     def error(rank: int) -> float:
         method = Tucker2(*share(rank))
-        return fit(method, spec, weight, metric, seed=seed, max_iter=10).error / whole
+        return fit_error(method, spec, weight, metric, seed=seed, max_iter=10) / whole
 
     middle = [r for r in ranks_in if r <= 0.75 * ranks_in[-1]] or list(ranks_in)
     diagonal = [
