@@ -186,10 +186,12 @@ def add_call(
     if view.spec.kind == "embedding":
         sums.count(x)
         return
-    positions = _drawn(view, n_positions(view.spec, y), n_batches, generator)
+    n = n_positions(view.spec, y)
+    positions = _drawn(view, n, n_batches, generator)
     for part in chunks(view.spec, positions):
-        goal = None if target is None else outputs(view.spec, target, part)
-        sums.add(patches(view.spec, x, part.to(x.device)), goal)
+        take = None if len(part) == n else part.to(x.device)  # all of them need no gathering
+        goal = None if target is None else outputs(view.spec, target, take)
+        sums.add(patches(view.spec, x, take), goal)
 
 
 def _drawn(view: LayerView, n: int, n_batches: int, generator: torch.Generator) -> Tensor:

@@ -201,9 +201,13 @@ def best_last(M: Tensor, P: Tensor, MC: Tensor) -> Tensor:
     Returns:
         A (groups, o, q); where features repeat, a small one of the many.
     """
-    scale, L = scaled_cholesky(MC @ M.mT)
-    right = scale[:, :, None] * (M @ P.mT)  # (g, q, o)
-    return (scale[:, :, None] * torch.cholesky_solve(right, L)).mT
+    return _solved(MC @ M.mT, M @ P.mT)
+
+
+def _solved(S: Tensor, right: Tensor) -> Tensor:
+    """right^T S^-1 for S (groups, q, q) and right (groups, q, o)."""
+    scale, L = scaled_cholesky(S)
+    return (scale[:, :, None] * torch.cholesky_solve(scale[:, :, None] * right, L)).mT
 
 
 def nested_gains(W: Tensor, metric: Metric, M: Tensor, width: int) -> Tensor:
@@ -248,16 +252,16 @@ def scaled_cholesky(S: Tensor) -> tuple[Tensor, Tensor]:
     """
     diagonal = S.diagonal(dim1=-2, dim2=-1)
     scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
-    unit = scale[:, :, None] * ((S + S.mT) / 2) * scale[:, None, :]
+    unit = scale[:, :, None] * S * scale[:, None, :]
     eps = torch.finfo(S.dtype).eps
-    eye = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
     jitter = 0.0
     for _ in range(10):
-        L, info = torch.linalg.cholesky_ex(unit + jitter * eye)
-        pivots = L.diagonal(dim1=-2, dim2=-1).square()
-        if not info.any() and bool((pivots > 100 * eps).all()):
+        L, info = torch.linalg.cholesky_ex(unit)  # which reads the lower triangle only
+        if float(L.diagonal(dim1=-2, dim2=-1).min()) ** 2 > 100 * eps and not info.any():
             return scale, L
-        jitter = max(10 * jitter, 1e3 * eps)
+        more = max(9 * jitter, 1e3 * eps)
+        unit.diagonal(dim1=-2, dim2=-1).add_(more)
+        jitter += more
     raise InputError("metric", "the moment C is far from positive", "check it for NaN and overflow")
 
 
@@ -315,9 +319,10 @@ def variable_projection(
         M = features(free)
         with torch.no_grad():
             MC = metric.times(M)
-            A = best_last(M, P, MC)
+            right = M @ P.mT
+            A = _solved(MC @ M.mT, right)
             GA = A if metric.G is None else metric.G @ A
-            error = energy - float((GA * (P @ M.mT)).sum())  # A is optimal: W' is orthogonal
+            error = energy - float((GA.mT * right).sum())  # A is optimal: W' is orthogonal
             if not best or error < best[0].error:
                 best[:] = [Projected(tuple(f.detach().clone() for f in free), A, error)]
             slope = -2 * GA.mT @ (P - A @ MC) / max(energy, 1e-300)
