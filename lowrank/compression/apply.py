@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -101,7 +101,8 @@ def apply(
             inputs; by default sequential where there is data.
         refine: then train block after block on the dense block's outputs, without labels:
             True, or the number of gradient steps for a block (100); and the whole model on
-            the dense one's outputs where examples held out gain by it. It needs data.
+            the dense one's outputs. A quarter of the examples is held out, and what does not
+            help there is taken back. It needs data.
         progress: called as (layer, done, total).
 
     Returns:
@@ -127,20 +128,13 @@ def apply(
     _check_plan(model, plan)
     known = _known(model, plan, example, data, calibration, fit)
     plan = _without_stale_figures(model, plan)
-    small, built = replace_layers(model, plan, known, fit or "sequential", progress=progress)
-    norms = False
-    blocks: dict[str, tuple[float, float]] = {}
-    if known is not None:
-        norms = renormalise(model, small, known.batches)
-    if refine:
-        blocks = _refined(model, small, plan, known, refine, progress)
+    small, built, notes = _made(model, plan, known, fit or "sequential", refine, progress)
     if plan.int8:
         quantize_linear(small, plan.int8)
     rows = _rows(plan, built)
     before, after = Figures.of(model, small, example)
     quality = _quality(model, small, example, data, known, val)
-    notes = _notes(known, norms, blocks) + _int8_notes(plan)
-    return small, Report(rows, plan, before, after, quality, notes)
+    return small, Report(rows, plan, before, after, quality, (*notes, *_int8_notes(plan)))
 
 
 @dataclass(frozen=True)
@@ -260,51 +254,43 @@ def _quality(
     return None if seen is None else replace(seen, held_out=False)
 
 
-def _refined(
+def _made(
     model: nn.Module,
-    small: nn.Module,
     plan: Plan,
     known: Data | None,
-    refine: bool | int,
+    how: How,
+    steps: bool | int,
     progress: Progress | None,
-) -> dict[str, tuple[float, float]]:
-    """Refine block by block; the relative errors of the blocks before and after."""
-    from lowrank.compression.refine import STEPS, distil  # which trains, a floor above
-    from lowrank.compression.refine import refine as refine_blocks
-
-    if known is None:
+) -> tuple[nn.Module, dict[str, Built], list[str]]:
+    """The new model, how close its layers came, and what there is to say of the data."""
+    if steps and known is None:
         raise InputError("refine", "there is no data to refine on", "pass data=")
-    layers = list(plan.replaced)
-    blocks = refine_blocks(
-        small,
-        model,
-        known.batches,
-        layers,
-        steps=STEPS if refine is True else int(refine),
-        seed=plan.seed,
-        progress=progress,
-    )
-    if progress is not None:
-        progress("refining end to end", 0, 1)
-    distil(small, model, known.batches, layers, seed=plan.seed)
-    return blocks
+    if known is None or not steps or not plan.replaced:
+        return _fitted(model, plan, known, how, progress)
+    from lowrank.compression.blocks import STEPS  # which trains, a floor above
+    from lowrank.compression.refine import refine
+
+    part, held = known.parted()
+    small, built, notes = _fitted(model, plan, part, how, progress)
+    found = refine(
+        small, model, part.batches, list(plan.replaced), held=held,
+        steps=STEPS if steps is True else int(steps), seed=plan.seed, progress=progress,
+    )  # fmt: skip
+    if held and not found.kept:
+        small, built, notes = _fitted(model, plan, known, how, progress)
+    return small, built, [*notes, str(found)]
 
 
-def _notes(
-    known: Data | None, norms: bool, blocks: Mapping[str, tuple[float, float]]
-) -> tuple[str, ...]:
+def _fitted(
+    model: nn.Module, plan: Plan, known: Data | None, how: How, progress: Progress | None
+) -> tuple[nn.Module, dict[str, Built], list[str]]:
+    small, built = replace_layers(model, plan, known, how, progress=progress)
     if known is None:
-        return ()
+        return small, built, []
     notes = [str(known.calibration)]
-    if norms:
+    if renormalise(model, small, known.batches):
         notes.append("batch-norm statistics were estimated anew")
-    if blocks:
-        before, after = (sum(b[k] for b in blocks.values()) / len(blocks) for k in (0, 1))
-        notes.append(
-            f"refined {len(blocks)} blocks: their relative error fell from {before:.3f} to "
-            f"{after:.3f} on average"
-        )
-    return tuple(notes)
+    return small, built, notes
 
 
 def _int8_notes(plan: Plan) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.example import Example, batch_size, check, describe
+from lowrank.compression.example import Example, batch_size, check, describe, tensors
 from lowrank.errors import InputError
 
 
@@ -54,6 +54,25 @@ class Batch:
                 "data", f"labels are a {type(labels).__name__}", "give them as a tensor, or None"
             )
         return cls(inputs, labels)
+
+    def mixed(self) -> Batch:
+        """Each example moved towards another of the batch by a random share; without labels.
+
+        Raises:
+            InputError: inputs that are not all floating-point with examples on the first axis.
+
+        Example:
+            >>> Batch(torch.tensor([[0.0], [1.0]]), None).mixed().inputs.shape
+            torch.Size([2, 1])
+
+        Source: mixup, Zhang et al. 2018; scored by a teacher, Beyer et al. 2022.
+        """
+        if not mixable(self.inputs):
+            problem = f"inputs {describe(self.inputs)} cannot be mixed"
+            advice = "give floating-point inputs with examples on the first axis, or mix=False"
+            raise InputError("mix", problem, advice)
+        n = len(self)
+        return Batch(_mixed(self.inputs, torch.randperm(n), torch.rand(n)), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +109,10 @@ class Batches:
             >>> [len(b) for b in Batches.of(torch.zeros(10, 3), size=4)]
             [4, 3, 3]
         """
-        tensors = _as_tensors(data, name)
-        if tensors is not None:
-            n = len(tensors[0])
-            steps = -(-n // size)
-            batches = cls(lambda: _split(tensors, steps, generator), steps)
+        whole = _as_tensors(data, name)
+        if whole is not None:
+            steps = -(-len(whole[0]) // size)
+            batches = cls(lambda: _split(whole, steps, generator), steps)
         elif isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
             raise InputError(name, f"a {type(data).__name__} gives no batches", _FORMS)
         elif iter(data) is data:
@@ -127,19 +145,43 @@ def hold_out(data: Any, share: float, generator: torch.Generator) -> tuple[Any, 
         >>> len(rest), len(held)
         (8, 2)
     """
-    tensors = _as_tensors(data, "data")
-    if tensors is None:
+    whole = _as_tensors(data, "data")
+    if whole is None:
         problem = f"a share of {share} cannot be held out of a {type(data).__name__}"
         raise InputError("val", problem, "pass batches of their own as val")
-    n = len(tensors[0])
+    n = len(whole[0])
     held = round(share * n)
     if not 0 < held < n:
         problem = f"a share of {share} of {n} examples leaves one part empty"
         raise InputError("val", problem, "pass a share in (0, 1) that leaves examples in both")
     order = torch.randperm(n, generator=generator)
-    parts = [tuple(_take(t, part) for t in tensors) for part in (order[held:], order[:held])]
-    train, check_on = parts if len(tensors) == 2 else (p[0] for p in parts)
+    parts = [tuple(_take(t, part) for t in whole) for part in (order[held:], order[:held])]
+    train, check_on = parts if len(whole) == 2 else (p[0] for p in parts)
     return train, check_on
+
+
+def mixable(inputs: Any) -> bool:
+    """Whether inputs are floating-point alone and hold their examples on the first axis.
+
+    Example:
+        >>> mixable(torch.zeros(4, 3)), mixable(torch.zeros(4, 3, dtype=torch.long))
+        (True, False)
+    """
+    found = tensors(inputs)
+    return bool(found) and all(
+        t.is_floating_point() and t.ndim > 0 and len(t) == len(found[0]) for t in found
+    )
+
+
+def _mixed(value: Any, order: Tensor, shares: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        weights = shares.to(value).reshape(-1, *[1] * (value.ndim - 1))
+        return value.lerp(_take(value, order), weights)
+    if isinstance(value, Mapping):
+        return {k: _mixed(v, order, shares) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(_mixed(v, order, shares) for v in value)
+    return value
 
 
 def placed(inputs: Any, module: nn.Module) -> Any:
@@ -182,26 +224,26 @@ def _parts(item: Any) -> tuple[Any, Any]:
 
 def _as_tensors(data: Any, name: str) -> tuple[Tensor, ...] | None:
     """The tensors of data given as `x` or `(x, y)`; None for a loader or a list."""
-    tensors = (data,) if isinstance(data, Tensor) else data
-    if not isinstance(tensors, tuple) or not all(isinstance(t, Tensor) for t in tensors):
+    whole = (data,) if isinstance(data, Tensor) else data
+    if not isinstance(whole, tuple) or not all(isinstance(t, Tensor) for t in whole):
         return None
-    shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
-    if len(tensors) not in (1, 2) or not all(t.ndim for t in tensors):
+    shapes = ", ".join(str(tuple(t.shape)) for t in whole)
+    if len(whole) not in (1, 2) or not all(t.ndim for t in whole):
         raise InputError(name, f"a tuple of tensors of shapes {shapes}", _FORMS)
-    if len({len(t) for t in tensors}) != 1:
+    if len({len(t) for t in whole}) != 1:
         problem = f"inputs and labels have shapes {shapes}"
         raise InputError(name, problem, "give one label for each input")
-    return tensors
+    return whole
 
 
 def _split(
-    tensors: tuple[Tensor, ...], steps: int, generator: torch.Generator | None
+    whole: tuple[Tensor, ...], steps: int, generator: torch.Generator | None
 ) -> Iterator[tuple[Tensor, ...]]:
     """Near-equal parts: a last batch of one example would break batch norm."""
-    n = len(tensors[0])
+    n = len(whole[0])
     order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
     for part in order.tensor_split(steps):
-        yield tuple(_take(t, part) for t in tensors)
+        yield tuple(_take(t, part) for t in whole)
 
 
 def _take(tensor: Tensor, index: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from lowrank.compression.quality import compare_outputs
 from lowrank.compression.report import Report
 from lowrank.errors import BudgetError, InputError
 
-EXPONENTS = (0.0, 0.5, 1.0)
+EXPONENTS = (0.0, 0.5, 0.75, 1.0)
 """Weightings of the layers that are tried on the calibration examples."""
 
 
@@ -80,7 +80,7 @@ def compress(
         loss: whose gradients weigh the layers' outputs; see `measure`.
         weighting: "probe", "gradients" or "outputs"; see `measure`.
         exponent: how strongly layers are weighed by what the loss feels of them, 0 to 1; by
-            default the best of 0, 0.5 and 1 on the calibration examples.
+            default the best of 0, 0.5, 0.75 and 1 on the calibration examples.
         fit: "sequential" or "parallel"; see `apply`.
         refine: block-wise refinement on the calibration data, without labels: True, or the
             number of gradient steps for a block; see `apply`.

@@ -166,6 +166,19 @@ def named_tensors(example: Example) -> Iterator[tuple[str, Tensor]]:
     return _walk(example, "example")
 
 
+def split_batches(batches: Sequence[Example], size: int) -> list[Example]:
+    """Batches of at most `size` examples, where a batch is one tensor.
+
+    Example:
+        >>> [len(b) for b in split_batches([torch.zeros(5, 3), torch.zeros(2, 3)], 4)]
+        [4, 1, 2]
+    """
+    parts: list[Example] = []
+    for batch in batches:
+        parts.extend(batch.split(size) if isinstance(batch, Tensor) and batch.ndim else [batch])
+    return parts
+
+
 def tensors(value: Any) -> list[Tensor]:
     """Every tensor inside a tensor, tuple, list, dict or dataclass, in order.
 

@@ -83,6 +83,7 @@ def finetune(
     label_weight: float = 0.1,
     hints: Sequence[str] = (),
     hint_weight: float = 1.0,
+    mix: bool = False,
     optimizer: Optimizing | None = None,
     lr: float | None = None,
     schedule: Callable[[float], float] = cosine,
@@ -127,6 +128,9 @@ def finetune(
         label_weight: in [0, 1]; without labels in the data it has no effect.
         hints: layers, by name, whose outputs are to agree as well.
         hint_weight: weight of that.
+        mix: train on examples mixed in pairs by random shares, as the teacher scores the
+            mixture: a few hundred then say more. Inputs must be floating-point; labels are
+            not looked at.
         optimizer: an optimizer of the model's parameters, or what builds one, such as
             `functools.partial(torch.optim.SGD, momentum=0.9)`; AdamW by default.
         lr: learning rate, given to what builds the optimizer; 2e-4 by default for AdamW.
@@ -164,7 +168,7 @@ def finetune(
         >>> records[-1].val < 0.8 * records[0].val
         True
 
-    Source: Hinton, Vinyals, Dean 2015; Romero et al. 2015.
+    Source: Hinton, Vinyals, Dean 2015; Romero et al. 2015; mixing: Beyer et al. 2022.
     """
     _check_counts(epochs=epochs, patience=patience, batch_size=batch_size)
     _check_positive(temperature=temperature, max_norm=max_norm, lr=lr)
@@ -188,7 +192,7 @@ def finetune(
             data, measure = measure_on(val, data, objective, teacher, batch_size, generator)
         batches = Batches.of(data, size=batch_size, generator=generator)
         trainer = _Trainer(
-            model, teacher, objective, batches, trained, epochs, schedule, max_norm, amp,
+            model, teacher, objective, batches, mix, trained, epochs, schedule, max_norm, amp,
             _build(optimizer, trained, lr),
         )  # fmt: skip
         trainer.try_out()
@@ -250,6 +254,7 @@ class _Trainer:
     teacher: nn.Module
     objective: Objective
     batches: Batches
+    mix: bool
     trained: list[nn.Parameter]
     epochs: int
     schedule: Callable[[float], float]
@@ -265,7 +270,8 @@ class _Trainer:
     def try_out(self) -> None:
         """One pass that changes nothing, so that what cannot work fails before training."""
         with evaluating(self.model):
-            terms = self._terms(self.batches.first())
+            first = self.batches.first()
+            terms = self._terms(first.mixed() if self.mix else first)
         for name, value in terms.items():
             if not isinstance(value, Tensor) or value.ndim:
                 problem = f"it returned {describe(value)}"
@@ -278,7 +284,7 @@ class _Trainer:
         step = 0
         for step, batch in enumerate(self.batches, 1):
             self._set_rate(index, step)
-            terms = self._step(batch, f"epoch {index}, step {step}")
+            terms = self._step(batch.mixed() if self.mix else batch, f"epoch {index}, step {step}")
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + value
             if self.batches.steps is not None:

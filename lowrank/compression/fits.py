@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowrank.compression.calibrate import Calibration, Loss, calibrate
-from lowrank.compression.example import Example
+from lowrank.compression.example import Example, batch_size, split_batches
 from lowrank.compression.layers import LayerView
 from lowrank.compression.modules import bias_holder
 from lowrank.compression.moments import Moments
@@ -93,6 +93,14 @@ class Data:
         found = calibrate(model, views, batches, gradients=gradients, loss=loss, seed=seed)
         sinks = find_sinks(model, views, batches[0])
         return cls({v.name: v for v in views}, sinks, found, batches, weighting)
+
+    def parted(self) -> tuple[Data, list[Example]]:
+        """The same without a quarter of the examples, and these; none of few examples."""
+        n = sum(map(batch_size, self.batches))
+        parts = split_batches(self.batches, max(1, min(64, n // 4)))
+        if len(parts) < 2:
+            return self, []
+        return replace(self, batches=[b for k, b in enumerate(parts) if k % 4]), parts[::4]
 
     def reason(self, name: str) -> str | None:
         """Why data says nothing about how to fit the layer, or None."""

@@ -1,111 +1,58 @@
-"""Refinement without labels: block by block on the dense outputs, then end to end if it helps."""
+"""Refinement without labels: block by block, then end to end, where held-out examples gain."""
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.example import Example, evaluating, run, tensors
+from lowrank.compression.batches import mixable
+from lowrank.compression.blocks import STEPS, Progress, find_blocks, train_blocks
+from lowrank.compression.example import Example, batch_size, run, split_batches
 from lowrank.compression.finetune import finetune
-from lowrank.compression.quality import compare_outputs
-from lowrank.compression.replay import Reached, Replay, copied
-from lowrank.errors import InputError
-
-Progress = Callable[[str, int, int], None]
-"""Called as (block, done, total)."""
-
-STEPS = 100
-"""Gradient steps for a block."""
+from lowrank.compression.quality import Quality, compare_outputs
 
 _BATCH = 32
-"""Examples in a step."""
+"""Examples in a step, at most."""
 
-_MEMORY = 1 << 31
-"""Bytes of a block's inputs and targets that are held at a time; beyond it, fewer batches."""
+_ROUNDS = 5
+"""Steps of training end to end, as a multiple of a block's."""
 
 
 @dataclass(frozen=True)
-class Block:
-    """A part of a model that is trained by itself.
+class Refined:
+    """What refinement came to.
 
     Args:
-        names: the module, or neighbours in one `nn.Sequential` that run one after another.
+        blocks: block -> its relative error before and after, ||y' - y|| / ||y||, on the
+            examples that it was trained on.
+        lost: how far the outputs were off on examples held out: at first, with refined
+            blocks, and after training end to end, as far as it went; empty where there were
+            too few examples to hold any out.
+        kept: how many of these steps were kept, 0 to 2.
     """
 
-    names: tuple[str, ...]
-
-    def of(self, model: nn.Module) -> list[nn.Module]:
-        """The block's modules in a model."""
-        return [model.get_submodule(name) for name in self.names]
+    blocks: dict[str, tuple[float, float]]
+    lost: tuple[float, ...]
+    kept: int
 
     def __str__(self) -> str:
-        first, last = self.names[0], self.names[-1]
-        return first if len(self.names) == 1 else f"{first} to {last}"
-
-
-def find_blocks(model: nn.Module, layers: Sequence[str]) -> list[Block]:
-    """The blocks that the layers lie in, in the model's order.
-
-    A layer's block is the smallest module around it, but not the model, that holds at least
-    two of the model's layers; in an `nn.Sequential` it is the layer itself with what follows
-    it up to the next layer.
-
-    Args:
-        model: the dense network.
-        layers: names of the layers that were replaced.
-
-    Example:
-        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
-        >>> [str(b) for b in find_blocks(net, ["0", "2"])]
-        ['0 to 1', '2 to 3']
-    """
-    found = dict.fromkeys(_block_of(model, name) for name in layers)
-    outer = [set(b.names) for b in found]
-    places = {name: k for k, (name, _) in enumerate(model.named_modules())}
-    kept = [b for b in found if not any(_inside(b, names) for names in outer)]
-    return sorted(kept, key=lambda b: places[b.names[0]])
-
-
-def _inside(block: Block, names: set[str]) -> bool:
-    prefixes = tuple(f"{name}." for name in names)
-    return all(n.startswith(prefixes) for n in block.names)
-
-
-def _block_of(model: nn.Module, layer: str) -> Block:
-    parts = layer.split(".")
-    for depth in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:depth])
-        parent = model.get_submodule(name)
-        if isinstance(parent, nn.Sequential):
-            run = _run_of(parent, parts[depth], name)
-            if sum(map(_n_layers, parent)) > 1 or depth == 1:
-                return run
-        elif _n_layers(parent) > 1 and type(parent).forward is not nn.Module.forward:
-            return Block((name,))
-    if isinstance(model, nn.Sequential):
-        return _run_of(model, parts[0], "")
-    return Block((layer,))
-
-
-def _run_of(parent: nn.Sequential, child: str, name: str) -> Block:
-    """A child of a Sequential and those behind it that hold no layer."""
-    names = list(parent._modules)
-    start = names.index(child)
-    end = start + 1
-    while end < len(names) and not _n_layers(parent.get_submodule(names[end])):
-        end += 1
-    prefix = f"{name}." if name else ""
-    return Block(tuple(prefix + n for n in names[start:end]))
-
-
-def _n_layers(module: nn.Module) -> int:
-    return sum(any(p.ndim > 1 for p in m.parameters(recurse=False)) for m in module.modules())
+        n = len(self.blocks)
+        if not n:
+            return "nothing was refined: no block holds a replaced layer that runs once"
+        if self.kept == 0:
+            return f"refined {n} blocks, to no gain on examples held out: left as they were"
+        before, after = (sum(b[k] for b in self.blocks.values()) / n for k in (0, 1))
+        end = ", then trained end to end" if self.kept > 1 else ""
+        said = f"refined {n} blocks, whose relative error fell from {before:.3f} to {after:.3f} on "
+        if not self.lost:
+            return f"{said}average; too few examples to hold any out"
+        lost = f"{self.lost[0]:.4g} to {self.lost[self.kept]:.4g}"
+        return f"{said}average{end}; on examples held out the outputs' loss fell from {lost}"
 
 
 def refine(
@@ -114,59 +61,61 @@ def refine(
     batches: Sequence[Example],
     layers: Sequence[str],
     *,
+    held: Sequence[Example] = (),
     steps: int = STEPS,
     lr: float = 1e-3,
     only_factors: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, tuple[float, float]]:
-    """Train, in place, block after block on the dense block's outputs; no labels are needed.
+) -> Refined:
+    """Train, in place, towards the dense model's outputs; no labels are needed.
 
-    Each block sees what the refined blocks before it produce, and is drawn to what the dense
-    block gives in the dense model: least mean squared error, by Adam with a cosine schedule.
-    Batch norms keep their statistics. A block that does not come closer is left as it was.
+    Block after block first (see `train_blocks`), then the whole model on the outputs and
+    what the blocks give (see `distil`). What does not bring the outputs closer on examples
+    held out is taken back.
 
     Args:
         small: the compressed model.
         teacher: the dense one.
         batches: inputs, from `calibration_batches`.
         layers: names of the replaced layers.
-        steps: gradient steps for a block.
-        lr: learning rate at the start, above 0.
-        only_factors: train the replaced layers alone, not all parameters of their blocks.
-        seed: of the order of the batches.
-        progress: called as (block, done, total).
-
-    Returns:
-        Block -> its relative error before and after, ||y' - y|| / ||y|| over the batches.
+        held: inputs that the layers were not fitted to either; without any, blocks alone
+            are trained.
+        steps: gradient steps for a block; five times as many follow end to end.
+        lr: learning rate of the blocks at the start, above 0.
+        only_factors: train the replaced layers alone in the blocks, not all parameters.
+        seed: of everything random.
+        progress: called as (what, done, total).
 
     Raises:
         InputError: steps or a learning rate that make no sense.
     """
-    _check(steps, lr)
-    batches = _small(batches)
-    blocks = find_blocks(teacher, layers)
-    replays = [Replay(m, len(batches), _MEMORY // 2) for m in (teacher, small)]
-    generator = torch.Generator().manual_seed(seed)
-    found: dict[str, tuple[float, float]] = {}
-    for done, block in enumerate(blocks):
-        if progress is not None:
-            progress(f"refining {block}", done, len(blocks))
-        calls = list(_calls(replays, block, batches))
-        if not calls:
-            continue
-        trained = _trained(small, block, layers if only_factors else None)
-        if trained:
-            found[str(block)] = _train(block.of(small), calls, trained, steps, lr, generator)
-    return found
-
-
-def _small(batches: Sequence[Example]) -> list[Example]:
-    """Batches of at most 32 examples, where a batch is one tensor."""
-    parts: list[Example] = []
-    for batch in batches:
-        parts.extend(batch.split(_BATCH) if isinstance(batch, Tensor) else [batch])
-    return parts
+    parts = split_batches(batches, _BATCH)
+    stages = [copy.deepcopy(small.state_dict())]
+    blocks = train_blocks(
+        small,
+        teacher,
+        parts,
+        layers,
+        steps=steps,
+        lr=lr,
+        only_factors=only_factors,
+        seed=seed,
+        progress=progress,
+    )
+    if not held or not blocks:
+        return Refined(blocks, (), int(bool(blocks)))
+    stages.append(copy.deepcopy(small.state_dict()))
+    if all(p.dtype.itemsize >= 4 for p in small.parameters() if p.is_floating_point()):
+        distil(small, teacher, parts, layers, steps=_ROUNDS * steps, seed=seed, progress=progress)
+        stages.append(copy.deepcopy(small.state_dict()))
+    lost: list[float] = []
+    for state in stages:
+        small.load_state_dict(state)
+        lost.append(_compared(teacher, small, held).loss)
+    kept = min(range(len(lost)), key=lost.__getitem__)
+    small.load_state_dict(stages[kept])
+    return Refined(blocks, tuple(lost), kept)
 
 
 def distil(
@@ -175,56 +124,59 @@ def distil(
     batches: Sequence[Example],
     layers: Sequence[str],
     *,
-    epochs: int = 10,
-    lr: float = 5e-4,
+    steps: int,
+    lr: float = 7e-4,
     seed: int = 0,
-) -> bool:
-    """Train the whole model, in place, on the dense one's outputs and blocks; if that helps.
+    progress: Progress | None = None,
+) -> None:
+    """Train the whole model, in place, on the dense one's outputs and blocks.
 
-    On a few hundred examples this overfits where little was lost, and gives much back where
-    a lot was. So every fourth batch is held out, and decides.
+    A few hundred examples are soon known by heart. So they are mixed in pairs where they are
+    floating-point, and the blocks' outputs weigh more than the model's own.
 
     Args:
         small: the compressed model.
         teacher: the dense one.
-        batches: inputs, from `calibration_batches`.
+        batches: inputs, a batch for each step.
         layers: names of the replaced layers.
-        epochs: times to go through the batches.
+        steps: gradient steps, at least; whole rounds through the batches are made.
         lr: learning rate at the start, above 0.
         seed: of everything random.
-
-    Returns:
-        True if the held-out outputs came closer; False if the model is as it was, as where
-        nothing could be held out or its parameters are of half precision.
+        progress: called as (what, done, total).
     """
-    held, rest = list(batches[::4]), [b for k, b in enumerate(batches) if k % 4]
-    floating = [p for p in small.parameters() if p.is_floating_point()]
-    if not rest or not layers or any(p.dtype.itemsize < 4 for p in floating):
-        return False
-    trained = copy.deepcopy(small)
+    scores = _compared(teacher, small, batches[:1]).scores
     finetune(
-        trained,
+        small,
         teacher=teacher,
-        data=_small(rest),
-        epochs=epochs,
+        data=_joined(batches),
+        epochs=-(-steps // len(batches)),
         lr=lr,
-        loss="kl" if _lost(teacher, small, held)[1] else "mse",
-        hints=_hints(teacher, layers, held[0]),
-        hint_weight=3.0,
+        loss="kl" if scores else "mse",
+        hints=_hints(teacher, layers, batches[0]),
+        hint_weight=10.0,
+        mix=all(map(mixable, batches)),
         recalibrate=False,
+        batch_size=max(map(batch_size, batches)),
         seed=seed,
+        progress=_named("refining end to end", progress),
     )
-    if not _lost(teacher, trained, held)[0] < _lost(teacher, small, held)[0]:
-        return False
-    small.load_state_dict(trained.state_dict())
-    return True
 
 
-def _lost(teacher: nn.Module, small: nn.Module, batches: Sequence[Example]) -> tuple[float, bool]:
-    """How far the outputs are off, and whether they are class scores."""
+def _named(name: str, progress: Progress | None) -> Callable[[str, int, int], None] | bool:
+    return False if progress is None else lambda what, done, total: progress(name, done, total)
+
+
+def _joined(batches: Sequence[Example]) -> Any:
+    """One tensor, to be shuffled anew every time, where the batches are tensors of one shape."""
+    tensors = [b for b in batches if isinstance(b, Tensor)]
+    same = len(tensors) == len(batches) and len({b.shape[1:] for b in tensors}) == 1
+    return torch.cat(tensors) if same else batches
+
+
+def _compared(teacher: nn.Module, small: nn.Module, batches: Sequence[Example]) -> Quality:
     found = compare_outputs(teacher, small, None, list(batches))
     assert found is not None
-    return found.loss, found.scores
+    return found
 
 
 def _hints(teacher: nn.Module, layers: Sequence[str], batch: Example) -> list[str]:
@@ -241,139 +193,3 @@ def _hints(teacher: nn.Module, layers: Sequence[str], batch: Example) -> list[st
         for handle in handles:
             handle.remove()
     return [n for n, outs in seen.items() if len(outs) == 1 and isinstance(outs[0], Tensor)]
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """What a block is called with behind the refined prefix, and what it should give."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    target: Tensor
-
-
-def _calls(replays: Sequence[Replay], block: Block, batches: Sequence[Example]) -> Iterator[_Call]:
-    held = 0
-    for k, batch in enumerate(batches):
-        wanted = _capture(replays[0], block, k, batch)
-        given = _capture(replays[1], block, k, batch, stop_at_input=True)
-        if wanted is None or given is None or wanted.output is None:
-            return
-        held += sum(t.numel() * t.element_size() for t in (*tensors(given.args), wanted.output))
-        if held > _MEMORY and k:
-            return
-        yield _Call(given.args, given.kwargs, wanted.output)
-
-
-class _Capture:
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = {}
-    output: Tensor | None = None
-    calls = 0
-
-
-def _capture(
-    replay: Replay, block: Block, k: int, batch: Example, *, stop_at_input: bool = False
-) -> _Capture | None:
-    """The block's input, and its output unless stopped before; None if it runs more than once."""
-    first, last = block.of(replay.model)[0], block.of(replay.model)[-1]
-    seen = _Capture()
-
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        replay.mark()
-        seen.args, seen.kwargs = copied(args), copied(kwargs)
-        if stop_at_input:
-            raise Reached
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        found = [t for t in tensors(output) if t.is_floating_point()]
-        seen.output = found[0].detach().clone() if found else None
-        raise Reached
-
-    handles = [first.register_forward_pre_hook(enter, with_kwargs=True)]
-    if not stop_at_input:
-        handles.append(last.register_forward_hook(leave))
-    try:
-        return seen if replay.run(k, batch) else None
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _trained(small: nn.Module, block: Block, only: Sequence[str] | None) -> list[nn.Parameter]:
-    if only is None:
-        modules = block.of(small)
-    else:
-        prefixes = tuple(f"{n}." for n in block.names)
-        names = [n for n in only if n in block.names or n.startswith(prefixes)]
-        modules = [small.get_submodule(n) for n in names]
-    parameters = {id(p): p for m in modules for p in m.parameters() if p.is_floating_point()}
-    return list(parameters.values())
-
-
-def _train(
-    modules: Sequence[nn.Module],
-    calls: Sequence[_Call],
-    parameters: Sequence[nn.Parameter],
-    steps: int,
-    lr: float,
-    generator: torch.Generator,
-) -> tuple[float, float]:
-    """Train a block; its relative error before and after."""
-    before = _error(modules, calls)
-    saved = [p.detach().clone() for p in parameters]
-    wanted = [p.requires_grad for p in parameters]
-    energy = sum(float(c.target.double().square().mean()) for c in calls) / len(calls)
-    optimizer = torch.optim.Adam(parameters, lr=lr)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / steps))
-    )
-    order: list[int] = []
-    with _evaluating(modules), torch.enable_grad():
-        for p in parameters:
-            p.requires_grad_(True)
-        for _ in range(steps):
-            order = order or torch.randperm(len(calls), generator=generator).tolist()
-            call = calls[order.pop()]
-            optimizer.zero_grad()
-            loss = (_output(modules, call).float() - call.target.float()).square().mean()
-            (loss / max(energy, 1e-30)).backward()
-            optimizer.step()
-            schedule.step()
-    for p, flag in zip(parameters, wanted, strict=True):
-        p.requires_grad_(flag)
-        p.grad = None
-    after = _error(modules, calls)
-    if not after < before:
-        with torch.no_grad():
-            for p, value in zip(parameters, saved, strict=True):
-                p.copy_(value)
-        return before, before
-    return before, after
-
-
-def _evaluating(modules: Sequence[nn.Module]) -> Any:
-    return evaluating(nn.ModuleList(modules))
-
-
-def _output(modules: Sequence[nn.Module], call: _Call) -> Tensor:
-    value: Any = modules[0](*call.args, **call.kwargs)
-    for module in modules[1:]:
-        value = module(value)
-    return next(t for t in tensors(value) if t.is_floating_point())
-
-
-def _error(modules: Sequence[nn.Module], calls: Sequence[_Call]) -> float:
-    lost = energy = 0.0
-    with _evaluating(modules):
-        for call in calls:
-            lost += float((_output(modules, call).double() - call.target.double()).square().sum())
-            energy += float(call.target.double().square().sum())
-    return (lost / energy) ** 0.5 if energy else lost**0.5
-
-
-def _check(steps: int, lr: float) -> None:
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise InputError("refine", f"{steps!r} steps make no sense", "give a number such as 200")
-    if not lr > 0:
-        raise InputError("lr", f"{lr!r} is not above 0", "give 1e-3")

@@ -1,0 +1,191 @@
+"""Refinement without labels: blocks, end to end, and what examples held out say of it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import lowrank
+from lowrank.bundled import fashion_mnist, resnet20
+from lowrank.compression.batches import Batch, mixable
+from lowrank.compression.blocks import find_blocks, train_blocks
+from lowrank.compression.quality import compare_outputs
+from lowrank.compression.refine import distil, refine
+from lowrank.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def compressed():
+    """The bundled network at 0.4 of its MACs by its weights alone, and 96 pictures."""
+    model, images = resnet20(), fashion_mnist("train")[0][:96]
+    plan = lowrank.measure(model, images[:1], methods=["channel_svd", "spatial_svd"]).plan(macs=0.4)
+    small, _ = lowrank.apply(model, plan)
+    return model, small, [images[:64], images[64:]], list(plan.replaced)
+
+
+def tensors_of(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def lost(dense, small, x):
+    return compare_outputs(dense, small, None, [x]).loss
+
+
+def test_blocks_of_the_bundled_network():
+    model = resnet20()
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    blocks = [str(b) for b in find_blocks(model, names)]
+    assert blocks == ["conv", *(f"stages.{i}.{j}" for i in range(3) for j in range(3)), "fc"]
+    assert [str(b) for b in find_blocks(model, ["stages.1.0.conv2"])] == ["stages.1.0"]
+
+
+def test_refinement_helps_on_pictures_it_has_not_seen(compressed):
+    dense, small, batches, layers = compressed
+    unseen, held = fashion_mnist("test")[0][:200], fashion_mnist("train")[0][96:128]
+    trained = copy.deepcopy(small)
+    found = refine(trained, dense, batches, layers, held=[held], steps=10)
+    assert found.kept > 0
+    assert found.lost[found.kept] == min(found.lost) < found.lost[0]
+    assert lost(dense, trained, unseen) < lost(dense, small, unseen)
+    assert "on examples held out" in str(found)
+    assert trained.training == small.training
+    assert all(a.requires_grad == b.requires_grad for a, b in zip(
+        trained.parameters(), small.parameters(), strict=True
+    ))  # fmt: skip
+
+
+def test_refinement_is_deterministic(compressed):
+    dense, small, batches, layers = compressed
+    one, two = copy.deepcopy(small), copy.deepcopy(small)
+    state = torch.get_rng_state()
+    for model in (one, two):
+        refine(model, dense, batches[:1], layers, held=batches[1:], steps=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name]), name
+
+
+def test_what_does_not_help_is_taken_back(compressed):
+    dense, _, batches, layers = compressed
+    same = copy.deepcopy(dense)
+    for p in same.parameters():  # off by rounding alone: training can only move away
+        p.data.mul_(1 + 1e-7)
+    before = tensors_of(same)
+    found = refine(same, dense, batches[:1], layers, held=batches[1:], steps=2, lr=0.1)
+    assert found.kept == 0
+    assert "left as they were" in str(found)
+    for name, value in same.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_block_that_comes_no_closer_stays(compressed):
+    dense, small, batches, layers = compressed
+    trained = copy.deepcopy(small)
+    before = tensors_of(trained)
+    found = train_blocks(trained, dense, batches, layers, steps=1, lr=10.0)
+    assert all(a == b for a, b in found.values())
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_steps_are_what_was_asked_for(compressed):
+    dense, small, batches, layers = compressed
+    errors = []
+    for steps in (1, 20):
+        found = train_blocks(copy.deepcopy(small), dense, batches, layers, steps=steps)
+        errors.append(sum(after for _, after in found.values()))
+        assert sum(before for before, _ in found.values()) > errors[-1]
+    assert errors[1] < errors[0]
+
+
+def test_a_single_example_holds_nothing_out(compressed):
+    dense, _, batches, _ = compressed
+    plan = lowrank.measure(dense, batches[0][:1], methods=["channel_svd"]).plan(macs=0.5)
+    for n, said in ((1, "too few examples"), (5, "on examples held out")):
+        _, report = lowrank.apply(dense, plan, data=batches[0][:n], refine=1)
+        assert any(said in note for note in report.notes)
+
+
+def test_what_is_held_out_is_fitted_after_all_where_refining_does_not_help(monkeypatch):
+    def harmful(small, *_, **__):
+        for p in small.parameters():
+            p.data.mul_(3)
+        return {"0": (0.5, 0.4)}
+
+    monkeypatch.setattr("lowrank.compression.refine.train_blocks", harmful)
+    monkeypatch.setattr("lowrank.compression.refine.distil", lambda *_, **__: None)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    x = torch.randn(80, 32)
+    plan = lowrank.measure(model, x[:1], data=x, methods=["channel_svd"]).plan(macs=0.4)
+    plain, _ = lowrank.apply(model, plan, data=x)
+    refined, report = lowrank.apply(model, plan, data=x, refine=1)
+    assert any("left as they were" in note for note in report.notes)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, refined.state_dict()[name]), name
+
+
+def test_half_precision_is_not_trained_end_to_end(compressed):
+    dense, small, batches, layers = compressed
+    halves = [m.to(torch.bfloat16) for m in (copy.deepcopy(dense), copy.deepcopy(small))]
+    x = [b.bfloat16() for b in batches]
+    found = refine(halves[1], halves[0], x[:1], layers, held=x[1:], steps=2)
+    assert len(found.lost) == 2
+    assert next(halves[1].parameters()).dtype == torch.bfloat16
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(20, 16)
+        self.body = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5))
+
+    def forward(self, ids):
+        return self.body(self.table(ids).mean(1))
+
+
+def test_tokens_are_refined_without_mixing():
+    torch.manual_seed(0)
+    model, ids = Tokens().eval(), torch.randint(0, 20, (64, 6))
+    small, report = lowrank.compress(model, ids[:1], params=0.8, data=ids, refine=3)
+    assert report.replaced
+    assert any("refined" in note for note in report.notes)
+    with pytest.raises(InputError, match="cannot be mixed"):
+        lowrank.finetune(small, teacher=model, data=ids, mix=True)
+
+
+def test_outputs_that_are_no_scores_are_distilled_too(compressed):
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    small, x = copy.deepcopy(dense), torch.randn(32, 1, 8, 8)
+    for p in small.parameters():
+        p.data.mul_(0.8)
+    before = lost(dense, small, x)
+    distil(small, dense, [x], ["0", "2"], steps=50, lr=1e-2)
+    assert lost(dense, small, x) < 0.5 * before
+
+
+def test_mixing_stays_between_two_examples_and_drops_labels():
+    x = {"a": torch.arange(6.0).reshape(6, 1), "b": (torch.arange(6.0).repeat(2, 1).T,)}
+    torch.manual_seed(0)
+    mixed = Batch(x, torch.arange(6)).mixed()
+    assert mixed.labels is None
+    a, b = mixed.inputs["a"], mixed.inputs["b"][0]
+    assert torch.allclose(b, a.expand(6, 2))  # one partner and one share for all inputs
+    assert a.min() >= 0
+    assert a.max() <= 5
+    assert not torch.equal(a, x["a"])
+    assert mixable(x)
+    assert not mixable({"ids": torch.zeros(6, dtype=torch.long)})
+    assert not mixable((torch.zeros(6, 1), torch.zeros(3, 1)))
+
+
+def test_mixing_is_a_choice_of_finetune(compressed):
+    dense, small, batches, _ = compressed
+    data = torch.cat(batches)
+    models = [copy.deepcopy(small) for _ in range(2)]
+    for model, mix in zip(models, (False, True), strict=True):
+        lowrank.finetune(model, teacher=dense, data=data, epochs=1, mix=mix)
+    weights = [torch.cat([p.flatten() for p in m.parameters()]) for m in models]
+    assert not torch.equal(*weights)
