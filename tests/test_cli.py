@@ -556,7 +556,7 @@ def test_refine_with_and_without_a_number(labelled):
     command = ("compress", "net.py:build", "--macs", "0.4", *FAST, "--data", "labelled.npz")
     for refine in ((), ("--refine", "30"), ("--refine",)):
         notes = json.loads(good(*command, "--json", *refine).stdout)["notes"]
-        assert any("refined 3 blocks" in n for n in notes) == bool(refine)
+        assert any("refined" in n for n in notes) == bool(refine)
     assert "is not a valid integer" in fails(*command, "--refine", "many", code=2)
 
 

@@ -11,7 +11,7 @@ from lowrank.bundled import fashion_mnist, resnet20
 from lowrank.compression.batches import Batch, mixable
 from lowrank.compression.blocks import find_blocks, train_blocks
 from lowrank.compression.quality import compare_outputs
-from lowrank.compression.refine import distil, refine
+from lowrank.compression.refine import distil, refine, try_out
 from lowrank.errors import InputError
 
 
@@ -28,7 +28,7 @@ def tensors_of(model):
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
-def lost(dense, small, x):
+def loss(dense, small, x):
     return compare_outputs(dense, small, None, [x]).loss
 
 
@@ -43,16 +43,16 @@ def test_blocks_of_the_bundled_network():
 def test_refinement_helps_on_pictures_it_has_not_seen(compressed):
     dense, small, batches, layers = compressed
     unseen, held = fashion_mnist("test")[0][:200], fashion_mnist("train")[0][96:128]
+    lost = try_out(copy.deepcopy(small), dense, batches, [held], layers, steps=5)
+    assert min(lost) < lost[0]
     trained = copy.deepcopy(small)
-    found = refine(trained, dense, batches, layers, held=[held], steps=10)
-    assert found.kept > 0
-    assert found.lost[found.kept] == min(found.lost) < found.lost[0]
-    assert lost(dense, trained, unseen) < lost(dense, small, unseen)
-    assert "on examples held out" in str(found)
+    found = refine(trained, dense, batches, layers, lost=lost, steps=5)
+    assert lost[found.done] == min(lost)
+    assert loss(dense, trained, unseen) < loss(dense, small, unseen)
+    assert "held out fell from" in str(found)
     assert trained.training == small.training
-    assert all(a.requires_grad == b.requires_grad for a, b in zip(
-        trained.parameters(), small.parameters(), strict=True
-    ))  # fmt: skip
+    flags = [[p.requires_grad for p in m.parameters()] for m in (trained, small)]
+    assert flags[0] == flags[1]
 
 
 def test_refinement_is_deterministic(compressed):
@@ -60,23 +60,23 @@ def test_refinement_is_deterministic(compressed):
     one, two = copy.deepcopy(small), copy.deepcopy(small)
     state = torch.get_rng_state()
     for model in (one, two):
-        refine(model, dense, batches[:1], layers, held=batches[1:], steps=2)
+        refine(model, dense, batches[1:], layers, lost=(3, 2, 1), steps=1)
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in one.state_dict().items():
         assert torch.equal(value, two.state_dict()[name]), name
 
 
-def test_what_does_not_help_is_taken_back(compressed):
-    dense, _, batches, layers = compressed
-    same = copy.deepcopy(dense)
-    for p in same.parameters():  # off by rounding alone: training can only move away
-        p.data.mul_(1 + 1e-7)
-    before = tensors_of(same)
-    found = refine(same, dense, batches[:1], layers, held=batches[1:], steps=2, lr=0.1)
-    assert found.kept == 0
-    assert "left as they were" in str(found)
-    for name, value in same.state_dict().items():
-        assert torch.equal(value, before[name]), name
+@pytest.mark.parametrize(("lost", "done"), [((1, 2, 3), 0), ((2, 1, 3), 1), ((3, 2, 1), 2)])
+def test_a_trial_decides_how_far_it_goes(compressed, lost, done, monkeypatch):
+    dense, small, batches, layers = compressed
+    ends = []
+    monkeypatch.setattr("lowrank.compression.refine.distil", lambda *_, **k: ends.append(k))
+    trained = copy.deepcopy(small)
+    found = refine(trained, dense, batches[1:], layers, lost=lost, steps=1)
+    assert found.done == done
+    assert [k["steps"] for k in ends] == ([8] if done == 2 else [])
+    assert bool(found.blocks) == bool(done)
+    assert ("not refined" in str(found)) == (not done)
 
 
 def test_a_block_that_comes_no_closer_stays(compressed):
@@ -99,15 +99,15 @@ def test_steps_are_what_was_asked_for(compressed):
     assert errors[1] < errors[0]
 
 
-def test_a_single_example_holds_nothing_out(compressed):
+def test_few_examples_allow_no_trial(compressed):
     dense, _, batches, _ = compressed
     plan = lowrank.measure(dense, batches[0][:1], methods=["channel_svd"]).plan(macs=0.5)
-    for n, said in ((1, "too few examples"), (5, "on examples held out")):
+    for n, said in ((1, "too few examples"), (5, "held out")):
         _, report = lowrank.apply(dense, plan, data=batches[0][:n], refine=1)
         assert any(said in note for note in report.notes)
 
 
-def test_what_is_held_out_is_fitted_after_all_where_refining_does_not_help(monkeypatch):
+def test_a_trial_without_gain_leaves_the_fits(monkeypatch):
     def harmful(small, *_, **__):
         for p in small.parameters():
             p.data.mul_(3)
@@ -121,7 +121,7 @@ def test_what_is_held_out_is_fitted_after_all_where_refining_does_not_help(monke
     plan = lowrank.measure(model, x[:1], data=x, methods=["channel_svd"]).plan(macs=0.4)
     plain, _ = lowrank.apply(model, plan, data=x)
     refined, report = lowrank.apply(model, plan, data=x, refine=1)
-    assert any("left as they were" in note for note in report.notes)
+    assert any("not refined" in note for note in report.notes)
     for name, value in plain.state_dict().items():
         assert torch.equal(value, refined.state_dict()[name]), name
 
@@ -130,8 +130,8 @@ def test_half_precision_is_not_trained_end_to_end(compressed):
     dense, small, batches, layers = compressed
     halves = [m.to(torch.bfloat16) for m in (copy.deepcopy(dense), copy.deepcopy(small))]
     x = [b.bfloat16() for b in batches]
-    found = refine(halves[1], halves[0], x[:1], layers, held=x[1:], steps=2)
-    assert len(found.lost) == 2
+    lost = try_out(halves[1], halves[0], x[:1], x[1:], layers, steps=1)
+    assert len(lost) == 2
     assert next(halves[1].parameters()).dtype == torch.bfloat16
 
 
@@ -161,9 +161,9 @@ def test_outputs_that_are_no_scores_are_distilled_too(compressed):
     small, x = copy.deepcopy(dense), torch.randn(32, 1, 8, 8)
     for p in small.parameters():
         p.data.mul_(0.8)
-    before = lost(dense, small, x)
+    before = loss(dense, small, x)
     distil(small, dense, [x], ["0", "2"], steps=50, lr=1e-2)
-    assert lost(dense, small, x) < 0.5 * before
+    assert loss(dense, small, x) < 0.5 * before
 
 
 def test_mixing_stays_between_two_examples_and_drops_labels():

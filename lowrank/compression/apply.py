@@ -101,8 +101,8 @@ def apply(
             inputs; by default sequential where there is data.
         refine: then train block after block on the dense block's outputs, without labels:
             True, or the number of gradient steps for a block (100); and the whole model on
-            the dense one's outputs. A quarter of the examples is held out, and what does not
-            help there is taken back. It needs data.
+            the dense one's outputs, eight times as many steps. A trial in short, with a quarter
+            of the examples held out, decides whether each is done. It needs data.
         progress: called as (layer, done, total).
 
     Returns:
@@ -268,16 +268,22 @@ def _made(
     if known is None or not steps or not plan.replaced:
         return _fitted(model, plan, known, how, progress)
     from lowrank.compression.blocks import STEPS  # which trains, a floor above
-    from lowrank.compression.refine import refine
+    from lowrank.compression.refine import refine, try_out
 
+    steps, layers = STEPS if steps is True else int(steps), list(plan.replaced)
     part, held = known.parted()
-    small, built, notes = _fitted(model, plan, part, how, progress)
+    lost: tuple[float, ...] = ()
+    if held:
+        trial, _, _ = _fitted(model, plan, part, how, progress)
+        lost = try_out(
+            trial, model, part.batches, held, layers,
+            steps=steps, seed=plan.seed, progress=progress,
+        )  # fmt: skip
+    small, built, notes = _fitted(model, plan, known, how, progress)
     found = refine(
-        small, model, part.batches, list(plan.replaced), held=held,
-        steps=STEPS if steps is True else int(steps), seed=plan.seed, progress=progress,
+        small, model, known.batches, layers,
+        lost=lost, steps=steps, seed=plan.seed, progress=progress,
     )  # fmt: skip
-    if held and not found.kept:
-        small, built, notes = _fitted(model, plan, known, how, progress)
     return small, built, [*notes, str(found)]
 
 

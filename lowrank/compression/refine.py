@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from lowrank.compression.quality import Quality, compare_outputs
 _BATCH = 32
 """Examples in a step, at most."""
 
-_ROUNDS = 5
+_ROUNDS = 8
 """Steps of training end to end, as a multiple of a block's."""
 
 
@@ -28,31 +27,66 @@ class Refined:
     """What refinement came to.
 
     Args:
-        blocks: block -> its relative error before and after, ||y' - y|| / ||y||, on the
-            examples that it was trained on.
-        lost: how far the outputs were off on examples held out: at first, with refined
-            blocks, and after training end to end, as far as it went; empty where there were
-            too few examples to hold any out.
-        kept: how many of these steps were kept, 0 to 2.
+        blocks: block -> its relative error before and after, ||y' - y|| / ||y||.
+        lost: of a trial, how far the outputs were off on examples held out: at first, with
+            refined blocks, and after training end to end; empty if there was none.
+        done: how many of these steps were made in earnest, 0 to 2.
     """
 
     blocks: dict[str, tuple[float, float]]
     lost: tuple[float, ...]
-    kept: int
+    done: int
 
     def __str__(self) -> str:
         n = len(self.blocks)
+        if self.done == 0:
+            return "not refined: in a trial, examples held out did not gain by it"
         if not n:
             return "nothing was refined: no block holds a replaced layer that runs once"
-        if self.kept == 0:
-            return f"refined {n} blocks, to no gain on examples held out: left as they were"
         before, after = (sum(b[k] for b in self.blocks.values()) / n for k in (0, 1))
-        end = ", then trained end to end" if self.kept > 1 else ""
-        said = f"refined {n} blocks, whose relative error fell from {before:.3f} to {after:.3f} on "
+        said = f"refined {n} blocks, whose relative error fell from {before:.3f} to {after:.3f} "
         if not self.lost:
-            return f"{said}average; too few examples to hold any out"
-        lost = f"{self.lost[0]:.4g} to {self.lost[self.kept]:.4g}"
-        return f"{said}average{end}; on examples held out the outputs' loss fell from {lost}"
+            return f"{said}on average; there were too few examples for a trial"
+        end = ", then trained end to end" if self.done > 1 else ""
+        lost = f"{self.lost[0]:.4g} to {self.lost[self.done]:.4g}"
+        return f"{said}on average{end}; in a trial the loss on examples held out fell from {lost}"
+
+
+def try_out(
+    small: nn.Module,
+    teacher: nn.Module,
+    batches: Sequence[Example],
+    held: Sequence[Example],
+    layers: Sequence[str],
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[float, ...]:
+    """Refine a model in short, in place, to see what examples held out say of each step.
+
+    Args:
+        small: the compressed model, fitted without the examples held out.
+        teacher: the dense one.
+        batches: inputs, from `calibration_batches`.
+        held: others.
+        layers: names of the replaced layers.
+        steps: gradient steps for a block, and of training end to end.
+        seed: of everything random.
+        progress: called as (what, done, total).
+
+    Returns:
+        How far the outputs for `held` are off: at first, with refined blocks, and after
+        training end to end, which parameters in half precision are spared.
+    """
+    parts = split_batches(batches, _BATCH)
+    lost = [_compared(teacher, small, held).loss]
+    train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
+    lost.append(_compared(teacher, small, held).loss)
+    if all(p.dtype.itemsize >= 4 for p in small.parameters() if p.is_floating_point()):
+        distil(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
+        lost.append(_compared(teacher, small, held).loss)
+    return tuple(lost)
 
 
 def refine(
@@ -61,61 +95,38 @@ def refine(
     batches: Sequence[Example],
     layers: Sequence[str],
     *,
-    held: Sequence[Example] = (),
+    lost: Sequence[float] = (),
     steps: int = STEPS,
-    lr: float = 1e-3,
-    only_factors: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Refined:
     """Train, in place, towards the dense model's outputs; no labels are needed.
 
     Block after block first (see `train_blocks`), then the whole model on the outputs and
-    what the blocks give (see `distil`). What does not bring the outputs closer on examples
-    held out is taken back.
+    what the blocks give (see `distil`): as far as a trial gained by it.
 
     Args:
         small: the compressed model.
         teacher: the dense one.
         batches: inputs, from `calibration_batches`.
         layers: names of the replaced layers.
-        held: inputs that the layers were not fitted to either; without any, blocks alone
-            are trained.
-        steps: gradient steps for a block; five times as many follow end to end.
-        lr: learning rate of the blocks at the start, above 0.
-        only_factors: train the replaced layers alone in the blocks, not all parameters.
+        lost: what `try_out` found; without it, blocks alone are refined.
+        steps: gradient steps for a block; eight times as many follow end to end.
         seed: of everything random.
         progress: called as (what, done, total).
 
     Raises:
-        InputError: steps or a learning rate that make no sense.
+        InputError: steps that make no sense.
     """
+    stages = min(range(len(lost)), key=lost.__getitem__) if lost else 1
+    if not stages:
+        return Refined({}, tuple(lost), 0)
     parts = split_batches(batches, _BATCH)
-    stages = [copy.deepcopy(small.state_dict())]
-    blocks = train_blocks(
-        small,
-        teacher,
-        parts,
-        layers,
-        steps=steps,
-        lr=lr,
-        only_factors=only_factors,
-        seed=seed,
-        progress=progress,
-    )
-    if not held or not blocks:
-        return Refined(blocks, (), int(bool(blocks)))
-    stages.append(copy.deepcopy(small.state_dict()))
-    if all(p.dtype.itemsize >= 4 for p in small.parameters() if p.is_floating_point()):
-        distil(small, teacher, parts, layers, steps=_ROUNDS * steps, seed=seed, progress=progress)
-        stages.append(copy.deepcopy(small.state_dict()))
-    lost: list[float] = []
-    for state in stages:
-        small.load_state_dict(state)
-        lost.append(_compared(teacher, small, held).loss)
-    kept = min(range(len(lost)), key=lost.__getitem__)
-    small.load_state_dict(stages[kept])
-    return Refined(blocks, tuple(lost), kept)
+    blocks = train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
+    if stages > 1:
+        steps *= _ROUNDS
+        distil(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
+    return Refined(blocks, tuple(lost), stages)
 
 
 def distil(
@@ -153,7 +164,7 @@ def distil(
         lr=lr,
         loss="kl" if scores else "mse",
         hints=_hints(teacher, layers, batches[0]),
-        hint_weight=10.0,
+        hint_weight=30.0,
         mix=all(map(mixable, batches)),
         recalibrate=False,
         batch_size=max(map(batch_size, batches)),
