@@ -19,8 +19,10 @@ from lowrank.compression.methods import (
     LowRankSparse,
     Method,
     Monochromatic,
+    Tucker2,
 )
 from lowrank.compression.methods.biclustering import clusters
+from lowrank.compression.methods.fitting import refined_curve
 from lowrank.compression.methods.joint import error_of
 from lowrank.decompositions.bricks import assemble
 from lowrank.decompositions.metric import Metric, best_map
@@ -385,3 +387,22 @@ def test_from_codes_at_random_training_them_too_ends_lower() -> None:
         with torch.no_grad():
             lost[codes] = float((small(x) - net(x)).square().mean())
     assert lost[True] < lost[False]
+
+
+def test_a_curve_of_one_input_channel_is_not_mistaken_for_exact() -> None:
+    """Tucker-2 at full rank is exact there, and its rounding error must not scale the rest."""
+    spec, W = _layer(1)
+    metric, energy = _metric(spec), _metric(spec).error(W.flatten(2))
+    found = list(Tucker2.candidates(spec, W, round_to=1, seed=0, metric=metric))
+    assert min(error for method, error in found if method.rank_out == 1) > 1e-2
+    for method, error in found:
+        factors = method.factor(spec, W, seed=0, metric=metric)
+        fitted = error_of(spec, method.specs(spec), factors, W, metric) / energy
+        assert error == pytest.approx(fitted, rel=0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-10])
+def test_gains_are_not_taken_from_what_is_exact(rounding: float) -> None:
+    nested = [0.1, 0.01, 1e-9]  # in float32
+    curve = list(refined_curve([1, 2, 3], nested, lambda r: rounding if r == 3 else nested[r - 1]))
+    assert [error for _, error in curve] == nested

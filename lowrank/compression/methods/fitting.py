@@ -136,7 +136,7 @@ def energy(weight: Tensor, metric: Metric) -> float:
 
 
 def fitted_curve(
-    ranks: Sequence[int], error: Callable[[int], float], *, n_fits: int = 5
+    ranks: Sequence[int], error: Callable[[int], float], *, n_fits: int = 6
 ) -> Iterator[tuple[int, float]]:
     """The error at every rank, from fits at a few; in between its logarithm is interpolated.
 
@@ -145,11 +145,16 @@ def fitted_curve(
         error: relative squared error of a fit at a rank.
         n_fits: how many.
     """
-    fitted = sorted({ranks[int(j)] for j in np.linspace(0, len(ranks) - 1, n_fits)})
+    fitted = [ranks[j] for j in _places(len(ranks), n_fits)]
     errors = np.minimum.accumulate([error(r) for r in fitted])  # more can always do as well
     logs = np.log(np.maximum(errors, 1e-12))
     for rank in ranks:
         yield rank, float(np.exp(np.interp(rank, fitted, logs)))
+
+
+def _places(n: int, n_fits: int) -> list[int]:
+    """Places among n ranks, closer at low ones, where the error falls fastest."""
+    return sorted({round((n - 1) * x**1.5) for x in np.linspace(0, 1, n_fits)})
 
 
 def likened_curve(
@@ -172,7 +177,7 @@ def likened_curve(
     x, y = np.array([*known]), np.log(np.maximum([*known.values()], 1e-12))
     slope = (y[-1] - y[-2]) / (x[-1] - x[-2]) if len(x) > 1 else 0.0
     logs = np.interp(ranks, x, y) + slope * np.maximum(0, ranks - x[-1])
-    places = sorted({int(j) for j in np.linspace(0, len(ranks) - 1, n_fits)})
+    places = _places(len(ranks), n_fits)
     ratios = [np.log(max(error(ranks[j]), 1e-12)) - logs[j] for j in places]
     shifted = np.exp(logs + np.interp(np.arange(len(ranks)), places, ratios))
     yield from zip(ranks, map(float, np.minimum.accumulate(shifted)), strict=True)
@@ -193,6 +198,10 @@ def nested_curve(weight: Tensor, metric: Metric, M: Tensor, width: int) -> list[
     return (lost / total if total else lost).tolist()
 
 
+_EXACT = 1e-6
+"""Relative squared error below which a fit is exact: what is left of it is rounding."""
+
+
 def refined_curve(
     ranks: Sequence[int],
     nested: Sequence[float],
@@ -209,7 +218,7 @@ def refined_curve(
         n_fits: how many.
     """
     fitted = sorted({ranks[int(j)] for j in np.linspace(0, len(ranks) - 1, n_fits)})
-    gains = [min(1.0, error(r) / nested[r - 1]) if nested[r - 1] > 1e-12 else 1.0 for r in fitted]
+    gains = [min(1.0, error(r) / nested[r - 1]) if nested[r - 1] > _EXACT else 1.0 for r in fitted]
     for rank in ranks:
         yield rank, nested[rank - 1] * float(np.interp(rank, fitted, gains))
 
