@@ -74,7 +74,7 @@ def test_a_trial_decides_how_far_it_goes(compressed, lost, done, monkeypatch):
     trained = copy.deepcopy(small)
     found = refine(trained, dense, batches[1:], layers, lost=lost, steps=1)
     assert found.done == done
-    assert [k["steps"] for k in ends] == ([8] if done == 2 else [])
+    assert [k["steps"] for k in ends] == ([5] if done == 2 else [])
     assert bool(found.blocks) == bool(done)
     assert ("not refined" in str(found)) == (not done)
 

@@ -101,7 +101,7 @@ def apply(
             inputs; by default sequential where there is data.
         refine: then train block after block on the dense block's outputs, without labels:
             True, or the number of gradient steps for a block (100); and the whole model on
-            the dense one's outputs, eight times as many steps. A trial in short, with a quarter
+            the dense one's outputs, five times as many steps. A trial in short, with a quarter
             of the examples held out, decides whether each is done. It needs data.
         progress: called as (layer, done, total).
 

@@ -20,6 +20,9 @@ Progress = Callable[[str, int, int], None]
 STEPS = 100
 """Gradient steps for a block."""
 
+_FAR = 0.3
+"""Relative error from which a block is trained at the full rate; below, in proportion."""
+
 _MEMORY = 1 << 31
 """Bytes of a block's inputs and targets that are held at a time; beyond it, fewer batches."""
 
@@ -126,7 +129,7 @@ def train_blocks(
         batches: inputs, a batch for each step.
         layers: names of the replaced layers.
         steps: gradient steps for a block.
-        lr: learning rate at the start, above 0.
+        lr: learning rate at the start, above 0; less for a block that is close already.
         only_factors: train the replaced layers alone, not all parameters of their blocks.
         seed: of the order of the batches.
         progress: called as (block, done, total).
@@ -235,7 +238,8 @@ def _train(
     saved = [p.detach().clone() for p in parameters]
     wanted = [p.requires_grad for p in parameters]
     energy = sum(float(c.target.double().square().mean()) for c in calls) / len(calls)
-    optimizer = torch.optim.Adam(parameters, lr=lr)
+    rate = lr * min(1.0, before / _FAR)
+    optimizer = torch.optim.Adam(parameters, lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / steps))
     )

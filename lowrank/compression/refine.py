@@ -18,7 +18,10 @@ from lowrank.compression.quality import Quality, compare_outputs
 _BATCH = 32
 """Examples in a step, at most."""
 
-_ROUNDS = 8
+_FAR = 0.1
+"""Relative error of the outputs from which the full rate is taken; below, in proportion."""
+
+_ROUNDS = 5
 """Steps of training end to end, as a multiple of a block's."""
 
 
@@ -111,7 +114,7 @@ def refine(
         batches: inputs, from `calibration_batches`.
         layers: names of the replaced layers.
         lost: what `try_out` found; without it, blocks alone are refined.
-        steps: gradient steps for a block; eight times as many follow end to end.
+        steps: gradient steps for a block; five times as many follow end to end.
         seed: of everything random.
         progress: called as (what, done, total).
 
@@ -151,18 +154,18 @@ def distil(
         batches: inputs, a batch for each step.
         layers: names of the replaced layers.
         steps: gradient steps, at least; whole rounds through the batches are made.
-        lr: learning rate at the start, above 0.
+        lr: learning rate at the start, above 0; less where the outputs are close already.
         seed: of everything random.
         progress: called as (what, done, total).
     """
-    scores = _compared(teacher, small, batches[:1]).scores
+    found = _compared(teacher, small, batches)
     finetune(
         small,
         teacher=teacher,
         data=_joined(batches),
         epochs=-(-steps // len(batches)),
-        lr=lr,
-        loss="kl" if scores else "mse",
+        lr=lr * min(1.0, max(found.relative_error, 1e-3) / _FAR),
+        loss="kl" if found.scores else "mse",
         hints=_hints(teacher, layers, batches[0]),
         hint_weight=30.0,
         mix=all(map(mixable, batches)),
