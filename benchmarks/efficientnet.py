@@ -36,6 +36,7 @@ from lowrank.compression.quality import accuracy, compare_outputs
 from lowrank.compression.tradeoff import weighed_plan
 
 KEEPS = (0.9, 0.8, 0.7)
+STEPS = 20  # for a block, and five times as many end to end: a few minutes a row
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "motorcycle_left", "rocket", "retina", "ihc")
 
 
@@ -107,7 +108,7 @@ def with_data(out: Path) -> None:
         tests = {"output-PCA": small}
         ours = weighed_plan(dense, curves, {"macs": keep}, None)
         tests["data-aware, sequential"], _ = lowrank.apply(dense, ours, data=curves.data)
-        tests["refined"], _ = lowrank.apply(dense, ours, data=curves.data, refine=True)
+        tests["refined"], _ = lowrank.apply(dense, ours, data=curves.data, refine=STEPS)
         for name, model in tests.items():
             quality = compare_outputs(dense, model, test[:1], test)
             rows.append({"keep": keep, "method": name, **quality.to_dict()})

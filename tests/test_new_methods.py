@@ -403,6 +403,6 @@ def test_a_curve_of_one_input_channel_is_not_mistaken_for_exact() -> None:
 
 @pytest.mark.parametrize("rounding", [0.0, 1e-10])
 def test_gains_are_not_taken_from_what_is_exact(rounding: float) -> None:
-    nested = [0.1, 0.01, 1e-9]  # in float32
+    nested = [0.1, 0.01, 1e-6]  # of damping
     curve = list(refined_curve([1, 2, 3], nested, lambda r: rounding if r == 3 else nested[r - 1]))
     assert [error for _, error in curve] == nested
