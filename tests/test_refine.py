@@ -11,7 +11,7 @@ from lowrank.bundled import fashion_mnist, resnet20
 from lowrank.compression.batches import Batch, mixable
 from lowrank.compression.blocks import find_blocks, train_blocks
 from lowrank.compression.quality import compare_outputs
-from lowrank.compression.refine import distil, refine, try_out
+from lowrank.compression.refine import Trial, distil, refine, try_out
 from lowrank.errors import InputError
 
 
@@ -43,13 +43,13 @@ def test_blocks_of_the_bundled_network():
 def test_refinement_helps_on_pictures_it_has_not_seen(compressed):
     dense, small, batches, layers = compressed
     unseen, held = fashion_mnist("test")[0][:200], fashion_mnist("train")[0][96:128]
-    lost = try_out(copy.deepcopy(small), dense, batches, [held], layers, steps=5)
-    assert min(lost) < lost[0]
+    trial = try_out(copy.deepcopy(small), dense, batches, [held], layers, steps=5)
+    assert min(trial.means) < trial.means[0]
     trained = copy.deepcopy(small)
-    found = refine(trained, dense, batches, layers, lost=lost, steps=5)
-    assert lost[found.done] == min(lost)
+    found = refine(trained, dense, batches, layers, trial=trial, steps=5)
+    assert found.done == trial.best > 0
     assert loss(dense, trained, unseen) < loss(dense, small, unseen)
-    assert "held out fell from" in str(found)
+    assert "held out went from" in str(found)
     assert trained.training == small.training
     flags = [[p.requires_grad for p in m.parameters()] for m in (trained, small)]
     assert flags[0] == flags[1]
@@ -60,7 +60,7 @@ def test_refinement_is_deterministic(compressed):
     one, two = copy.deepcopy(small), copy.deepcopy(small)
     state = torch.get_rng_state()
     for model in (one, two):
-        refine(model, dense, batches[1:], layers, lost=(3, 2, 1), steps=1)
+        refine(model, dense, batches[1:], layers, trial=Trial(((3,), (2,), (1,))), steps=1)
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in one.state_dict().items():
         assert torch.equal(value, two.state_dict()[name]), name
@@ -72,11 +72,27 @@ def test_a_trial_decides_how_far_it_goes(compressed, lost, done, monkeypatch):
     ends = []
     monkeypatch.setattr("lowrank.compression.refine.distil", lambda *_, **k: ends.append(k))
     trained = copy.deepcopy(small)
-    found = refine(trained, dense, batches[1:], layers, lost=lost, steps=1)
+    found = refine(
+        trained, dense, batches[1:], layers, trial=Trial(tuple((x,) for x in lost)), steps=1
+    )
     assert found.done == done
     assert [k["steps"] for k in ends] == ([5] if done == 2 else [])
     assert bool(found.blocks) == bool(done)
     assert ("not refined" in str(found)) == (not done)
+
+
+@pytest.mark.parametrize(
+    ("after", "best"),
+    [
+        ((1, 3, 1, 3), 1),
+        ((1.5, 2.6, 2, 2.1), 1),
+        ((1.9, 2.2, 1.9, 2.2), 1),
+        ((2.1, 2.1, 2.1, 2.1), 0),
+    ],
+    ids=["as good", "within the noise", "hardly worse", "worse for all"],
+)
+def test_only_harm_beyond_the_noise_stops_it(after, best):
+    assert Trial(((2, 2, 2, 2), after)).best == best
 
 
 def test_a_block_that_comes_no_closer_stays(compressed):
@@ -130,8 +146,8 @@ def test_half_precision_is_not_trained_end_to_end(compressed):
     dense, small, batches, layers = compressed
     halves = [m.to(torch.bfloat16) for m in (copy.deepcopy(dense), copy.deepcopy(small))]
     x = [b.bfloat16() for b in batches]
-    lost = try_out(halves[1], halves[0], x[:1], x[1:], layers, steps=1)
-    assert len(lost) == 2
+    trial = try_out(halves[1], halves[0], x[:1], x[1:], layers, steps=1)
+    assert len(trial.means) == 2
     assert next(halves[1].parameters()).dtype == torch.bfloat16
 
 

@@ -272,17 +272,17 @@ def _made(
 
     steps, layers = STEPS if steps is True else int(steps), list(plan.replaced)
     part, held = known.parted()
-    lost: tuple[float, ...] = ()
+    trial = None
     if held:
-        trial, _, _ = _fitted(model, plan, part, how, progress)
-        lost = try_out(
-            trial, model, part.batches, held, layers,
+        tried, _, _ = _fitted(model, plan, part, how, progress)
+        trial = try_out(
+            tried, model, part.batches, held, layers,
             steps=steps, seed=plan.seed, progress=progress,
         )  # fmt: skip
     small, built, notes = _fitted(model, plan, known, how, progress)
     found = refine(
         small, model, known.batches, layers,
-        lost=lost, steps=steps, seed=plan.seed, progress=progress,
+        trial=trial, steps=steps, seed=plan.seed, progress=progress,
     )  # fmt: skip
     return small, built, [*notes, str(found)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class Refined:
     def __str__(self) -> str:
         n = len(self.blocks)
         if self.done == 0:
-            return "not refined: in a trial, examples held out did not gain by it"
+            return "not refined: in a trial, examples held out lost by it"
         if not n:
             return "nothing was refined: no block holds a replaced layer that runs once"
         before, after = (sum(b[k] for b in self.blocks.values()) / n for k in (0, 1))
@@ -52,7 +53,40 @@ class Refined:
             return f"{said}on average; there were too few examples for a trial"
         end = ", then trained end to end" if self.done > 1 else ""
         lost = f"{self.lost[0]:.4g} to {self.lost[self.done]:.4g}"
-        return f"{said}on average{end}; in a trial the loss on examples held out fell from {lost}"
+        return f"{said}on average{end}; in a trial the loss on examples held out went from {lost}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What examples held out say of refinement.
+
+    Args:
+        losses: for the model as it was, with refined blocks, and after training end to end:
+            how far the outputs are off on each few of the examples.
+    """
+
+    losses: tuple[tuple[float, ...], ...]
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """The mean loss of each."""
+        return tuple(sum(row) / len(row) for row in self.losses)
+
+    @property
+    def best(self) -> int:
+        """The step of least loss among those that do no harm: 0 for none.
+
+        A loss that rises by less than a standard error does not count as harm, as a quarter
+        of a few hundred examples says little.
+        """
+        means = self.means
+        harmless = [k for k in range(1, len(means)) if means[k] - self._error(k) < means[0]]
+        return min(harmless, key=means.__getitem__) if harmless else 0
+
+    def _error(self, k: int) -> float:
+        """Standard error of the rise from the model as it was."""
+        rises = [b - a for a, b in zip(self.losses[0], self.losses[k], strict=True)]
+        return stdev(rises) / len(rises) ** 0.5 if len(rises) > 1 else 0.0
 
 
 def try_out(
@@ -65,7 +99,7 @@ def try_out(
     steps: int = STEPS,
     seed: int = 0,
     progress: Progress | None = None,
-) -> tuple[float, ...]:
+) -> Trial:
     """Refine a model in short, in place, to see what examples held out say of each step.
 
     Args:
@@ -74,22 +108,23 @@ def try_out(
         batches: inputs, from `calibration_batches`.
         held: others.
         layers: names of the replaced layers.
-        steps: gradient steps for a block, and of training end to end.
+        steps: gradient steps for a block, and of training end to end, which parameters in
+            half precision are spared.
         seed: of everything random.
         progress: called as (what, done, total).
-
-    Returns:
-        How far the outputs for `held` are off: at first, with refined blocks, and after
-        training end to end, which parameters in half precision are spared.
     """
-    parts = split_batches(batches, _BATCH)
-    lost = [_compared(teacher, small, held).loss]
+    parts, few = split_batches(batches, _BATCH), split_batches(held, 4)
+
+    def losses() -> tuple[float, ...]:
+        return tuple(_compared(teacher, small, [b]).loss for b in few)
+
+    found = [losses()]
     train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
-    lost.append(_compared(teacher, small, held).loss)
+    found.append(losses())
     if all(p.dtype.itemsize >= 4 for p in small.parameters() if p.is_floating_point()):
         distil(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
-        lost.append(_compared(teacher, small, held).loss)
-    return tuple(lost)
+        found.append(losses())
+    return Trial(tuple(found))
 
 
 def refine(
@@ -98,7 +133,7 @@ def refine(
     batches: Sequence[Example],
     layers: Sequence[str],
     *,
-    lost: Sequence[float] = (),
+    trial: Trial | None = None,
     steps: int = STEPS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -113,7 +148,7 @@ def refine(
         teacher: the dense one.
         batches: inputs, from `calibration_batches`.
         layers: names of the replaced layers.
-        lost: what `try_out` found; without it, blocks alone are refined.
+        trial: what `try_out` found; without it, blocks alone are refined.
         steps: gradient steps for a block; five times as many follow end to end.
         seed: of everything random.
         progress: called as (what, done, total).
@@ -121,15 +156,15 @@ def refine(
     Raises:
         InputError: steps that make no sense.
     """
-    stages = min(range(len(lost)), key=lost.__getitem__) if lost else 1
+    lost, stages = ((), 1) if trial is None else (trial.means, trial.best)
     if not stages:
-        return Refined({}, tuple(lost), 0)
+        return Refined({}, lost, 0)
     parts = split_batches(batches, _BATCH)
     blocks = train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
     if stages > 1:
         steps *= _ROUNDS
         distil(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
-    return Refined(blocks, tuple(lost), stages)
+    return Refined(blocks, lost, stages)
 
 
 def distil(
