@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowrank.compression.batchnorm import batch_norms, improves
 from lowrank.compression.calibrate import calibration_batches, check_batches
 from lowrank.compression.curves import Progress
-from lowrank.compression.example import Example
+from lowrank.compression.example import Example, fourths
 from lowrank.compression.fits import Data, Fitting, How, take_mean
 from lowrank.compression.int8 import (
     dequantize,
@@ -200,15 +200,14 @@ def renormalise(model: nn.Module, small: nn.Module, batches: Sequence[Example]) 
 
     Every fourth batch is held out. True if they were kept.
     """
-    held = list(batches[::4])
-    rest = [b for k, b in enumerate(batches) if k % 4] or held
+    rest, held = fourths(batches)
 
     def lost(candidate: nn.Module) -> float:
         found = compare_outputs(model, candidate, None, held)
         assert found is not None
         return found.loss
 
-    return improves(small, batch_norms(small), rest, lost) is not None
+    return improves(small, batch_norms(small), rest or held, lost) is not None
 
 
 def _check_plan(model: nn.Module, plan: Plan) -> None:

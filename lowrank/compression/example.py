@@ -179,6 +179,17 @@ def split_batches(batches: Sequence[Example], size: int) -> list[Example]:
     return parts
 
 
+def fourths(batches: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """Three quarters of the batches, and every fourth from the first on, to be held out.
+
+    Example:
+        >>> rest, held = fourths([torch.full((1,), k) for k in range(5)])
+        >>> len(rest), len(held)
+        (3, 2)
+    """
+    return [b for k, b in enumerate(batches) if k % 4], list(batches[::4])
+
+
 def tensors(value: Any) -> list[Tensor]:
     """Every tensor inside a tensor, tuple, list, dict or dataclass, in order.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowrank.compression.calibrate import Calibration, Loss, calibrate
-from lowrank.compression.example import Example, batch_size, split_batches
+from lowrank.compression.example import Example, batch_size, fourths, split_batches
 from lowrank.compression.layers import LayerView
 from lowrank.compression.modules import bias_holder
 from lowrank.compression.moments import Moments
@@ -100,7 +100,8 @@ class Data:
         parts = split_batches(self.batches, max(1, min(64, n // 4)))
         if len(parts) < 2:
             return self, []
-        return replace(self, batches=[b for k, b in enumerate(parts) if k % 4]), parts[::4]
+        rest, held = fourths(parts)
+        return replace(self, batches=rest), held
 
     def reason(self, name: str) -> str | None:
         """Why data says nothing about how to fit the layer, or None."""

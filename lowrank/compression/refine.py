@@ -14,7 +14,7 @@ from lowrank.compression.batches import mixable
 from lowrank.compression.blocks import STEPS, Progress, find_blocks, train_blocks
 from lowrank.compression.example import Example, batch_size, run, split_batches
 from lowrank.compression.finetune import finetune
-from lowrank.compression.quality import Quality, compare_outputs
+from lowrank.compression.quality import compare
 
 _BATCH = 32
 """Examples in a step, at most."""
@@ -114,9 +114,10 @@ def try_out(
         progress: called as (what, done, total).
     """
     parts, few = split_batches(batches, _BATCH), split_batches(held, 4)
+    wanted = [run(teacher, batch) for batch in few]
 
     def losses() -> tuple[float, ...]:
-        return tuple(_compared(teacher, small, [b]).loss for b in few)
+        return tuple(compare([(y, run(small, b))]).loss for y, b in zip(wanted, few, strict=True))
 
     found = [losses()]
     train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
@@ -193,7 +194,7 @@ def distil(
         seed: of everything random.
         progress: called as (what, done, total).
     """
-    found = _compared(teacher, small, batches)
+    found = compare((run(teacher, batch), run(small, batch)) for batch in batches)
     finetune(
         small,
         teacher=teacher,
@@ -220,12 +221,6 @@ def _joined(batches: Sequence[Example]) -> Any:
     tensors = [b for b in batches if isinstance(b, Tensor)]
     same = len(tensors) == len(batches) and len({b.shape[1:] for b in tensors}) == 1
     return torch.cat(tensors) if same else batches
-
-
-def _compared(teacher: nn.Module, small: nn.Module, batches: Sequence[Example]) -> Quality:
-    found = compare_outputs(teacher, small, None, list(batches))
-    assert found is not None
-    return found
 
 
 def _hints(teacher: nn.Module, layers: Sequence[str], batch: Example) -> list[str]:
