@@ -7,9 +7,9 @@
 Top-1 agreement and KL against the dense network at 0.9, 0.8 and 0.7 of its MACs, weights
 only, then with batch-norm statistics re-estimated on pictures that are not in the test.
 With `--data`, calibrated on five crops of each of foolbox's labelled pictures and tested on
-crops of all the photographs: output-PCA (the channel SVD of every layer on its own data),
-then every method in one knapsack with sequential fits, then block-wise refinement, without
-labels.
+crops of all the photographs: output-PCA (the channel SVD of every layer on its own data) with
+ranks by the energy of the outputs or by the probes of the default, then every method in one
+knapsack with sequential fits, then block-wise refinement, without labels.
 
 Test without data: foolbox's 20 labelled ImageNet pictures and crops of half of scikit-image's and
 scikit-learn's photographs; the crops of the other half are for re-estimation.
@@ -22,6 +22,7 @@ import contextlib
 import io
 import json
 import platform
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import lowrank
+from lowrank.compression.curves import Curve
+from lowrank.compression.methods import ChannelSVD
 from lowrank.compression.profile import compare_latency
 from lowrank.compression.quality import accuracy, compare_outputs
 from lowrank.compression.tradeoff import weighed_plan
@@ -90,7 +93,14 @@ def calibration() -> Tensor:
     """Five crops of every labelled picture."""
     files = sorted((folder("foolbox") / "data").glob("imagenet_*"))
     boxes = [(0, 0, 1), (0.1, 0.1, 0.8), (0, 0, 0.8), (0.2, 0.2, 0.8), (0.2, 0, 0.8)]
-    return torch.stack([prepared(Image.open(f), b) for b in boxes for f in files])
+    return torch.stack([prepared(Image.open(f), b) for f in files for b in boxes])
+
+
+def only_svd(curve: Curve) -> Curve:
+    """The curve with the channel SVD alone, whose fit to data is the PCA of the outputs."""
+    return replace(
+        curve, candidates=tuple(c for c in curve.candidates if isinstance(c.method, ChannelSVD))
+    )
 
 
 def with_data(out: Path) -> None:
@@ -98,14 +108,14 @@ def with_data(out: Path) -> None:
     dense, data, test = dense_network(), calibration(), torch.cat(crops())
     saved = json.loads(out.read_text()) if out.exists() else {}
     rows: list[dict] = []
-    plain = lowrank.measure(
-        dense, data[:1], data=data, methods=["channel_svd"], weighting="outputs"
-    )
     curves = lowrank.measure(dense, data[:1], data=data)
+    svd = replace(curves, curves=tuple(only_svd(c) for c in curves.curves))
     for keep in KEEPS:
-        pca = plain.plan(macs=keep, exponent=0.0)
-        small, _ = lowrank.apply(dense, pca, data=plain.data, fit="parallel")
-        tests = {"output-PCA": small}
+        tests: dict[str, nn.Module] = {}
+        for weighed in (False, True):
+            pca = weighed_plan(dense, svd, {"macs": keep}, None if weighed else 0.0)
+            name = f"output-PCA, ranks by {'probes' if weighed else 'output energy'}"
+            tests[name], _ = lowrank.apply(dense, pca, data=curves.data, fit="parallel")
         ours = weighed_plan(dense, curves, {"macs": keep}, None)
         tests["data-aware, sequential"], _ = lowrank.apply(dense, ours, data=curves.data)
         tests["refined"], _ = lowrank.apply(dense, ours, data=curves.data, refine=STEPS)

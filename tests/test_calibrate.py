@@ -16,7 +16,7 @@ import lowrank
 from lowrank.compression import patches as patches_module
 from lowrank.compression.calibrate import Calibration, calibrate, calibration_batches, check_batches
 from lowrank.compression.layers import LayerSpec, canonical, spec_of
-from lowrank.compression.moments import DAMPING, Moments, Sums, form_of
+from lowrank.compression.moments import DAMPING, Moments, Sums, form_of, rows_of_a_draw
 from lowrank.compression.patches import n_positions, outputs, patches
 from lowrank.compression.scan import scan
 from lowrank.errors import InputError
@@ -75,14 +75,37 @@ def test_sums_are_the_covariance_of_numpy(offset: float) -> None:
     sums = Sums(spec, targets=True)
     for rows in torch.arange(70).split(32):
         sums.add(X[rows], Y[rows])
-    moments, (Q, mean_y) = sums.moments(), sums.regression()
+    moments, found = sums.moments(), sums.regression()
     assert moments.n == 70
     torch.testing.assert_close(moments.mean, X.mean(0))
-    torch.testing.assert_close(mean_y, Y.mean(0))
+    torch.testing.assert_close(found.mean, Y.mean(0))
     for g in range(2):
         both = np.cov(torch.cat([Y[:, g], X[:, g]], 1).numpy().T, bias=True)
         torch.testing.assert_close(moments.C[g], torch.from_numpy(both[3:, 3:]))
-        torch.testing.assert_close(Q[g], torch.from_numpy(both[:3, 3:]))
+        torch.testing.assert_close(found.Q[g], torch.from_numpy(both[:3, 3:]))
+        assert float(found.size[g]) == pytest.approx(float(np.trace(both[:3, :3])), rel=1e-6)
+
+
+def test_a_regression_keeps_to_the_weight_where_few_examples_say_otherwise() -> None:
+    """Drawn less towards it where the inputs explain the targets, though they are few."""
+    generator = torch.Generator().manual_seed(3)
+    W = torch.randn(1, 4, 24, generator=generator, dtype=torch.float64)
+    change = torch.randn(1, 4, 24, generator=generator, dtype=torch.float64)
+    noise = torch.randn(60, 1, 4, generator=generator, dtype=torch.float64)
+    X = torch.randn(60, 1, 24, generator=generator, dtype=torch.float64)
+
+    def fitted(Y: Tensor) -> Tensor:
+        sums = Sums(LayerSpec("linear", 24, 4), targets=True)
+        sums.add(X, Y, rows=1)
+        moments, found = sums.moments(), sums.regression()
+        assert float(moments.share) > 0.2
+        return found.solution(W, moments.C, moments.share)
+
+    clean = torch.einsum("gof,pgf->pgo", W + change, X)
+    assert (fitted(clean) - W - change).norm() < 0.1 * change.norm()
+    least = torch.linalg.lstsq(X[:, 0], noise[:, 0]).solution.norm()
+    unmoved = torch.einsum("gof,pgf->pgo", W, X) + noise
+    assert (fitted(unmoved) - W).norm() < 0.8 * least
 
 
 def test_a_wide_layer_is_held_as_channels_x_places(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,12 +334,46 @@ def test_an_input_that_is_always_zero_is_no_trouble() -> None:
 
 
 def test_the_metric_is_damped_and_counts_the_mean_where_nothing_takes_it() -> None:
-    moments = Moments(9, torch.tensor([[1.0, 2.0]]).double(), torch.eye(2)[None].double())
-    eye = torch.eye(2).double()
-    torch.testing.assert_close(moments.metric().C[0], (1 + DAMPING) * eye)
+    eye, share = torch.eye(2).double(), torch.tensor([0.1]).double()
+    moments = Moments(9, torch.tensor([[1.0, 2.0]]).double(), 2 * eye[None], share)
+    torch.testing.assert_close(moments.metric().C[0], 2 * eye)
     outer = torch.tensor([[1.0, 2.0], [2.0, 4.0]]).double()
-    expected = eye + outer + DAMPING * 3.5 * eye
+    expected = 0.9 * (2 * eye + outer) + 0.1 * 4.5 * eye
     torch.testing.assert_close(moments.metric(centred=False).C[0], expected)
+    seen = moments.metric(centred=False, seen=True)
+    torch.testing.assert_close(seen.C[0], 2 * eye + outer)
+
+
+def test_the_share_left_to_chance_is_that_of_ledoit_and_wolf() -> None:
+    covariance = pytest.importorskip("sklearn.covariance")
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(12, 12, generator=generator, dtype=torch.float64)
+    for n in (10, 40, 400):
+        x = torch.randn(n, 12, generator=generator, dtype=torch.float64) @ mixing
+        x = x - x.mean(0)
+        sums = Sums(LayerSpec("linear", 12, 3))
+        sums.add(x[:, None], rows=1)
+        moments = sums.moments()
+        C = moments.C[0]
+        apart = (C - C.diagonal().mean() * torch.eye(12)).square().sum() / C.square().sum()
+        expected = covariance.ledoit_wolf_shrinkage(x.numpy()) * float(apart) * n / (n - 1)
+        assert float(moments.share) == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_draw_says_nothing_of_chance_and_many_leave_little_to_it() -> None:
+    x = torch.randn(4096, 1, 6, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 7)
+    once, often = Sums(LayerSpec("linear", 6, 3)), Sums(LayerSpec("linear", 6, 3))
+    once.add(x)
+    often.add(x, rows=64)
+    assert float(once.moments().share) == DAMPING
+    assert DAMPING <= float(often.moments().share) < 0.01
+
+
+def test_examples_of_a_batch_count_as_draws_of_their_own() -> None:
+    assert rows_of_a_draw(6400, 64) == 800  # eight draws
+    assert rows_of_a_draw(100, 1) == 100
+    assert rows_of_a_draw(3, 3) == 3
+    assert rows_of_a_draw(16, 16) == 4
 
 
 # --- gradients ---------------------------------------------------------------------------

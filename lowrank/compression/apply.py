@@ -270,7 +270,7 @@ def _made(
     from lowrank.compression.refine import refine, try_out
 
     steps, layers = STEPS if steps is True else int(steps), list(plan.replaced)
-    part, held = known.parted()
+    part, held = known.parted(model)
     trial = None
     if held:
         tried, _, _ = _fitted(model, plan, part, how, progress)
@@ -590,12 +590,17 @@ def _replace_head(model: nn.Module, name: str, to: str, originals: dict[str, nn.
 
 def _folded(chain: nn.Module, method: Method, original: nn.Module) -> Tensor:
     """The weight, in the original module's layout, that the stages amount to."""
-    assert isinstance(chain, nn.Sequential)
     spec = _spec(original)
+    folded = folded_weight(chain, method, spec)
+    return module_layout(spec, folded, transposed=is_transposed_linear(original))
+
+
+def folded_weight(chain: nn.Module, method: Method, spec: LayerSpec) -> Tensor:
+    """The canonical weight that the stages of a replaced layer amount to."""
+    assert isinstance(chain, nn.Sequential)
     stages = method.specs(spec)
     factors = [stage.read(module) for stage, module in zip(stages, chain, strict=True)]
-    folded = compose(spec, stages, with_leaves(factors, [_wide(f) for f in leaves(factors)]))
-    return module_layout(spec, folded, transposed=is_transposed_linear(original))
+    return compose(spec, stages, with_leaves(factors, [_wide(f) for f in leaves(factors)]))
 
 
 def _wide(values: Tensor) -> Tensor:

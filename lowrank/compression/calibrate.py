@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lowrank.compression.example import Example, batch_size, call, evaluating, flatten
 from lowrank.compression.layers import LayerView
-from lowrank.compression.moments import Moments, Sums, moment_bytes
-from lowrank.compression.patches import chunks, n_positions, outputs, patches
+from lowrank.compression.moments import Moments, Sums, moment_bytes, rows_of_a_draw
+from lowrank.compression.patches import batched, chunks, n_positions, outputs, patches
 from lowrank.compression.quality import batches_of, is_scores
 from lowrank.errors import InputError
 
@@ -188,10 +188,12 @@ def add_call(
         return
     n = n_positions(view.spec, y)
     positions = _drawn(view, n, n_batches, generator)
+    examples = len(batched(view.spec, x)) if view.spec.kernel else len(x)
+    rows = rows_of_a_draw(len(positions), examples)
     for part in chunks(view.spec, positions):
         take = None if len(part) == n else part.to(x.device)  # all of them need no gathering
         goal = None if target is None else outputs(view.spec, target, take)
-        sums.add(patches(view.spec, x, take), goal)
+        sums.add(patches(view.spec, x, take), goal, rows=rows)
 
 
 def _drawn(view: LayerView, n: int, n_batches: int, generator: torch.Generator) -> Tensor:

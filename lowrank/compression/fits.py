@@ -94,14 +94,20 @@ class Data:
         sinks = find_sinks(model, views, batches[0])
         return cls({v.name: v for v in views}, sinks, found, batches, weighting)
 
-    def parted(self) -> tuple[Data, list[Example]]:
-        """The same without a quarter of the examples, and these; none of few examples."""
+    def parted(self, model: nn.Module) -> tuple[Data, list[Example]]:
+        """The same without a quarter of the examples, and these; none of few examples.
+
+        The model, which is the dense one, is calibrated anew on those that are left.
+        """
         n = sum(map(batch_size, self.batches))
         parts = split_batches(self.batches, max(1, min(64, n // 4)))
         if len(parts) < 2:
             return self, []
         rest, held = fourths(parts)
-        return replace(self, batches=rest), held
+        found = calibrate(model, list(self.views.values()), rest)
+        known = self.calibration.layers
+        layers = {name: replace(m, G=known[name].G) for name, m in found.layers.items()}
+        return replace(self, calibration=replace(found, layers=layers), batches=rest), held
 
     def reason(self, name: str) -> str | None:
         """Why data says nothing about how to fit the layer, or None."""
@@ -131,9 +137,16 @@ class Data:
             return moments.metric(weighted=True).G
         return _of_norm(model, self.sinks.get(name, Sink()), view, moments)
 
-    def metric(self, model: nn.Module, name: str) -> Metric:
-        """The metric of a layer's output error in the dense model."""
-        metric = self.calibration.layers[name].metric(centred=self.centred(name))
+    def metric(self, model: nn.Module, name: str, *, seen: bool = False) -> Metric:
+        """The metric of a layer's output error in the dense model.
+
+        Args:
+            model: the dense one.
+            name: of the layer.
+            seen: on the calibration examples alone, without regard to others.
+        """
+        moments = self.calibration.layers[name]
+        metric = moments.metric(centred=self.centred(name), seen=seen)
         return replace(metric, G=self.weight_of_outputs(model, name))
 
     def importance(self, model: nn.Module, name: str) -> Importance:

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lowrank.compression.apply import replace_layers
+from lowrank.compression.apply import folded_weight, replace_layers
 from lowrank.compression.compress import all_dense
 from lowrank.compression.curves import Candidate, Curve, Curves, Progress
 from lowrank.compression.example import Example, batch_size, run, tensors
+from lowrank.compression.fits import Data
 from lowrank.compression.plan import Plan
 from lowrank.compression.quality import compare
 from lowrank.compression.replay import Reached, Replay
@@ -23,6 +24,9 @@ Metric = Callable[[nn.Module], float]
 
 _ERRORS = (0.02, 0.1)
 """Relative squared errors of a layer's output at which it is probed."""
+
+_TOO_SMALL = 1e-6
+"""Relative squared error from which a probe tells something."""
 
 _EXAMPLES, _FEWEST = 128, 16
 """Most and fewest calibration examples that a probe runs."""
@@ -158,11 +162,30 @@ def _probed(model: nn.Module, curves: Curves, curve: Curve, loss: Loss) -> Curve
             small, _ = replace_layers(
                 model, _alone(curves, near), curves.data, "parallel", max_iter=0
             )
-            rates.append(max(loss(small, curve.layer), 0.0) / near.error)
+            error = _error_seen(model, small, curves.data, near)
+            if error > _TOO_SMALL:
+                rates.append(max(loss(small, curve.layer), 0.0) / error)
     if not rates:
         return curve
     importance = replace(curve.importance, loss=max(sum(rates) / len(rates), 1e-12))
     return replace(curve, importance=importance)
+
+
+def _error_seen(model: nn.Module, small: nn.Module, data: Data, candidate: Candidate) -> float:
+    """A replaced layer's error on the examples that the probe runs, in units of the curve's.
+
+    A few examples say less of a layer's inputs than `Candidate.error` allows for, and what
+    the model's output loses on them comes of their own error.
+    """
+    name = candidate.layer
+    if data.reason(name) is not None:
+        return candidate.error
+    view = data.views[name]
+    made = folded_weight(small.get_submodule(name), candidate.method, view.spec)
+    W = view.weight()
+    seen = data.metric(model, name, seen=True).error((W - made).flatten(2))
+    whole = data.metric(model, name).error(W.flatten(2))
+    return seen / whole if whole else candidate.error
 
 
 def _alone(curves: Curves, candidate: Candidate) -> Plan:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lowrank.compression.calibrate import add_call
 from lowrank.compression.example import Example
 from lowrank.compression.layers import LayerView
-from lowrank.compression.moments import DAMPING, Sums, damped
+from lowrank.compression.moments import Sums, damped
 from lowrank.compression.replay import Reached, Replay
 from lowrank.compression.sinks import ADDITIONS, Sink, Uses, other_operand
 from lowrank.decompositions.metric import Metric
@@ -189,18 +189,15 @@ def _per_channel(values: Tensor, view: LayerView) -> Tensor:
 def _goal(view: LayerView, sums: Sums, G: Tensor | None, centred: bool) -> Goal:
     """The regression of the targets on the inputs, drawn towards the weight as it is."""
     moments = sums.moments()
-    Q, mean_out = sums.regression()
+    found = sums.regression()
     weight = view.weight()
     W = weight.flatten(2).to(sums.dtype)
     if moments.space is not None:  # too wide for a regression: the weight stays the target
         metric = moments.metric(centred=centred)
-        return Goal(weight, Metric(metric.C, G, metric.space), moments.mean, mean_out, centred)
+        return Goal(weight, Metric(metric.C, G, metric.space), moments.mean, found.mean, centred)
     C = moments.C
     if not centred:
         C = C + moments.mean[:, :, None] * moments.mean[:, None, :]
-        Q = Q + mean_out[:, :, None] * moments.mean[:, None, :]
-    wide = damped(C)
-    ridge = DAMPING * C.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-    L = torch.linalg.cholesky(wide)
-    best = torch.cholesky_solve((Q + ridge * W).mT, L).mT
-    return Goal(best.reshape(weight.shape), Metric(wide, G), moments.mean, mean_out, centred)
+        found = found.uncentred(moments.mean)
+    best = found.solution(W, C, moments.share.to(C)).reshape(weight.shape)
+    return Goal(best, Metric(damped(C, moments.share), G), moments.mean, found.mean, centred)
