@@ -369,6 +369,15 @@ def test_one_draw_says_nothing_of_chance_and_many_leave_little_to_it() -> None:
     assert DAMPING <= float(often.moments().share) < 0.01
 
 
+def test_layers_that_too_few_examples_show_are_named() -> None:
+    net, x = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 2)), torch.randn(2000, 64)
+    few, many = _calibrated(net, [x[:16]]), _calibrated(net, [x])
+    assert next(iter(few.uncertain)) == "0"
+    assert "more examples would help: left to chance are 0" in str(few)
+    assert not many.uncertain
+    assert "chance" not in str(many)
+
+
 def test_examples_of_a_batch_count_as_draws_of_their_own() -> None:
     assert rows_of_a_draw(6400, 64) == 800  # eight draws
     assert rows_of_a_draw(100, 1) == 100

@@ -24,6 +24,9 @@ Loss = Callable[[Any], Tensor]
 _POSITIONS = 1 << 18
 """Most positions of a layer whose patches are summed, over all examples."""
 
+_UNSURE = 0.25
+"""Share of a moment left to chance from which more examples are advised."""
+
 _WORK = 1 << 36
 """Most multiplications for one layer's moment, but at least four positions per input."""
 
@@ -48,6 +51,16 @@ class Calibration:
     bytes: int
     kronecker: tuple[str, ...] = ()
 
+    @property
+    def uncertain(self) -> dict[str, float]:
+        """Layers whose moment is to a quarter or more left to chance -> that share, largest first.
+
+        Where it is near 1 there were too few examples, and fits keep to the weights.
+        """
+        shares = {name: float(m.share.max()) for name, m in self.layers.items()}
+        unsure = {name: s for name, s in shares.items() if s >= _UNSURE}
+        return dict(sorted(unsure.items(), key=lambda item: -item[1]))
+
     def __str__(self) -> str:
         text = (
             f"calibrated {len(self.layers)} layers on {self.n_examples} examples in "
@@ -55,6 +68,10 @@ class Calibration:
         )
         if self.kronecker:
             text += f"; as channels x kernel places: {', '.join(self.kronecker)}"
+        if unsure := self.uncertain:
+            first = ", ".join(f"{name} {share:.0%}" for name, share in list(unsure.items())[:3])
+            others = f" and {len(unsure) - 3} others" if len(unsure) > 3 else ""
+            text += f"; more examples would help: left to chance are {first}{others}"
         if self.never_ran:
             text += f"; never ran: {', '.join(self.never_ran)}"
         return text
