@@ -217,8 +217,8 @@ class Sums:
         self._norms += product.flatten(1).square().sum(1).double()
         self._draws += X.shape[1] ** 2
 
-    def share(self) -> Tensor:
-        """How much of the second moment is left to chance, (groups,), in [DAMPING, 1].
+    def share(self, C: Tensor) -> Tensor:
+        """How much of the centred second moment C is left to chance, (groups,), in [DAMPING, 1].
 
         The variance of the mean over all draws, as far as these differ, over the squared size
         of the moment: near 0 with many draws, near 1 with fewer than there are inputs.
@@ -232,17 +232,10 @@ class Sums:
         together = self._draws / self.n**2  # 1 over the number of draws
         if together >= 1 - 1e-9:
             return least
-        C = (self.S / self.n).double()
-        spread = (self._norms / self.n**2 - together * C.square().sum((1, 2))) / (1 - together)
-        size = (C - self._offset_moment().double()).square().sum((1, 2))
+        whole = (self.S / self.n).double().square().sum((1, 2))
+        spread = (self._norms / self.n**2 - together * whole) / (1 - together)
+        size = C.double().square().sum((1, 2))
         return (spread / size.clamp_min(torch.finfo(size.dtype).tiny)).clamp(DAMPING, 1.0)
-
-    def _offset_moment(self) -> Tensor:
-        offset = self.s / self.n
-        if self.form == "full":
-            return offset[:, :, None] * offset[:, None, :]
-        folded = offset.unflatten(-1, (-1, self._places))
-        return folded @ folded.mT
 
     def count(self, words: Tensor) -> None:
         """Add word numbers of an embedding."""
@@ -258,12 +251,14 @@ class Sums:
         assert self._shift is not None
         offset = self.s / self.n  # of the shifted inputs
         mean = self._shift + offset
-        C, share = self.S / self.n - self._offset_moment(), self.share()
         if self.form == "full":
-            return Moments(self.n, mean, C, share)
+            C = _centred(self.S / self.n, offset, offset)
+            return Moments(self.n, mean, C, self.share(C))
         folded = offset.unflatten(-1, (-1, self._places))
+        C = self.S / self.n - folded @ folded.mT
         space = self.space / self.n - torch.einsum("gik,gil->kl", folded, folded)
         total = space.diagonal().sum().clamp_min(torch.finfo(self.dtype).tiny)
+        share = self.share(C)
         return Moments(self.n, mean, C, share, space / total)  # tr(C (x) space) = the true trace
 
     def regression(self) -> Regression:
