@@ -6,10 +6,10 @@
 
 Top-1 agreement and KL against the dense network at 0.9, 0.8 and 0.7 of its MACs, weights
 only, then with batch-norm statistics re-estimated on pictures that are not in the test.
-With `--data`, calibrated on five crops of each of foolbox's labelled pictures and tested on
-crops of all the photographs: output-PCA (the channel SVD of every layer on its own data) with
-ranks by the energy of the outputs or by the probes of the default, then every method in one
-knapsack with sequential fits, then block-wise refinement, without labels.
+With `--data`, calibrated on six crops of each of foolbox's labelled pictures and their mirror
+images, and tested on crops of all the photographs: output-PCA (the channel SVD of every layer
+on its own data) with ranks by the energy of the outputs or by the probes of the default, then
+every method in one knapsack with sequential fits, then block-wise refinement, without labels.
 
 Test without data: foolbox's 20 labelled ImageNet pictures and crops of half of scikit-image's and
 scikit-learn's photographs; the crops of the other half are for re-estimation.
@@ -90,10 +90,11 @@ def crops() -> tuple[Tensor, Tensor]:
 
 
 def calibration() -> Tensor:
-    """Five crops of every labelled picture."""
+    """Six crops of every labelled picture, and their mirror images."""
     files = sorted((folder("foolbox") / "data").glob("imagenet_*"))
-    boxes = [(0, 0, 1), (0.1, 0.1, 0.8), (0, 0, 0.8), (0.2, 0.2, 0.8), (0.2, 0, 0.8)]
-    return torch.stack([prepared(Image.open(f), b) for f in files for b in boxes])
+    boxes = [(0, 0, 1), (0.1, 0.1, 0.8), (0, 0, 0.7), (0.3, 0.3, 0.7), (0.3, 0, 0.7), (0, 0.3, 0.7)]
+    found = [prepared(Image.open(f), b) for f in files for b in boxes]
+    return torch.stack([c for crop in found for c in (crop, crop.flip(-1))])
 
 
 def only_svd(curve: Curve) -> Curve:

@@ -26,7 +26,7 @@ from lowrank.compression.curves import Curves
 from lowrank.compression.latency import compare
 from lowrank.compression.quality import accuracy, compare_outputs
 
-LATENCIES = (0.8, 0.7, 0.6)
+LATENCIES = (0.6, 0.7, 0.8)
 BISECTIONS = 4
 
 
