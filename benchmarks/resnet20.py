@@ -39,8 +39,12 @@ BARS = {
 }
 """Points below dense, at most."""
 
-RATES = {0.33: 1e-3, 0.2: 2e-3, 0.12: 4e-3}
-"""Learning rates of fine-tuning: the farther from the teacher, the higher."""
+RECIPES: dict[float, dict[str, Any]] = {
+    0.33: {"lr": 1e-3, "mix": True},
+    0.2: {"lr": 2e-3, "label_weight": 0.3, "temperature": 2.0},
+    0.12: {"lr": 4e-3, "label_weight": 0.3, "temperature": 2.0},
+}
+"""Fine-tuning: the farther from the teacher, the higher the rate, and the more labels say."""
 
 
 def read(split: str) -> tuple[Tensor, Tensor]:
@@ -111,8 +115,8 @@ def draw(seed: int, results: Results, test: tuple[Tensor, Tensor]) -> None:
 
 
 def finetuned(results: Results, test: tuple[Tensor, Tensor], epochs: int) -> None:
-    """Draw 0, fine-tuned on pairs of the whole training set by the dense network's outputs."""
-    model, train = resnet20(), read("train")[0]
+    """Draw 0, fine-tuned on the whole training set by the dense network's outputs."""
+    model, train = resnet20(), read("train")
     blocks = ["bn", *(f"stages.{i}.{j}" for i in range(3) for j in range(3))]
     images = fashion_mnist("train")[0]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -123,8 +127,8 @@ def finetuned(results: Results, test: tuple[Tensor, Tensor], epochs: int) -> Non
         plan = weighed_plan(model, curves, {"macs": keep}, None)
         small, _ = lowrank.apply(model, plan, data=curves.data)
         small = lowrank.finetune(
-            small, teacher=model, data=train, epochs=epochs, lr=RATES[keep],
-            hints=blocks, hint_weight=10.0, mix=True, batch_size=32,
+            small, teacher=model, data=train, epochs=epochs, batch_size=32,
+            hints=blocks, hint_weight=10.0, **RECIPES[keep],
         )  # fmt: skip
         results.add(f"fine-tuned {keep} 0", **figures(model, small, test), epochs=epochs)
 
