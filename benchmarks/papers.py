@@ -135,7 +135,7 @@ def yu(setting: Setting, epochs: int) -> Any:
     }
     for share in (1 / 3, 1 / 5):
         for what, wanted in forms.items():
-            yield setting.row("Yu 2017", what, only(curves, wanted), 0, params=share)
+            yield setting.row("Yu 2017", what, only(curves, wanted), 0, bytes=share)
 
 
 def legonet(setting: Setting, epochs: int) -> Any:
