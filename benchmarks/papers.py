@@ -135,7 +135,8 @@ def yu(setting: Setting, epochs: int) -> Any:
     }
     for share in (1 / 3, 1 / 5):
         for what, wanted in forms.items():
-            yield setting.row("Yu 2017", what, only(curves, wanted), 0, bytes=share)
+            run = f"{what}, {share:.0%} of the bytes"
+            yield setting.row("Yu 2017", run, only(curves, wanted), 0, bytes=share)
 
 
 def legonet(setting: Setting, epochs: int) -> Any:
