@@ -53,7 +53,7 @@ def main() -> None:
         "machine": platform.machine(),
         "layers": len(curves.curves),
         "candidates": sum(len(c.candidates) for c in curves.curves),
-        "calibration": str(curves.data.calibration)[:200],
+        "calibration": str(curves.data.calibration),
         "all_budgets_cpu_seconds": round(sum(r["cpu_seconds"] for r in rows), 4),
     }
     print(json.dumps(about, indent=1))

@@ -121,14 +121,14 @@ def finetuned(results: Results, test: tuple[Tensor, Tensor], epochs: int) -> Non
     images = fashion_mnist("train")[0]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     curves = lowrank.measure(model, images[:1], data=images[order[:256]])
-    for keep in (0.2, 0.33, 0.12):
+    for keep, recipe in RECIPES.items():
         if f"fine-tuned {keep} 0" in results.rows:
             continue
         plan = weighed_plan(model, curves, {"macs": keep}, None)
         small, _ = lowrank.apply(model, plan, data=curves.data)
         small = lowrank.finetune(
             small, teacher=model, data=train, epochs=epochs, batch_size=32,
-            hints=blocks, hint_weight=10.0, **RECIPES[keep],
+            hints=blocks, hint_weight=10.0, **recipe,
         )  # fmt: skip
         results.add(f"fine-tuned {keep} 0", **figures(model, small, test), epochs=epochs)
 
