@@ -89,9 +89,11 @@ def figures(dense: nn.Module, small: nn.Module, test: tuple[Tensor, Tensor]) -> 
     return {"accuracy": 100 * accuracy(small, *test), "kl": found.kl}
 
 
-def draw(seed: int, results: Results, test: tuple[Tensor, Tensor]) -> None:
-    missing = [k for k in KEEPS if f"refined {k} {seed}" not in results.rows]
-    if not missing:
+def draw(
+    seed: int, results: Results, test: tuple[Tensor, Tensor], recipes: list[str], keeps: list[float]
+) -> None:
+    missing = {k: [r for r in recipes if f"{r} {k} {seed}" not in results.rows] for k in keeps}
+    if not any(missing.values()):
         return
     model, (images, _) = resnet20(), fashion_mnist("train")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
@@ -99,13 +101,15 @@ def draw(seed: int, results: Results, test: tuple[Tensor, Tensor]) -> None:
     started = time.process_time()
     curves = lowrank.measure(model, images[:1], data=picked, seed=seed)
     measured = time.process_time() - started
-    for keep in missing:
+    for keep, names in missing.items():
+        if not names:
+            continue
         started = time.process_time()
         plan = weighed_plan(model, curves, {"macs": keep}, None)
         planned = time.process_time() - started
-        for name, refine in (("default", False), ("refined", True)):
+        for name in names:
             started = time.process_time()
-            small, _ = lowrank.apply(model, plan, data=curves.data, refine=refine)
+            small, _ = lowrank.apply(model, plan, data=curves.data, refine=name == "refined")
             seconds = {
                 "measure": measured,
                 "plan": planned,
@@ -152,6 +156,9 @@ def table(rows: dict[str, Any], dense: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draws", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="the first draw")
+    parser.add_argument("--recipes", nargs="*", default=["default", "refined"])
+    parser.add_argument("--keeps", nargs="*", type=float, default=KEEPS)
     parser.add_argument("--finetune", action="store_true")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -161,8 +168,8 @@ def main() -> None:
     results, test = Results(args.out), read("test")
     if "dense" not in results.rows:
         results.add("dense", accuracy=100 * accuracy(resnet20(), *test), examples=len(test[0]))
-    for seed in range(args.draws):
-        draw(seed, results, test)
+    for seed in range(args.first, args.draws):
+        draw(seed, results, test, args.recipes, args.keeps)
     if args.finetune:
         finetuned(results, test, args.epochs)
     table(results.rows, results.rows["dense"]["accuracy"])

@@ -48,6 +48,9 @@ from lowrank.errors import InputError, PlanError
 
 _RECORD = "_lowrank_applied"
 
+_IN_SHORT = 150
+"""Iterations of a fit that only a trial of the refinement stands on."""
+
 
 @dataclass(frozen=True, eq=False)
 class Applied:
@@ -273,7 +276,7 @@ def _made(
     part, held = known.parted(model)
     trial = None
     if held:
-        tried, _, _ = _fitted(model, plan, part, how, progress)
+        tried, _, _ = _fitted(model, plan, part, how, progress, max_iter=_IN_SHORT)
         trial = try_out(
             tried, model, part.batches, held, layers,
             steps=steps, seed=plan.seed, progress=progress,
@@ -287,9 +290,15 @@ def _made(
 
 
 def _fitted(
-    model: nn.Module, plan: Plan, known: Data | None, how: How, progress: Progress | None
+    model: nn.Module,
+    plan: Plan,
+    known: Data | None,
+    how: How,
+    progress: Progress | None,
+    *,
+    max_iter: int | None = None,
 ) -> tuple[nn.Module, dict[str, Built], list[str]]:
-    small, built = replace_layers(model, plan, known, how, progress=progress)
+    small, built = replace_layers(model, plan, known, how, max_iter=max_iter, progress=progress)
     if known is None:
         return small, built, []
     notes = [str(known.calibration)]

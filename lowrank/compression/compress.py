@@ -10,7 +10,7 @@ from torch import nn
 from lowrank.compression.apply import apply, replace_layers
 from lowrank.compression.calibrate import Loss, check_batches
 from lowrank.compression.curves import Curves, Progress, measure
-from lowrank.compression.example import Example
+from lowrank.compression.example import Example, batch_size
 from lowrank.compression.fits import Data, How, Weighting
 from lowrank.compression.latency import LatencyCheck, compare
 from lowrank.compression.memory import MemoryCheck, measure_memory
@@ -22,6 +22,13 @@ from lowrank.errors import BudgetError, InputError
 
 EXPONENTS = (0.0, 0.5, 0.75, 1.0)
 """Weightings of the layers that are tried on the calibration examples."""
+
+_TRIAL_STEPS = 30
+"""Iterations of each fit in a trial of a weighting."""
+
+_TRIAL_WORK = 1e11
+"""Multiplications of the dense model on the examples up to which trials fit in sequence; on
+larger ones a few of such fits would take longer than all the rest."""
 
 
 def compress(
@@ -140,7 +147,7 @@ def compress(
     if max_drop is not None:
         plan, timed = _within_drop(model, curves, budget, metric, max_drop, refine, progress), None
     else:
-        exponent = weighing(model, curves, budget, exponent, progress)
+        exponent = weighing(model, curves, budget, exponent, progress, fit=fit)
         plan, timed = _planned(model, example, curves, budget, exponent)
     rest = None if data is None else check_batches(data, example, _used(curves))
     small, report = apply(
@@ -247,29 +254,37 @@ def weighing(
     budget: Mapping[str, float | None],
     exponent: float | None,
     progress: Progress | None = None,
+    *,
+    fit: How | None = None,
 ) -> float:
     """The given exponent, or the one whose plan does best in a quick trial.
 
-    A trial factorizes every layer on the dense model's inputs, from the start of the search
-    only, and compares outputs on the calibration examples; a quarter of them is held out of
-    the fits, for there a model that knows the others by heart gives itself away.
+    A trial fits every layer in short, as `apply` will unless the model is large (then to the
+    dense model's inputs), and compares outputs on the calibration examples; a quarter of them
+    is held out of the fits, for there a model that knows the others by heart gives itself
+    away. Which plan is best depends on the fit: what a layer loses is mended in part by those
+    behind it when these are fitted to what it gives.
     """
     if curves.data is None or exponent is not None:
         return 0.5 if exponent is None else exponent
     data, held = curves.data.parted(model)
     examples = [*data.batches, *held]
+    work = curves.total.macs * sum(map(batch_size, examples))
+    how: How = fit or ("sequential" if work <= _TRIAL_WORK else "parallel")
     plans = {e: curves.plan(**budget, exponent=e) for e in EXPONENTS}
     lost: dict[float, float] = {}
     for done, (e, plan) in enumerate(plans.items()):
         if progress is not None:
             progress("weighing layers", done, len(plans))
         same = next((d for d in lost if plans[d].layers == plan.layers), None)
-        lost[e] = lost[same] if same is not None else _trial(model, plan, data, examples)
+        lost[e] = lost[same] if same is not None else _trial(model, plan, data, examples, how)
     return min(lost, key=lost.__getitem__)
 
 
-def _trial(model: nn.Module, plan: Plan, data: Data, examples: Sequence[Example]) -> float:
-    small, _ = replace_layers(model, plan, data, "parallel", max_iter=0)
+def _trial(
+    model: nn.Module, plan: Plan, data: Data, examples: Sequence[Example], how: How
+) -> float:
+    small, _ = replace_layers(model, plan, data, how, max_iter=_TRIAL_STEPS)
     found = compare_outputs(model, small, None, list(examples))
     assert found is not None
     return found.loss
