@@ -96,8 +96,8 @@ def fit(
     best = min(starts, key=lambda f: f.error)
     if max_iter is not None:
         return variable_projection(W, metric, features, best.free, max_iter=max_iter)
-    q, d = best.last.shape[-1], W.shape[-1]
-    affordable = int(_WORK / (3 * q * d * d))
+    q, (g, _, d) = best.last.shape[-1], W.shape
+    affordable = int(_WORK / (3 * g * q * d * d))
     n = min(_MOST, max(_LEAST, affordable))
     best = variable_projection(W, metric, features, best.free, max_iter=n)
     generator = torch.Generator().manual_seed(seed)
