@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
+from math import isfinite
 from typing import Any, ClassVar, NoReturn, get_args
 
 import numpy as np
@@ -485,8 +486,9 @@ def _candidates(
             continue
         found = cls.candidates(view.spec, weight, round_to=round_to, seed=seed, metric=metric)
         for method, error in found:
-            cost = view.cost(method.specs(view.spec))
-            yield Candidate(view.name, method, cost, error)
+            if isfinite(error):  # a fit that came to nothing is no candidate
+                cost = view.cost(method.specs(view.spec))
+                yield Candidate(view.name, method, cost, error)
 
 
 def _in_int8(rounding: Rounding, candidates: Sequence[Candidate]) -> tuple[Whole | Candidate, ...]:

@@ -109,7 +109,7 @@ class Moments:
 def damped(C: Tensor, share: float | Tensor = DAMPING) -> Tensor:
     """C (..., d, d), a share (...) of it replaced by its mean eigenvalue on the diagonal."""
     size = C.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    floor = torch.finfo(C.dtype).tiny  # a layer whose input is always zero
+    floor = torch.finfo(C.dtype).tiny ** 0.5  # a constant input; smaller, squares underflow
     eye = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
     rho = share[..., None, None].to(C) if isinstance(share, Tensor) else share
     return (1 - rho) * C + (rho * size).clamp_min(floor) * eye
