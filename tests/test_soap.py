@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import lowrank
 from lowrank.compression.soap import SOAP
+from lowrank.errors import InputError
 
 
 def _steps(optimizer: torch.optim.Optimizer, loss: object, n: int) -> float:
@@ -102,5 +103,5 @@ def test_finetune_takes_it() -> None:
 
 @pytest.mark.parametrize("bad", [{"lr": 0.0}, {"betas": (0.9, 1.0)}, {"every": 0}])
 def test_bad_arguments(bad: dict[str, object]) -> None:
-    with pytest.raises(lowrank.InputError):
+    with pytest.raises(InputError):
         SOAP([nn.Parameter(torch.ones(2, 2))], **bad)  # type: ignore[arg-type]

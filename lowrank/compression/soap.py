@@ -88,10 +88,11 @@ class SOAP(Optimizer):
         state = self.state[p]
         if not state:
             state.update(step=0, mean=torch.zeros_like(G), square=torch.zeros_like(G))
-            sides = {"L": G @ G.T, "R": G.T @ G} if p.ndim > 1 else {}
-            for side, moment in sides.items():
-                if len(moment) <= group["largest"]:
-                    state[side], state[f"basis {side}"] = moment, _eigenvectors(moment)
+            sides = {"L": G, "R": G.T} if p.ndim > 1 else {}
+            for side, rows in sides.items():
+                if len(rows) <= group["largest"]:
+                    state[side] = rows @ rows.T
+                    state[f"basis {side}"] = _eigenvectors(state[side])
             if "L" in state or "R" in state:
                 return
         beta, beta2 = group["betas"]
@@ -102,9 +103,9 @@ class SOAP(Optimizer):
         mean = _into(state, state["mean"]) / (1 - beta**t)
         root = (state["square"] / (1 - beta2**t)).sqrt()
         p.add_(_out_of(state, mean / (root + group["eps"])).reshape(p.shape), alpha=-group["lr"])
-        for side, moment in (("L", lambda: G @ G.T), ("R", lambda: G.T @ G)):
+        for side, rows in (("L", G), ("R", G.T)):
             if side in state:
-                state[side].lerp_(moment(), 1 - beta2)
+                state[side].lerp_(rows @ rows.T, 1 - beta2)
                 if t % group["every"] == 0:
                     _turn(state, side)
 
