@@ -3,6 +3,7 @@
     apt-get install dataset-fashion-mnist
     python benchmarks/resnet20.py --draws 5
     python benchmarks/resnet20.py --finetune --epochs 2
+    python benchmarks/resnet20.py --finetune --epochs 2 --optimizer adamw
 
 Every draw calibrates on 256 training pictures, without labels, and compresses to each share
 of the MACs: by default, and with block-wise refinement on the same pictures. Rows that the
@@ -48,7 +49,8 @@ RECIPES: dict[float, dict[str, Any]] = {
 }
 """Fine-tuning: the farther from the teacher, the higher the rate, and the more labels say."""
 
-OPTIMIZERS = {"soap": SOAP, "adamw": AdamW}
+OPTIMIZERS = {"soap": SOAP, "adamw": lambda params, lr: AdamW(params, lr=2 * lr)}
+"""Each at the rate that suits it: AdamW did best at twice the rate of SOAP."""
 
 
 def read(split: str) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lowrank.compression.profile import Profile, profile
     from lowrank.compression.quantize import quantize
     from lowrank.compression.report import Report
+    from lowrank.compression.soap import SOAP
     from lowrank.compression.tradeoff import sweep
     from lowrank.errors import LowRankError
     from lowrank.sensing.recover import recover
@@ -40,6 +41,7 @@ _HOME = {
     "Plan": "lowrank.compression.plan",
     "Profile": "lowrank.compression.profile",
     "Report": "lowrank.compression.report",
+    "SOAP": "lowrank.compression.soap",
     "SpatialSVD": "lowrank.compression.methods",
     "TensorTrain": "lowrank.compression.methods",
     "Tied": "lowrank.compression.plan",

@@ -132,7 +132,8 @@ def finetune(
             mixture: a few hundred then say more. Inputs must be floating-point; labels are
             not looked at.
         optimizer: an optimizer of the model's parameters, or what builds one, such as
-            `functools.partial(torch.optim.SGD, momentum=0.9)`; AdamW by default.
+            `functools.partial(torch.optim.SGD, momentum=0.9)`; AdamW by default. `SOAP`
+            gets factors closer to the teacher in as many steps, at about half of AdamW's rate.
         lr: learning rate, given to what builds the optimizer; 2e-4 by default for AdamW.
         schedule: multiplier of the learning rate at a share in [0, 1] of the training.
         max_norm: gradients are scaled down to this norm; None: never.
