@@ -455,6 +455,36 @@ def test_a_loss_that_depends_on_nothing_gets_a_sentence() -> None:
         _calibrated(_net(), [X], gradients=True, loss=lambda y: torch.zeros(()))
 
 
+class _Passed(nn.Module):
+    """Its first output is its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, self.inner(x)
+
+
+def test_the_first_output_that_depends_on_a_layer_counts() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 16)
+    small, report = lowrank.compress(_Passed().eval(), x[:1], params=0.6, data=x)
+    assert report.kept("parameters") <= 0.6
+    assert small(x)[1].isfinite().all()
+
+
+def test_what_is_wrong_with_data_is_said_of_data() -> None:
+    for bad in (X * float("nan"), X[:0]):
+        with pytest.raises(InputError, match=r"^data: "):
+            lowrank.compress(_net(), X[:1], params=0.6, data=bad)
+
+
+def test_a_metric_that_is_no_number_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^metric: "):
+        lowrank.compress(_net(), X[:1], data=X, max_drop=0.1, metric=lambda model: float("nan"))
+
+
 # --- the model is left as it was ---------------------------------------------------------
 
 

@@ -48,7 +48,7 @@ class Batch:
             dict_keys(['x'])
         """
         inputs, labels = _parts(item)
-        check(inputs)
+        check(inputs, "data")
         if labels is not None and not isinstance(labels, Tensor):
             raise InputError(
                 "data", f"labels are a {type(labels).__name__}", "give them as a tensor, or None"

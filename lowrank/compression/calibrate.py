@@ -268,6 +268,8 @@ def _backward(
         with torch.enable_grad():
             output = call(model, batch)
             total = loss(output) if loss else drawn_loss(output, generator)
+        if not views:
+            return
         if not total.requires_grad:
             raise InputError("model", "its output does not depend on any layer", "check the model")
         total.backward()
@@ -290,12 +292,12 @@ def drawn_loss(output: Any, generator: torch.Generator) -> Tensor:
 
     For score vectors (n, classes) the negative log-likelihood of a label drawn from their
     softmax; for anything else a standard normal projection, whose moment is that of half
-    the squared error.
+    the squared error. Of several outputs the first that depends on a layer counts.
     """
     found = flatten(output)
     if not found:
         raise InputError("model", "it returns no floating-point tensor", "wrap it to do so")
-    scores = found[0].float()
+    scores = next((y for y in found if y.requires_grad), found[0]).float()
     if is_scores(scores):
         logs = scores.log_softmax(-1)
         drawn = torch.multinomial(logs.detach().exp().cpu(), 1, generator=generator)

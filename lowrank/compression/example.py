@@ -104,7 +104,7 @@ def run(model: nn.Module, example: Example) -> Any:
         return call(model, example)
 
 
-def check(example: Example) -> None:
+def check(example: Example, name: str = "example") -> None:
     """Refuse an example without tensors, with an empty tensor, or with NaN or Inf.
 
     Raises:
@@ -115,13 +115,13 @@ def check(example: Example) -> None:
         Traceback (most recent call last):
         lowrank.errors.InputError: example['x']: holds NaN or Inf in 1 of 2 values; ...
     """
-    inputs = list(named_tensors(example))
+    inputs = list(_walk(example, name))
     if not inputs:
-        raise InputError("example", f"holds no tensor, given {describe(example)}", _FORMS)
-    for name, tensor in inputs:
+        raise InputError(name, f"holds no tensor, given {describe(example)}", _FORMS)
+    for part, tensor in inputs:
         if tensor.numel() == 0:
             raise InputError(
-                name, f"is empty, shape {tuple(tensor.shape)}", "pass at least one example"
+                part, f"is empty, shape {tuple(tensor.shape)}", "pass at least one example"
             )
         # Tensors without data (meta device, fake tensors) have no values to look at.
         if tensor.is_meta or isinstance(tensor, FakeTensor) or not _is_float(tensor):
@@ -129,7 +129,7 @@ def check(example: Example) -> None:
         bad = int(tensor.numel() - torch.isfinite(tensor).sum())
         if bad:
             problem = f"holds NaN or Inf in {bad} of {tensor.numel()} values"
-            raise InputError(name, problem, "clean the data before it is used")
+            raise InputError(part, problem, "clean the data before it is used")
 
 
 def batch_size(example: Example) -> int:

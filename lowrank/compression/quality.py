@@ -144,7 +144,7 @@ def batches_of(data: Any, example: Example | None) -> Iterable[Example]:
         raise InputError("data", f"{type(data).__name__} gives no batches", "pass a loader")
     for batch in batches:
         inputs = _inputs_only(batch, example)
-        check(inputs)
+        check(inputs, "data")
         yield inputs
 
 

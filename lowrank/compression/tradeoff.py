@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
@@ -216,11 +217,14 @@ def smallest(
         The fraction and the plan, or None if not even the largest compressed model does.
 
     Raises:
-        InputError: a drop that is negative or no number.
+        InputError: a drop that is negative or no number, or a metric that is not finite.
     """
     if not isinstance(max_drop, int | float) or not max_drop >= 0:
         raise InputError("max_drop", f"{max_drop!r} is no drop from 0 up", "give 0.01, say")
     wanted = float(metric(model)) - max_drop
+    if not isfinite(wanted):
+        problem = f"of the dense model it is {wanted + max_drop}"
+        raise InputError("metric", problem, "return a finite number")
     low, high, best = 0.0, 1.0, None
     while high - low > tol:
         keep = (low + high) / 2
