@@ -177,7 +177,7 @@ def test_border_rank_diverges_without_the_bound():
     assert loose[0].error(W) > loose[1].error(W) > loose[2].error(W)
     assert loose[0].sensitivity < loose[1].sensitivity < loose[2].sensitivity
     assert loose[2].sensitivity > 30
-    assert not loose[2].converged
+    assert not loose[1].converged  # later, at a sensitivity of hundreds, rounding may stop it
 
 
 @pytest.mark.parametrize("bound", [2.0, 5.0, 10.0, 20.0])
