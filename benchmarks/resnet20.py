@@ -29,7 +29,6 @@ from torch.optim import AdamW
 import lowrank
 from lowrank.bundled import fashion_mnist, normalise, resnet20
 from lowrank.compression.quality import accuracy, compare_outputs
-from lowrank.compression.soap import SOAP
 from lowrank.compression.tradeoff import weighed_plan
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -49,7 +48,7 @@ RECIPES: dict[float, dict[str, Any]] = {
 }
 """Fine-tuning: the farther from the teacher, the higher the rate, and the more labels say."""
 
-OPTIMIZERS = {"soap": SOAP, "adamw": lambda params, lr: AdamW(params, lr=2 * lr)}
+OPTIMIZERS = {"soap": lowrank.SOAP, "adamw": lambda params, lr: AdamW(params, lr=2 * lr)}
 """Each at the rate that suits it: AdamW did best at twice the rate of SOAP."""
 
 
@@ -129,7 +128,7 @@ def finetuned(
     test: tuple[Tensor, Tensor],
     epochs: int,
     keeps: list[float],
-    optimizer: str = "soap",
+    optimizer: str,
 ) -> None:
     """Draw 0, fine-tuned on the whole training set by the dense network's outputs."""
     model, train = resnet20(), read("train")

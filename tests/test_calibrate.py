@@ -474,6 +474,14 @@ def test_the_first_output_that_depends_on_a_layer_counts() -> None:
     assert small(x)[1].isfinite().all()
 
 
+def test_a_model_without_a_layer_to_replace_is_refused_before_it_is_calibrated() -> None:
+    tied = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    tied[1].weight = tied[0].weight
+    x = torch.randn(16, 8)
+    with pytest.raises(InputError, match=r"none of its 2 layers can be replaced"):
+        lowrank.compress(tied, x[:1], params=0.6, data=x)
+
+
 def test_what_is_wrong_with_data_is_said_of_data() -> None:
     for bad in (X * float("nan"), X[:0]):
         with pytest.raises(InputError, match=r"^data: "):

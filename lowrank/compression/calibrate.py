@@ -268,8 +268,6 @@ def _backward(
         with torch.enable_grad():
             output = call(model, batch)
             total = loss(output) if loss else drawn_loss(output, generator)
-        if not views:
-            return
         if not total.requires_grad:
             raise InputError("model", "its output does not depend on any layer", "check the model")
         total.backward()

@@ -362,12 +362,14 @@ def measure(
     if int8:
         _check_int8(latency=latency, memory=memory)
     found = scan(model, example)
-    known = _calibrated(model, example, found, data, calibration, loss, weighting, seed, progress)
     overrides = dict(overrides or {})
     reasons = found.reasons | _ruled_out(found, skip, only, overrides)
     views = [v for v in found.views if v.name not in reasons]
     for name in set(reasons) & {v.name for v in found.views}:
         reasons |= dict.fromkeys(_head(found, name), f"shares the weight of {name}")
+    if not views:
+        _refuse_model(found, reasons)
+    known = _calibrated(model, example, found, data, calibration, loss, weighting, seed, progress)
     curves = []
     for done, view in enumerate(views):
         if progress is not None:
@@ -384,8 +386,6 @@ def measure(
         curves.append(Curve(view.name, view.cost(), candidates, head, False, importance, coarse))
     if progress is not None:
         progress("measured", len(views), len(views))
-    if not curves:
-        _refuse_model(found, reasons)
     named = {v.name: v for v in views}
     measured = Curves(
         tuple(curves),

@@ -107,6 +107,10 @@ def run(model: nn.Module, example: Example) -> Any:
 def check(example: Example, name: str = "example") -> None:
     """Refuse an example without tensors, with an empty tensor, or with NaN or Inf.
 
+    Args:
+        example: inputs of one forward pass.
+        name: what the message calls it.
+
     Raises:
         InputError: says which input is at fault.
 
@@ -115,7 +119,7 @@ def check(example: Example, name: str = "example") -> None:
         Traceback (most recent call last):
         lowrank.errors.InputError: example['x']: holds NaN or Inf in 1 of 2 values; ...
     """
-    inputs = list(_walk(example, name))
+    inputs = list(named_tensors(example, name))
     if not inputs:
         raise InputError(name, f"holds no tensor, given {describe(example)}", _FORMS)
     for part, tensor in inputs:
@@ -156,14 +160,14 @@ def flatten(output: Any) -> list[Tensor]:
     return [tensor for tensor in tensors(output) if _is_float(tensor)]
 
 
-def named_tensors(example: Example) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(example: Example, name: str = "example") -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the example with the name that error messages use.
 
     Example:
         >>> [name for name, _ in named_tensors((torch.zeros(1), {"mask": torch.ones(1)}))]
         ['example[0]', "example[1]['mask']"]
     """
-    return _walk(example, "example")
+    return _walk(example, name)
 
 
 def split_batches(batches: Sequence[Example], size: int) -> list[Example]:

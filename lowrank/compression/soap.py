@@ -85,14 +85,13 @@ class SOAP(Optimizer):
 
     def _move(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         G = gradient.reshape(len(p), -1) if p.ndim > 1 else gradient.reshape(-1, 1)
-        state = self.state[p]
+        state, sides = self.state[p], {"L": G, "R": G.T} if p.ndim > 1 else {}
         if not state:
             state.update(step=0, mean=torch.zeros_like(G), square=torch.zeros_like(G))
-            sides = {"L": G, "R": G.T} if p.ndim > 1 else {}
             for side, rows in sides.items():
                 if len(rows) <= group["largest"]:
                     state[side] = rows @ rows.T
-                    state[f"basis {side}"] = _eigenvectors(state[side])
+                    state[f"basis {side}"] = torch.linalg.eigh(state[side])[1]
             if "L" in state or "R" in state:
                 return
         beta, beta2 = group["betas"]
@@ -103,17 +102,11 @@ class SOAP(Optimizer):
         mean = _into(state, state["mean"]) / (1 - beta**t)
         root = (state["square"] / (1 - beta2**t)).sqrt()
         p.add_(_out_of(state, mean / (root + group["eps"])).reshape(p.shape), alpha=-group["lr"])
-        for side, rows in (("L", G), ("R", G.T)):
+        for side, rows in sides.items():
             if side in state:
                 state[side].lerp_(rows @ rows.T, 1 - beta2)
                 if t % group["every"] == 0:
                     _turn(state, side)
-
-
-def _eigenvectors(moment: Tensor) -> Tensor:
-    tiny = torch.finfo(moment.dtype).tiny ** 0.75
-    eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    return torch.linalg.eigh(moment + tiny * eye)[1]
 
 
 def _into(state: dict[str, Any], X: Tensor) -> Tensor:

@@ -221,10 +221,10 @@ def smallest(
     """
     if not isinstance(max_drop, int | float) or not max_drop >= 0:
         raise InputError("max_drop", f"{max_drop!r} is no drop from 0 up", "give 0.01, say")
-    wanted = float(metric(model)) - max_drop
-    if not isfinite(wanted):
-        problem = f"of the dense model it is {wanted + max_drop}"
-        raise InputError("metric", problem, "return a finite number")
+    dense = float(metric(model))
+    if not isfinite(dense):
+        raise InputError("metric", f"of the dense model it is {dense}", "return a finite number")
+    wanted = dense - max_drop
     low, high, best = 0.0, 1.0, None
     while high - low > tol:
         keep = (low + high) / 2
