@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from lowrank.compression.batchnorm import recalibrate_batchnorm
     from lowrank.compression.checkpoint import load, save
     from lowrank.compression.compress import compress
-    from lowrank.compression.curves import measure
     from lowrank.compression.export import export_onnx, export_program
     from lowrank.compression.finetune import finetune
+    from lowrank.compression.measuring import measure
     from lowrank.compression.methods import (
         CP,
         ChannelSVD,
@@ -53,7 +53,7 @@ _HOME = {
     "export_program": "lowrank.compression.export",
     "finetune": "lowrank.compression.finetune",
     "load": "lowrank.compression.checkpoint",
-    "measure": "lowrank.compression.curves",
+    "measure": "lowrank.compression.measuring",
     "profile": "lowrank.compression.profile",
     "quantize": "lowrank.compression.quantize",
     "recalibrate_batchnorm": "lowrank.compression.batchnorm",

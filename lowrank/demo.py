@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lowrank.atomic import replacing
 from lowrank.bundled import fashion_mnist, resnet20
 from lowrank.compression.apply import apply, copy_model
-from lowrank.compression.curves import Curves, Progress, measure, model_cost
+from lowrank.compression.curves import Curves, Progress
 from lowrank.compression.finetune import finetune
+from lowrank.compression.measuring import measure, model_cost
 from lowrank.compression.plan import Plan
 from lowrank.compression.profile import Latency, Profile, compare_latency, profile
 from lowrank.compression.quality import accuracy

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank.compression.batchnorm import batch_norms, improves
 from lowrank.compression.calibrate import calibration_batches, check_batches
@@ -25,25 +25,25 @@ from lowrank.compression.int8 import (
     stages_fit,
 )
 from lowrank.compression.layers import (
-    LayerSpec,
-    canonical,
-    is_transposed_linear,
-    leaves,
-    module_layout,
-    spec_of,
     tied_head,
-    with_leaves,
 )
-from lowrank.compression.methods import Method
-from lowrank.compression.methods.base import compose, require
-from lowrank.compression.modules import bias_holder
+from lowrank.compression.methods.base import require
 from lowrank.compression.plan import Dense, Plan, Tied
 from lowrank.compression.quality import Quality, compare_outputs
+from lowrank.compression.replacing import (
+    chained,
+    factorize,
+    install,
+    layer_spec,
+    mean_lost,
+    module_weight,
+    replace_head,
+    restore,
+    weight_of,
+)
 from lowrank.compression.report import Figures, LayerReport, Report
 from lowrank.compression.scan import held_elsewhere, refuse_valueless, scan, static_reason
-from lowrank.compression.sequential import Goal
 from lowrank.compression.sinks import Sink
-from lowrank.decompositions.metric import Metric
 from lowrank.errors import InputError, PlanError
 
 _RECORD = "_lowrank_applied"
@@ -183,15 +183,15 @@ def replace_layers(
             if progress is not None:
                 progress(name, done, len(methods))
             goal, fitted = (None, "to its weights") if fitting is None else fitting.goal(name)
-            made = _factorized(small, name, methods[name], plan.seed, goal, max_iter)
-            _install(small, name, made.chain, originals)
+            made = factorize(small, name, methods[name], plan.seed, goal, max_iter)
+            install(small, name, made.chain, originals)
             if goal is not None and goal.centred and data is not None:
                 norm = data.sinks.get(name, Sink()).norm
-                take_mean(small, name, _shift(goal, made.weight), norm, made.chain)
+                take_mean(small, name, mean_lost(goal, made.weight), norm, made.chain)
             built[name] = Built(made.error, fitted)
         for name, row in plan.layers.items():
             if isinstance(row.choice, Tied):
-                _replace_head(small, name, row.choice.to, originals)
+                replace_head(small, name, row.choice.to, originals)
     if progress is not None:
         progress("replaced", len(methods), len(methods))
     small.__dict__[_RECORD] = (*history(small), Applied(plan, originals))
@@ -324,13 +324,13 @@ def build_structure(model: nn.Module, plan: Plan) -> None:
     originals: dict[str, nn.Module] = {}
     for name, method in plan.replaced.items():
         module = model.get_submodule(name)
-        spec = _spec(module)
-        weight = _weight(module)
+        spec = layer_spec(module)
+        weight = weight_of(module)
         stages = [s.build(dtype=weight.dtype, device=weight.device) for s in method.specs(spec)]
-        _install(model, name, _chain(module, stages), originals)
+        install(model, name, chained(module, stages), originals)
     for name, row in plan.layers.items():
         if isinstance(row.choice, Tied):
-            _replace_head(model, name, row.choice.to, originals)
+            replace_head(model, name, row.choice.to, originals)
     model.__dict__[_RECORD] = (*history(model), Applied(plan, originals))
 
 
@@ -362,15 +362,15 @@ def densify(model: nn.Module) -> nn.Module:
         methods, heads = applied.plan.replaced, applied.plan.layers
         # weights first: a tied head reads its embedding's factors
         weights = {
-            name: _folded(dense.get_submodule(name), method, applied.originals[name])
+            name: module_weight(dense.get_submodule(name), method, applied.originals[name])
             for name, method in methods.items()
         }
         for name in methods:
-            _restore(dense, name, applied.originals[name], weights[name])
+            restore(dense, name, applied.originals[name], weights[name])
         for name, row in heads.items():
             if isinstance(row.choice, Tied):
-                shared = _weight(dense.get_submodule(row.choice.to))
-                _restore(dense, name, applied.originals[name], shared)
+                shared = weight_of(dense.get_submodule(row.choice.to))
+                restore(dense, name, applied.originals[name], shared)
     dense.__dict__.pop(_RECORD, None)
     return dense
 
@@ -399,13 +399,13 @@ def _check_choices(model: nn.Module, plan: Plan) -> None:
             raise PlanError(
                 name or "model", f"it cannot be replaced: {reason}", "make it dense in the plan"
             )
-        require(method, _spec(module), name)
+        require(method, layer_spec(module), name)
         shared = [
             n
             for n, m in modules.items()
             if n != name
             and m is not module
-            and any(p is _weight(module) for p in m.parameters(recurse=False))
+            and any(p is weight_of(module) for p in m.parameters(recurse=False))
         ]
         tied = {n for n, r in plan.layers.items() if r.choice == Tied(name)}
         if set(shared) - tied:
@@ -426,7 +426,7 @@ def _check_int8(model: nn.Module, plan: Plan) -> None:
         if isinstance(choice, Tied):
             problem = f"it shares its table with {choice.to}"
         elif not isinstance(choice, Dense):
-            linear = stages_fit(choice.specs(_spec(module)))
+            linear = stages_fit(choice.specs(layer_spec(module)))
             problem = None if linear else f"{choice.name} does not make it linear layers alone"
         elif not linear_in(module):
             problem = problem or "it is no linear layer"
@@ -439,10 +439,10 @@ def _without_stale_figures(model: nn.Module, plan: Plan) -> Plan:
     heads = {r.choice.to: n for n, r in plan.layers.items() if isinstance(r.choice, Tied)}
     layers = dict(plan.layers)
     for name, method in plan.replaced.items():
-        specs = method.specs(_spec(model.get_submodule(name)))
+        specs = method.specs(layer_spec(model.get_submodule(name)))
         params = sum(s.n_weights for s in specs)
         if name in heads:
-            head = tied_head(specs, _spec(model.get_submodule(heads[name])))
+            head = tied_head(specs, layer_spec(model.get_submodule(heads[name])))
             params += sum(s.n_weights for s in head[:-1])
         row = layers[name]
         if row.cost is None:
@@ -450,193 +450,6 @@ def _without_stale_figures(model: nn.Module, plan: Plan) -> Plan:
         if row.cost.params != params or (row.int8 and row.cost.bytes != stage_bytes(specs)):
             layers[name] = replace(row, cost=None, error=None)
     return replace(plan, layers=layers)
-
-
-def _spec(module: nn.Module) -> LayerSpec:
-    spec = spec_of(module)
-    assert spec is not None
-    return spec
-
-
-def _weight(module: nn.Module) -> nn.Parameter:
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
-    return weight
-
-
-@dataclass(frozen=True, eq=False)
-class _Made:
-    """Stages in a row, the canonical weight they amount to, and its relative error."""
-
-    chain: nn.Sequential
-    weight: Tensor
-    error: float
-
-
-def _factorized(
-    model: nn.Module,
-    name: str,
-    method: Method,
-    seed: int,
-    goal: Goal | None,
-    max_iter: int | None,
-) -> _Made:
-    """The stages that replace a layer, closest to its weight or to the goal."""
-    module = model.get_submodule(name)
-    spec, weight = _spec(module), _weight(module)
-    if goal is None:
-        wide = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
-        W = canonical(spec, wide, transposed=is_transposed_linear(module))
-    else:
-        W = goal.weight.to(torch.promote_types(weight.dtype, torch.float32))
-    specs = method.specs(spec)
-    metric = None if goal is None else goal.metric
-    factors = method.factor(spec, W, seed=seed, metric=metric, max_iter=max_iter)
-    made = compose(spec, specs, factors)
-    stages = []
-    for stage_spec, factor in zip(specs, factors, strict=True):
-        stage = stage_spec.build(dtype=weight.dtype, device=weight.device)
-        stage_spec.write(stage, factor)
-        stages.append(stage)
-    return _Made(_chain(module, stages), made, _relative(W, made, metric))
-
-
-def _relative(W: Tensor, made: Tensor, metric: Metric | None) -> float:
-    """Relative error in the metric, or of the weight."""
-    if metric is None:
-        norm = float(torch.linalg.vector_norm(W))
-        return float(torch.linalg.vector_norm(W - made)) / norm if norm else 0.0
-    energy = metric.error(W.flatten(2))
-    lost = metric.error((W - made).flatten(2))
-    return (max(lost, 0.0) / energy) ** 0.5 if energy else 0.0
-
-
-def _shift(goal: Goal, made: Tensor) -> Tensor:
-    """What the mean of the output lacks, (out,)."""
-    W = made.flatten(2).to(goal.mean_in.dtype)
-    return (goal.mean_out - (W @ goal.mean_in[..., None]).squeeze(-1)).flatten()
-
-
-def _chain(module: nn.Module, stages: Sequence[nn.Module]) -> nn.Sequential:
-    """The stages in a row, with everything of the layer that is not its weight."""
-    weight = _weight(module)
-    chain = nn.Sequential(*stages)
-    for parameter in chain.parameters():
-        parameter.requires_grad_(weight.requires_grad)
-        if _is_channels_last(weight) and parameter.ndim == weight.ndim:
-            parameter.data = parameter.data.contiguous(memory_format=_layout(weight))
-    bias = module._parameters.get("bias")
-    if bias is not None:
-        bias_holder(chain).register_parameter("bias", bias)  # the same object: it may be shared
-    for key, value in vars(module).items():
-        if not key.startswith("_"):  # stride, in_features, ...: a model may read them
-            chain.__dict__[key] = value
-    _move_hooks(module, chain)
-    for part in chain.modules():
-        part.training = module.training
-    return chain
-
-
-def _is_channels_last(weight: Tensor) -> bool:
-    if weight.ndim not in (4, 5) or weight.is_contiguous():
-        return False
-    return weight.is_contiguous(memory_format=_layout(weight))
-
-
-def _layout(weight: Tensor) -> torch.memory_format:
-    return torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
-
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-
-
-def _move_hooks(source: nn.Module, target: nn.Module) -> None:
-    for name in _HOOKS:
-        hooks = getattr(source, name)
-        getattr(target, name).update(hooks)
-        hooks.clear()
-    target._is_full_backward_hook = source._is_full_backward_hook
-
-
-def _install(
-    model: nn.Module, name: str, chain: nn.Module, originals: dict[str, nn.Module]
-) -> None:
-    """Put the chain wherever the model holds the layer, and keep the layer's shell."""
-    module = model.get_submodule(name)
-    shell = copy.deepcopy(module).to("meta")
-    originals[name] = shell
-    _put(model, module, chain)
-
-
-def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for parent in list(model.modules()):
-        for key, child in list(parent._modules.items()):
-            if child is old:
-                parent._modules[key] = new
-
-
-def _replace_head(model: nn.Module, name: str, to: str, originals: dict[str, nn.Module]) -> None:
-    """Build the output head on the factors of the embedding that it was tied to."""
-    head, embedding = model.get_submodule(name), model.get_submodule(to)
-    assert isinstance(embedding, nn.Sequential)
-    table, small = _weight(embedding[0]), _weight(embedding[1])  # (words, r), (features, r)
-    specs = tied_head([_spec(embedding[0])], _spec(head))
-    stages = [s.build(dtype=table.dtype, device=table.device) for s in specs]
-    with torch.no_grad():
-        _weight(stages[0]).copy_(small.T)
-    chain = _chain(head, stages)
-    stages[-1].weight = table
-    _install(model, name, chain, originals)
-
-
-def _folded(chain: nn.Module, method: Method, original: nn.Module) -> Tensor:
-    """The weight, in the original module's layout, that the stages amount to."""
-    spec = _spec(original)
-    folded = folded_weight(chain, method, spec)
-    return module_layout(spec, folded, transposed=is_transposed_linear(original))
-
-
-def folded_weight(chain: nn.Module, method: Method, spec: LayerSpec) -> Tensor:
-    """The canonical weight that the stages of a replaced layer amount to."""
-    assert isinstance(chain, nn.Sequential)
-    stages = method.specs(spec)
-    factors = [stage.read(module) for stage, module in zip(stages, chain, strict=True)]
-    return compose(spec, stages, with_leaves(factors, [_wide(f) for f in leaves(factors)]))
-
-
-def _wide(values: Tensor) -> Tensor:
-    """Half types in float32."""
-    half = values.is_floating_point() and values.dtype != torch.float64
-    return values.float() if half else values
-
-
-def _restore(model: nn.Module, name: str, shell: nn.Module, weight: Tensor) -> None:
-    chain = model.get_submodule(name)
-    assert isinstance(chain, nn.Sequential)
-    last = bias_holder(chain)
-    own = [p for p in chain.parameters() if p is not last._parameters.get("bias")]
-    first = own[0]
-    if not isinstance(weight, nn.Parameter):
-        # the factors may be 1 wide and so of either layout: then the shell's strides tell
-        channels_last = any(_is_channels_last(p) for p in (*own, _weight(shell)))
-        layout = _layout(weight) if channels_last else torch.contiguous_format
-        value = weight.to(first.dtype).contiguous(memory_format=layout)
-        weight = nn.Parameter(value, requires_grad=first.requires_grad)
-    shell._parameters["weight"] = weight
-    if getattr(last, "bias", None) is not None:
-        shell._parameters["bias"] = last._parameters["bias"]
-    _move_hooks(chain, shell)
-    for part in shell.modules():
-        part.training = chain.training
-    _put(model, chain, shell)
 
 
 def _rows(plan: Plan, built: dict[str, Built]) -> tuple[LayerReport, ...]:

@@ -9,10 +9,11 @@ from torch import nn
 
 from lowrank.compression.apply import apply, replace_layers
 from lowrank.compression.calibrate import Loss, check_batches
-from lowrank.compression.curves import Curves, Progress, measure
+from lowrank.compression.curves import Curves, Progress
 from lowrank.compression.example import Example, batch_size
 from lowrank.compression.fits import Data, How, Weighting
 from lowrank.compression.latency import LatencyCheck, compare
+from lowrank.compression.measuring import measure
 from lowrank.compression.memory import MemoryCheck, measure_memory
 from lowrank.compression.on_the_clock import Timed, plan_on_the_clock
 from lowrank.compression.plan import Choice, Dense, Plan, PlannedLayer

@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lowrank.compression.apply import folded_weight, replace_layers
+from lowrank.compression.apply import replace_layers
 from lowrank.compression.compress import all_dense
 from lowrank.compression.curves import Candidate, Curve, Curves, Progress
 from lowrank.compression.example import Example, batch_size, run, tensors
 from lowrank.compression.fits import Data
 from lowrank.compression.plan import Plan
 from lowrank.compression.quality import compare
+from lowrank.compression.replacing import folded_weight
 from lowrank.compression.replay import Reached, Replay
 from lowrank.compression.sequential import MEMORY
 from lowrank.errors import InputError

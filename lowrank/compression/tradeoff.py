@@ -11,9 +11,10 @@ from torch import nn
 
 from lowrank.compression.apply import apply, copy_model
 from lowrank.compression.compress import weighed_plan
-from lowrank.compression.curves import Curves, Progress, measure
+from lowrank.compression.curves import Curves, Progress
 from lowrank.compression.example import Example
 from lowrank.compression.finetune import finetune as tune
+from lowrank.compression.measuring import measure
 from lowrank.compression.plan import Plan
 from lowrank.compression.quality import Quality
 from lowrank.errors import BudgetError, InputError

@@ -1,0 +1,342 @@
+"""Measure the cost and the error of every layer x method x rank."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from math import isfinite
+from typing import NoReturn, get_args
+
+from torch import nn
+
+from lowrank.compression.calibrate import Loss, calibration_batches
+from lowrank.compression.curves import Candidate, Curve, Curves, Progress, Whole
+from lowrank.compression.example import Example
+from lowrank.compression.fits import Data, Importance, Weighting
+from lowrank.compression.int8 import Rounding, require_torchao
+from lowrank.compression.latency import Timing, time_layers
+from lowrank.compression.layers import Cost, LayerView
+from lowrank.compression.memory import MemoryFits
+from lowrank.compression.methods import METHODS, Method
+from lowrank.compression.methods.base import compose, require
+from lowrank.compression.methods.fitting import identity
+from lowrank.compression.modules import weight_bytes
+from lowrank.compression.plan import Choice, Dense, Tied
+from lowrank.compression.profile import TOTAL, count_macs
+from lowrank.compression.scan import Scan, scan
+from lowrank.decompositions.metric import Metric
+from lowrank.errors import InputError, PlanError
+
+
+def measure(
+    model: nn.Module,
+    example: Example,
+    *,
+    methods: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+    data: object = None,
+    calibration: int = 256,
+    loss: Loss | None = None,
+    weighting: Weighting = "probe",
+    overrides: Mapping[str, Choice] | None = None,
+    round_to: int = 1,
+    latency: bool = False,
+    memory: bool = False,
+    int8: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Curves:
+    """The cost and the error of every layer x method x rank of a model.
+
+    Args:
+        model: the trained network; left as it is.
+        example: inputs of one forward pass (tensor, tuple or dict). MACs are counted on it.
+        methods: names from `METHODS` that may be used; all by default.
+        skip: layers to leave dense: names or patterns such as "layer1.*".
+        only: the only layers to consider; all by default.
+        data: batches of inputs (a loader, a list, a tensor, or a pair with labels, which are
+            not looked at). With them errors are those of the layers' outputs, and layers
+            count by what the model's output feels of them; else errors are the weights'.
+        calibration: how many examples of the data are used.
+        loss: from the model's output to the sum of the examples' losses, whose gradients
+            weigh the outputs. By default the log-likelihood of labels drawn from the
+            model's own scores, or a random projection where the output is no score matrix.
+        weighting: "probe" fits layers by those gradients and weighs each by what replacing
+            it alone does to the model's output; "gradients" weighs by them too, to first
+            order, which is cheaper and sees no errors that add up over positions;
+            "outputs" needs no backward pass and takes outputs as they are.
+        overrides: layer name -> the method to use, or `Dense(reason)`.
+        round_to: ranks are multiples of this, where the layer is large enough.
+        latency: time the layers and a grid of candidates on the model's device, at the sizes
+            of the example and the number of threads that is set; needed to plan by latency.
+        memory: follow what the model allocates; needed to plan by memory.
+        int8: every linear layer, dense or factorized, may also be quantized, at a quarter of
+            its bytes in float32 and the error that rounding its weights adds; budgets of bytes
+            then choose ranks and int8 together. Needs torchao.
+        seed: seed of the randomised fits (CP).
+        progress: called as (what, done, total).
+
+    Returns:
+        Curves, from which `plan` makes a plan for any budget in well under a second.
+
+    Raises:
+        InputError: unknown names, an empty `only`, NaN or Inf in weights or example, a model
+            with no layer that can be replaced, an example that the model refuses, or int8
+            without torchao or beside latency or memory, which are measured in full precision.
+        RankError: an override whose ranks do not fit its layer.
+    """
+    chosen = _methods(methods)
+    _check_round_to(round_to)
+    if int8:
+        _check_int8(latency=latency, memory=memory)
+    found = scan(model, example)
+    overrides = dict(overrides or {})
+    reasons = found.reasons | _ruled_out(found, skip, only, overrides)
+    views = [v for v in found.views if v.name not in reasons]
+    for name in set(reasons) & {v.name for v in found.views}:
+        reasons |= dict.fromkeys(_head(found, name), f"shares the weight of {name}")
+    if not views:
+        _refuse_model(found, reasons)
+    known = _calibrated(model, example, found, data, calibration, loss, weighting, seed, progress)
+    curves = []
+    for done, view in enumerate(views):
+        if progress is not None:
+            progress(view.name, done, len(views))
+        metric, importance = _on_data(model, view, known)
+        if view.name in overrides:
+            forced = _forced(view, overrides[view.name], seed, metric)
+            curves.append(replace(forced, importance=importance))
+            continue
+        candidates = tuple(_candidates(view, chosen, round_to, seed, metric))
+        head = view.head.name if view.head else None
+        rounding = Rounding(view, metric, seed) if int8 else None
+        coarse = () if rounding is None else _in_int8(rounding, candidates)
+        curves.append(Curve(view.name, view.cost(), candidates, head, False, importance, coarse))
+    if progress is not None:
+        progress("measured", len(views), len(views))
+    named = {v.name: v for v in views}
+    measured = Curves(
+        tuple(curves),
+        reasons,
+        found.kinds,
+        found.shapes,
+        model_cost(model, example),
+        seed,
+        known,
+        _timed(model, example, named, curves, progress) if latency else None,
+        _followed(model, example, named, curves) if memory else None,
+    )
+    return _probed(model, measured, weighting, progress)
+
+
+def _probed(
+    model: nn.Module, curves: Curves, weighting: Weighting, progress: Progress | None
+) -> Curves:
+    """The curves with layers weighed by probes, where that is asked for."""
+    if curves.data is None or weighting != "probe":
+        return curves
+    from lowrank.compression.probe import probe  # which replaces layers, a floor above
+
+    return probe(model, curves, progress=progress)
+
+
+def _timed(
+    model: nn.Module,
+    example: Example,
+    views: Mapping[str, LayerView],
+    curves: Sequence[Curve],
+    progress: Progress | None,
+) -> Timing:
+    offered = {c.layer: c.candidates for c in curves}
+    return time_layers(model, example, views, offered, progress=progress)
+
+
+def _followed(
+    model: nn.Module, example: Example, views: Mapping[str, LayerView], curves: Sequence[Curve]
+) -> MemoryFits:
+    chains = {c.layer: [m.method.specs(views[c.layer].spec) for m in c.candidates] for c in curves}
+    return MemoryFits.of(model, example, views, chains)
+
+
+def _calibrated(
+    model: nn.Module,
+    example: Example,
+    found: Scan,
+    data: object,
+    calibration: int,
+    loss: Loss | None,
+    weighting: Weighting,
+    seed: int,
+    progress: Progress | None,
+) -> Data | None:
+    if weighting not in get_args(Weighting):
+        raise InputError("weighting", f"{weighting!r} is unknown", _known(get_args(Weighting)))
+    if data is None or isinstance(data, Data):
+        return data
+    if not isinstance(calibration, int) or calibration < 1:
+        raise InputError("calibration", f"{calibration!r} is no number of examples", "give 256")
+    if progress is not None:
+        progress("calibrating", 0, 1)
+    batches = calibration_batches(data, example, calibration)
+    return Data.of(model, found.views, batches, loss=loss, weighting=weighting, seed=seed)
+
+
+def _on_data(
+    model: nn.Module, view: LayerView, data: Data | None
+) -> tuple[Metric | None, Importance | None]:
+    """The metric and the importance of a layer; without a metric its weight alone counts."""
+    if data is None:
+        return None, None
+    if view.name not in data.calibration.layers:
+        return None, data.importance_of_unseen(view.name)
+    if data.reason(view.name) is not None:
+        return None, data.importance(model, view.name)
+    return data.metric(model, view.name), data.importance(model, view.name)
+
+
+def model_cost(model: nn.Module, example: Example) -> Cost:
+    """Parameters, their bytes, and MACs on the example, of a whole model."""
+    parameters = list(model.parameters())  # shared ones come once
+    n = sum(p.numel() for p in parameters)
+    return Cost(n, weight_bytes(model), count_macs(model, example)[TOTAL])
+
+
+def _candidates(
+    view: LayerView,
+    methods: Sequence[type[Method]],
+    round_to: int,
+    seed: int,
+    metric: Metric | None,
+) -> Iterator[Candidate]:
+    weight = view.weight()
+    for cls in methods:
+        if cls.supports(view.spec) is not None:
+            continue
+        found = cls.candidates(view.spec, weight, round_to=round_to, seed=seed, metric=metric)
+        for method, error in found:
+            if isfinite(error):  # a fit that came to nothing is no candidate
+                cost = view.cost(method.specs(view.spec))
+                yield Candidate(view.name, method, cost, error)
+
+
+def _in_int8(rounding: Rounding, candidates: Sequence[Candidate]) -> tuple[Whole | Candidate, ...]:
+    """The layer's own weight and its candidates, quantized, where torchao can."""
+    whole = rounding.whole()
+    own = [] if whole is None else [Whole(*whole)]
+    return (*own, *rounding.of(candidates))
+
+
+def _forced(view: LayerView, choice: Choice, seed: int, metric: Metric | None) -> Curve:
+    assert not isinstance(choice, Dense | Tied)
+    require(choice, view.spec, view.name)
+    weight = view.weight()
+    specs = choice.specs(view.spec)
+    made = compose(view.spec, specs, choice.factor(view.spec, weight, seed=seed, metric=metric))
+    measured = metric or identity(weight)
+    energy = measured.error(weight.flatten(2))
+    error = measured.error((weight - made).flatten(2)) / energy if energy else 0.0
+    candidate = Candidate(view.name, choice, view.cost(specs), error)
+    head = view.head.name if view.head else None
+    return Curve(view.name, view.cost(), (candidate,), head, fixed=True)
+
+
+def _methods(names: Sequence[str] | None) -> list[type[Method]]:
+    if names is None:
+        return list(METHODS.values())
+    if isinstance(names, str) or not names:
+        raise InputError("methods", f"{names!r} is not a list of names", _known(METHODS))
+    for name in names:
+        if name not in METHODS:
+            raise InputError("methods", f"{name!r} is unknown", _known(METHODS))
+    return [METHODS[name] for name in names]
+
+
+def _known(names: Iterable[str]) -> str:
+    return f"choose among {', '.join(names)}"
+
+
+def _check_round_to(round_to: int) -> None:
+    if not isinstance(round_to, int) or round_to < 1:
+        raise InputError("round_to", f"{round_to!r} is not a whole number from 1 up", "give 8, say")
+
+
+def _check_int8(**others: bool) -> None:
+    if given := [name for name, value in others.items() if value]:
+        problem = f"candidates in int8 are not measured for {' and '.join(given)}"
+        raise InputError("int8", problem, "budget bytes, params or macs")
+    require_torchao()
+
+
+def _ruled_out(
+    found: Scan,
+    skip: Sequence[str],
+    only: Sequence[str] | None,
+    overrides: Mapping[str, Choice],
+) -> dict[str, str]:
+    """The replaceable layers that the user's rules leave dense -> why."""
+    views = {v.name: v for v in found.views}
+    skipped = _matching("skip", skip, found)
+    kept = None if only is None else _matching("only", only, found)
+    reasons = {}
+    for name in views:
+        if name in skipped:
+            reasons[name] = "skipped by the user"
+        elif kept is not None and name not in kept and name not in overrides:
+            reasons[name] = "not among the layers chosen by the user"
+    for name, choice in overrides.items():
+        _check_override(name, choice, found)
+        if isinstance(choice, Dense):
+            reasons[name] = choice.reason
+        else:
+            reasons.pop(name, None)
+    return reasons
+
+
+def _matching(what: str, patterns: Sequence[str], found: Scan) -> set[str]:
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    if what == "only" and not patterns:
+        raise InputError("only", "it is empty, so no layer could be replaced", "name some layers")
+    matched = {p: {n for n in found.kinds if fnmatchcase(n, p)} for p in patterns}
+    for pattern, names in matched.items():
+        if not names:
+            raise InputError(what, f"{pattern!r} matches no layer", _suggest(pattern, found))
+    return set().union(*matched.values())
+
+
+def _suggest(name: str, found: Scan) -> str:
+    close = difflib.get_close_matches(name, list(found.kinds), n=3)
+    return f"did you mean {' or '.join(close)}?" if close else "check the model's layer names"
+
+
+def _check_override(name: str, choice: Choice, found: Scan) -> None:
+    if name not in found.kinds:
+        raise InputError("overrides", f"{name!r} is no layer", _suggest(name, found))
+    if isinstance(choice, Dense):
+        return
+    if type(choice) not in METHODS.values():
+        raise InputError(
+            "overrides", f"{choice!r} for {name} is neither a method nor Dense", _known(METHODS)
+        )
+    if name not in {v.name for v in found.views}:
+        reason = found.reasons.get(
+            name, "it goes with the embedding that it shares its weight with"
+        )
+        raise PlanError(name, f"it cannot be replaced: {reason}", "drop its override")
+
+
+def _head(found: Scan, name: str) -> list[str]:
+    return [v.head.name for v in found.views if v.name == name and v.head is not None]
+
+
+def _refuse_model(found: Scan, reasons: Mapping[str, str]) -> NoReturn:
+    first = next(iter(reasons.items()), None)
+    why = f"; {first[0] or 'the model'}: {first[1]}" if first else ""
+    raise InputError(
+        "model",
+        f"none of its {len(found.kinds)} layers can be replaced{why}",
+        "see lowrank.compression.scan for the reason of each",
+    )
