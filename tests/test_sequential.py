@@ -24,6 +24,7 @@ from lowrank.compression.quality import compare_outputs
 from lowrank.compression.replay import Reached, Replay
 from lowrank.compression.scan import scan
 from lowrank.compression.sinks import Sink, find_sinks
+from lowrank.errors import InputError
 
 SINGLE = 1e-5
 """Relative: sums in float32 in another order."""
@@ -583,6 +584,29 @@ def test_one_seed_one_answer() -> None:
     states = [net.state_dict() for net in nets]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+def test_data_serve_a_copy_of_the_model_and_no_other() -> None:
+    """Curves may have been pickled, and the network loaded anew: fits see the same inputs."""
+    model, x = _seeded(Residual), _pictures(64, 2)
+    curves = lowrank.measure(model, x[:1], data=[x], methods=FEW, only=["convs.[01]"])
+    plan = curves.plan(macs=0.9, exponent=0.5)
+    assert curves.data is not None
+    again, kept = copy.deepcopy(model), copy.deepcopy(curves.data)
+    one, _ = lowrank.apply(model, plan, data=curves.data)
+    two, _ = lowrank.apply(again, plan, data=kept)
+    assert torch.equal(run(one, x), run(two, x))
+    (part, _), (same, _) = curves.data.parted(model), kept.parted(again)
+    assert same.calibration.layers.keys() == part.calibration.layers.keys() == kept.views.keys()
+    for name, moments in part.calibration.layers.items():
+        assert torch.equal(moments.C, same.calibration.layers[name].C)
+    with torch.no_grad():
+        again.convs[0].weight.mul_(2)
+    with pytest.raises(InputError, match=r"data: it was calibrated on other weights of convs\.0"):
+        lowrank.apply(again, plan, data=curves.data)
+    other = nn.Sequential(nn.Conv2d(1, 8, 3))
+    with pytest.raises(InputError, match="data: the model that it was calibrated on has another"):
+        lowrank.measure(other, x[:1, :1], data=curves.data)
 
 
 def test_curves_carry_their_data_to_apply() -> None:

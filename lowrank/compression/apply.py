@@ -233,8 +233,10 @@ def _known(
 ) -> Data | None:
     if fit is not None and fit not in get_args(How):
         raise InputError("fit", f"{fit!r} is unknown", f"choose among {', '.join(get_args(How))}")
-    if data is None or isinstance(data, Data):
-        return data
+    if data is None:
+        return None
+    if isinstance(data, Data):
+        return data.bound(model)
     batches = calibration_batches(data, example, calibration)
     views = scan(model, batches[0] if example is None else example).views
     return Data.of(model, views, batches, seed=plan.seed)

@@ -14,12 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowrank.compression.calibrate import Calibration, Loss, calibrate
 from lowrank.compression.example import Example, batch_size, fourths, split_batches
-from lowrank.compression.layers import LayerView
+from lowrank.compression.layers import LayerView, spec_of
 from lowrank.compression.modules import bias_holder
 from lowrank.compression.moments import Moments
 from lowrank.compression.sequential import Goal, Prefix, norm_scale
 from lowrank.compression.sinks import Sink, find_sinks
 from lowrank.decompositions.metric import Metric
+from lowrank.errors import InputError
 
 How = Literal["sequential", "parallel"]
 """Each layer to what the compressed prefix gives it, or to what the dense one does."""
@@ -28,6 +29,9 @@ Weighting = Literal["probe", "gradients", "outputs"]
 """How layers and their outputs are weighed: fits by the gradients that reach an output and
 layers by what replacing each alone does; both by gradients; or outputs as they are (behind a
 batch norm), without a backward pass."""
+
+_SAME = 1e-2
+"""Relative difference of weights up to which a layer is the same: half precision rounds."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,15 @@ class Data:
         sinks = find_sinks(model, views, batches[0])
         return cls({v.name: v for v in views}, sinks, found, batches, weighting)
 
+    def bound(self, model: nn.Module) -> Data:
+        """The same for this very model: a copy of the one that was calibrated, or that one.
+
+        Raises:
+            InputError: layers of the model are missing, or have other weights.
+        """
+        views = {name: _bound(view, model) for name, view in self.views.items()}
+        return replace(self, views=views)
+
     def parted(self, model: nn.Module) -> tuple[Data, list[Example]]:
         """The same without a quarter of the examples, and these; none of few examples.
 
@@ -104,10 +117,12 @@ class Data:
         if len(parts) < 2:
             return self, []
         rest, held = fourths(parts)
-        found = calibrate(model, list(self.views.values()), rest)
+        views = self.bound(model).views
+        found = calibrate(model, list(views.values()), rest)
         known = self.calibration.layers
         layers = {name: replace(m, G=known[name].G) for name, m in found.layers.items()}
-        return replace(self, calibration=replace(found, layers=layers), batches=rest), held
+        found = replace(found, layers=layers)
+        return replace(self, views=views, calibration=found, batches=rest), held
 
     def reason(self, name: str) -> str | None:
         """Why data says nothing about how to fit the layer, or None."""
@@ -230,6 +245,23 @@ class Fitting:
         if len(view.calls) > 1:
             return f"it runs {len(view.calls)} times in a pass"
         return None
+
+
+def _bound(view: LayerView, model: nn.Module) -> LayerView:
+    """The view, of the module that the model has under its name."""
+    module = dict(model.named_modules()).get(view.name)
+    if module is view.module:
+        return view
+    if module is None or spec_of(module) != view.spec:
+        problem = f"the model that it was calibrated on has another {view.name or 'layer'}"
+        raise InputError("data", problem, "measure this model")
+    head = None if view.head is None else _bound(view.head, model)
+    found = replace(view, module=module, head=head)
+    own, other = view.weight(), found.weight()
+    if torch.linalg.vector_norm(own - other.to(own)) > _SAME * torch.linalg.vector_norm(own):
+        problem = f"it was calibrated on other weights of {view.name or 'the model'}"
+        raise InputError("data", problem, "measure this model")
+    return found
 
 
 def _of_norm(model: nn.Module, sink: Sink, view: LayerView, moments: Moments) -> Tensor | None:
