@@ -174,10 +174,13 @@ def _quality(report: Report, finetuned: Quality | None) -> Iterator[tuple[Cell, 
     }
     tuned = "not measured" if finetuned is not None else "not fine-tuned"
     for key, (name, show) in names.items():
-        cells = [
-            Cell.missing(why) if q is None else Cell(show(getattr(q, key)), getattr(q, key))
-            for q, why in ((report.quality, "not measured"), (finetuned, tuned))
-        ]
+        cells = []
+        for q, why in ((report.quality, "not measured"), (finetuned, tuned)):
+            without = q is not None and key != "relative_error" and q.agreement is None
+            if q is None or without:
+                cells.append(Cell.missing("no classes" if without else why))
+            else:
+                cells.append(Cell(show(getattr(q, key)), getattr(q, key)))
         yield Cell(name), Cell("reference"), *cells
 
 

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 import lowrank
 from lowrank.compression import patches as patches_module
 from lowrank.compression.calibrate import Calibration, calibrate, calibration_batches, check_batches
+from lowrank.compression.example import can_be_cut, held_out, run, split_batches
 from lowrank.compression.layers import LayerSpec, canonical, spec_of
 from lowrank.compression.moments import DAMPING, Moments, Sums, form_of, rows_of_a_draw
 from lowrank.compression.patches import n_positions, outputs, patches
+from lowrank.compression.quality import compare_outputs
 from lowrank.compression.scan import scan
 from lowrank.errors import InputError
 
@@ -113,7 +115,7 @@ def test_a_wide_layer_is_held_as_channels_x_places(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("lowrank.compression.moments.LARGEST", 10)
     spec = _spec(nn.Conv2d(3, 5, 2))
     assert form_of(spec) == "kronecker"
-    X = _randn(40, 1, 12, seed=3)
+    X = _randn(40, 1, 12, seed=3) + 1
     sums = Sums(spec)
     sums.add(X)
     moments = sums.moments()
@@ -123,6 +125,10 @@ def test_a_wide_layer_is_held_as_channels_x_places(monkeypatch: pytest.MonkeyPat
     assert torch.trace(made) == pytest.approx(float(torch.trace(covariance)), rel=ROUNDING)
     folded = covariance.reshape(3, 4, 3, 4)
     torch.testing.assert_close(moments.C[0], torch.einsum("ikjk->ij", folded))
+    whole = moments.metric(centred=False, seen=True)
+    assert whole.space is not None
+    second = X[:, 0].square().sum(1).mean()
+    assert torch.trace(torch.kron(whole.C[0], whole.space)) == pytest.approx(float(second))
 
 
 def test_embeddings_count_words() -> None:
@@ -464,6 +470,71 @@ class _Passed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return x, self.inner(x)
+
+
+class _TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(16, 32)
+        self.a = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
+        self.b = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = self.trunk(x).relu()
+        return 8 * self.a(h), self.b(h)
+
+
+def test_every_output_counts() -> None:
+    """Neither head is sacrificed, though only the first gives scores of classes."""
+    torch.manual_seed(0)
+    net, x = _TwoHeads().eval(), torch.randn(128, 16)
+    curves = lowrank.measure(net, x[:1], data=x, methods=["channel_svd"])
+    losses = {c.layer: c.importance.loss for c in curves.curves if c.importance}
+    assert min(v for v in losses.values() if v is not None) > 1e-3
+    small, report = lowrank.compress(net, x[:1], data=x, params=0.6, methods=["channel_svd"])
+    pairs = zip(run(small, x), run(net, x), strict=True)
+    errors = [float((u - v).norm() / v.norm()) for u, v in pairs]
+    assert max(errors) < 0.5
+    quality = report.quality
+    assert quality is not None
+    assert quality.loss == quality.kl + quality.others > quality.kl
+
+
+def test_batches_are_cut_whatever_holds_their_tensors() -> None:
+    batch = {"x": X, "pair": (X, X[:1]), "scale": torch.tensor(2.0), "name": "a"}
+    assert can_be_cut(batch)
+    parts = split_batches([batch], 16)
+    assert [len(p["x"]) for p in parts] == [16, 8]  # type: ignore[call-overload]
+    assert all(len(p["pair"][1]) == 1 and p["name"] == "a" for p in parts)  # type: ignore[call-overload]
+    state = (X, torch.zeros(2, 24, 3))
+    assert split_batches([state], 16) == [state]
+    rest, held = held_out([batch])
+    assert [len(p["x"]) for p in (*rest, *held)] == [6] * 4  # type: ignore[call-overload]
+    assert held_out([state]) == ([state], [])
+    found = calibration_batches([batch], {"x": X[:1]}, 20)
+    assert [len(p["x"]) for p in found] == [20]  # type: ignore[call-overload]
+
+
+def test_targets_as_wide_as_the_inputs_are_still_labels() -> None:
+    found = calibration_batches((X, X + 1), X[:1])
+    assert sum(map(len, found)) == len(X)
+    assert torch.equal(torch.cat([b for b in found if isinstance(b, torch.Tensor)]), X)
+    assert sum(map(len, calibration_batches([X, X + 1], X[:1]))) == 2 * len(X)
+
+
+def test_what_an_iterator_has_left_is_held_out() -> None:
+    used = calibration_batches(rows := iter(X.split(8)), X[:1], 16)
+    assert len(used) == 2
+    rest = check_batches(rows, X[:1], used)
+    assert torch.equal(torch.cat(rest), X[16:])  # type: ignore[arg-type]
+
+
+def test_single_numbers_have_no_answers_to_compare() -> None:
+    net, x = nn.Sequential(nn.Linear(8, 1), nn.Flatten(0)), torch.randn(32, 8)
+    found = compare_outputs(net, net, x)
+    assert found is not None
+    assert found.agreement is None
+    assert found.relative_error == 0
 
 
 def test_the_first_output_that_depends_on_a_layer_counts() -> None:

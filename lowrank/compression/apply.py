@@ -13,7 +13,7 @@ from torch import nn
 from lowrank.compression.batchnorm import batch_norms, improves
 from lowrank.compression.calibrate import calibration_batches, check_batches
 from lowrank.compression.curves import Progress
-from lowrank.compression.example import Example, fourths
+from lowrank.compression.example import Example, held_out
 from lowrank.compression.fits import Data, Fitting, How, take_mean
 from lowrank.compression.int8 import (
     dequantize,
@@ -201,16 +201,19 @@ def replace_layers(
 def renormalise(model: nn.Module, small: nn.Module, batches: Sequence[Example]) -> bool:
     """Estimate batch-norm statistics anew; kept only if outputs held out come closer.
 
-    Every fourth batch is held out. True if they were kept.
+    A fourth of the examples is held out; of a single one nothing is, and nothing is kept.
+    True if they were kept.
     """
-    rest, held = fourths(batches)
+    rest, held = held_out(batches)
+    if not held:
+        return False
 
     def lost(candidate: nn.Module) -> float:
         found = compare_outputs(model, candidate, None, held)
         assert found is not None
         return found.loss
 
-    return improves(small, batch_norms(small), rest or held, lost) is not None
+    return improves(small, batch_norms(small), rest, lost) is not None
 
 
 def _check_plan(model: nn.Module, plan: Plan) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.example import Example, batch_size, check, describe, tensors
+from lowrank.compression.example import Example, batch_size, check, describe, mapped, tensors
 from lowrank.errors import InputError
 
 
@@ -173,15 +173,12 @@ def mixable(inputs: Any) -> bool:
     )
 
 
-def _mixed(value: Any, order: Tensor, shares: Tensor) -> Any:
-    if isinstance(value, Tensor):
-        weights = shares.to(value).reshape(-1, *[1] * (value.ndim - 1))
-        return value.lerp(_take(value, order), weights)
-    if isinstance(value, Mapping):
-        return {k: _mixed(v, order, shares) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(_mixed(v, order, shares) for v in value)
-    return value
+def _mixed(inputs: Any, order: Tensor, shares: Tensor) -> Any:
+    def mix(t: Tensor) -> Tensor:
+        weights = shares.to(t).reshape(-1, *[1] * (t.ndim - 1))
+        return t.lerp(_take(t, order), weights)
+
+    return mapped(inputs, mix)
 
 
 def placed(inputs: Any, module: nn.Module) -> Any:
@@ -192,17 +189,10 @@ def placed(inputs: Any, module: nn.Module) -> Any:
         torch.float64
     """
     like = next((p for p in module.parameters() if p.is_floating_point()), None)
-    return inputs if like is None else _placed(inputs, like)
-
-
-def _placed(value: Any, like: Tensor) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(like.device, like.dtype if value.is_floating_point() else None)
-    if isinstance(value, Mapping):
-        return {k: _placed(v, like) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(_placed(v, like) for v in value)
-    return value
+    if like is None:
+        return inputs
+    device, dtype = like.device, like.dtype
+    return mapped(inputs, lambda t: t.to(device, dtype if t.is_floating_point() else None))
 
 
 _FORMS = "pass a loader, a list of batches, a tensor of inputs, or a tuple (inputs, labels)"

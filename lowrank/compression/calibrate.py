@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.example import Example, batch_size, call, evaluating, flatten
+from lowrank.compression.example import (
+    Example,
+    batch_size,
+    call,
+    can_be_cut,
+    cut,
+    evaluating,
+    flatten,
+    split_batches,
+)
 from lowrank.compression.layers import LayerView
 from lowrank.compression.moments import Moments, Sums, moment_bytes, rows_of_a_draw
 from lowrank.compression.patches import batched, chunks, n_positions, outputs, patches
@@ -140,8 +149,8 @@ def calibration_batches(
         data: a loader, a list of batches, a tensor of inputs, or a pair (inputs, labels);
             see `batches_of`.
         example: shows what the model takes.
-        n_examples: at least so many examples, if there are as many.
-        size: examples in a batch; larger ones are split where they are one tensor.
+        n_examples: so many examples, if there are as many; more where a batch cannot be cut.
+        size: examples in a batch; larger ones are split, see `can_be_cut`.
 
     Raises:
         InputError: no batch at all, NaN or Inf, or data that gives no batches.
@@ -149,11 +158,7 @@ def calibration_batches(
     found: list[Example] = []
     n = 0
     for batch in batches_of(data, example):
-        room = n_examples - n
-        if isinstance(batch, Tensor):
-            found.extend(batch[:room].split(size))
-        else:
-            found.append(batch)
+        found.extend(split_batches([cut(batch, 0, n_examples - n)], size))
         n += batch_size(batch)
         if n >= n_examples:
             break
@@ -167,9 +172,10 @@ def check_batches(
 ) -> list[Example]:
     """Further examples of the data, behind those that were used; none if there are no more.
 
-    A loader that shuffles may give some of the same ones again.
+    A loader that shuffles may give some of the same ones again. An iterator goes on from
+    where it was left.
     """
-    skip = sum(batch_size(b) for b in used)
+    skip = 0 if isinstance(data, Iterator) else sum(batch_size(b) for b in used)
     found: list[Example] = []
     n = 0
     for batch in batches_of(data, example):
@@ -177,12 +183,10 @@ def check_batches(
         if skip >= size:
             skip -= size
             continue
-        if isinstance(batch, Tensor):
-            batch = batch[skip : skip + n_examples - n]
-        elif skip:
+        if skip and not can_be_cut(batch):
             skip = 0
             continue
-        skip = 0
+        batch, skip = cut(batch, skip, skip + n_examples - n), 0
         found.append(batch)
         n += batch_size(batch)
         if n >= n_examples:
@@ -290,15 +294,25 @@ def drawn_loss(output: Any, generator: torch.Generator) -> Tensor:
 
     For score vectors (n, classes) the negative log-likelihood of a label drawn from their
     softmax; for anything else a standard normal projection, whose moment is that of half
-    the squared error. Of several outputs the first that depends on a layer counts.
+    the squared error. Outputs that depend on no layer are left out. Those behind score
+    vectors are projected at the scale at which an example's mean square is one.
     """
     found = flatten(output)
     if not found:
         raise InputError("model", "it returns no floating-point tensor", "wrap it to do so")
-    scores = next((y for y in found if y.requires_grad), found[0]).float()
-    if is_scores(scores):
-        logs = scores.log_softmax(-1)
-        drawn = torch.multinomial(logs.detach().exp().cpu(), 1, generator=generator)
-        return -logs.gather(-1, drawn.to(logs.device)).sum()
-    noise = torch.randn(scores.shape, generator=generator, dtype=scores.dtype)
-    return (scores * noise.to(scores.device)).sum()
+    first, *others = [y for y in found if y.requires_grad] or found[:1]
+    if not is_scores(first):
+        return sum((_projected(y, generator) for y in others), _projected(first, generator))
+    logs = first.float().log_softmax(-1)
+    drawn = torch.multinomial(logs.detach().exp().cpu(), 1, generator=generator)
+    total = -logs.gather(-1, drawn.to(logs.device)).sum()
+    for y in others:
+        size = y.detach().float().square().sum() / max(1, len(first))
+        total = total + _projected(y, generator) / size.sqrt().clamp_min(1e-12)
+    return total
+
+
+def _projected(output: Tensor, generator: torch.Generator) -> Tensor:
+    """The product with standard normal numbers, summed."""
+    noise = torch.randn(output.shape, generator=generator, dtype=torch.float32)
+    return (output.float() * noise.to(output.device)).sum()

@@ -14,7 +14,7 @@ from lowrank.compression.fits import Data, Importance
 from lowrank.compression.knapsack import Choices, choose, smallest
 from lowrank.compression.latency import Timing
 from lowrank.compression.layers import Cost
-from lowrank.compression.memory import MemoryFits
+from lowrank.compression.memory import Peaks
 from lowrank.compression.methods import Method
 from lowrank.compression.plan import Choice, Dense, Plan, PlannedLayer, Tied
 from lowrank.errors import BudgetError, InputError
@@ -104,7 +104,7 @@ class Curves:
     seed: int = 0
     data: Data | None = field(default=None, compare=False, repr=False)
     timing: Timing | None = field(default=None, compare=False, repr=False)
-    memory: MemoryFits | None = field(default=None, compare=False, repr=False)
+    memory: Peaks | None = field(default=None, compare=False, repr=False)
 
     def plot(
         self, layers: Sequence[str] | None = None, *, method: str = "channel_svd", ax: Any = None
@@ -220,7 +220,7 @@ class Curves:
         costs: dict[str, float] = asdict(curve.dense)
         if self.timing is not None and "latency" in names:
             costs["latency"] = _NS * self.timing.dense(curve.layer)
-        costs["memory"] = curve.dense.bytes  # the activations' peak stays: see `memory`
+        costs["memory"] = curve.dense.bytes  # beside the peak of the activations
         return [costs[name] for name in names]
 
     def _costs(self, curve: Curve, names: Sequence[str]) -> NDArray[np.float64]:
@@ -229,9 +229,12 @@ class Curves:
         for name in names:
             if name == "latency" and self.timing is not None:
                 columns.append(_NS * self.timing.predict(curve.layer, curve.candidates))
-            else:
-                field_ = "bytes" if name == "memory" else name
-                columns.append(np.array([getattr(c.cost, field_) for c in curve.candidates], float))
+                continue
+            field_ = "bytes" if name == "memory" else name
+            column = np.array([getattr(c.cost, field_) for c in curve.candidates], float)
+            if name == "memory" and self.memory is not None:
+                column += self.memory.rises[curve.layer]
+            columns.append(column)
         return np.stack(columns, axis=1)
 
     def _offer(self, curve: Curve, names: Sequence[str], exponent: float) -> _Offer:
@@ -245,8 +248,6 @@ class Curves:
         if not {"bytes", "latency"} & set(names):  # zeros are stored away, but computed
             stored = [getattr(c.method, "stored_sparse", False) for c in curve.candidates]
             smaller &= ~np.array(stored, bool)
-        if self.memory is not None and "memory" in names:
-            smaller &= self.memory.fits[curve.layer]
         kept = np.flatnonzero(smaller)
         whole = _Offer(
             [None, *(curve.candidates[i] for i in kept)],

@@ -28,8 +28,8 @@ class Objective:
     Args:
         loss: distillation term. "kl": T^2 KL(softmax(teacher / T) || softmax(student / T)),
             mean over positions, of the first output, whose classes are on its last axis (for
-            pictures, on its channel axis). "mse": `relative_mse` of every output. Or a
-            function of the student's and the teacher's output.
+            pictures, on its channel axis), and `relative_mse` of the others. "mse": that of
+            every output. Or a function of the student's and the teacher's output.
         temperature: T, above 0.
         label_weight: in [0, 1]. The label term is cross-entropy (for "kl" and for whole-number
             labels), else `relative_mse`; a model whose forward takes `labels` computes it.
@@ -84,7 +84,8 @@ class Objective:
         ours, theirs = flatten(output), flatten(target)
         if self.loss == "mse":
             return relative_mse(ours, theirs)
-        return softened_kl(ours[0], theirs[0], self.temperature)
+        divergence = softened_kl(ours[0], theirs[0], self.temperature)
+        return divergence + relative_mse(ours[1:], theirs[1:]) if ours[1:] else divergence
 
     def _label_loss(self, output: Tensor, labels: Tensor) -> Tensor:
         output = _wide(output)

@@ -12,7 +12,7 @@ A model whose one argument is itself a tuple or a dict gets it wrapped: `({"a": 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -171,7 +171,7 @@ def named_tensors(example: Example, name: str = "example") -> Iterator[tuple[str
 
 
 def split_batches(batches: Sequence[Example], size: int) -> list[Example]:
-    """Batches of at most `size` examples, where a batch is one tensor.
+    """Batches of at most `size` examples, where a batch can be cut.
 
     Example:
         >>> [len(b) for b in split_batches([torch.zeros(5, 3), torch.zeros(2, 3)], 4)]
@@ -179,19 +179,70 @@ def split_batches(batches: Sequence[Example], size: int) -> list[Example]:
     """
     parts: list[Example] = []
     for batch in batches:
-        parts.extend(batch.split(size) if isinstance(batch, Tensor) and batch.ndim else [batch])
+        n = batch_size(batch)
+        parts.extend(cut(batch, k, k + size) for k in range(0, n if can_be_cut(batch) else 1, size))
     return parts
 
 
-def fourths(batches: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """Three quarters of the batches, and every fourth from the first on, to be held out.
+def can_be_cut(batch: Example) -> bool:
+    """Whether the examples are on the first axis of every tensor that is not 1 long there.
 
     Example:
-        >>> rest, held = fourths([torch.full((1,), k) for k in range(5)])
-        >>> len(rest), len(held)
-        (3, 2)
+        >>> can_be_cut({"x": torch.zeros(8, 3), "mask": torch.ones(1, 3)})
+        True
+        >>> can_be_cut((torch.zeros(8, 3), torch.zeros(2, 8, 4)))
+        False
     """
-    return [b for k, b in enumerate(batches) if k % 4], list(batches[::4])
+    return {t.shape[0] for t in tensors(batch) if t.ndim} - {1} == {batch_size(batch)}
+
+
+def cut(batch: Example, start: int, stop: int) -> Example:
+    """The examples from start to stop of a batch; all of one that cannot be cut.
+
+    Example:
+        >>> cut({"x": torch.zeros(8, 3), "mask": torch.ones(1, 3)}, 2, 5)["x"].shape
+        torch.Size([3, 3])
+    """
+    if not can_be_cut(batch):
+        return batch
+    n = batch_size(batch)
+    return mapped(batch, lambda t: t[start:stop] if t.ndim and len(t) == n else t)
+
+
+def mapped(value: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    """The same tuples, dicts and dataclasses around other tensors.
+
+    Example:
+        >>> mapped({"x": torch.ones(1), "name": "a"}, lambda t: 2 * t)
+        {'x': tensor([2.]), 'name': 'a'}
+    """
+    if isinstance(value, Tensor):
+        return f(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(item, f) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(mapped(item, f) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = (field.name for field in dataclasses.fields(value))
+        return dataclasses.replace(value, **{n: mapped(getattr(value, n), f) for n in names})
+    return value
+
+
+def held_out(batches: Sequence[Example], most: int = 64) -> tuple[list[Example], list[Example]]:
+    """Three quarters of the examples in batches of at most `most`, and a fourth held out.
+
+    Where they cannot be cut into two batches, all and none.
+
+    Example:
+        >>> rest, held = held_out([torch.zeros(80, 3)])
+        >>> [len(b) for b in rest], [len(b) for b in held]
+        ([20, 20, 20], [20])
+    """
+    n = sum(map(batch_size, batches))
+    parts = split_batches(batches, max(1, min(most, n // 4)))
+    if len(parts) < 2:
+        return parts, []
+    return [b for k, b in enumerate(parts) if k % 4], parts[::4]
 
 
 def tensors(value: Any) -> list[Tensor]:

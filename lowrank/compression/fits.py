@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowrank.compression.calibrate import Calibration, Loss, calibrate
-from lowrank.compression.example import Example, batch_size, fourths, split_batches
+from lowrank.compression.example import Example, held_out
 from lowrank.compression.layers import LayerView, spec_of
 from lowrank.compression.modules import bias_holder
 from lowrank.compression.moments import Moments
@@ -112,11 +112,9 @@ class Data:
 
         The model, which is the dense one, is calibrated anew on those that are left.
         """
-        n = sum(map(batch_size, self.batches))
-        parts = split_batches(self.batches, max(1, min(64, n // 4)))
-        if len(parts) < 2:
+        rest, held = held_out(self.batches)
+        if not held:
             return self, []
-        rest, held = fourths(parts)
         views = self.bound(model).views
         found = calibrate(model, list(views.values()), rest)
         known = self.calibration.layers

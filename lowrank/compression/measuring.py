@@ -18,7 +18,7 @@ from lowrank.compression.fits import Data, Importance, Weighting
 from lowrank.compression.int8 import Rounding, require_torchao
 from lowrank.compression.latency import Timing, time_layers
 from lowrank.compression.layers import Cost, LayerView
-from lowrank.compression.memory import MemoryFits
+from lowrank.compression.memory import Peaks
 from lowrank.compression.methods import METHODS, Method
 from lowrank.compression.methods.base import compose, require
 from lowrank.compression.methods.fitting import identity
@@ -156,9 +156,9 @@ def _timed(
 
 def _followed(
     model: nn.Module, example: Example, views: Mapping[str, LayerView], curves: Sequence[Curve]
-) -> MemoryFits:
+) -> Peaks:
     chains = {c.layer: [m.method.specs(views[c.layer].spec) for m in c.candidates] for c in curves}
-    return MemoryFits.of(model, example, views, chains)
+    return Peaks.of(model, example, views, chains)
 
 
 def _calibrated(

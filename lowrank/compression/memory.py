@@ -2,8 +2,8 @@
 
 A chain in a layer's place makes the same output from the same input, so it never needs less
 beside its weights, and it needs more where a tensor between its stages is alive together
-with both. What a budget can win is therefore the weights, and what it must not lose is the
-peak of the activations.
+with both. What a budget can win is therefore the weights; what a chain adds to the peak of the
+activations counts against it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import nn
 
 from lowrank.compression.counting import MemoryMode
 from lowrank.compression.example import Example, call, check, evaluating
-from lowrank.compression.layers import Call, LayerSpec, LayerView, Stage
+from lowrank.compression.layers import Call, LayerSpec, LayerView, Stage, tied_head
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,26 @@ class Memory:
         """Peak of the activations with a chain in the layer's place, in bytes."""
         dtype = view.parameter.dtype
         calls = zip(self.before[view.name], view.calls, strict=True)
-        return max([self.peak, *(alive + chain_bytes(chain, at, dtype) for alive, at in calls)])
+        peaks = [alive + chain_bytes(chain, at, dtype) for alive, at in calls]
+        if view.head is not None:  # which is built on the same factors
+            peaks.append(self.with_chain(view.head, tied_head(chain, view.head.spec)))
+        return max([self.peak, *peaks])
 
 
 @dataclass(frozen=True, eq=False)
-class MemoryFits:
-    """Which candidates leave the peak of the activations where it is.
+class Peaks:
+    """By how much candidates raise the peak of the activations.
+
+    Only one chain runs at a time, so the peak of a model with several replaced layers rises
+    by the most that one of them adds: the sum, which a planner can count, is never less.
 
     Attributes:
         dense: what the dense model holds.
-        fits: layer name -> (n,) bool, one for each of its candidates.
+        rises: layer name -> (n,) bytes, one for each of its candidates alone.
     """
 
     dense: Memory
-    fits: dict[str, NDArray[np.bool_]]
+    rises: dict[str, NDArray[np.int64]]
 
     @classmethod
     def of(
@@ -71,7 +77,7 @@ class MemoryFits:
         example: Example,
         views: Mapping[str, LayerView],
         chains: Mapping[str, Sequence[Sequence[Stage]]],
-    ) -> MemoryFits:
+    ) -> Peaks:
         """Measure the model and look at every candidate's chain.
 
         Args:
@@ -81,11 +87,11 @@ class MemoryFits:
             chains: layer name -> the stages of each of its candidates.
         """
         dense = measure_memory(model, example, views)
-        fits = {
-            name: np.array([dense.with_chain(views[name], c) <= dense.peak for c in offered], bool)
+        rises = {
+            name: np.array([dense.with_chain(views[name], c) - dense.peak for c in offered], int)
             for name, offered in chains.items()
         }
-        return cls(dense, fits)
+        return cls(dense, rises)
 
 
 @dataclass(frozen=True)
@@ -166,8 +172,9 @@ def measure_memory(
         before[name].append(mode.current)
 
     with ExitStack() as stack:
-        for name, view in (views or {}).items():
-            hook = view.module.register_forward_pre_hook(partial(note, name), prepend=True)
+        watched = [v for view in (views or {}).values() for v in (view, view.head) if v is not None]
+        for view in watched:
+            hook = view.module.register_forward_pre_hook(partial(note, view.name), prepend=True)
             stack.callback(hook.remove)
         stack.enter_context(evaluating(model))
         stack.enter_context(mode)

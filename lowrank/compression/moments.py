@@ -94,9 +94,8 @@ class Moments:
     def _mean_moment(self) -> Tensor:
         if self.space is None:
             return self.mean[:, :, None] * self.mean[:, None, :]
-        k = self.space.shape[0]
-        folded = self.mean.unflatten(-1, (-1, k))  # (g, i, k)
-        return folded @ folded.mT / k
+        folded = self.mean.unflatten(-1, (-1, self.space.shape[0]))  # (g, i, k)
+        return folded @ folded.mT
 
     def _weight(self, like: Tensor) -> Tensor | None:
         if self.G is None:

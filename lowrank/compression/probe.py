@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank.compression.apply import replace_layers
 from lowrank.compression.compress import all_dense
 from lowrank.compression.curves import Candidate, Curve, Curves, Progress
-from lowrank.compression.example import Example, batch_size, run, tensors
+from lowrank.compression.example import Example, batch_size, cut, run, tensors
 from lowrank.compression.fits import Data
 from lowrank.compression.plan import Plan
 from lowrank.compression.quality import compare
@@ -52,7 +52,7 @@ def probe(
         model: the dense network; left as it is.
         curves: from `measure` with data.
         metric: quality of a model, higher is better; by default the KL divergence of class
-            scores from the dense model's, or the squared error of any other output.
+            scores from the dense model's, and the squared error of any other output.
         progress: called as (layer, done, total).
 
     Returns:
@@ -108,14 +108,14 @@ class _Outputs:
                 size += sum(t.numel() * t.element_size() for t in tensors(self._given[-1]))
 
     def loss(self, small: nn.Module, layer: str) -> float:
-        """The divergence of class scores, or the relative squared error of any other output."""
+        """The divergence of class scores, and the relative squared error of any other output."""
         if layer != self._layer:
             self._reach(layer)
         found = compare(
             (self._dense(k), self._replay.output(small, k, batch))
             for k, batch in enumerate(self.batches)
         )
-        return found.kl if found.scores else found.relative_error**2
+        return found.loss if found.scores else found.relative_error**2
 
     def _dense(self, k: int) -> Any:
         return self._given[k] if k < len(self._given) else run(self.model, self.batches[k])
@@ -149,7 +149,7 @@ def _some(batches: Sequence[Example], n: int) -> list[Example]:
         room = n - sum(batch_size(b) for b in found)
         if room <= 0:
             break
-        found.append(batch[:room] if isinstance(batch, Tensor) else batch)
+        found.append(cut(batch, 0, room))
     return found
 
 

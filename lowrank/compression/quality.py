@@ -21,27 +21,31 @@ class Quality:
     Args:
         relative_error: ||y' - y|| / ||y|| over all floating-point outputs.
         agreement: share of positions in [0, 1] at which the largest entry along the last
-            (for pictures: channel) axis of the first output is the same.
+            (for pictures: channel) axis of the first output is the same; None where that
+            axis has one entry or is that of the examples.
         kl: mean Kullback-Leibler divergence KL(dense || compressed) of the softmax over that
             axis, in nats; meaningful for classifiers.
         n_examples: how many examples the figures stand on.
         scores: the first output is a matrix of class scores.
         held_out: none of the examples was used to compress the model.
+        others: ||y' - y||^2 / ||y||^2 of the outputs behind the first, summed.
     """
 
     relative_error: float
-    agreement: float
+    agreement: float | None
     kl: float
     n_examples: int
     scores: bool = False
     held_out: bool = True
+    others: float = 0.0
 
     @property
     def loss(self) -> float:
-        """How far the outputs are off: the divergence of class scores, else the error."""
-        return self.kl if self.scores else self.relative_error
+        """How far the outputs are off: the error; where the first is class scores, their
+        divergence and the squared error of the others."""
+        return self.kl + self.others if self.scores else self.relative_error
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
         """The figures as JSON values."""
         return asdict(self)
 
@@ -81,18 +85,22 @@ def compare(pairs: Iterable[tuple[Any, Any]]) -> Quality:
     Raises:
         InputError: no pair, or one without a floating-point tensor.
     """
-    lost = energy = kl = 0.0
+    lost: dict[int, float] = {}
+    energy: dict[int, float] = {}
+    kl = 0.0
     agree = positions = n = 0
-    scores = False
+    scores = classes = False
     for wanted, given in pairs:
         expected, got = flatten(wanted), flatten(given)
         if not expected:
             raise InputError("model", "it returns no floating-point tensor", "wrap it to do so")
-        for a, b in zip(expected, got, strict=True):
-            lost += float((a.double() - b.double()).square().sum())
-            energy += float(a.double().square().sum())
+        for k, (a, b) in enumerate(zip(expected, got, strict=True)):
+            off = float((a.double() - b.double()).square().sum())
+            lost[k] = lost.get(k, 0.0) + off
+            energy[k] = energy.get(k, 0.0) + float(a.double().square().sum())
         scores = is_scores(expected[0])
         p, q = _scores(expected[0]), _scores(got[0])
+        classes = p.shape[-1] > 1
         agree += int((p.argmax(-1) == q.argmax(-1)).sum())
         positions += p[..., 0].numel()
         kl += float(
@@ -102,12 +110,17 @@ def compare(pairs: Iterable[tuple[Any, Any]]) -> Quality:
     if not n:
         raise InputError("data", "it holds no batch", "pass at least one")
     return Quality(
-        (lost / energy) ** 0.5 if energy else lost**0.5,
-        agree / positions,
+        _ratio(sum(lost.values()), sum(energy.values())) ** 0.5,
+        agree / positions if classes else None,
         max(kl / positions, 0.0),
         n,
         scores,
+        others=sum(_ratio(lost[k], energy[k]) for k in lost if k),
     )
+
+
+def _ratio(lost: float, energy: float) -> float:
+    return lost / energy if energy else lost
 
 
 def is_scores(output: Tensor) -> bool:
@@ -120,7 +133,7 @@ def _scores(output: Tensor) -> Tensor:
     output = output.float()
     if output.ndim >= 4:
         return output.movedim(1, -1)
-    return output if output.ndim else output.reshape(1, 1)
+    return output if output.ndim > 1 else output.reshape(-1, 1)
 
 
 def batches_of(data: Any, example: Example | None) -> Iterable[Example]:
@@ -149,13 +162,16 @@ def batches_of(data: Any, example: Example | None) -> Iterable[Example]:
 
 
 def _is_labelled(data: Any, example: Example | None) -> bool:
-    """Whether the data is a pair (inputs, labels) of tensors, and the model takes one tensor."""
+    """Whether the data is a pair (inputs, labels) of tensors, and the model takes one tensor.
+
+    As in `finetune`, a tuple of two equally long tensors is, whatever their shapes.
+    """
     if not isinstance(data, tuple) or len(data) != 2 or isinstance(example, tuple | list | Mapping):
         return False
     a, b = data
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.ndim or not b.ndim:
         return False
-    return len(a) == len(b) and a.ndim > b.ndim
+    return len(a) == len(b)
 
 
 def _inputs_only(batch: Any, example: Example | None) -> Example:
