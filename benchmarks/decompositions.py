@@ -256,7 +256,7 @@ def reached(results: list[dict[str, Any]], name: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/decompositions.json"))
     out = parser.parse_args().out
     torch.set_num_threads(1)
     torch.manual_seed(SEED)  # torch.svd_lowrank takes no generator

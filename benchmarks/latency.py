@@ -150,7 +150,7 @@ def cannot_get_faster() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/latency.json"))
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     args = parser.parse_args()

@@ -73,7 +73,9 @@ def row(dense: nn.Module, curves: Curves, wanted: float, example: Tensor) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/latency_accuracy.json")
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     dense, images = resnet20().eval(), fashion_mnist("train")[0]

@@ -30,7 +30,7 @@ BUDGETS: tuple[dict[str, float], ...] = tuple(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/planning.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

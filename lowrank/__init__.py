@@ -32,12 +32,16 @@ if TYPE_CHECKING:
     from lowrank.sensing.recover import recover
 
 _HOME = {
+    "BiClustering": "lowrank.compression.methods",
     "CP": "lowrank.compression.methods",
     "ChannelSVD": "lowrank.compression.methods",
     "Dense": "lowrank.compression.plan",
     "DepthwiseSeparable": "lowrank.compression.methods",
     "GroupSVD": "lowrank.compression.methods",
+    "LegoNet": "lowrank.compression.methods",
     "LowRankError": "lowrank.errors",
+    "LowRankSparse": "lowrank.compression.methods",
+    "Monochromatic": "lowrank.compression.methods",
     "Plan": "lowrank.compression.plan",
     "Profile": "lowrank.compression.profile",
     "Report": "lowrank.compression.report",

@@ -130,7 +130,8 @@ plt.show()
 # %% [markdown]
 # The split does help: at equal storage the error falls by 5 to 15 %. But it is no background with
 # a few moving things: the weights left over are spread out, and a sparse part needs kernels of
-# its own to be fast. That is why `lowrank.compress` replaces layers by factors alone.
+# its own to be fast. That is why `lowrank.compress` takes single weights only where storage is
+# what counts, and for speed keeps whole channels or filters beside the factors.
 #
 # **Claim.** Robust PCA finds the background exactly, with a certificate, where PCA of the same
 # rank is off by some per cent; on the convolution half of the storage in S lowers the error, by

@@ -26,6 +26,7 @@ from lowrank.compression.int8 import (
 )
 from lowrank.compression.layers import (
     tied_head,
+    weight_of,
 )
 from lowrank.compression.methods.base import require
 from lowrank.compression.plan import Dense, Plan, Tied
@@ -39,7 +40,6 @@ from lowrank.compression.replacing import (
     module_weight,
     replace_head,
     restore,
-    weight_of,
 )
 from lowrank.compression.report import Figures, LayerReport, Report
 from lowrank.compression.scan import held_elsewhere, refuse_valueless, scan, static_reason

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.apply import history
-from lowrank.compression.layers import canonical, spec_of
+from lowrank.compression.layers import canonical, spec_of, weight_of
 from lowrank.compression.methods import LegoNet
 from lowrank.compression.modules import Select, Shared
+from lowrank.errors import InputError
 
 _MARGIN = 0.02
 """How far the taken brick's score is ahead of one at a right angle: some twenty steps of a
@@ -35,7 +36,7 @@ class Codes(nn.Module):
     def __init__(self, select: Select, mix: nn.Module, scores: Tensor) -> None:
         super().__init__()
         self.select, self.mix = select, mix
-        weight = _weight(mix)
+        weight = weight_of(mix)
         self.scores = nn.Parameter(scores.to(weight), requires_grad=weight.requires_grad)
         self.train(mix.training)
 
@@ -45,7 +46,7 @@ class Codes(nn.Module):
         hard = torch.zeros_like(self.scores).scatter(-1, best, 1.0)
         code = hard + self.scores - self.scores.detach()
         out, splits, _ = code.shape
-        mixed = (code * _weight(self.mix).reshape(out, splits, 1)).flatten(1)
+        mixed = (code * weight_of(self.mix).reshape(out, splits, 1)).flatten(1)
         y = x.movedim(self.select.axis, -1) @ mixed.T
         if isinstance(self.mix.bias, Tensor):
             y = y + self.mix.bias
@@ -66,8 +67,13 @@ def free_codes(model: nn.Module) -> Iterator[list[Codes]]:
     Args:
         model: what `compress` or `apply` returned; afterwards its modules are as before,
             with the bricks that were chosen last.
+
+    Raises:
+        InputError: the model has no such layer.
     """
     chains = list(_assembled(model))
+    if not chains:
+        raise InputError("codes", "the model has no LegoNet layer", "drop it")
     codes = []
     for chain, method in chains:
         shared, select, mix = chain
@@ -98,14 +104,8 @@ def _scores(shared: nn.Module, select: Select, method: LegoNet) -> Tensor:
     assert isinstance(shared, Shared)
     spec = spec_of(shared.layer)
     assert spec is not None
-    bricks = canonical(spec, _weight(shared.layer).detach())[0].flatten(1).float()
+    bricks = canonical(spec, weight_of(shared.layer).detach())[0].flatten(1).float()
     unit = bricks / bricks.norm(dim=1, keepdim=True).clamp_min(1e-30)
     taken = select.index.reshape(-1, method.splits) % method.n_bricks
     ahead = torch.nn.functional.one_hot(taken, method.n_bricks)  # of bricks that are parallel
     return _MARGIN * ((unit @ unit.T)[taken] + 0.01 * ahead)
-
-
-def _weight(module: nn.Module) -> nn.Parameter:
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
-    return weight

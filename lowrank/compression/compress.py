@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -92,8 +93,8 @@ def compress(
         fit: "sequential" or "parallel"; see `apply`.
         refine: block-wise refinement on the calibration data, without labels: True, or the
             number of gradient steps for a block; see `apply`.
-        max_drop: instead of a budget: the smallest model in MACs (or in what `smallest`
-            of `lowrank.compression.tradeoff` is told) whose metric is at most so much lower.
+        max_drop: instead of a budget: the smallest model in MACs whose metric is at most so
+            much lower; `lowrank.compression.tradeoff.smallest` finds that in parameters too.
         metric: quality of a model, higher is better, for `max_drop`: accuracy, for instance.
         methods: names from `lowrank.compression.methods.METHODS` that may be used; all by default.
         skip: layers to leave dense: names or patterns such as "layer1.*".
@@ -124,6 +125,8 @@ def compress(
         >>> small(torch.randn(3, 256)).shape
         torch.Size([3, 256])
     """
+    if metric is not None and max_drop is None:
+        raise InputError("metric", "there is no max_drop that it measures", "pass max_drop=0.01")
     if int8 and bytes is None:
         raise InputError("int8", "there is no budget of bytes", "pass bytes=0.2, or drop int8")
     curves = measure(
@@ -146,7 +149,8 @@ def compress(
     )
     budget = {"params": params, "bytes": bytes, "macs": macs, "latency": latency, "memory": memory}
     if max_drop is not None:
-        plan, timed = _within_drop(model, curves, budget, metric, max_drop, refine, progress), None
+        how = {"exponent": exponent, "fit": fit, "refine": refine, "progress": progress}
+        plan, timed = _within_drop(model, curves, budget, metric, max_drop, how), None
     else:
         exponent = weighing(model, curves, budget, exponent, progress, fit=fit)
         plan, timed = _planned(model, example, curves, budget, exponent)
@@ -170,8 +174,7 @@ def _within_drop(
     budget: Mapping[str, float | None],
     metric: Callable[[nn.Module], float] | None,
     max_drop: float,
-    refine: bool | int,
-    progress: Progress | None,
+    how: Mapping[str, Any],
 ) -> Plan:
     """The plan of the smallest model within the drop; all dense if there is none."""
     from lowrank.compression.tradeoff import smallest
@@ -182,7 +185,7 @@ def _within_drop(
         raise BudgetError("max_drop", problem, "give one or the other")
     if metric is None:
         raise InputError("max_drop", "there is no metric to measure it by", "pass metric=")
-    found = smallest(model, curves, metric, max_drop, refine=refine, progress=progress)
+    found = smallest(model, curves, metric, max_drop, **how)
     if found is not None:
         return found[1]
     return all_dense(curves, f"no smaller model loses at most {max_drop:g} of the metric")
@@ -244,9 +247,12 @@ def weighed_plan(
     budget: Mapping[str, float | None],
     exponent: float | None,
     progress: Progress | None = None,
+    *,
+    fit: How | None = None,
 ) -> Plan:
     """The plan at the given exponent, or at the one whose quick trial does best."""
-    return curves.plan(**budget, exponent=weighing(model, curves, budget, exponent, progress))
+    exponent = weighing(model, curves, budget, exponent, progress, fit=fit)
+    return curves.plan(**budget, exponent=exponent)
 
 
 def weighing(

@@ -64,11 +64,11 @@ def call(model: nn.Module, example: Example) -> Any:
         >>> call(nn.Linear(3, 2), torch.zeros(4, 3)).shape
         torch.Size([4, 2])
     """
-    args, kwargs = _arguments(example)
+    args, kwargs = arguments(example)
     try:
         return model(*args, **kwargs)
     except Exception as error:
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
             "example",
             f"the model refused the example: {reason}; given {describe(example)}",
@@ -273,7 +273,13 @@ def describe(example: Any) -> str:
     return type(example).__name__
 
 
-def _arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model's forward.
+
+    Example:
+        >>> arguments({"x": 1})
+        ((), {'x': 1})
+    """
     if isinstance(example, Tensor):
         return (example,), {}
     if isinstance(example, Mapping):
@@ -301,6 +307,7 @@ def _is_float(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says, at most 200 characters of it."""
     lines = str(error).strip().splitlines() or ["no message"]
     return lines[0][:200]

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from lowrank.atomic import replacing
-from lowrank.compression.example import Example, evaluating, flatten, run
+from lowrank.compression.example import (
+    Example,
+    arguments,
+    evaluating,
+    first_line,
+    flatten,
+    run,
+    tensors,
+)
 from lowrank.errors import ExportError
 
 TOLERANCE = 1e-3
@@ -32,6 +41,7 @@ def export_program(
 
     Raises:
         ExportError: torch cannot trace the model, or the program's outputs differ.
+        InputError: an example that is no tensor, tuple or dict.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU())
@@ -39,13 +49,13 @@ def export_program(
         >>> program.module()(torch.randn(2, 8)).shape
         torch.Size([2, 4])
     """
-    args, kwargs = _arguments(example)
+    args, kwargs = arguments(example)
     with evaluating(model):
         try:
             program = torch.export.export(model, args, kwargs)
         except Exception as error:
             raise ExportError(
-                "torch.export", f"cannot trace the model ({_first_line(error)})", _ADVICE
+                "torch.export", f"cannot trace the model ({_said(error)})", _ADVICE
             ) from error
     with torch.no_grad():
         got = program.module()(*args, **kwargs)
@@ -70,6 +80,7 @@ def export_onnx(
     Raises:
         ExportError: the extra `onnx` is not installed, the model cannot be traced, or
             onnxruntime's outputs differ.
+        InputError: an example that is no tensor, tuple or dict.
     """
     try:
         import onnxruntime
@@ -78,17 +89,17 @@ def export_onnx(
         raise ExportError(
             "onnx", f"{error.name} is not installed", 'pip install "lowrank-kit[onnx]"'
         ) from error
-    args, kwargs = _arguments(example)
+    args, kwargs = arguments(example)
     with _written("onnx", path) as temporary:
         _write_onnx(model, args, kwargs, temporary, dynamic_batch)
         try:
             session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no public base class
             raise ExportError(
-                "onnx", f"onnxruntime refuses the graph ({_first_line(error)})", _ADVICE
+                "onnx", f"onnxruntime refuses the graph ({_said(error)})", _ADVICE
             ) from error
         names = [i.name for i in session.get_inputs()]
-        values = _tensors([*args, *kwargs.values()])
+        values = tensors([*args, *kwargs.values()])
         if len(names) != len(values):
             raise ExportError(
                 "onnx", f"the graph takes {names}, the example has {len(values)}", _ADVICE
@@ -117,8 +128,9 @@ def _write_onnx(
     shapes = None
     if free:
         batch = torch.export.Dim("batch", min=1)
-        shapes = tuple({0: batch} if isinstance(v, Tensor) else None for v in args)
-        shapes += tuple({0: batch} if isinstance(v, Tensor) else None for v in kwargs.values())
+        shapes = tree_map(
+            lambda v: {0: batch} if isinstance(v, Tensor) else None, (*args, *kwargs.values())
+        )
     with evaluating(model), _quiet():
         try:
             torch.onnx.export(
@@ -133,7 +145,7 @@ def _write_onnx(
             )
         except Exception as error:
             raise ExportError(
-                "onnx", f"cannot trace the model ({_first_line(error)})", _ADVICE
+                "onnx", f"cannot trace the model ({_said(error)})", _ADVICE
             ) from error
 
 
@@ -154,18 +166,6 @@ def _quiet() -> Iterator[None]:
 _ADVICE = "see torch.export's notes on what can be traced"
 
 
-def _arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Tensor):
-        return (example,), {}
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return tuple(example), {}
-
-
-def _tensors(values: list[Any]) -> list[Tensor]:
-    return [v for v in values if isinstance(v, Tensor)]
-
-
 def _compare(where: str, expected: list[Tensor], got: list[Tensor]) -> None:
     if len(expected) != len(got):
         raise ExportError(where, f"{len(got)} outputs came for {len(expected)}", _ADVICE)
@@ -176,5 +176,5 @@ def _compare(where: str, expected: list[Tensor], got: list[Tensor]) -> None:
             raise ExportError(where, f"its outputs differ by {worst:.1e} of the largest", _ADVICE)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -152,7 +152,7 @@ def _search(
 def _front(
     costs: NDArray[np.float64], errors: NDArray[np.float64], over: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """Partial plans that no other beats; the most promising ones where there are too many."""
+    """The most promising partial plans; with one budget, only those that no other beats."""
     order = np.arange(len(errors))
     if costs.shape[1] == 1:
         order = np.lexsort((errors, costs[:, 0]))

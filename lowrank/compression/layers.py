@@ -216,11 +216,11 @@ class LayerSpec:
         """Copy a canonical weight into a module of this shape."""
         assert isinstance(factor, Tensor)
         with torch.no_grad():
-            _weight(module).copy_(module_layout(self, factor))
+            weight_of(module).copy_(module_layout(self, factor))
 
     def read(self, module: nn.Module) -> Factor:
         """The canonical weight of a module of this shape, detached."""
-        return canonical(self, _weight(module).detach())
+        return canonical(self, weight_of(module).detach())
 
     def matrix(self, factor: Factor, like: Tensor) -> Tensor:
         """The canonical weight itself."""
@@ -263,7 +263,8 @@ class LayerSpec:
         return args
 
 
-def _weight(module: nn.Module) -> nn.Parameter:
+def weight_of(module: nn.Module) -> nn.Parameter:
+    """The weight of a layer that is known to have one."""
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     return weight
@@ -377,7 +378,7 @@ class LayerView:
     @property
     def parameter(self) -> nn.Parameter:
         """The module's weight."""
-        return _weight(self.module)
+        return weight_of(self.module)
 
     def weight(self) -> Tensor:
         """The canonical weight, detached, in float32 or the layer's own wider type."""

@@ -174,12 +174,12 @@ def _calibrated(
 ) -> Data | None:
     if weighting not in get_args(Weighting):
         raise InputError("weighting", f"{weighting!r} is unknown", _known(get_args(Weighting)))
+    if not isinstance(calibration, int) or calibration < 1:
+        raise InputError("calibration", f"{calibration!r} is no number of examples", "give 256")
     if data is None:
         return None
     if isinstance(data, Data):
         return data.bound(model)
-    if not isinstance(calibration, int) or calibration < 1:
-        raise InputError("calibration", f"{calibration!r} is no number of examples", "give 256")
     if progress is not None:
         progress("calibrating", 0, 1)
     batches = calibration_batches(data, example, calibration)

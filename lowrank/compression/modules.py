@@ -244,7 +244,7 @@ class SelectStage:
 
 @dataclass(frozen=True)
 class Branches:
-    """Branches on the same input, summed, or with `axis` one after another.
+    """Branches on the same input, summed, or with `joined` one after another.
 
     Args:
         branches: the stages of each.

@@ -64,8 +64,8 @@ class PlannedLayer:
         shapes: shape of each parameter that the layer itself holds.
         choice: what becomes of it.
         dense: cost of the layer's weights as they are; None where no method could serve it.
-        cost: predicted cost of its replacement; None where it stays dense.
-        error: predicted relative squared error of the weight; None where it stays dense.
+        cost: predicted cost of its replacement, or of itself in int8; None where it stays as it is.
+        error: predicted relative squared error of the weight or output; None likewise.
         int8: its linear layers (itself, if dense) are quantized after fitting.
     """
 

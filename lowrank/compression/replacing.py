@@ -17,6 +17,7 @@ from lowrank.compression.layers import (
     module_layout,
     spec_of,
     tied_head,
+    weight_of,
     with_leaves,
 )
 from lowrank.compression.methods import Method
@@ -205,10 +206,3 @@ def layer_spec(module: nn.Module) -> LayerSpec:
     spec = spec_of(module)
     assert spec is not None
     return spec
-
-
-def weight_of(module: nn.Module) -> nn.Parameter:
-    """The weight of a layer that is known to have one."""
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
-    return weight

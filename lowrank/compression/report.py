@@ -16,6 +16,7 @@ from lowrank.compression.modules import weight_bytes
 from lowrank.compression.plan import Choice, Dense, Plan, Tied, describe_choice
 from lowrank.compression.profile import TOTAL, Latency, compare_latency, count_macs
 from lowrank.compression.quality import Quality
+from lowrank.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,8 +146,17 @@ class Report:
         return {r.name: r.choice.reason for r in self.layers if isinstance(r.choice, Dense)}
 
     def kept(self, measure: str) -> float | None:
-        """Kept fraction of "parameters", "bytes", "macs" or "latency_ms"."""
-        before, after = self.dense.to_dict()[measure], self.compressed.to_dict()[measure]
+        """Kept fraction of "parameters" ("params"), "bytes", "macs" or "latency_ms".
+
+        Raises:
+            InputError: another name.
+        """
+        name = "parameters" if measure == "params" else measure
+        dense, small = self.dense.to_dict(), self.compressed.to_dict()
+        if name not in dense:
+            known = ", ".join(dense)
+            raise InputError("measure", f"{measure!r} is unknown", f"choose among {known}")
+        before, after = dense[name], small[name]
         return None if before is None or after is None or not before else after / before
 
     @property

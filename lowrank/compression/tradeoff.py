@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
 
 from lowrank.compression.apply import apply, copy_model
+from lowrank.compression.budget import checked
+from lowrank.compression.calibrate import check_batches
 from lowrank.compression.compress import weighed_plan
 from lowrank.compression.curves import Curves, Progress
 from lowrank.compression.example import Example
 from lowrank.compression.finetune import finetune as tune
+from lowrank.compression.fits import How
 from lowrank.compression.measuring import measure
 from lowrank.compression.plan import Plan
 from lowrank.compression.quality import Quality
@@ -37,7 +40,8 @@ class Point:
     Args:
         keep: the fraction that was asked for.
         kept: fractions of "params", "bytes" and "macs" that are left.
-        predicted: weighted error that the planner expected, relative to the largest.
+        predicted: error that the planner expected, as a share of losing every layer's output;
+            see `Curves.predicted`.
         quality: outputs against the dense model's, measured.
         metric: the user's metric, measured; None where none was given.
         finetuned: the same after fine-tuning; None without.
@@ -126,8 +130,9 @@ def sweep(
         metric: quality of a model, higher is better; without it, outputs are compared.
         keeps: kept fractions in (0, 1].
         budget: what the fractions are of: "macs", "params" or "bytes".
-        curves: from `measure`, to save measuring again.
-        val: batches on which outputs are compared; see `compress`.
+        curves: from `measure`, to save measuring again; no `options` then.
+        val: batches on which outputs are compared; by default what the data holds beyond
+            the calibration examples, else those, else the example.
         refine: block-wise refinement, as in `compress`.
         finetune: arguments of `lowrank.finetune` other than the models, such as
             `{"data": train, "epochs": 1}`; the metric is then measured after it too.
@@ -138,8 +143,9 @@ def sweep(
         A `Sweep`: data that prints as JSON, and a picture by `plot()`.
 
     Raises:
-        BudgetError: none of the budgets can be reached.
-        InputError: no budgets, or fine-tuning without a metric.
+        BudgetError: none of the budgets can be reached, or one makes no sense.
+        InputError: no budgets, fine-tuning without a metric, a metric of the dense model that
+            is not finite, an unknown measure, or options beside curves.
 
     Example:
         >>> import torch, lowrank
@@ -148,22 +154,26 @@ def sweep(
         >>> [p.keep for p in found]
         [0.8, 0.4]
     """
-    _check(keeps, metric, finetune)
+    _check(keeps, budget, metric, finetune)
+    if curves is not None and options:
+        problem = f"{', '.join(options)} would have to be given to `measure`"
+        raise InputError("options", problem, "drop them, or the curves")
+    dense = None if metric is None else _of_dense(metric, model)
     if curves is None:
         curves = measure(model, example, data=data, progress=progress, **options)
+    if val is None and data is not None and curves.data is not None:
+        val = check_batches(data, example, curves.data.batches) or None
     points, refused = [], []
     for done, keep in enumerate(sorted(keeps, reverse=True)):
         if progress is not None:
             progress(f"{budget} {keep}", done, len(keeps))
-        try:
-            plan = weighed_plan(model, curves, {budget: keep}, None)
-        except BudgetError:
+        plan = _reachable(model, curves, budget, keep)
+        if plan is None:
             refused.append(keep)
-            continue
-        points.append(_point(model, example, curves, plan, keep, metric, val, refine, finetune))
+        else:
+            points.append(_point(model, example, curves, plan, keep, metric, val, refine, finetune))
     if not points:
         raise BudgetError("keeps", f"none of {tuple(keeps)} can be reached", "raise them")
-    dense = None if metric is None else float(metric(model))
     return Sweep(tuple(points), dense, budget, tuple(refused))
 
 
@@ -196,6 +206,8 @@ def smallest(
     max_drop: float,
     *,
     budget: Measure = "macs",
+    exponent: float | None = None,
+    fit: How | None = None,
     refine: bool | int = False,
     tol: float = 0.01,
     progress: Progress | None = None,
@@ -209,7 +221,9 @@ def smallest(
         curves: from `measure`.
         metric: quality of a model, higher is better.
         max_drop: how much lower it may be, in its own units, from 0 up.
-        budget: what is made small.
+        budget: what is made small: "macs", "params" or "bytes".
+        exponent: how layers are weighed; see `compress`.
+        fit: how they are fitted; see `apply`.
         refine: block-wise refinement of every model that is tried.
         tol: width of the last interval of kept fractions.
         progress: called as (what, done, total).
@@ -218,23 +232,22 @@ def smallest(
         The fraction and the plan, or None if not even the largest compressed model does.
 
     Raises:
-        InputError: a drop that is negative or no number, or a metric that is not finite.
+        InputError: a drop that is negative or no number, a metric of the dense model that is
+            not finite, or an unknown measure.
     """
     if not isinstance(max_drop, int | float) or not max_drop >= 0:
         raise InputError("max_drop", f"{max_drop!r} is no drop from 0 up", "give 0.01, say")
-    dense = float(metric(model))
-    if not isfinite(dense):
-        raise InputError("metric", f"of the dense model it is {dense}", "return a finite number")
-    wanted = dense - max_drop
+    _check_measure(budget)
+    wanted = _of_dense(metric, model) - max_drop
     low, high, best = 0.0, 1.0, None
     while high - low > tol:
         keep = (low + high) / 2
         if progress is not None:
             progress(f"trying {budget} {keep:.3f}", 0, 1)
-        plan = _reachable(model, curves, budget, keep)
+        plan = _reachable(model, curves, budget, keep, exponent, fit)
         good = False
         if plan is not None:
-            small, _ = apply(model, plan, data=curves.data, refine=refine)
+            small, _ = apply(model, plan, data=curves.data, fit=fit, refine=refine)
             good = float(metric(small)) >= wanted
         if plan is not None and good:
             best, high = (keep, plan), keep
@@ -243,17 +256,43 @@ def smallest(
     return best
 
 
-def _reachable(model: nn.Module, curves: Curves, budget: Measure, keep: float) -> Plan | None:
+def _reachable(
+    model: nn.Module,
+    curves: Curves,
+    budget: Measure,
+    keep: float,
+    exponent: float | None = None,
+    fit: How | None = None,
+) -> Plan | None:
     try:
-        return weighed_plan(model, curves, {budget: keep}, None)
+        return weighed_plan(model, curves, {budget: keep}, exponent, fit=fit)
     except BudgetError:
         return None
 
 
+def _of_dense(metric: Metric, model: nn.Module) -> float:
+    found = float(metric(model))
+    if not isfinite(found):
+        raise InputError("metric", f"of the dense model it is {found}", "return a finite number")
+    return found
+
+
+def _check_measure(budget: str) -> None:
+    if budget not in get_args(Measure):
+        known = ", ".join(get_args(Measure))
+        raise InputError("budget", f"{budget!r} is no measure of size", f"choose among {known}")
+
+
 def _check(
-    keeps: Sequence[float], metric: Metric | None, finetune: Mapping[str, Any] | None
+    keeps: Sequence[float],
+    budget: str,
+    metric: Metric | None,
+    finetune: Mapping[str, Any] | None,
 ) -> None:
+    _check_measure(budget)
     if not keeps:
         raise InputError("keeps", "it is empty", "give kept fractions such as (0.5, 0.3)")
+    for keep in keeps:
+        checked("keeps", keep)
     if finetune is not None and metric is None:
         raise InputError("finetune", "there is no metric to measure it by", "pass metric=")

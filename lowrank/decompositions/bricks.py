@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from lowrank.decompositions.metric import Metric
+from lowrank.decompositions.observed import check_count
 from lowrank.errors import InputError
+from lowrank.linalg import as_working
 
 _RIDGE = 1e-10
 """Relative to the diagonal: what keeps the small systems solvable where bricks repeat."""
@@ -19,7 +21,7 @@ class Bricks:
     """Every row of a matrix in parts, each a multiple of one brick.
 
     Attributes:
-        bricks: (n, d) of unit norm.
+        bricks: (n, d) of unit norm; 0 where a brick is not needed.
         index: (rows, parts), which brick each part is.
         coefficients: (rows, parts), how much of it.
     """
@@ -60,7 +62,8 @@ def assemble(
         exact_steps: steps with every part's own block.
 
     Raises:
-        InputError: the splits do not divide the columns, or no brick.
+        InputError: not a finite real matrix, splits that do not divide the columns, no brick,
+            or steps below 0.
 
     Example:
         >>> W = torch.tensor([[1.0, 0.0, 0.0, 2.0], [0.0, 3.0, 4.0, 0.0]])
@@ -71,6 +74,11 @@ def assemble(
     Source: Yang et al. 2019, "LegoNet", equations 4-6, who train codes and bricks together;
         the alternation is k-means on lines (K-SVD with one atom, Aharon et al. 2006).
     """
+    W = as_working(W, "bricks", min_dim=2)
+    if W.ndim != 2:
+        raise InputError("bricks", f"shape {tuple(W.shape)}, need a matrix", "flatten it first")
+    check_count(max_iter, "max_iter", 10**9, "bricks", least=0)
+    check_count(exact_steps, "exact_steps", 10**9, "bricks", least=0)
     rows, columns = W.shape
     if not isinstance(splits, int) or splits < 1 or columns % splits:
         raise InputError(

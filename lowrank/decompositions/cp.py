@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from lowrank.decompositions.factors import CPFactors, CPStatus
+from lowrank.decompositions.observed import check_positive
 from lowrank.decompositions.svd import truncated_svd
 from lowrank.decompositions.tucker import tucker
 from lowrank.errors import InputError
@@ -85,7 +86,7 @@ def cp(
     error). We correct during the descent, not after it.
     """
     W = as_working(W, name, min_dim=2)
-    _check(W, rank, n_starts, max_iter, max_sensitivity, name)
+    _check(W, rank, n_starts, max_iter, tol, max_sensitivity, name)
     scale = frobenius(W)
     if W.ndim == 2:
         return _from_svd(W, rank, name)
@@ -393,12 +394,19 @@ def _full_rank(shape: Sequence[int]) -> int:
 
 
 def _check(
-    W: Tensor, rank: int, n_starts: int, max_iter: int, max_sensitivity: float, name: str
+    W: Tensor,
+    rank: int,
+    n_starts: int,
+    max_iter: int,
+    tol: float,
+    max_sensitivity: float,
+    name: str,
 ) -> None:
     check_rank(rank, _full_rank(W.shape), W.shape, name)
     if n_starts < 1 or max_iter < 1:
         problem = f"n_starts {n_starts} and max_iter {max_iter} must be at least 1"
         raise InputError(name, problem, "raise them")
+    check_positive(tol, "tol", name, zero=True)
     if not max_sensitivity >= 1:
         problem = f"max_sensitivity {max_sensitivity} is below 1, that of orthogonal components"
         raise InputError(name, problem, "raise it; math.inf switches the bound off")

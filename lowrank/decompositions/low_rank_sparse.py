@@ -269,6 +269,7 @@ def low_rank_plus_sparse(
     if not 0 <= density <= 1:
         raise InputError(name, f"density {density} is outside 0..1", "give a share of the entries")
     check_count(max_iter, "max_iter", 10**9, name)
+    check_positive(tol, "tol", name, zero=True)
     card, size = round(density * W.numel()), frobenius(W) or 1.0
     V = truncated_svd(W, min(rank + EXTRA, *W.shape)).Vh.mT
     S, last, history = torch.zeros_like(W), None, [(1.0, math.inf)]
@@ -375,6 +376,7 @@ def greedy_bilateral(
     check_count(max_rank, "max_rank", full, "greedy_bilateral")
     check_count(card, "card", seen.M.numel(), "greedy_bilateral", least=0)
     check_count(step, "step", full, "greedy_bilateral")
+    check_count(max_iter, "max_iter", 10**9, "greedy_bilateral")
     check_positive(tol, "tol", "greedy_bilateral")
     V = _random_basis(seen.M, min(step, max_rank), seed)
     S, L = torch.zeros_like(seen.M), torch.zeros_like(seen.M)

@@ -89,7 +89,7 @@ def tt_error_bound(spectra: Sequence[Tensor], ranks: Sequence[int]) -> float:
         The bound, >= 0; 0 for a zero tensor.
 
     Raises:
-        RankError: another number of ranks than of spectra.
+        RankError: another number of ranks than of spectra, or a rank below 1.
 
     Example:
         >>> import torch
@@ -101,6 +101,8 @@ def tt_error_bound(spectra: Sequence[Tensor], ranks: Sequence[int]) -> float:
     if len(ranks) != len(spectra):
         problem = f"{len(ranks)} ranks for {len(spectra)} spectra"
         raise RankError("tt_error_bound", problem, "give one rank per spectrum")
+    if not all(rank >= 1 for rank in ranks):
+        raise RankError("tt_error_bound", f"ranks {tuple(ranks)}", "give ranks from 1 up")
     total = float(spectra[0].double().square().sum())
     tails = sum(float(s[r:].double().square().sum()) for s, r in zip(spectra, ranks, strict=True))
     return math.sqrt(tails / total) if total else 0.0
