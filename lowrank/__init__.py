@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from lowrank.compression.measuring import measure
     from lowrank.compression.methods import (
         CP,
+        BiClustering,
         ChannelSVD,
         DepthwiseSeparable,
         GroupSVD,
+        LegoNet,
+        LowRankSparse,
+        Monochromatic,
         SpatialSVD,
         TensorTrain,
         Tucker2,

@@ -500,19 +500,27 @@ def test_every_output_counts() -> None:
     assert quality.loss == quality.kl + quality.others > quality.kl
 
 
+class _Named(nn.Module):
+    """Takes a picture, a pair and a scale by name."""
+
+    def forward(self, x: Tensor, pair: tuple[Tensor, Tensor], scale: Tensor, name: str) -> Tensor:
+        return scale * (x + pair[0] + pair[1]).flatten(1)
+
+
 def test_batches_are_cut_whatever_holds_their_tensors() -> None:
-    batch = {"x": X, "pair": (X, X[:1]), "scale": torch.tensor(2.0), "name": "a"}
-    assert can_be_cut(batch)
-    parts = split_batches([batch], 16)
-    assert [len(p["x"]) for p in parts] == [16, 8]  # type: ignore[call-overload]
-    assert all(len(p["pair"][1]) == 1 and p["name"] == "a" for p in parts)  # type: ignore[call-overload]
-    state = (X, torch.zeros(2, 24, 3))
-    assert split_batches([state], 16) == [state]
-    rest, held = held_out([batch])
-    assert [len(p["x"]) for p in (*rest, *held)] == [6] * 4  # type: ignore[call-overload]
-    assert held_out([state]) == ([state], [])
-    found = calibration_batches([batch], {"x": X[:1]}, 20)
-    assert [len(p["x"]) for p in found] == [20]  # type: ignore[call-overload]
+    batch: Any = {"x": X, "pair": (X, X[:1]), "scale": torch.tensor(2.0), "name": "a"}
+    parts: Any = split_batches([batch], 16, _Named())
+    assert [len(p["x"]) for p in parts] == [16, 8]
+    assert all(len(p["pair"][1]) == 1 and p["name"] == "a" for p in parts)
+    rest, held = held_out([batch], _Named())
+    assert [len(p["x"]) for p in [*rest, *held]] == [6] * 4  # type: ignore[call-overload]
+    assert split_batches([batch], 16) == [batch]  # without a model to ask
+
+
+def test_a_batch_is_whole_where_its_tensors_are_of_other_lengths() -> None:
+    state: Any = (X.flatten(1), torch.zeros(2, len(X), 3))
+    assert not can_be_cut(nn.LSTM(196, 3), state)
+    assert held_out([state], nn.LSTM(196, 3)) == ([state], [])
 
 
 def test_targets_as_wide_as_the_inputs_are_still_labels() -> None:

@@ -576,6 +576,21 @@ def test_max_drop_needs_labels(labelled):
     assert "no labels to measure accuracy on" in fails(*command, "--data", "plain.npz")
 
 
+def test_labels_in_a_column_say_the_same(labelled):
+    held = dict(np.load("labelled.npz"))
+    np.savez("column.npz", x=held["x"].astype("float64"), labels=held["labels"][:, None])
+    np.savez("onehot.npz", x=held["x"], labels=np.eye(10)[held["labels"]])
+    command = ("compress", "net.py:build", *FAST, "--json", "--max-drop", "0.05")
+    found = [
+        json.loads(good(*command, "--data", name).stdout)["kept"]
+        for name in ("labelled.npz", "column.npz")
+    ]
+    assert {k: v for k, v in found[0].items() if "latency" not in k} == {
+        k: v for k, v in found[1].items() if "latency" not in k
+    }
+    assert "give one whole number for each example" in fails(*command, "--data", "onehot.npz")
+
+
 def test_memory_and_latency(labelled):
     out = good("compress", "net.py:build", "--memory", "0.8", *FAST, "--json")
     report = json.loads(out.stdout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -105,3 +106,44 @@ def test_finetune_takes_it() -> None:
 def test_bad_arguments(bad: dict[str, object]) -> None:
     with pytest.raises(InputError):
         SOAP([nn.Parameter(torch.ones(2, 2))], **bad)  # type: ignore[arg-type]
+
+
+def test_mixtures_that_are_rounding_alone_do_not_move() -> None:
+    """Gradients of rank 1 in float32: the loss falls from the first step, as in float64."""
+    losses = {}
+    for dtype in (torch.float32, torch.float64):
+        w = nn.Parameter(torch.ones(4, 3, dtype=dtype))
+        optimizer, found = SOAP([w], lr=0.1), []
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = w.square().sum()
+            loss.backward()
+            optimizer.step()
+            found.append(float(loss.detach()))
+        losses[dtype] = found
+    assert losses[torch.float32] == pytest.approx(losses[torch.float64], rel=1e-2)
+    assert losses[torch.float32] == sorted(losses[torch.float32], reverse=True)
+
+
+def test_half_precision_and_complex_parameters() -> None:
+    w = nn.Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
+    optimizer = SOAP([w], lr=0.1)
+    for _ in range(25):
+        optimizer.zero_grad()
+        w.float().square().sum().backward()
+        optimizer.step()
+    assert float(w.detach().abs().max()) < 0.5
+    z = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
+    (z * z.conj()).real.sum().backward()
+    with pytest.raises(InputError, match="a gradient is complex"):
+        SOAP([z]).step()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"lr": -1.0}, {"lr": float("inf")}, {"eps": -1.0}, {"betas": (0.9,)}, {"every": 1.5}],
+)
+def test_settings_of_a_group_are_checked_too(setting: dict[str, Any]) -> None:
+    w = nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(InputError, match=f"^{next(iter(setting))}: "):
+        SOAP([{"params": [w], **setting}], lr=0.1)

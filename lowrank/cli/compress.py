@@ -58,11 +58,11 @@ _BUDGETS = ("macs", "params", "bytes", "latency", "memory", "max_drop")
 )
 @click.option(
     "--refine",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=1),
     is_flag=False,
-    flag_value=0,
+    flag_value=100,  # `lowrank.compression.blocks.STEPS`, which would import torch
     metavar="[STEPS]",
-    help="Train block by block on --data, without labels.",
+    help="Train block by block on --data, without labels; 100 steps each by default.",
 )
 @click.option("--int8", is_flag=True, help="Linear layers may be int8, for --bytes.")
 @click.option("--methods", type=Methods(), help="Methods that may be used; all by default.")
@@ -114,8 +114,6 @@ def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
     named = {"bytes" if name == "size" else name: value for name, value in options.items()}
     unset = (None, ())
     given = {k: v for k, v in named.items() if v not in unset and v is not False}
-    if given.get("refine") == 0:
-        given["refine"] = True  # as many steps as `apply` takes by default
     return given | {name: split(given[name]) for name in ("skip", "only") if name in given}
 
 

@@ -21,13 +21,16 @@ from torch import Tensor, nn
 
 from lowrank.cli.source import Source
 from lowrank.cli.values import Input
-from lowrank.compression.batches import Batch
+from lowrank.compression.batches import Batch, placed
 from lowrank.compression.checkpoint import load as load_compressed
 from lowrank.compression.example import Example, check, describe, flatten, run
 from lowrank.errors import CheckpointError, InputError
 
 _BATCH = 64
 """Examples in a batch, for data that comes as whole tensors."""
+
+_FILES = (".safetensors", ".npz")
+"""Endings of files that hold data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,8 @@ def load(source: Source) -> Loaded:
     if source.weights is not None:
         model = _with_weights(model, source.weights, allow_pickle=source.allow_pickle)
     data = None if source.data is None else load_data(source.data)
+    if isinstance(data, list) and Path(source.data or "").suffix in _FILES:
+        data = [placed(batch, model) for batch in data]  # numpy makes float64 of everything
     return Loaded(model, _example(source, code, model, data), data)
 
 
@@ -74,7 +79,7 @@ def load_data(name: str) -> Any:
         InputError: the file or function is missing, fails, or holds no data.
     """
     path = Path(name)
-    if path.suffix in (".safetensors", ".npz"):
+    if path.suffix in _FILES:
         read = _safetensors if path.suffix == ".safetensors" else _npz
         return _batches(path, read(path))
     where, _, function = name.rpartition(":")
@@ -237,6 +242,12 @@ def labelled_accuracy(data: Any, calibration: int = 256) -> Callable[[nn.Module]
             "--max-drop", "there are no labels to measure accuracy on", "give --data with labels"
         )
     ends = np.cumsum([len(b) for b in batches])
+    for batch in batches:
+        assert batch.labels is not None
+        if batch.labels.numel() != len(batch):
+            shape = tuple(batch.labels.shape)
+            problem = f"labels of shape {shape} for {len(batch)} examples"
+            raise InputError("--max-drop", problem, "give one whole number for each example")
     held = [b for b, end in zip(batches, ends, strict=True) if end - len(b) >= calibration]
 
     def accuracy(model: nn.Module) -> float:
@@ -244,7 +255,7 @@ def labelled_accuracy(data: Any, calibration: int = 256) -> Callable[[nn.Module]
         for batch in held or batches:
             assert batch.labels is not None
             answers = flatten(run(model, batch.inputs))[0].argmax(-1)
-            right += int((answers == batch.labels.to(answers.device)).sum())
+            right += int((answers == batch.labels.flatten().to(answers.device)).sum())
             total += batch.labels.numel()
         return right / total
 

@@ -30,7 +30,7 @@ from lowrank.compression.layers import (
 )
 from lowrank.compression.methods.base import require
 from lowrank.compression.plan import Dense, Plan, Tied
-from lowrank.compression.quality import Quality, compare_outputs
+from lowrank.compression.quality import Quality, compare_on, compare_outputs
 from lowrank.compression.replacing import (
     chained,
     factorize,
@@ -204,14 +204,12 @@ def renormalise(model: nn.Module, small: nn.Module, batches: Sequence[Example]) 
     A fourth of the examples is held out; of a single one nothing is, and nothing is kept.
     True if they were kept.
     """
-    rest, held = held_out(batches)
+    rest, held = held_out(batches, model)
     if not held:
         return False
 
     def lost(candidate: nn.Module) -> float:
-        found = compare_outputs(model, candidate, None, held)
-        assert found is not None
-        return found.loss
+        return compare_on(model, candidate, held).loss
 
     return improves(small, batch_norms(small), rest, lost) is not None
 
@@ -253,12 +251,13 @@ def _quality(
     known: Data | None,
     val: object,
 ) -> Quality | None:
+    if example is None and known is not None:
+        example = known.batches[0]  # what the model takes
     if val is not None or known is None:
         return compare_outputs(model, small, example, val)
     if not isinstance(data, Data) and (rest := check_batches(data, example, known.batches)):
         return compare_outputs(model, small, example, rest)
-    seen = compare_outputs(model, small, example, list(known.batches))
-    return None if seen is None else replace(seen, held_out=False)
+    return replace(compare_on(model, small, known.batches), held_out=False)
 
 
 def _made(
@@ -270,6 +269,8 @@ def _made(
     progress: Progress | None,
 ) -> tuple[nn.Module, dict[str, Built], list[str]]:
     """The new model, how close its layers came, and what there is to say of the data."""
+    if not isinstance(steps, int) or steps < 0:
+        raise InputError("refine", f"{steps!r} steps make no sense", "give a number such as 100")
     if steps and known is None:
         raise InputError("refine", "there is no data to refine on", "pass data=")
     if known is None or not steps or not plan.replaced:
@@ -277,7 +278,7 @@ def _made(
     from lowrank.compression.blocks import STEPS  # which trains, a floor above
     from lowrank.compression.refine import refine, try_out
 
-    steps, layers = STEPS if steps is True else int(steps), list(plan.replaced)
+    steps, layers = STEPS if steps is True else steps, list(plan.replaced)
     part, held = known.parted(model)
     trial = None
     if held:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,9 @@ from lowrank.compression.example import (
     Example,
     batch_size,
     call,
-    can_be_cut,
-    cut,
+    describe,
     evaluating,
     flatten,
-    split_batches,
 )
 from lowrank.compression.layers import LayerView
 from lowrank.compression.moments import Moments, Sums, moment_bytes, rows_of_a_draw
@@ -149,8 +147,8 @@ def calibration_batches(
         data: a loader, a list of batches, a tensor of inputs, or a pair (inputs, labels);
             see `batches_of`.
         example: shows what the model takes.
-        n_examples: so many examples, if there are as many; more where a batch cannot be cut.
-        size: examples in a batch; larger ones are split, see `can_be_cut`.
+        n_examples: at least so many examples, if there are as many.
+        size: examples in a batch; larger ones are split where they are one tensor.
 
     Raises:
         InputError: no batch at all, NaN or Inf, or data that gives no batches.
@@ -158,7 +156,8 @@ def calibration_batches(
     found: list[Example] = []
     n = 0
     for batch in batches_of(data, example):
-        found.extend(split_batches([cut(batch, 0, n_examples - n)], size))
+        room = n_examples - n
+        found.extend(batch[:room].split(size) if _is_one(batch) else [batch])
         n += batch_size(batch)
         if n >= n_examples:
             break
@@ -183,15 +182,21 @@ def check_batches(
         if skip >= size:
             skip -= size
             continue
-        if skip and not can_be_cut(batch):
+        if _is_one(batch):
+            batch = batch[skip : skip + n_examples - n]
+        elif skip:
             skip = 0
             continue
-        batch, skip = cut(batch, skip, skip + n_examples - n), 0
+        skip = 0
         found.append(batch)
         n += batch_size(batch)
         if n >= n_examples:
             break
     return found
+
+
+def _is_one(batch: Example) -> TypeGuard[Tensor]:
+    return isinstance(batch, Tensor) and batch.ndim > 0
 
 
 def add_call(
@@ -272,9 +277,19 @@ def _backward(
         with torch.enable_grad():
             output = call(model, batch)
             total = loss(output) if loss else drawn_loss(output, generator)
-        if not total.requires_grad:
-            raise InputError("model", "its output does not depend on any layer", "check the model")
+        _check_loss(total, "model" if loss is None else "loss")
         total.backward()
+
+
+def _check_loss(total: Any, name: str) -> None:
+    if not isinstance(total, Tensor) or total.numel() != 1:
+        raise InputError(name, f"it returned {describe(total)}", "return a tensor of one number")
+    if not total.requires_grad:
+        problem = "its output does not depend on any layer, as far as gradients show"
+        advice = 'check the model and torch.inference_mode, or pass weighting="outputs"'
+        raise InputError(name, problem, advice)
+    if not bool(total.isfinite()):
+        raise InputError(name, f"on the data it gives {total.item()}", "look for what overflows")
 
 
 @contextmanager
@@ -301,6 +316,8 @@ def drawn_loss(output: Any, generator: torch.Generator) -> Tensor:
     if not found:
         raise InputError("model", "it returns no floating-point tensor", "wrap it to do so")
     first, *others = [y for y in found if y.requires_grad] or found[:1]
+    if not all(bool(y.isfinite().all()) for y in (first, *others)):
+        raise InputError("model", "its output on the data holds NaN or Inf", "check both")
     if not is_scores(first):
         return sum((_projected(y, generator) for y in others), _projected(first, generator))
     logs = first.float().log_softmax(-1)

@@ -18,7 +18,7 @@ from lowrank.compression.measuring import measure
 from lowrank.compression.memory import MemoryCheck, measure_memory
 from lowrank.compression.on_the_clock import Timed, plan_on_the_clock
 from lowrank.compression.plan import Choice, Dense, Plan, PlannedLayer
-from lowrank.compression.quality import compare_outputs
+from lowrank.compression.quality import compare_on
 from lowrank.compression.report import Report
 from lowrank.errors import BudgetError, InputError
 
@@ -292,9 +292,7 @@ def _trial(
     model: nn.Module, plan: Plan, data: Data, examples: Sequence[Example], how: How
 ) -> float:
     small, _ = replace_layers(model, plan, data, how, max_iter=_TRIAL_STEPS)
-    found = compare_outputs(model, small, None, list(examples))
-    assert found is not None
-    return found.loss
+    return compare_on(model, small, examples).loss
 
 
 def _used(curves: Curves) -> Sequence[Example]:

@@ -16,6 +16,9 @@ from lowrank.compression.batches import Batch, placed
 from lowrank.compression.example import call, describe, evaluating, flatten
 from lowrank.errors import InputError
 
+_NONE = 1e-30
+"""Mean square up to which a tensor is zero."""
+
 Loss: TypeAlias = Literal["kl", "mse"] | Callable[[Any, Any], Tensor]
 """How far the student's output is from the teacher's."""
 
@@ -125,7 +128,8 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> T
 
 
 def relative_mse(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Mean over the pairs of ||s - t||^2 / ||t||^2, so that outputs of any scale weigh the same.
+    """Mean over the pairs of ||s - t||^2 / ||t||^2, so that outputs of any scale weigh the same;
+    of ||s - t||^2 / n where t, of n numbers, is zero.
 
     Example:
         >>> relative_mse([torch.tensor([1.0, 1.0])], [torch.tensor([2.0, 0.0])])
@@ -138,8 +142,8 @@ def relative_mse(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
     for ours, theirs in zip(student, teacher, strict=True):
         _check_same("an output", ours, theirs)
         s, t = _wide(ours), _wide(theirs).to(ours.device)
-        energy = t.square().mean().clamp_min(torch.finfo(t.dtype).tiny)
-        losses.append((s - t).square().mean() / energy)
+        energy = t.square().mean()
+        losses.append((s - t).square().mean() / torch.where(energy > _NONE, energy, 1.0))
     return torch.stack(losses).mean()
 
 

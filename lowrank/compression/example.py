@@ -170,7 +170,9 @@ def named_tensors(example: Example, name: str = "example") -> Iterator[tuple[str
     return _walk(example, name)
 
 
-def split_batches(batches: Sequence[Example], size: int) -> list[Example]:
+def split_batches(
+    batches: Sequence[Example], size: int, model: nn.Module | None = None
+) -> list[Example]:
     """Batches of at most `size` examples, where a batch can be cut.
 
     Example:
@@ -178,33 +180,67 @@ def split_batches(batches: Sequence[Example], size: int) -> list[Example]:
         [4, 1, 2]
     """
     parts: list[Example] = []
+    several: bool | None = None
     for batch in batches:
+        if isinstance(batch, Tensor) and batch.ndim:
+            parts.extend(batch.split(size))
+            continue
         n = batch_size(batch)
-        parts.extend(cut(batch, k, k + size) for k in range(0, n if can_be_cut(batch) else 1, size))
+        if several is None and n > size:
+            several = model is not None and can_be_cut(model, batch)
+        if several and n > size and _equally_long(batch):
+            parts.extend(cut(batch, k, k + size) for k in range(0, n, size))
+        else:
+            parts.append(batch)
     return parts
 
 
-def can_be_cut(batch: Example) -> bool:
-    """Whether the examples are on the first axis of every tensor that is not 1 long there.
+def can_be_cut(model: nn.Module, batch: Example) -> bool:
+    """Whether a model gives each example of a batch its output, whatever else is in the batch.
+
+    The examples must be on the first axis of every tensor that is not 1 long there. A tensor
+    may be as long by chance (positions, a mask over pairs), so the model is asked, about half
+    of the batch.
 
     Example:
-        >>> can_be_cut({"x": torch.zeros(8, 3), "mask": torch.ones(1, 3)})
+        >>> x, mask = torch.randn(8, 4, 3), torch.zeros(1, 4)
+        >>> net = nn.MultiheadAttention(3, 1, batch_first=True)
+        >>> can_be_cut(net, {"query": x, "key": x, "value": x, "need_weights": False})
         True
-        >>> can_be_cut((torch.zeros(8, 3), torch.zeros(2, 8, 4)))
+        >>> can_be_cut(net, {"query": x, "key": x, "value": x.movedim(0, 1), "need_weights": False})
         False
     """
+    n = batch_size(batch)
+    if n < 2 or not _equally_long(batch):
+        return False
+    half = n // 2
+    try:
+        whole, part = run(model, batch), run(model, cut(batch, 0, half))
+    except InputError:
+        return False
+    pairs = list(zip(flatten(whole), flatten(part), strict=False))
+    return bool(pairs) and all(
+        y.ndim > 0 and len(y) == n and y[:half].shape == x.shape and _close(y[:half], x)
+        for y, x in pairs
+    )
+
+
+def _close(y: Tensor, x: Tensor) -> bool:
+    scale = float(y.abs().max()) if y.numel() else 0.0
+    return bool(torch.allclose(y, x, rtol=1e-2, atol=1e-3 * scale))
+
+
+def _equally_long(batch: Example) -> bool:
     return {t.shape[0] for t in tensors(batch) if t.ndim} - {1} == {batch_size(batch)}
 
 
 def cut(batch: Example, start: int, stop: int) -> Example:
-    """The examples from start to stop of a batch; all of one that cannot be cut.
+    """The examples from start to stop of a batch whose examples are on its tensors' first axis.
 
     Example:
         >>> cut({"x": torch.zeros(8, 3), "mask": torch.ones(1, 3)}, 2, 5)["x"].shape
         torch.Size([3, 3])
     """
-    if not can_be_cut(batch):
-        return batch
     n = batch_size(batch)
     return mapped(batch, lambda t: t[start:stop] if t.ndim and len(t) == n else t)
 
@@ -228,18 +264,20 @@ def mapped(value: Any, f: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def held_out(batches: Sequence[Example], most: int = 64) -> tuple[list[Example], list[Example]]:
+def held_out(
+    batches: Sequence[Example], model: nn.Module, most: int = 64
+) -> tuple[list[Example], list[Example]]:
     """Three quarters of the examples in batches of at most `most`, and a fourth held out.
 
     Where they cannot be cut into two batches, all and none.
 
     Example:
-        >>> rest, held = held_out([torch.zeros(80, 3)])
+        >>> rest, held = held_out([torch.zeros(80, 3)], nn.Linear(3, 3))
         >>> [len(b) for b in rest], [len(b) for b in held]
         ([20, 20, 20], [20])
     """
     n = sum(map(batch_size, batches))
-    parts = split_batches(batches, max(1, min(most, n // 4)))
+    parts = split_batches(batches, max(1, min(most, n // 4)), model)
     if len(parts) < 2:
         return parts, []
     return [b for k, b in enumerate(parts) if k % 4], parts[::4]

@@ -174,7 +174,7 @@ def finetune(
     _check_counts(epochs=epochs, patience=patience, batch_size=batch_size)
     _check_positive(temperature=temperature, max_norm=max_norm, lr=lr)
     _check_weights(label_weight, hint_weight)
-    _check_arguments(val, patience, loss, amp)
+    _check_arguments(val, patience, loss, amp, optimizer, schedule)
     if not isinstance(teacher, nn.Module):
         raise InputError("teacher", f"{teacher!r} is no model", "pass the dense one")
     if names := int8_layers(model):
@@ -500,9 +500,25 @@ def _check_weights(label_weight: float, hint_weight: float) -> None:
         raise InputError("hint_weight", f"is {hint_weight!r}", "pass a number of at least 0")
 
 
-def _check_arguments(val: Any, patience: int | None, loss: Loss, amp: torch.dtype | None) -> None:
+def _check_arguments(
+    val: Any,
+    patience: int | None,
+    loss: Loss,
+    amp: torch.dtype | None,
+    optimizer: object,
+    schedule: object,
+) -> None:
     if patience is not None and val is None:
         raise InputError("patience", "there is no val to wait for", "pass val, or drop patience")
+    for name, given in (("optimizer", optimizer), ("schedule", schedule)):
+        if not callable(given) and not isinstance(given, Optimizer | None):
+            raise InputError(
+                name,
+                f"is {given!r}",
+                "pass what builds one, such as lowrank.SOAP"
+                if name == "optimizer"
+                else "pass a function of the share in [0, 1]",
+            )
     if not callable(loss) and loss not in ("kl", "mse"):
         raise InputError("loss", f"is {loss!r}", 'pass "kl", "mse" or a function')
     if amp is not None and amp not in _HALF:

@@ -112,7 +112,7 @@ class Data:
 
         The model, which is the dense one, is calibrated anew on those that are left.
         """
-        rest, held = held_out(self.batches)
+        rest, held = held_out(self.batches, model)
         if not held:
             return self, []
         views = self.bound(model).views
@@ -169,11 +169,11 @@ class Data:
         plain = moments.metric(centred=self.centred(name))
         normed = replace(plain, G=_of_norm(model, self.sinks.get(name, Sink()), view, moments))
         positions = sum(c.batch * prod(view.spec.output_size(c.size)) for c in view.calls)
-        outputs = normed.error(W) * positions
+        outputs = max(normed.error(W), 0.0) * positions
         if moments.G is None:
             return Importance(outputs)
         whole = replace(plain, G=moments.G.to(plain.dtype))
-        return Importance(outputs, 0.5 * whole.error(W))
+        return Importance(outputs, max(0.5 * whole.error(W), 0.0))
 
     def importance_of_unseen(self, name: str) -> Importance:
         """For a layer that data says nothing about: the squared norm of its weight."""
@@ -269,6 +269,8 @@ def _of_norm(model: nn.Module, sink: Sink, view: LayerView, moments: Moments) ->
         return None
     g, o, *_ = view.spec.weight_shape
     squares = scale.square().reshape(g, o)
+    if not squares.any():  # its outputs go nowhere: as they are, for want of better
+        return None
     floor = 1e-2 * squares.mean()
     return torch.diag_embed(squares + floor).to(moments.mean.dtype)
 

@@ -98,11 +98,13 @@ class Moments:
         return folded @ folded.mT
 
     def _weight(self, like: Tensor) -> Tensor | None:
-        if self.G is None:
+        if self.G is None or not self.G.any():  # or no gradient reaches the output
             return None
         size = self.G.diagonal(dim1=-2, dim2=-1).mean(-1)  # (g,)
-        scaled = self.G / size.mean().clamp_min(torch.finfo(self.G.dtype).tiny)
-        return damped(scaled, 1e-2).to(like.dtype)
+        scaled = damped(self.G / size.mean(), 1e-2)
+        eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
+        felt = (size > 1e-9 * size.max())[:, None, None]  # a group that is not stays as it is
+        return torch.where(felt, scaled, eye).to(like.dtype)
 
 
 def damped(C: Tensor, share: float | Tensor = DAMPING) -> Tensor:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank.compression.apply import replace_layers
 from lowrank.compression.compress import all_dense
 from lowrank.compression.curves import Candidate, Curve, Curves, Progress
-from lowrank.compression.example import Example, batch_size, cut, run, tensors
+from lowrank.compression.example import Example, batch_size, run, tensors
 from lowrank.compression.fits import Data
 from lowrank.compression.plan import Plan
 from lowrank.compression.quality import compare
@@ -149,7 +149,7 @@ def _some(batches: Sequence[Example], n: int) -> list[Example]:
         room = n - sum(batch_size(b) for b in found)
         if room <= 0:
             break
-        found.append(cut(batch, 0, room))
+        found.append(batch[:room] if isinstance(batch, Tensor) else batch)
     return found
 
 

@@ -73,6 +73,11 @@ def compare_outputs(
         batches = [example]
     else:
         return None
+    return compare_on(dense, small, batches)
+
+
+def compare_on(dense: nn.Module, small: nn.Module, batches: Iterable[Example]) -> Quality:
+    """Quality on batches of inputs in the form that the models take."""
     return compare((run(dense, batch), run(small, batch)) for batch in batches)
 
 
@@ -166,7 +171,10 @@ def _is_labelled(data: Any, example: Example | None) -> bool:
 
     As in `finetune`, a tuple of two equally long tensors is, whatever their shapes.
     """
-    if not isinstance(data, tuple) or len(data) != 2 or isinstance(example, tuple | list | Mapping):
+    several = not isinstance(example, Tensor | None) and (
+        isinstance(example, Mapping) or len(example) > 1
+    )
+    if several or not isinstance(data, tuple) or len(data) != 2:
         return False
     a, b = data
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.ndim or not b.ndim:
@@ -180,9 +188,19 @@ def _inputs_only(batch: Any, example: Example | None) -> Example:
     if isinstance(batch, tuple | list):
         if example is None or isinstance(example, Tensor):
             return batch[0]
+        if len(batch) in (1, 2) and _alike(batch[0], example):
+            return batch[0]  # (inputs, labels), as `finetune` takes them
         if isinstance(example, tuple | list):
             return tuple(batch[: len(example)])
     return batch
+
+
+def _alike(inputs: Any, example: Example) -> bool:
+    """Whether inputs are several, named or in a row, as those of the example are."""
+    if isinstance(example, Mapping):
+        return isinstance(inputs, Mapping)
+    several = isinstance(inputs, tuple | list) and len(inputs) == len(example)
+    return several and not isinstance(example[0], tuple | list)
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:

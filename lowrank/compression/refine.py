@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import stdev
 from typing import Any
@@ -14,7 +15,7 @@ from lowrank.compression.batches import mixable
 from lowrank.compression.blocks import STEPS, Progress, find_blocks, train_blocks
 from lowrank.compression.example import Example, batch_size, run, split_batches
 from lowrank.compression.finetune import finetune
-from lowrank.compression.quality import compare
+from lowrank.compression.quality import compare, compare_on
 
 _BATCH = 32
 """Examples in a step, at most."""
@@ -113,7 +114,7 @@ def try_out(
         seed: of everything random.
         progress: called as (what, done, total).
     """
-    parts, few = split_batches(batches, _BATCH), split_batches(held, 4)
+    parts, few = split_batches(batches, _BATCH, teacher), split_batches(held, 4, teacher)
     wanted = [run(teacher, batch) for batch in few]
 
     def losses() -> tuple[float, ...]:
@@ -160,7 +161,7 @@ def refine(
     lost, stages = ((), 1) if trial is None else (trial.means, trial.best)
     if not stages:
         return Refined({}, lost, 0)
-    parts = split_batches(batches, _BATCH)
+    parts = split_batches(batches, _BATCH, teacher)
     blocks = train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
     if stages > 1:
         steps *= _ROUNDS
@@ -194,22 +195,37 @@ def distil(
         seed: of everything random.
         progress: called as (what, done, total).
     """
-    found = compare((run(teacher, batch), run(small, batch)) for batch in batches)
-    finetune(
-        small,
-        teacher=teacher,
-        data=_joined(batches),
-        epochs=-(-steps // len(batches)),
-        lr=lr * min(1.0, max(found.relative_error, 1e-3) / _FAR),
-        loss="kl" if found.scores else "mse",
-        hints=_hints(teacher, layers, batches[0]),
-        hint_weight=30.0,
-        mix=all(map(mixable, batches)),
-        recalibrate=False,
-        batch_size=max(map(batch_size, batches)),
-        seed=seed,
-        progress=_named("refining end to end", progress),
-    )
+    found = compare_on(teacher, small, batches)
+    with _unfrozen(small):
+        finetune(
+            small,
+            teacher=teacher,
+            data=_joined(batches),
+            epochs=-(-steps // len(batches)),
+            lr=lr * min(1.0, max(found.relative_error, 1e-3) / _FAR),
+            loss="kl" if found.scores else "mse",
+            hints=_hints(teacher, layers, batches),
+            hint_weight=30.0,
+            mix=all(map(mixable, batches)),
+            recalibrate=False,
+            batch_size=max(map(batch_size, batches)),
+            seed=seed,
+            progress=_named("refining end to end", progress),
+        )
+
+
+@contextmanager
+def _unfrozen(model: nn.Module) -> Iterator[None]:
+    """A model of which nothing is to learn, frozen for its use, learns in the context."""
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    frozen = not any(p.requires_grad for p in parameters)
+    try:
+        for p in parameters if frozen else ():
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in parameters if frozen else ():
+            p.requires_grad_(False)
 
 
 def _named(name: str, progress: Progress | None) -> Callable[[str, int, int], None] | bool:
@@ -217,23 +233,29 @@ def _named(name: str, progress: Progress | None) -> Callable[[str, int, int], No
 
 
 def _joined(batches: Sequence[Example]) -> Any:
-    """One tensor, to be shuffled anew every time, where the batches are tensors of one shape."""
+    """One tensor, to be shuffled anew every time, where the batches are tensors of one shape;
+    else batches without labels."""
     tensors = [b for b in batches if isinstance(b, Tensor)]
     same = len(tensors) == len(batches) and len({b.shape[1:] for b in tensors}) == 1
-    return torch.cat(tensors) if same else batches
+    return torch.cat(tensors) if same else [(batch, None) for batch in batches]
 
 
-def _hints(teacher: nn.Module, layers: Sequence[str], batch: Example) -> list[str]:
-    """The last modules of the blocks, where they give a single tensor, once."""
+def _hints(teacher: nn.Module, layers: Sequence[str], batches: Sequence[Example]) -> list[str]:
+    """The last modules of the blocks, where they give a single tensor, once, in every batch."""
     names = [b.names[-1] for b in find_blocks(teacher, layers)]
     seen: dict[str, list[Any]] = {name: [] for name in names}
     handles = [
         teacher.get_submodule(n).register_forward_hook(lambda m, i, out, n=n: seen[n].append(out))
         for n in names
     ]
+    good = dict.fromkeys(names, True)
     try:
-        run(teacher, batch)
+        for batch in batches:
+            run(teacher, batch)
+            for n, outs in seen.items():
+                good[n] &= len(outs) == 1 and isinstance(outs[0], Tensor)
+                outs.clear()
     finally:
         for handle in handles:
             handle.remove()
-    return [n for n, outs in seen.items() if len(outs) == 1 and isinstance(outs[0], Tensor)]
+    return [n for n, single in good.items() if single]

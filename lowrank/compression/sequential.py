@@ -176,7 +176,7 @@ def _unscaled(difference: Tensor, scale: Tensor | None, view: LayerView) -> Tens
     """A difference behind the batch norm in the units before it."""
     if scale is None:
         return difference
-    small = scale.abs() < _LEAST_SCALE * scale.abs().max()
+    small = scale.abs() <= _LEAST_SCALE * scale.abs().max()
     inverse = torch.where(small, 0.0, 1 / torch.where(small, 1.0, scale))
     return difference * _per_channel(inverse.to(difference.dtype), view)
 

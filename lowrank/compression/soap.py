@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -60,15 +61,18 @@ class SOAP(Optimizer):
         every: int = 10,
         largest: int = 256,
     ) -> None:
-        if not lr > 0:
-            raise InputError("lr", f"{lr!r} is no learning rate", "give one above 0")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise InputError("betas", f"{betas!r} are no decays", "give two in [0, 1)")
-        if every < 1:
-            raise InputError("every", f"{every!r} is no number of steps", "give one from 1 up")
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "every": every, "largest": largest}
         )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with settings of their own.
+
+        Raises:
+            InputError: settings out of range.
+        """
+        _check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -84,7 +88,11 @@ class SOAP(Optimizer):
         return loss
 
     def _move(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        G = gradient.reshape(len(p), -1) if p.ndim > 1 else gradient.reshape(-1, 1)
+        if p.is_complex() or gradient.is_sparse:
+            kind = "complex" if p.is_complex() else "sparse"
+            raise InputError("params", f"a gradient is {kind}", "use another optimizer for it")
+        wide = gradient if gradient.dtype == torch.float64 else gradient.float()
+        G = wide.reshape(len(p), -1) if p.ndim > 1 else wide.reshape(-1, 1)
         state, sides = self.state[p], {"L": G, "R": G.T} if p.ndim > 1 else {}
         if not state:
             state.update(step=0, mean=torch.zeros_like(G), square=torch.zeros_like(G))
@@ -101,12 +109,28 @@ class SOAP(Optimizer):
         state["square"].lerp_(_into(state, G).square(), 1 - beta2)
         mean = _into(state, state["mean"]) / (1 - beta**t)
         root = (state["square"] / (1 - beta2**t)).sqrt()
-        p.add_(_out_of(state, mean / (root + group["eps"])).reshape(p.shape), alpha=-group["lr"])
+        floor = group["eps"]
+        if "L" in state or "R" in state:  # mixtures may be of rounding errors alone
+            floor = floor + root.max() * torch.finfo(root.dtype).eps ** 0.75
+        step = _out_of(state, mean / (root + floor)).reshape(p.shape)
+        p.add_(step.to(p.dtype), alpha=-group["lr"])
         for side, rows in sides.items():
             if side in state:
                 state[side].lerp_(rows @ rows.T, 1 - beta2)
                 if t % group["every"] == 0:
                     _turn(state, side)
+
+
+def _check(group: dict[str, Any]) -> None:
+    lr, betas, eps, every = (group[name] for name in ("lr", "betas", "eps", "every"))
+    if not 0 < lr < math.inf:
+        raise InputError("lr", f"{lr!r} is no learning rate", "give one above 0")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise InputError("betas", f"{betas!r} are no decays", "give two in [0, 1)")
+    if not 0 <= eps < math.inf:
+        raise InputError("eps", f"{eps!r} is no small number", "give 1e-8, say")
+    if not isinstance(every, int) or every < 1:
+        raise InputError("every", f"{every!r} is no number of steps", "give one from 1 up")
 
 
 def _into(state: dict[str, Any], X: Tensor) -> Tensor:

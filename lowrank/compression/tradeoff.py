@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from inspect import signature
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -158,6 +159,8 @@ def sweep(
     if curves is not None and options:
         problem = f"{', '.join(options)} would have to be given to `measure`"
         raise InputError("options", problem, "drop them, or the curves")
+    if curves is not None and curves.data is None and data is not None:
+        raise InputError("data", "the curves were measured without", "measure with it, or drop it")
     dense = None if metric is None else _of_dense(metric, model)
     if curves is None:
         curves = measure(model, example, data=data, progress=progress, **options)
@@ -290,9 +293,15 @@ def _check(
     finetune: Mapping[str, Any] | None,
 ) -> None:
     _check_measure(budget)
-    if not keeps:
+    if not len(keeps):
         raise InputError("keeps", "it is empty", "give kept fractions such as (0.5, 0.3)")
     for keep in keeps:
         checked("keeps", keep)
-    if finetune is not None and metric is None:
+    if finetune is None:
+        return
+    if metric is None:
         raise InputError("finetune", "there is no metric to measure it by", "pass metric=")
+    known = set(signature(tune).parameters) - {"model", "teacher"}
+    if "data" not in finetune or not set(finetune) <= known:
+        strange = ", ".join(sorted(set(finetune) - known)) or "data is missing"
+        raise InputError("finetune", f"its arguments: {strange}", 'give {"data": train, ...}')
