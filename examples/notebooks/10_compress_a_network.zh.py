@@ -73,8 +73,9 @@ for keep, share in by_weights.items():
 
 # %%
 few = images[::32]
-on_data = lowrank.measure(model, example, data=few, calibration=64, methods=["spatial_svd"])
-small, report = lowrank.apply(model, on_data.plan(macs=0.2), example=test_images[:64], data=few)
+on_data = lowrank.measure(model, example, data=few, methods=["spatial_svd"])
+plan = on_data.plan(macs=0.2)
+small, report = lowrank.apply(model, plan, example=test_images[:64], data=on_data.data)
 fitted_accuracy = test_accuracy(small)
 
 tuned = lowrank.finetune(
@@ -82,9 +83,12 @@ tuned = lowrank.finetune(
     teacher=model,
     data=(images[::2], labels[::2]),
     epochs=1,
-    lr=5e-4,
-    hints=("stages.0", "stages.1", "stages.2"),
-    hint_weight=3.0,
+    batch_size=32,
+    mix=True,
+    hints=[f"stages.{i}.{j}" for i in range(3) for j in range(3)],
+    hint_weight=10.0,
+    optimizer=lowrank.SOAP,
+    lr=1e-3,
 )
 tuned_accuracy = test_accuracy(tuned)
 print(f"20 % of the MACs, from the weights: {by_weights[0.2]:.1%}")
@@ -169,12 +173,12 @@ same = torch.equal(tuned(example), again.eval()(example))
 print("the loaded network gives the same outputs:", same)
 
 # %% [markdown]
-# **结论。** 仅凭权重，去掉一半 MAC 至多损失三个百分点的准确率；在五分之一处，仅凭权重会损失大部分准确率，而利用数据并微调一个周期，就能让网络回到与稠密网络相差五个百分点以内；保存的文件载入后是同一个网络。
+# **结论。** 仅凭权重，去掉一半 MAC 至多损失三个百分点的准确率；在五分之一处，仅凭权重会损失大部分准确率，而利用数据并微调一个周期，就能让网络回到与稠密网络相差四个百分点以内；保存的文件载入后是同一个网络。
 
 # %%
 assert by_weights[0.5] > dense_accuracy - 0.03
 assert by_weights[0.2] < dense_accuracy - 0.2
 assert fitted_accuracy > by_weights[0.2] + 0.1
-assert tuned_accuracy > dense_accuracy - 0.05
+assert tuned_accuracy > max(fitted_accuracy, dense_accuracy - 0.04)
 assert report.kept("macs") <= 0.2
 assert same
