@@ -125,6 +125,10 @@ def calibrate(
             with evaluating(model), watching(views, see):
                 call(model, batch)
     layers = {name: s.moments() for name, s in sums.items() if s.n}
+    for name, m in layers.items():
+        if not bool(m.C.isfinite().all()):
+            problem = f"squares of what {name or 'the model'} is given overflow"
+            raise InputError("data", problem, "scale the inputs down, or mend the layers before")
     if gradients:
         layers = {k: replace(m, G=gram[k] / n) if k in gram else m for k, m in layers.items()}
     ran = [v for v in views if v.name in layers]

@@ -133,8 +133,10 @@ def finetune(
             not looked at.
         optimizer: an optimizer of the model's parameters, or what builds one, such as
             `functools.partial(torch.optim.SGD, momentum=0.9)`; AdamW by default. `SOAP`
-            gets factors closer to the teacher in as many steps, at about half of AdamW's rate.
-        lr: learning rate, given to what builds the optimizer; 2e-4 by default for AdamW.
+            gets factors closer to the teacher in as many steps.
+        lr: learning rate, given to what builds the optimizer; 2e-4 by default for AdamW, and
+            for others their own. `SOAP` likes 5e-4 near the teacher, 2e-3 far from it: about
+            half of what AdamW does there.
         schedule: multiplier of the learning rate at a share in [0, 1] of the training.
         max_norm: gradients are scaled down to this norm; None: never.
         amp: `torch.bfloat16` or `torch.float16` for mixed precision.
