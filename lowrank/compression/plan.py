@@ -282,8 +282,18 @@ def describe_choice(choice: Choice) -> str:
     if isinstance(choice, Tied):
         return f"shares the factors of {choice.to}"
     values = {f.name: getattr(choice, f.name) for f in fields(choice)}  # type: ignore[arg-type]
-    words = [v if isinstance(v, str) else f"{k} {v}" for k, v in values.items()]
+    words = [v if isinstance(v, str) else f"{k} {setting(v)}" for k, v in values.items()]
     return f"{choice.name} " + ", ".join(words)
+
+
+def setting(value: object) -> str:
+    """A method's setting as a reader wants it.
+
+    Example:
+        >>> setting(0.49921507064364207), setting(16)
+        ('0.499', '16')
+    """
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _describe(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> str:

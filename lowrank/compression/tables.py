@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lowrank.compression.plan import Choice, Dense, Tied
+from lowrank.compression.plan import Choice, Dense, Tied, setting
 from lowrank.compression.profile_table import amount
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ _Labels: TypeAlias = "list[_Label]"
 
 _TEXT = frozenset({"layer", "kind", "method"})
 """Columns of words."""
+
+_LEAST = 12
+"""Characters of a layer's name that are in one line, however narrow the terminal."""
 
 
 def _column_sets(plan: Plan) -> tuple[tuple[str, ...], ...]:
@@ -154,13 +157,15 @@ class _Fitted:
     def _grid(self, labels: _Labels, columns: Sequence[str]) -> Table:
         grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_footer=True)
         totals = _totals(self.plan)
+        longest = max(len(label) for label, _ in labels)
         for name in columns:
             grid.add_column(
                 _header(name, columns),
                 footer=Text(totals.get(name, "")),
                 justify="left" if name in _TEXT else "right",
-                no_wrap=name != "layer",
+                no_wrap=name not in ("layer", "method"),
                 overflow="fold",
+                min_width=min(longest, _LEAST) if name == "layer" else None,
             )
         for label, layer in labels:
             cells = {"layer": label} | dict(self.rows[layer] if layer is not None else {})
@@ -242,7 +247,7 @@ def _method_and_rank(choice: Choice) -> tuple[str, str]:
         if f.name.startswith("rank"):
             ranks.extend(value if isinstance(value, tuple) else (value,))
         elif value != f.default:
-            words.append(value if isinstance(value, str) else f"{f.name} {value}")
+            words.append(value if isinstance(value, str) else f"{f.name} {setting(value)}")
     return " ".join(words), ", ".join(map(str, ranks))
 
 
