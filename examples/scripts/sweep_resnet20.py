@@ -47,9 +47,8 @@ def main() -> None:
     )
     ax = found.plot()
     ax.set_ylabel("accuracy on 2,000 test pictures, %")
-    ax.set_title(
-        "ResNet-20 on Fashion-MNIST: fitted to 256 pictures, then trained on 5,000, no labels"
-    )
+    ax.set_title("fitted to 256 pictures, then trained on 5,000, both without labels")
+    ax.figure.suptitle("ResNet-20 on Fashion-MNIST")
     ax.figure.savefig(args.out, dpi=120)
     for point in found:
         macs = 100 * point.kept["macs"]
