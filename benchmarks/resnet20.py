@@ -42,11 +42,11 @@ BARS = {
 """Points below dense, at most."""
 
 RECIPES: dict[float, dict[str, Any]] = {
-    0.33: {"lr": 5e-4, "mix": True},
-    0.2: {"lr": 1e-3, "label_weight": 0.3, "temperature": 2.0},
-    0.12: {"lr": 2e-3, "label_weight": 0.3, "temperature": 2.0},
+    0.33: {"lr": 5e-4, "label_weight": 0.3, "temperature": 2.0, "hint_weight": 1.0},
+    0.2: {"lr": 1e-3, "label_weight": 0.3, "temperature": 2.0, "hint_weight": 10.0},
+    0.12: {"lr": 2e-3, "label_weight": 0.3, "temperature": 2.0, "hint_weight": 10.0},
 }
-"""Fine-tuning: the farther from the teacher, the higher the rate, and the more labels say."""
+"""Fine-tuning: the farther from the teacher, the higher the rate, and the more hints say."""
 
 OPTIMIZERS = {"soap": lowrank.SOAP, "adamw": lambda params, lr: AdamW(params, lr=2 * lr)}
 """Each at the rate that suits it: AdamW did best at twice the rate of SOAP."""
@@ -144,7 +144,7 @@ def finetuned(
         small, _ = lowrank.apply(model, plan, data=curves.data)
         small = lowrank.finetune(
             small, teacher=model, data=train, epochs=epochs, batch_size=32,
-            hints=blocks, hint_weight=10.0, optimizer=OPTIMIZERS[optimizer], **recipe,
+            hints=blocks, optimizer=OPTIMIZERS[optimizer], **recipe,
         )  # fmt: skip
         results.add(f"{kind} {keep} 0", **figures(model, small, test), epochs=epochs)
 
