@@ -12,6 +12,16 @@ from torch import Tensor
 from lowrank.errors import InputError, RankError
 
 
+def wide(X: Tensor) -> Tensor:
+    """X in float32, or in float64 where it is: sums and squares of half types lose too much.
+
+    Example:
+        >>> wide(torch.ones(2, dtype=torch.float16)).dtype
+        torch.float32
+    """
+    return X if X.dtype == torch.float64 else X.float()
+
+
 def as_working(W: Tensor, name: str, *, min_dim: int = 1) -> Tensor:
     """Check a tensor and return it, detached, in the dtype that is computed in.
 
@@ -41,7 +51,7 @@ def as_working(W: Tensor, name: str, *, min_dim: int = 1) -> Tensor:
         problem = f"shape {tuple(W.shape)}, need at least {min_dim} non-empty dimensions"
         raise InputError(name, problem, "reshape it")
     W = W.detach()
-    W = W if W.dtype in (torch.float32, torch.float64) else W.float()
+    W = wide(W)
     if not (torch.isfinite(W.sum()) or torch.isfinite(W).all()):  # the sum alone may overflow
         bad = W.numel() - int(torch.isfinite(W).sum())
         raise InputError(

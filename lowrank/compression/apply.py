@@ -24,10 +24,7 @@ from lowrank.compression.int8 import (
     stage_bytes,
     stages_fit,
 )
-from lowrank.compression.layers import (
-    tied_head,
-    weight_of,
-)
+from lowrank.compression.layers import tied_head, weight_of
 from lowrank.compression.methods.base import require
 from lowrank.compression.plan import Dense, Plan, Tied
 from lowrank.compression.quality import Quality, compare_on, compare_outputs

@@ -11,14 +11,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.example import (
-    Example,
-    batch_size,
-    call,
-    describe,
-    evaluating,
-    flatten,
-)
+from lowrank.compression.example import Example, batch_size, call, describe, evaluating, flatten
 from lowrank.compression.layers import LayerView
 from lowrank.compression.moments import Moments, Sums, moment_bytes, rows_of_a_draw
 from lowrank.compression.patches import batched, chunks, n_positions, outputs, patches

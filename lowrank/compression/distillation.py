@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lowrank.compression.batches import Batch, placed
 from lowrank.compression.example import call, describe, evaluating, flatten
 from lowrank.errors import InputError
+from lowrank.linalg import wide
 
 _NONE = 1e-30
 """Mean square up to which a tensor is zero."""
@@ -91,7 +92,7 @@ class Objective:
         return divergence + relative_mse(ours[1:], theirs[1:]) if ours[1:] else divergence
 
     def _label_loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        output = _wide(output)
+        output = wide(output)
         labels = labels.to(output.device)
         try:
             if self.loss != "kl" and labels.is_floating_point():
@@ -121,8 +122,8 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> T
     """
     _check_same("the output", student, teacher)
     axis = 1 if student.ndim >= 4 else -1
-    p = (_wide(teacher).to(student.device) / temperature).log_softmax(axis)
-    q = (_wide(student) / temperature).log_softmax(axis)
+    p = (wide(teacher).to(student.device) / temperature).log_softmax(axis)
+    q = (wide(student) / temperature).log_softmax(axis)
     total = F.kl_div(q, p, reduction="sum", log_target=True)
     return temperature**2 * total * (student.shape[axis] / student.numel())
 
@@ -141,7 +142,7 @@ def relative_mse(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
     losses = []
     for ours, theirs in zip(student, teacher, strict=True):
         _check_same("an output", ours, theirs)
-        s, t = _wide(ours), _wide(theirs).to(ours.device)
+        s, t = wide(ours), wide(theirs).to(ours.device)
         energy = t.square().mean()
         losses.append((s - t).square().mean() / torch.where(energy > _NONE, energy, 1.0))
     return torch.stack(losses).mean()
@@ -191,8 +192,3 @@ def _check_same(what: str, ours: Tensor, theirs: Tensor) -> None:
     if ours.shape != theirs.shape:
         problem = f"{what} is {tuple(ours.shape)} against the teacher's {tuple(theirs.shape)}"
         raise InputError("model", problem, "pass the model that was compressed as its teacher")
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Half types in float32: their softmax and squares lose too much."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

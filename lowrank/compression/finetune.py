@@ -512,15 +512,12 @@ def _check_arguments(
 ) -> None:
     if patience is not None and val is None:
         raise InputError("patience", "there is no val to wait for", "pass val, or drop patience")
-    for name, given in (("optimizer", optimizer), ("schedule", schedule)):
-        if not callable(given) and not isinstance(given, Optimizer | None):
-            raise InputError(
-                name,
-                f"is {given!r}",
-                "pass what builds one, such as lowrank.SOAP"
-                if name == "optimizer"
-                else "pass a function of the share in [0, 1]",
-            )
+    if not callable(optimizer) and not isinstance(optimizer, Optimizer | None):
+        advice = "pass what builds one, such as lowrank.SOAP"
+        raise InputError("optimizer", f"is {optimizer!r}", advice)
+    if not callable(schedule):
+        advice = "pass a function of the share in [0, 1]"
+        raise InputError("schedule", f"is {schedule!r}", advice)
     if not callable(loss) and loss not in ("kl", "mse"):
         raise InputError("loss", f"is {loss!r}", 'pass "kl", "mse" or a function')
     if amp is not None and amp not in _HALF:

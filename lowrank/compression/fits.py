@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
@@ -104,7 +104,8 @@ class Data:
         Raises:
             InputError: layers of the model are missing, or have other weights.
         """
-        views = {name: _bound(view, model) for name, view in self.views.items()}
+        modules = dict(model.named_modules())
+        views = {name: _bound(view, modules) for name, view in self.views.items()}
         return replace(self, views=views)
 
     def parted(self, model: nn.Module) -> tuple[Data, list[Example]]:
@@ -245,15 +246,15 @@ class Fitting:
         return None
 
 
-def _bound(view: LayerView, model: nn.Module) -> LayerView:
-    """The view, of the module that the model has under its name."""
-    module = dict(model.named_modules()).get(view.name)
+def _bound(view: LayerView, modules: Mapping[str, nn.Module]) -> LayerView:
+    """The view, of the module that a model has under its name."""
+    module = modules.get(view.name)
     if module is view.module:
         return view
     if module is None or spec_of(module) != view.spec:
         problem = f"the model that it was calibrated on has another {view.name or 'layer'}"
         raise InputError("data", problem, "measure this model")
-    head = None if view.head is None else _bound(view.head, model)
+    head = None if view.head is None else _bound(view.head, modules)
     found = replace(view, module=module, head=head)
     own, other = view.weight(), found.weight()
     if torch.linalg.vector_norm(own - other.to(own)) > _SAME * torch.linalg.vector_norm(own):

@@ -17,6 +17,8 @@ from typing import Literal, Protocol, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from lowrank.linalg import wide
+
 Kind = Literal["linear", "embedding", "conv", "conv_transpose"]
 
 Factor: TypeAlias = "Tensor | tuple[Factor, ...]"
@@ -382,9 +384,8 @@ class LayerView:
 
     def weight(self) -> Tensor:
         """The canonical weight, detached, in float32 or the layer's own wider type."""
-        weight = self.parameter.detach()
-        wide = weight if weight.dtype == torch.float64 else weight.float()
-        return canonical(self.spec, wide, transposed=is_transposed_linear(self.module))
+        weight = wide(self.parameter.detach())
+        return canonical(self.spec, weight, transposed=is_transposed_linear(self.module))
 
     def cost(self, specs: Sequence[Stage] | None = None) -> Cost:
         """The cost of the dense layer, or of `specs` in its place, over all calls."""

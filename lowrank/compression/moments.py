@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowrank.compression.layers import LayerSpec
 from lowrank.decompositions.metric import Metric
+from lowrank.linalg import wide
 
 Form = Literal["full", "diagonal", "kronecker"]
 """How a second moment is held: all of it, its diagonal, or channels (x) kernel places."""
@@ -190,7 +191,7 @@ class Sums:
             rows: how many of the positions, in a row, come from examples of their own, as
                 far as is known; all of them by default. See `share`.
         """
-        X = _wide(X)
+        X = wide(X)
         if self._shift is None:
             self._begin(X, Y)
         assert self._shift is not None
@@ -201,7 +202,7 @@ class Sums:
             self._add_part(part)
         if Y is not None:
             assert self._shift_y is not None
-            Y = (_wide(Y) - self._shift_y.to(X.dtype)).movedim(0, 1)  # (g, p, o)
+            Y = (wide(Y) - self._shift_y.to(X.dtype)).movedim(0, 1)  # (g, p, o)
             self.sy += Y.sum(1, dtype=self.dtype)
             self.syy += Y.square().sum((1, 2), dtype=self.dtype)
             self.Q += (Y.mT @ X).to(self.dtype)
@@ -283,7 +284,7 @@ class Sums:
         self._draws = 0
         self.space = new((self._places, self._places), dtype=self.dtype)
         if Y is not None:
-            self._shift_y = _wide(Y).mean(0, dtype=self.dtype)
+            self._shift_y = wide(Y).mean(0, dtype=self.dtype)
             self.sy = new((g, o), dtype=self.dtype)
             self.syy = new((g,), dtype=self.dtype)
             self.Q = new((g, o, d), dtype=self.dtype)
@@ -296,7 +297,3 @@ def rows_of_a_draw(n: int, examples: int) -> int:
 
 def _centred(S: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return S - a[:, :, None] * b[:, None, :]
-
-
-def _wide(X: Tensor) -> Tensor:
-    return X if X.dtype == torch.float64 else X.float()

@@ -25,6 +25,7 @@ from lowrank.compression.methods.base import compose
 from lowrank.compression.modules import bias_holder
 from lowrank.compression.sequential import Goal
 from lowrank.decompositions.metric import Metric
+from lowrank.linalg import wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +49,7 @@ def factorize(
     module = model.get_submodule(name)
     spec, weight = layer_spec(module), weight_of(module)
     if goal is None:
-        wide = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
-        W = canonical(spec, wide, transposed=is_transposed_linear(module))
+        W = canonical(spec, wide(weight.detach()), transposed=is_transposed_linear(module))
     else:
         W = goal.weight.to(torch.promote_types(weight.dtype, torch.float32))
     specs = method.specs(spec)
@@ -170,13 +170,8 @@ def folded_weight(chain: nn.Module, method: Method, spec: LayerSpec) -> Tensor:
     assert isinstance(chain, nn.Sequential)
     stages = method.specs(spec)
     factors = [stage.read(module) for stage, module in zip(stages, chain, strict=True)]
-    return compose(spec, stages, with_leaves(factors, [_wide(f) for f in leaves(factors)]))
-
-
-def _wide(values: Tensor) -> Tensor:
-    """Half types in float32."""
-    half = values.is_floating_point() and values.dtype != torch.float64
-    return values.float() if half else values
+    found = [wide(f) if f.is_floating_point() else f for f in leaves(factors)]
+    return compose(spec, stages, with_leaves(factors, found))
 
 
 def restore(model: nn.Module, name: str, shell: nn.Module, weight: Tensor) -> None:

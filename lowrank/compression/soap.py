@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lowrank.errors import InputError
+from lowrank.linalg import wide
 
 Params: TypeAlias = Any
 """Parameters, or groups of them, as `torch.optim.Optimizer` takes."""
@@ -91,8 +92,8 @@ class SOAP(Optimizer):
         if p.is_complex() or gradient.is_sparse:
             kind = "complex" if p.is_complex() else "sparse"
             raise InputError("params", f"a gradient is {kind}", "use another optimizer for it")
-        wide = gradient if gradient.dtype == torch.float64 else gradient.float()
-        G = wide.reshape(len(p), -1) if p.ndim > 1 else wide.reshape(-1, 1)
+        shape = (len(p), -1) if p.ndim > 1 else (-1, 1)
+        G = wide(gradient).reshape(shape)
         state, sides = self.state[p], {"L": G, "R": G.T} if p.ndim > 1 else {}
         if not state:
             state.update(step=0, mean=torch.zeros_like(G), square=torch.zeros_like(G))

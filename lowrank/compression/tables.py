@@ -324,12 +324,13 @@ def _report_lines(report: Report) -> Iterator[str]:
         yield f"planned, built: relative error of the {what}"
     if (quality := report.quality) is not None:
         plural = "s" if quality.n_examples != 1 else ""
-        same = quality.agreement
-        answers = "" if same is None else f", same answer {100 * same:.1f} %"
-        divergence = "" if same is None else f", KL {quality.kl:.3g} nats"
+        answers = ""
+        if quality.agreement is not None:
+            same = 100 * quality.agreement
+            answers = f", same answer {same:.1f} %, KL {quality.kl:.3g} nats"
         yield (
             f"outputs on {quality.n_examples:,} example{plural}: relative error "
-            f"{quality.relative_error:.3g}{answers}{divergence}"
+            f"{quality.relative_error:.3g}{answers}"
         )
     for note in report.notes:
         yield f"note: {note}"
