@@ -15,9 +15,7 @@ from lowrank.compression.curves import Candidate
 from lowrank.compression.latency import (
     GRID,
     LayerTimer,
-    Stopwatch,
     compare,
-    in_turns,
     runs_channels_last,
     time_layers,
 )
@@ -29,6 +27,7 @@ from lowrank.compression.on_the_clock import TRIES, _next_limit
 from lowrank.compression.plan import Dense
 from lowrank.compression.profile import profile
 from lowrank.compression.scan import scan
+from lowrank.compression.stopwatch import Stopwatch, in_turns
 from lowrank.errors import BudgetError, InputError
 
 STAGE = 50.0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from math import isfinite
 from typing import NoReturn, get_args
 
@@ -23,6 +21,7 @@ from lowrank.compression.methods import METHODS, Method
 from lowrank.compression.methods.base import compose, require
 from lowrank.compression.methods.fitting import identity
 from lowrank.compression.modules import weight_bytes
+from lowrank.compression.names import left_out, suggestion
 from lowrank.compression.plan import Choice, Dense, Tied
 from lowrank.compression.profile import TOTAL, count_macs
 from lowrank.compression.scan import Scan, scan
@@ -279,15 +278,7 @@ def _ruled_out(
     overrides: Mapping[str, Choice],
 ) -> dict[str, str]:
     """The replaceable layers that the user's rules leave dense -> why."""
-    views = {v.name: v for v in found.views}
-    skipped = _matching("skip", skip, found)
-    kept = None if only is None else _matching("only", only, found)
-    reasons = {}
-    for name in views:
-        if name in skipped:
-            reasons[name] = "skipped by the user"
-        elif kept is not None and name not in kept and name not in overrides:
-            reasons[name] = "not among the layers chosen by the user"
+    reasons = left_out([v.name for v in found.views], skip, only, found.kinds)
     for name, choice in overrides.items():
         _check_override(name, choice, found)
         if isinstance(choice, Dense):
@@ -297,26 +288,9 @@ def _ruled_out(
     return reasons
 
 
-def _matching(what: str, patterns: Sequence[str], found: Scan) -> set[str]:
-    if isinstance(patterns, str):
-        patterns = [patterns]
-    if what == "only" and not patterns:
-        raise InputError("only", "it is empty, so no layer could be replaced", "name some layers")
-    matched = {p: {n for n in found.kinds if fnmatchcase(n, p)} for p in patterns}
-    for pattern, names in matched.items():
-        if not names:
-            raise InputError(what, f"{pattern!r} matches no layer", _suggest(pattern, found))
-    return set().union(*matched.values())
-
-
-def _suggest(name: str, found: Scan) -> str:
-    close = difflib.get_close_matches(name, list(found.kinds), n=3)
-    return f"did you mean {' or '.join(close)}?" if close else "check the model's layer names"
-
-
 def _check_override(name: str, choice: Choice, found: Scan) -> None:
     if name not in found.kinds:
-        raise InputError("overrides", f"{name!r} is no layer", _suggest(name, found))
+        raise InputError("overrides", f"{name!r} is no layer", suggestion(name, found.kinds))
     if isinstance(choice, Dense):
         return
     if type(choice) not in METHODS.values():

@@ -16,8 +16,9 @@ from lowrank.compression.apply import build_structure, copy_model
 from lowrank.compression.budget import checked
 from lowrank.compression.curves import NO_FASTER, Curves
 from lowrank.compression.example import Example
-from lowrank.compression.latency import Timer, compare, fill
+from lowrank.compression.latency import compare, fill
 from lowrank.compression.plan import Plan
+from lowrank.compression.stopwatch import Timer
 from lowrank.errors import BudgetError
 
 TRIES = 4

@@ -6,7 +6,6 @@ and the parameter shapes of every layer. Names in a file are looked up in `METHO
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -18,6 +17,7 @@ from torch import nn
 from lowrank.atomic import write_text
 from lowrank.compression.layers import Cost, own_shapes
 from lowrank.compression.methods import METHODS, Method
+from lowrank.compression.names import suggestion
 from lowrank.compression.scan import holds_parameters
 from lowrank.errors import PlanError
 
@@ -138,7 +138,7 @@ class Plan:
             PlanError: the plan has no such layer.
         """
         if name not in self.layers:
-            raise PlanError(name, "the plan has no such layer", _suggest(name, self.layers))
+            raise PlanError(name, "the plan has no such layer", suggestion(name, self.layers))
         row = self.layers[name]
         changed = PlannedLayer(row.kind, row.shapes, choice, row.dense)
         return Plan({**self.layers, name: changed}, self.total, self.budget, self.seed)
@@ -153,7 +153,7 @@ class Plan:
         for name, row in self.layers.items():
             where = name or "(model)"
             if name not in modules:
-                raise PlanError(where, "the model has no such layer", _suggest(name, modules))
+                raise PlanError(where, "the model has no such layer", suggestion(name, modules))
             have = own_shapes(modules[name])
             kind = type(modules[name]).__name__
             if kind != row.kind or have != row.shapes:
@@ -299,11 +299,6 @@ def setting(value: object) -> str:
 def _describe(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
     inside = ", ".join(f"{k} {v}" for k, v in shapes.items())
     return f"{kind}({inside})"
-
-
-def _suggest(name: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f"did you mean {' or '.join(close)}?" if close else "check the model's layer names"
 
 
 def _row_to_dict(row: PlannedLayer) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from lowrank.compression.example import (
     named_tensors,
     tensors,
 )
+from lowrank.compression.stopwatch import Stopwatch, in_turns
 from lowrank.errors import InputError
 
 if TYPE_CHECKING:
@@ -304,17 +304,12 @@ def compare_latency(
     check(example)
     _check_runs(repeats, warmup)
     devices = [_device(model, example) for model in models]
-    times: list[list[float]] = [[] for _ in models]
     with ExitStack() as stack:
-        for model, device in zip(models, devices, strict=True):
+        for device in set(devices):
             stack.enter_context(_unchanged_rng(device))
-            stack.enter_context(evaluating(model))
-        for turn in range(warmup + repeats):
-            for step in range(len(models)):
-                index = (turn + step) % len(models)
-                elapsed = _time_once(models[index], example, devices[index])
-                if turn >= warmup:
-                    times[index].append(elapsed)
+        timer = Stopwatch(devices[0], torch.get_num_threads(), wall=True)
+        rounds = (repeats, repeats)
+        times = in_turns(models, example, timer, rounds=rounds, warmup=warmup)
     return tuple(_latency(t, warmup, d) for t, d in zip(times, devices, strict=True))
 
 
@@ -390,23 +385,8 @@ def _check_runs(repeats: int, warmup: int) -> None:
         raise InputError("warmup", f"{warmup} is below 0", "pass 0 for no warm-up")
 
 
-def _time_once(model: nn.Module, example: Example, device: torch.device) -> float:
-    """Milliseconds of one forward pass, with the device's queue empty at both ends."""
-    _synchronize(device)
-    start = time.perf_counter()
-    call(model, example)
-    _synchronize(device)
-    return 1e3 * (time.perf_counter() - start)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def _latency(times: list[float], warmup: int, device: torch.device) -> Latency:
+def _latency(seconds: list[float], warmup: int, device: torch.device) -> Latency:
+    times = [1e3 * t for t in seconds]
     low, median, high = (
         statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
     )

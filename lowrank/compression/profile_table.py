@@ -13,6 +13,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from lowrank.compression.names import ranges
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -147,18 +149,9 @@ def _keys(layer: LayerProfile) -> Iterator[Any]:
 
 def _merged_name(names: list[str]) -> str:
     columns = zip(*(name.split(".") for name in names), strict=True)
-    return ".".join(part[0] if len(set(part)) == 1 else _ranges(part) for part in columns)
-
-
-def _ranges(numbers: Sequence[str]) -> str:
-    """0, 1, 2, 5 as `0-2,5`."""
-    runs: list[list[int]] = []
-    for number in sorted(map(int, numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return ".".join(
+        part[0] if len(set(part)) == 1 else ",".join(ranges(map(int, part))) for part in columns
+    )
 
 
 def _matters(layer: LayerProfile) -> bool:

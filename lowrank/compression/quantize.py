@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 
 from lowrank.compression.int8 import int8_layers, quantize_linear, reasons_against
 from lowrank.compression.modules import weight_bytes
+from lowrank.compression.names import left_out
 from lowrank.errors import InputError
 
 
@@ -88,7 +88,7 @@ def quantize(
     """
     reasons = reasons_against(model)
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in reasons]
-    reasons |= _ruled_out(model, linear, skip, only)
+    reasons |= left_out(linear, skip, only, [name for name, _ in model.named_modules()])
     chosen = [name for name in linear if name not in reasons]
     if not chosen:
         first = next(iter(reasons.items()), ("the model", "it has no linear layer"))
@@ -101,26 +101,3 @@ def quantize(
     return small, Quantized(
         tuple(int8_layers(small)), reasons, n, weight_bytes(model), weight_bytes(small)
     )
-
-
-def _ruled_out(
-    model: nn.Module, linear: Sequence[str], skip: Sequence[str], only: Sequence[str] | None
-) -> dict[str, str]:
-    """The linear layers that the user leaves out -> why."""
-    known = [name for name, _ in model.named_modules()]
-    skipped = _matching("skip", skip, known)
-    kept = None if only is None else _matching("only", only, known)
-    out = {name: "skipped by the user" for name in linear if name in skipped}
-    rest = [n for n in linear if n not in out and kept is not None and n not in kept]
-    return out | dict.fromkeys(rest, "not among the layers chosen by the user")
-
-
-def _matching(what: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    found: set[str] = set()
-    for pattern in patterns:
-        matched = {n for n in names if fnmatchcase(n, pattern)}
-        if not matched:
-            raise InputError(what, f"{pattern!r} matches no layer", "check the layer names")
-        found |= matched
-    return found

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lowrank.compression.names import ranges
 from lowrank.compression.plan import Choice, Dense, Tied, setting
 from lowrank.compression.profile_table import amount
 
@@ -117,20 +118,9 @@ def merge_names(names: Sequence[str]) -> list[str]:
         patterns = [
             (*key[:index], run, *key[index + 1 :]) if numbers else key
             for key, numbers in groups.items()
-            for run in (_runs(numbers) if numbers else [""])
+            for run in (ranges(numbers) if numbers else [""])
         ]
     return [".".join(parts) for parts in patterns]
-
-
-def _runs(numbers: Sequence[int]) -> list[str]:
-    """0, 1, 2, 5 as `0-2` and `5`."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
 
 
 @dataclass(frozen=True)
