@@ -191,12 +191,71 @@ def test_a_metric_promise_holds_for_parallel_fits() -> None:
         assert closeness(small) >= -0.2
 
 
+class Faint(nn.Module):
+    """One branch is given next to nothing."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.scale = scale
+        self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.a(x).relu() + self.b(self.scale * x))
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-21, 1e-25, 1e-40])
+def test_a_layer_that_is_given_next_to_nothing_is_as_one_that_is_given_zeros(scale: float) -> None:
+    expected, _ = lowrank.compress(Faint(0.0).eval(), X[:1], data=X, params=0.5)
+    small, _ = lowrank.compress(Faint(scale).eval(), X[:1], data=X, params=0.5)
+    assert torch.allclose(small(X), expected(X), atol=1e-5)
+
+
+def test_small_inputs_in_double_precision_are_taken() -> None:
+    net, tiny = _net(16, 32, 10).double(), 1e-25 * X.double()
+    _, report = lowrank.compress(net, tiny[:1], data=tiny, params=0.6)
+    assert report.quality is not None
+    assert report.quality.relative_error < 0.5
+
+
+class Heads(nn.Module):
+    """Two outputs from layers of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(16, 48), nn.Linear(16, 48)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x), self.b(x)
+
+
+@pytest.mark.parametrize("cared_for", [0, 1])
+def test_layers_count_by_the_users_own_metric(cared_for: int) -> None:
+    net = Heads().eval()
+    target = run(net, X)[cared_for]
+
+    def closeness(model: nn.Module) -> float:
+        with torch.no_grad():
+            return -float((run(model, X)[cared_for] - target).square().mean())
+
+    small, _ = lowrank.compress(net, X[:1], data=X, params=0.45, weighting=closeness, **FEW)
+    cared, other = (small.get_submodule(name) for name in ("ab"[cared_for], "ab"[1 - cared_for]))
+    assert closeness(small) > -0.3 * float(target.square().mean())
+    assert sum(p.numel() for p in other.parameters()) < 0.2 * sum(
+        p.numel() for p in cared.parameters()
+    )
+
+
 NET = _net(16, 32, 10)
 CURVES = lowrank.measure(NET, X[:1], **FEW)
 
 NAN = float("nan")
 REFUSED: dict[str, Callable[[], object]] = {
     "data: squares of what 0 is given overflow": lambda: _with(data=1e25 * X),
+    "data: values up to 4.1e-25, whose squares underflow": lambda: _with(data=1e-25 * X),
+    "weighting: 'probes' is unknown": lambda: _with(weighting="probes"),
+    "metric: of the dense model it is nan;": lambda: _with(weighting=lambda m: NAN),
     "loss: on the data it gives nan": lambda: _with(loss=lambda y: y.sum() * NAN),
     "loss: it returned float32": lambda: _with(loss=lambda y: y.sum(1)),
     "loss: it returned float;": lambda: _with(loss=lambda y: 1.0),

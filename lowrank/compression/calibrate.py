@@ -11,12 +11,21 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.example import Example, batch_size, call, describe, evaluating, flatten
+from lowrank.compression.example import (
+    Example,
+    batch_size,
+    call,
+    describe,
+    evaluating,
+    flatten,
+    tensors,
+)
 from lowrank.compression.layers import LayerView
-from lowrank.compression.moments import Moments, Sums, moment_bytes, rows_of_a_draw
+from lowrank.compression.moments import Moments, Sums, faint, moment_bytes, rows_of_a_draw
 from lowrank.compression.patches import batched, chunks, n_positions, outputs, patches
 from lowrank.compression.quality import batches_of, is_scores
 from lowrank.errors import InputError
+from lowrank.linalg import wide
 
 Loss = Callable[[Any], Tensor]
 """From a model's output on a batch to the sum of the examples' losses."""
@@ -99,7 +108,8 @@ def calibrate(
         seed: of the positions that are drawn from large layers, and of those labels.
 
     Raises:
-        InputError: no batch, or one that the model refuses.
+        InputError: no batch, or one that the model refuses; values whose squares overflow
+            or underflow.
     """
     started = time.perf_counter()
     sums = {v.name: Sums(v.spec) for v in views}
@@ -107,6 +117,7 @@ def calibrate(
     labels = torch.Generator().manual_seed(seed)
     gram: dict[str, Tensor] = {}
     n = sum(batch_size(b) for b in batches)
+    _check_not_faint(batches)
 
     def see(view: LayerView, x: Tensor, y: Tensor) -> None:
         add_call(sums[view.name], view, x, y, len(batches), positions)
@@ -194,6 +205,15 @@ def check_batches(
 
 def _is_one(batch: Example) -> TypeGuard[Tensor]:
     return isinstance(batch, Tensor) and batch.ndim > 0
+
+
+def _check_not_faint(batches: Sequence[Example]) -> None:
+    """Refuse inputs that are not zero, but so small that every layer's moment would be."""
+    every = [wide(t) for b in batches for t in tensors(b) if t.is_floating_point() and t.numel()]
+    largest = max((float(t.abs().max()) for t in every), default=0.0)
+    if largest > 0 and all(largest <= faint(t.dtype) for t in every):
+        problem = f"values up to {largest:.1e}, whose squares underflow"
+        raise InputError("data", problem, "scale the inputs up, or calibrate in float64")
 
 
 def add_call(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from lowrank.compression.measuring import measure
 from lowrank.compression.memory import MemoryCheck, measure_memory
 from lowrank.compression.on_the_clock import Timed, plan_on_the_clock
 from lowrank.compression.plan import Choice, Dense, Plan, PlannedLayer
-from lowrank.compression.quality import compare_on
+from lowrank.compression.quality import Scorer, compare_on, score
 from lowrank.compression.report import Report
 from lowrank.errors import BudgetError, InputError
 
@@ -51,7 +51,7 @@ def compress(
     fit: How | None = None,
     refine: bool | int = False,
     max_drop: float | None = None,
-    metric: Callable[[nn.Module], float] | None = None,
+    metric: Scorer | None = None,
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
     only: Sequence[str] | None = None,
@@ -87,7 +87,8 @@ def compress(
             data holds beyond the calibration examples, else those, else the example.
         calibration: how many examples of the data are used.
         loss: whose gradients weigh the layers' outputs; see `measure`.
-        weighting: "probe", "gradients" or "outputs"; see `measure`.
+        weighting: "probe", "gradients", "outputs", or a function of a model whose value, the
+            higher the better, tells what layers matter; see `measure`.
         exponent: how strongly layers are weighed by what the loss feels of them, 0 to 1; by
             default the best of 0, 0.5, 0.75 and 1 on the calibration examples.
         fit: "sequential" or "parallel"; see `apply`.
@@ -172,7 +173,7 @@ def _within_drop(
     model: nn.Module,
     curves: Curves,
     budget: Mapping[str, float | None],
-    metric: Callable[[nn.Module], float] | None,
+    metric: Scorer | None,
     max_drop: float,
     how: Mapping[str, Any],
 ) -> Plan:
@@ -267,7 +268,8 @@ def weighing(
     """The given exponent, or the one whose plan does best in a quick trial.
 
     A trial fits every layer in short, as `apply` will unless the model is large (then to the
-    dense model's inputs), and compares outputs on the calibration examples; a quarter of them
+    dense model's inputs), and compares outputs on the calibration examples (first of all the
+    user's quality, where that weighs the layers); a quarter of the examples
     is held out of the fits, for there a model that knows the others by heart gives itself
     away. Which plan is best depends on the fit: what a layer loses is mended in part by those
     behind it when these are fitted to what it gives.
@@ -279,7 +281,7 @@ def weighing(
     work = curves.total.macs * sum(map(batch_size, examples))
     how: How = fit or ("sequential" if work <= _TRIAL_WORK else "parallel")
     plans = {e: curves.plan(**budget, exponent=e) for e in EXPONENTS}
-    lost: dict[float, float] = {}
+    lost: dict[float, tuple[float, float]] = {}
     for done, (e, plan) in enumerate(plans.items()):
         if progress is not None:
             progress("weighing layers", done, len(plans))
@@ -290,9 +292,12 @@ def weighing(
 
 def _trial(
     model: nn.Module, plan: Plan, data: Data, examples: Sequence[Example], how: How
-) -> float:
+) -> tuple[float, float]:
+    """What a plan loses: of the user's quality if that weighs layers, and of the outputs."""
     small, _ = replace_layers(model, plan, data, how, max_iter=_TRIAL_STEPS)
-    return compare_on(model, small, examples).loss
+    scorer = data.weighting if callable(data.weighting) else None
+    quality = 0.0 if scorer is None else score(scorer, small, "a trial")
+    return -quality, compare_on(model, small, examples).loss
 
 
 def _used(curves: Curves) -> Sequence[Example]:

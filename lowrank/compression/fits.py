@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from lowrank.compression.example import Example, held_out
 from lowrank.compression.layers import LayerView, spec_of
 from lowrank.compression.modules import bias_holder
 from lowrank.compression.moments import Moments
+from lowrank.compression.quality import Scorer
 from lowrank.compression.sequential import Goal, Prefix, norm_scale
 from lowrank.compression.sinks import Sink, find_sinks
 from lowrank.decompositions.metric import Metric
@@ -25,10 +26,13 @@ from lowrank.errors import InputError
 How = Literal["sequential", "parallel"]
 """Each layer to what the compressed prefix gives it, or to what the dense one does."""
 
-Weighting = Literal["probe", "gradients", "outputs"]
+Way = Literal["probe", "gradients", "outputs"]
+"""The named ways to weigh."""
+
+Weighting: TypeAlias = Way | Scorer
 """How layers and their outputs are weighed: fits by the gradients that reach an output and
-layers by what replacing each alone does; both by gradients; or outputs as they are (behind a
-batch norm), without a backward pass."""
+layers by what replacing each alone does, to the output or to the user's quality of the model;
+both by gradients; or outputs as they are (behind a batch norm), without a backward pass."""
 
 _SAME = 1e-2
 """Relative difference of weights up to which a layer is the same: half precision rounds."""

@@ -12,7 +12,7 @@ from torch import nn
 from lowrank.compression.calibrate import Loss, calibration_batches
 from lowrank.compression.curves import Candidate, Curve, Curves, Progress, Whole
 from lowrank.compression.example import Example
-from lowrank.compression.fits import Data, Importance, Weighting
+from lowrank.compression.fits import Data, Importance, Way, Weighting
 from lowrank.compression.int8 import Rounding, require_torchao
 from lowrank.compression.latency import Timing, time_layers
 from lowrank.compression.layers import Cost, LayerView
@@ -66,7 +66,9 @@ def measure(
         weighting: "probe" fits layers by those gradients and weighs each by what replacing
             it alone does to the model's output; "gradients" weighs by them too, to first
             order, which is cheaper and sees no errors that add up over positions;
-            "outputs" needs no backward pass and takes outputs as they are.
+            "outputs" needs no backward pass and takes outputs as they are. A function of a
+            model, its quality on examples of yours, the higher the better, is what probes
+            ask instead of the output.
         overrides: layer name -> the method to use, or `Dense(reason)`.
         round_to: ranks are multiples of this, where the layer is large enough.
         latency: time the layers and a grid of candidates on the model's device, at the sizes
@@ -135,11 +137,12 @@ def _probed(
     model: nn.Module, curves: Curves, weighting: Weighting, progress: Progress | None
 ) -> Curves:
     """The curves with layers weighed by probes, where that is asked for."""
-    if curves.data is None or weighting != "probe":
+    if curves.data is None or weighting in ("gradients", "outputs"):
         return curves
     from lowrank.compression.probe import probe  # which replaces layers, a floor above
 
-    return probe(model, curves, progress=progress)
+    metric = weighting if callable(weighting) else None
+    return probe(model, curves, metric=metric, progress=progress)
 
 
 def _timed(
@@ -171,8 +174,9 @@ def _calibrated(
     seed: int,
     progress: Progress | None,
 ) -> Data | None:
-    if weighting not in get_args(Weighting):
-        raise InputError("weighting", f"{weighting!r} is unknown", _known(get_args(Weighting)))
+    if not callable(weighting) and weighting not in get_args(Way):
+        advice = f"{_known(get_args(Way))}, or pass a function of a model"
+        raise InputError("weighting", f"{weighting!r} is unknown", advice)
     if not isinstance(calibration, int) or calibration < 1:
         raise InputError("calibration", f"{calibration!r} is no number of examples", "give 256")
     if data is None:

@@ -43,6 +43,17 @@ def working_dtype(spec: LayerSpec) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
+def faint(dtype: torch.dtype) -> float:
+    """What is no larger counts as zero: squares of such numbers hold no digits.
+
+    Example:
+        >>> f"{faint(torch.float32):.0e}"
+        '3e-16'
+    """
+    info = torch.finfo(dtype)
+    return (info.tiny / info.eps) ** 0.5
+
+
 def moment_bytes(spec: LayerSpec) -> int:
     """Bytes of a layer's second moment."""
     g, _, i, *_ = spec.weight_shape
@@ -197,6 +208,8 @@ class Sums:
         assert self._shift is not None
         X = (X - self._shift.to(X.dtype)).movedim(0, 1)  # (g, p, d)
         self.n += X.shape[1]
+        if not bool(X.abs().amax() > faint(X.dtype)):
+            X = torch.zeros_like(X)
         self.s += X.sum(1, dtype=self.dtype)
         for part in X.split(rows or max(1, X.shape[1]), dim=1):
             self._add_part(part)

@@ -14,14 +14,11 @@ from lowrank.compression.curves import Candidate, Curve, Curves, Progress
 from lowrank.compression.example import Example, batch_size, run, tensors
 from lowrank.compression.fits import Data
 from lowrank.compression.plan import Plan
-from lowrank.compression.quality import compare
+from lowrank.compression.quality import Scorer, compare, score
 from lowrank.compression.replacing import folded_weight
 from lowrank.compression.replay import Reached, Replay
 from lowrank.compression.sequential import MEMORY
 from lowrank.errors import InputError
-
-Metric = Callable[[nn.Module], float]
-"""Quality of a model, the higher the better: accuracy, for instance."""
 
 _ERRORS = (0.02, 0.1)
 """Relative squared errors of a layer's output at which it is probed."""
@@ -40,7 +37,7 @@ def probe(
     model: nn.Module,
     curves: Curves,
     *,
-    metric: Metric | None = None,
+    metric: Scorer | None = None,
     progress: Progress | None = None,
 ) -> Curves:
     """The curves with layers weighed by what replacing one alone does to the output.
@@ -59,7 +56,7 @@ def probe(
         Curves for the same budgets.
 
     Raises:
-        InputError: curves without data.
+        InputError: curves without data, or a metric that is not finite.
 
     Example:
         >>> import torch, lowrank
@@ -83,10 +80,10 @@ Loss = Callable[[nn.Module, str], float]
 """Of a model in which the named layer is another."""
 
 
-def _loss_of(model: nn.Module, batches: Sequence[Example], metric: Metric | None) -> Loss:
+def _loss_of(model: nn.Module, batches: Sequence[Example], metric: Scorer | None) -> Loss:
     if metric is not None:
-        best = metric(model)
-        return lambda small, layer: best - metric(small)
+        best = score(metric, model, "the dense model")
+        return lambda small, layer: best - score(metric, small, f"the model without {layer}")
     return _Outputs(model, batches).loss
 
 

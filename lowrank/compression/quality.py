@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from math import isfinite
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,26 @@ from torch import Tensor, nn
 
 from lowrank.compression.example import Example, check, flatten, run
 from lowrank.errors import InputError
+
+Scorer: TypeAlias = Callable[[nn.Module], float]
+"""The user's own quality of a model, the higher the better: accuracy, for instance."""
+
+
+def score(scorer: Scorer, model: nn.Module, whose: str) -> float:
+    """The user's quality of a model.
+
+    Args:
+        scorer: what gives it.
+        model: the dense one or a compressed one.
+        whose: "the dense model", say, for the message.
+
+    Raises:
+        InputError: it is NaN or infinite.
+    """
+    found = float(scorer(model))
+    if not isfinite(found):
+        raise InputError("metric", f"of {whose} it is {found}", "return a finite number")
+    return found
 
 
 @dataclass(frozen=True)

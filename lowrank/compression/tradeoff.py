@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
-from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
@@ -20,14 +19,11 @@ from lowrank.compression.finetune import finetune as tune
 from lowrank.compression.fits import How
 from lowrank.compression.measuring import measure
 from lowrank.compression.plan import Plan
-from lowrank.compression.quality import Quality
+from lowrank.compression.quality import Quality, Scorer, score
 from lowrank.errors import BudgetError, InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Metric = Callable[[nn.Module], float]
-"""Quality of a model, the higher the better: accuracy, for instance."""
 
 Measure = Literal["macs", "params", "bytes"]
 
@@ -111,7 +107,7 @@ def sweep(
     model: nn.Module,
     example: Example,
     data: object = None,
-    metric: Metric | None = None,
+    metric: Scorer | None = None,
     *,
     keeps: Sequence[float] = KEEPS,
     budget: Measure = "macs",
@@ -161,7 +157,7 @@ def sweep(
         raise InputError("options", problem, "drop them, or the curves")
     if curves is not None and curves.data is None and data is not None:
         raise InputError("data", "the curves were measured without", "measure with it, or drop it")
-    dense = None if metric is None else _of_dense(metric, model)
+    dense = None if metric is None else score(metric, model, "the dense model")
     if curves is None:
         curves = measure(model, example, data=data, progress=progress, **options)
     if val is None and data is not None and curves.data is not None:
@@ -186,7 +182,7 @@ def _point(
     curves: Curves,
     plan: Plan,
     keep: float,
-    metric: Metric | None,
+    metric: Scorer | None,
     val: object,
     refine: bool | int,
     finetune: Mapping[str, Any] | None,
@@ -205,7 +201,7 @@ def _point(
 def smallest(
     model: nn.Module,
     curves: Curves,
-    metric: Metric,
+    metric: Scorer,
     max_drop: float,
     *,
     budget: Measure = "macs",
@@ -241,7 +237,7 @@ def smallest(
     if not isinstance(max_drop, int | float) or not max_drop >= 0:
         raise InputError("max_drop", f"{max_drop!r} is no drop from 0 up", "give 0.01, say")
     _check_measure(budget)
-    wanted = _of_dense(metric, model) - max_drop
+    wanted = score(metric, model, "the dense model") - max_drop
     low, high, best = 0.0, 1.0, None
     while high - low > tol:
         keep = (low + high) / 2
@@ -273,13 +269,6 @@ def _reachable(
         return None
 
 
-def _of_dense(metric: Metric, model: nn.Module) -> float:
-    found = float(metric(model))
-    if not isfinite(found):
-        raise InputError("metric", f"of the dense model it is {found}", "return a finite number")
-    return found
-
-
 def _check_measure(budget: str) -> None:
     if budget not in get_args(Measure):
         known = ", ".join(get_args(Measure))
@@ -289,7 +278,7 @@ def _check_measure(budget: str) -> None:
 def _check(
     keeps: Sequence[float],
     budget: str,
-    metric: Metric | None,
+    metric: Scorer | None,
     finetune: Mapping[str, Any] | None,
 ) -> None:
     _check_measure(budget)
