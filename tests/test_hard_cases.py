@@ -242,7 +242,7 @@ def test_layers_count_by_the_users_own_metric(cared_for: int) -> None:
     small, _ = lowrank.compress(net, X[:1], data=X, params=0.45, weighting=closeness, **FEW)
     cared, other = (small.get_submodule(name) for name in ("ab"[cared_for], "ab"[1 - cared_for]))
     assert closeness(small) > -0.3 * float(target.square().mean())
-    assert sum(p.numel() for p in other.parameters()) < 0.2 * sum(
+    assert sum(p.numel() for p in other.parameters()) < 0.3 * sum(
         p.numel() for p in cared.parameters()
     )
 
