@@ -284,8 +284,9 @@ def leading_eigenvectors(S: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         tensor([3., 2.])
     """
     k = S.shape[-1]
-    if S.ndim == 2 and S.device.type == "cpu" and k >= 768 and 4 * rank <= k:
-        values, vectors = _few_eigenvectors(S, rank)
+    if S.numel() == k * k and S.device.type == "cpu" and k >= 768 and 4 * rank <= k:
+        values, vectors = _few_eigenvectors(S.reshape(k, k), rank)
+        values, vectors = values.reshape(*S.shape[:-2], -1), vectors.reshape(*S.shape[:-1], -1)
     else:
         values, vectors = torch.linalg.eigh(S)
     return values.flip(-1)[..., :rank], vectors.flip(-1)[..., :rank]

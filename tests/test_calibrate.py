@@ -19,7 +19,7 @@ from lowrank.compression.example import can_be_cut, held_out, run, split_batches
 from lowrank.compression.layers import LayerSpec, canonical, spec_of
 from lowrank.compression.moments import DAMPING, Moments, Sums, form_of, rows_of_a_draw
 from lowrank.compression.patches import n_positions, outputs, patches
-from lowrank.compression.quality import compare_outputs
+from lowrank.compression.quality import compare_outputs, is_scores, vocabularies
 from lowrank.compression.scan import scan
 from lowrank.errors import InputError
 
@@ -662,3 +662,56 @@ def test_the_sentence_names_time_memory_and_form() -> None:
         "calibrated 0 layers on 8 examples in 1.2 s; moments take 3.4 MB; "
         "as channels x kernel places: wide; never ran: late"
     )
+
+
+def test_batches_are_cut_to_what_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2))
+    x = torch.randn(40, 3, 9, 9)
+    held = 4 * 4 * (8 * 9 * 9 + 4 * 4 * 4)  # bytes of an example: each output four times
+    monkeypatch.setattr("lowrank.compression.calibrate._MEMORY", 7 * held)
+    curves = lowrank.measure(net.eval(), x[:2], data=x, methods=["channel_svd"])
+    assert curves.data is not None
+    assert [len(b) for b in curves.data.batches if isinstance(b, Tensor)] == [7] * 5 + [5]
+    plan = curves.plan(params=0.5)
+    small, _ = lowrank.apply(net, plan, data=curves.data)
+    other, _ = lowrank.apply(net, plan, data=x)
+    assert torch.allclose(small(x), other(x), atol=1e-4)
+
+
+class Words(nn.Module):
+    """Scores of the next word at every place of a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.places = nn.Embedding(40, 16), nn.Embedding(12, 16)
+        self.inner, self.head = nn.Linear(16, 16), nn.Linear(16, 40, bias=False)
+
+    def forward(self, words: Tensor) -> Tensor:
+        h = self.table(words) + self.places(torch.arange(words.shape[1]))
+        return self.head(h + self.inner(h).relu())
+
+
+def test_scores_of_words_are_class_scores() -> None:
+    net, rng = Words().eval(), torch.Generator().manual_seed(0)
+    words = torch.randint(40, (256, 12), generator=rng)
+    assert vocabularies(net) == {40, 12}
+    small, report = lowrank.compress(net, words[:1], data=words, params=0.7)
+    assert report.quality is not None
+    assert report.quality.scores
+    y, z = (run(model, words).log_softmax(-1) for model in (net, small))
+    expected = (y.exp() * (y - z)).sum(-1).mean()
+    assert report.quality.kl == pytest.approx(float(expected), rel=1e-4)
+    moments = calibrate(net, scan(net, words[:1]).views, [words], gradients=True).layers["head"]
+    assert moments.G is not None
+    p = run(net, words).softmax(-1).flatten(0, 1).double()
+    fisher = (torch.diag_embed(p) - p[:, :, None] * p[:, None]).sum(0) / len(words)
+    assert torch.linalg.matrix_norm(moments.G[0] - fisher) < 0.2 * torch.linalg.matrix_norm(fisher)
+
+
+def test_hidden_states_are_no_class_scores() -> None:
+    square = nn.Sequential(nn.Embedding(16, 16), nn.Linear(16, 16))  # as many words as features
+    assert not is_scores(torch.zeros(2, 3, 16), vocabularies(square))
+    assert not is_scores(torch.zeros(2, 3, 8), vocabularies(Words()))
+    assert not is_scores(torch.zeros(2, 1))
+    assert is_scores(torch.zeros(2, 3, 40), vocabularies(Words()))

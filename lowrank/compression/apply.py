@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lowrank.compression.batchnorm import batch_norms, improves
-from lowrank.compression.calibrate import calibration_batches, check_batches
+from lowrank.compression.calibrate import calibration_batches, check_batches, in_memory
 from lowrank.compression.curves import Progress
 from lowrank.compression.example import Example, held_out
 from lowrank.compression.fits import Data, Fitting, How, take_mean
@@ -236,8 +236,9 @@ def _known(
     if isinstance(data, Data):
         return data.bound(model)
     batches = calibration_batches(data, example, calibration)
-    views = scan(model, batches[0] if example is None else example).views
-    return Data.of(model, views, batches, seed=plan.seed)
+    shown = batches[0] if example is None else example
+    views = scan(model, shown).views
+    return Data.of(model, views, in_memory(batches, views, shown), seed=plan.seed)
 
 
 def _quality(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
@@ -23,7 +24,7 @@ from lowrank.compression.example import (
 from lowrank.compression.layers import LayerView
 from lowrank.compression.moments import Moments, Sums, faint, moment_bytes, rows_of_a_draw
 from lowrank.compression.patches import batched, chunks, n_positions, outputs, patches
-from lowrank.compression.quality import batches_of, is_scores
+from lowrank.compression.quality import batches_of, is_scores, vocabularies
 from lowrank.errors import InputError
 from lowrank.linalg import wide
 
@@ -32,6 +33,10 @@ Loss = Callable[[Any], Tensor]
 
 _POSITIONS = 1 << 18
 """Most positions of a layer whose patches are summed, over all examples."""
+
+_MEMORY, _COPIES = 1 << 31, 4
+"""Bytes that a pass may hold, and how often it does each layer's output: as it is, for its
+gradient, and behind a norm and an activation."""
 
 _UNSURE = 0.25
 """Share of a moment left to chance from which more examples are advised."""
@@ -174,6 +179,27 @@ def calibration_batches(
     return found
 
 
+def in_memory(
+    batches: Sequence[Example], views: Sequence[LayerView], example: Example
+) -> list[Example]:
+    """The batches, cut where they are one tensor, so that a pass with gradients holds about
+    two gigabytes at most.
+
+    Args:
+        batches: inputs, from `calibration_batches`.
+        views: the layers, from `scan` on the example.
+        example: what they ran on.
+    """
+    outputs = sum(
+        call.batch * math.prod(v.spec.output_size(call.size)) * v.spec.out_channels
+        for v in views
+        for call in v.calls
+    )
+    held = 4 * _COPIES * outputs / batch_size(example)  # bytes of one
+    size = max(1, int(_MEMORY / max(1, held)))
+    return [part for b in batches for part in (b.split(size) if _is_one(b) else [b])]
+
+
 def check_batches(
     data: Any, example: Example | None, used: Sequence[Example], n_examples: int = 256
 ) -> list[Example]:
@@ -293,7 +319,7 @@ def _backward(
     with evaluating(model), _no_parameter_gradients(model), watching(views, both):
         with torch.enable_grad():
             output = call(model, batch)
-            total = loss(output) if loss else drawn_loss(output, generator)
+            total = loss(output) if loss else drawn_loss(output, generator, vocabularies(model))
         _check_loss(total, "model" if loss is None else "loss")
         total.backward()
 
@@ -321,10 +347,10 @@ def _no_parameter_gradients(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(flag)
 
 
-def drawn_loss(output: Any, generator: torch.Generator) -> Tensor:
+def drawn_loss(output: Any, generator: torch.Generator, words: Collection[int] = ()) -> Tensor:
     """A loss whose gradients' second moment is the Fisher information of the output.
 
-    For score vectors (n, classes) the negative log-likelihood of a label drawn from their
+    For score vectors (see `is_scores`) the negative log-likelihood of a label drawn from their
     softmax; for anything else a standard normal projection, whose moment is that of half
     the squared error. Outputs that depend on no layer are left out. Those behind score
     vectors are projected at the scale at which an example's mean square is one.
@@ -335,9 +361,9 @@ def drawn_loss(output: Any, generator: torch.Generator) -> Tensor:
     first, *others = [y for y in found if y.requires_grad] or found[:1]
     if not all(bool(y.isfinite().all()) for y in (first, *others)):
         raise InputError("model", "its output on the data holds NaN or Inf", "check both")
-    if not is_scores(first):
+    if not is_scores(first, words):
         return sum((_projected(y, generator) for y in others), _projected(first, generator))
-    logs = first.float().log_softmax(-1)
+    logs = first.float().flatten(0, -2).log_softmax(-1)
     drawn = torch.multinomial(logs.detach().exp().cpu(), 1, generator=generator)
     total = -logs.gather(-1, drawn.to(logs.device)).sum()
     for y in others:

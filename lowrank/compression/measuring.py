@@ -9,7 +9,7 @@ from typing import NoReturn, get_args
 
 from torch import nn
 
-from lowrank.compression.calibrate import Loss, calibration_batches
+from lowrank.compression.calibrate import Loss, calibration_batches, in_memory
 from lowrank.compression.curves import Candidate, Curve, Curves, Progress, Whole
 from lowrank.compression.example import Example
 from lowrank.compression.fits import Data, Importance, Way, Weighting
@@ -186,6 +186,7 @@ def _calibrated(
     if progress is not None:
         progress("calibrating", 0, 1)
     batches = calibration_batches(data, example, calibration)
+    batches = in_memory(batches, found.views, example)
     return Data.of(model, found.views, batches, loss=loss, weighting=weighting, seed=seed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from lowrank.compression.curves import Candidate, Curve, Curves, Progress
 from lowrank.compression.example import Example, batch_size, run, tensors
 from lowrank.compression.fits import Data
 from lowrank.compression.plan import Plan
-from lowrank.compression.quality import Scorer, compare, score
+from lowrank.compression.quality import Scorer, compare, positions, score, vocabularies
 from lowrank.compression.replacing import folded_weight
 from lowrank.compression.replay import Reached, Replay
 from lowrank.compression.sequential import MEMORY
@@ -26,8 +27,9 @@ _ERRORS = (0.02, 0.1)
 _TOO_SMALL = 1e-6
 """Relative squared error from which a probe tells something."""
 
-_EXAMPLES, _FEWEST = 128, 16
-"""Most and fewest calibration examples that a probe runs."""
+_EXAMPLES, _FEWEST, _FEW = 128, 16, 4
+"""Most and fewest calibration examples that a probe runs; the least of all where each has
+several outputs to compare, as sequences and pictures have."""
 
 _WORK = 2e12
 """Multiplications that all probes together may take; it decides on the examples."""
@@ -66,7 +68,8 @@ def probe(
     """
     if curves.data is None:
         raise InputError("curves", "they were measured without data", "pass data= to measure")
-    loss = _loss_of(model, _some(curves.data.batches, _n_examples(curves)), metric)
+    n = _n_examples(curves, positions(run(model, curves.data.batches[0])))
+    loss = _loss_of(model, _some(curves.data.batches, n), metric)
     places = {name: k for k, name in enumerate(curves.data.views)}  # in the order they run
     found: dict[str, Curve] = {}
     for curve in sorted(curves.curves, key=lambda c: places.get(c.layer, -1)):
@@ -95,6 +98,7 @@ class _Outputs:
 
     def __init__(self, model: nn.Module, batches: Sequence[Example]) -> None:
         self.model, self.batches = model, batches
+        self._words = vocabularies(model)
         self._replay = Replay(model, len(batches), MEMORY // 2)
         self._layer = ""
         self._given: list[Any] = []
@@ -108,10 +112,11 @@ class _Outputs:
         """The divergence of class scores, and the relative squared error of any other output."""
         if layer != self._layer:
             self._reach(layer)
-        found = compare(
+        pairs = (
             (self._dense(k), self._replay.output(small, k, batch))
             for k, batch in enumerate(self.batches)
         )
+        found = compare(pairs, self._words)
         return found.loss if found.scores else found.relative_error**2
 
     def _dense(self, k: int) -> Any:
@@ -133,10 +138,12 @@ class _Outputs:
             handle.remove()
 
 
-def _n_examples(curves: Curves) -> int:
+def _n_examples(curves: Curves, n_positions: float) -> int:
+    """How many examples a probe runs, of which each gives outputs at so many positions."""
+    fewest = max(_FEW, ceil(_FEWEST / max(1.0, n_positions)))
     runs = len(_ERRORS) * len(curves.curves)
     affordable = int(_WORK / max(1, runs * curves.total.macs))
-    return min(_EXAMPLES, max(_FEWEST, affordable))
+    return min(_EXAMPLES, max(fewest, affordable))
 
 
 def _some(batches: Sequence[Example], n: int) -> list[Example]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, TypeAlias
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.example import Example, check, flatten, run
 from lowrank.errors import InputError
+from lowrank.linalg import wide
 
 Scorer: TypeAlias = Callable[[nn.Module], float]
 """The user's own quality of a model, the higher the better: accuracy, for instance."""
@@ -47,7 +48,7 @@ class Quality:
         kl: mean Kullback-Leibler divergence KL(dense || compressed) of the softmax over that
             axis, in nats; meaningful for classifiers.
         n_examples: how many examples the figures stand on.
-        scores: the first output is a matrix of class scores.
+        scores: the first output holds class scores; see `is_scores`.
         held_out: none of the examples was used to compress the model.
         others: ||y' - y||^2 / ||y||^2 of the outputs behind the first, summed.
     """
@@ -99,14 +100,16 @@ def compare_outputs(
 
 def compare_on(dense: nn.Module, small: nn.Module, batches: Iterable[Example]) -> Quality:
     """Quality on batches of inputs in the form that the models take."""
-    return compare((run(dense, batch), run(small, batch)) for batch in batches)
+    pairs = ((run(dense, batch), run(small, batch)) for batch in batches)
+    return compare(pairs, vocabularies(dense))
 
 
-def compare(pairs: Iterable[tuple[Any, Any]]) -> Quality:
+def compare(pairs: Iterable[tuple[Any, Any]], words: Collection[int] = ()) -> Quality:
     """Quality from the outputs themselves.
 
     Args:
         pairs: the dense model's output on a batch, and the compressed one's.
+        words: from `vocabularies`, of the dense model.
 
     Raises:
         InputError: no pair, or one without a floating-point tensor.
@@ -121,10 +124,10 @@ def compare(pairs: Iterable[tuple[Any, Any]]) -> Quality:
         if not expected:
             raise InputError("model", "it returns no floating-point tensor", "wrap it to do so")
         for k, (a, b) in enumerate(zip(expected, got, strict=True)):
-            off = float((a.double() - b.double()).square().sum())
-            lost[k] = lost.get(k, 0.0) + off
-            energy[k] = energy.get(k, 0.0) + float(a.double().square().sum())
-        scores = is_scores(expected[0])
+            a = wide(a)
+            lost[k] = lost.get(k, 0.0) + _energy(a - b.to(a))
+            energy[k] = energy.get(k, 0.0) + _energy(a)
+        scores = is_scores(expected[0], words)
         p, q = _scores(expected[0]), _scores(got[0])
         classes = p.shape[-1] > 1
         agree += int((p.argmax(-1) == q.argmax(-1)).sum())
@@ -145,13 +148,49 @@ def compare(pairs: Iterable[tuple[Any, Any]]) -> Quality:
     )
 
 
+def _energy(x: Tensor) -> float:
+    """Sum of squares, in float64."""
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+
+
 def _ratio(lost: float, energy: float) -> float:
     return lost / energy if energy else lost
 
 
-def is_scores(output: Tensor) -> bool:
-    """Whether an output is taken for class scores: a matrix with more than one column."""
-    return output.ndim == 2 and output.shape[1] > 1
+def is_scores(output: Tensor, words: Collection[int] = ()) -> bool:
+    """Whether an output is taken for class scores.
+
+    That is a matrix with more than one column, or for each place of a sequence as many
+    numbers as the model knows words.
+
+    Args:
+        output: the first one of a model.
+        words: from `vocabularies`.
+    """
+    if output.ndim == 2:
+        return output.shape[1] > 1
+    return output.ndim == 3 and output.shape[2] in words
+
+
+def vocabularies(model: nn.Module) -> frozenset[int]:
+    """Sizes of a model's tables of words, but for those that are the width of one as well.
+
+    Example:
+        >>> sorted(vocabularies(nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 50))))
+        [50]
+    """
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    widths = {t.embedding_dim for t in tables}
+    return frozenset(t.num_embeddings for t in tables) - widths
+
+
+def positions(output: Any) -> float:
+    """At how many positions an example's first output is compared: one for class scores."""
+    found = flatten(output)
+    if not found:
+        return 1.0
+    first = _scores(found[0])
+    return first[..., 0].numel() / max(1, first.shape[0])
 
 
 def _scores(output: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from lowrank.compression.batches import mixable
 from lowrank.compression.blocks import STEPS, Progress, find_blocks, train_blocks
 from lowrank.compression.example import Example, batch_size, run, split_batches
 from lowrank.compression.finetune import finetune
-from lowrank.compression.quality import compare, compare_on
+from lowrank.compression.quality import compare, compare_on, vocabularies
 
 _BATCH = 32
 """Examples in a step, at most."""
@@ -115,10 +115,11 @@ def try_out(
         progress: called as (what, done, total).
     """
     parts, few = split_batches(batches, _BATCH, teacher), split_batches(held, 4, teacher)
-    wanted = [run(teacher, batch) for batch in few]
+    wanted, words = [run(teacher, batch) for batch in few], vocabularies(teacher)
 
     def losses() -> tuple[float, ...]:
-        return tuple(compare([(y, run(small, b))]).loss for y, b in zip(wanted, few, strict=True))
+        pairs = zip(wanted, few, strict=True)
+        return tuple(compare([(y, run(small, b))], words).loss for y, b in pairs)
 
     found = [losses()]
     train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)

@@ -132,23 +132,44 @@ def best_map(
     Source: the solution of reduced-rank regression, Izenman 1975.
     """
     W = W.to(metric.dtype)
-    U, F = output_maps((metric.times(W) if product is None else product) @ W.mT, metric, rank)
+    U, F = output_maps(W, metric, rank, product=product)
     return U, F @ W
 
 
-def output_maps(moment: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
+def output_maps(
+    W: Tensor, metric: Metric, rank: int, *, product: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The U and F with which `best_map` is W' = U F W.
 
     Args:
-        moment: W C W^T, (groups, o, o).
+        W: (groups, o, d), in the metric's type.
         metric: the error that is minimised.
-        rank: 1..o.
+        rank: 1..min(o, d).
+        product: W C, where it is known.
 
     Returns:
         U (groups, o, rank) and F (groups, rank, o).
     """
-    S = metric.left(metric.left(moment).mT)
-    _, E = leading_eigenvectors((S + S.mT) / 2, rank)  # (g, o, r)
+    X = metric.left(W)
+    if X.shape[1] > X.shape[2]:  # the spectrum is that of the shorter side
+        Q, R = torch.linalg.qr(X)
+        E = Q @ _leading(metric.times(R) @ R.mT, rank)
+    else:
+        E = _leading(metric.left(metric.times(W) if product is None else product) @ X.mT, rank)
+    return _around(E, metric)
+
+
+def output_maps_of(moment: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
+    """`output_maps` from the moment W C W^T (groups, o, o) alone."""
+    return _around(_leading(metric.left(metric.left(moment).mT), rank), metric)
+
+
+def _leading(S: Tensor, rank: int) -> Tensor:
+    return leading_eigenvectors((S + S.mT) / 2, rank)[1]
+
+
+def _around(E: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
+    """G^-1/2 E and E^T G^1/2."""
     if metric.G is None:
         return E, E.mT
     return metric.inverse_root_of_G @ E, E.mT @ metric.root_of_G.mT
@@ -184,10 +205,20 @@ def input_directions(W: Tensor, metric: Metric, rank: int) -> Tensor:
 
 
 def output_moment(W: Tensor, metric: Metric) -> Tensor:
-    """(G^1/2 W) C (G^1/2 W)^T, whose spectrum's tails are the errors of `best_map`."""
-    weighted = metric.left(W.to(metric.dtype))
-    S = metric.times(weighted) @ weighted.mT
+    """(G^1/2 W) C (G^1/2 W)^T, whose spectrum's tails are the errors of `best_map`.
+
+    For W (groups, o, d) the moment is (groups, m, m) with m = min(o, d): of more outputs than
+    inputs there is one of d combinations with the same spectrum but for zeros.
+    """
+    R = fewest_outputs(W, metric)
+    S = metric.times(R) @ R.mT
     return (S + S.mT) / 2
+
+
+def fewest_outputs(W: Tensor, metric: Metric) -> Tensor:
+    """R (groups, min(o, d), d) with R^T R = W^T G W: its errors without G are those of W."""
+    X = metric.left(W.to(metric.dtype))
+    return torch.linalg.qr(X, mode="r").R if X.shape[1] > X.shape[2] else X
 
 
 def best_last(M: Tensor, P: Tensor, MC: Tensor) -> Tensor:

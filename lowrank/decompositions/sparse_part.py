@@ -18,6 +18,7 @@ from lowrank.decompositions.metric import (
     Metric,
     best_map,
     output_maps,
+    output_maps_of,
     output_moment,
     scaled_cholesky,
 )
@@ -202,19 +203,27 @@ def worst_rows(moment: Tensor, metric: Metric, n: int, rank: int) -> Tensor:
         n: how many.
         rank: of the map; 0 for none.
     """
-    eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    rest = eye  # (W - S) = rest W
+    o = len(moment)
+    rank = min(rank, o)
+    own = moment.diagonal()
+    rows = torch.eye(o, dtype=moment.dtype, device=moment.device)
+    kept, S = rows.new_zeros(0, dtype=torch.long), rows[:0]  # rows of S are S W
     for _ in range(_N_SETS if rank else 1):
-        A = eye
+        U, F = rows[:, :0], rows[:0]  # D = W - U F W
         if rank:
-            U, F = output_maps((rest @ moment @ rest.mT)[None], metric, min(rank, len(moment)))
-            A = eye - U[0] @ F[0] @ rest  # D = A W
-        lost = ((A @ moment) * A).sum(-1)
+            Sm = S @ moment
+            left = moment.clone()  # (W - S) C (W - S)^T
+            left[kept] -= Sm
+            left[:, kept] -= Sm.mT
+            left[kept[:, None], kept] += Sm @ S.mT
+            U, F = (f[0] for f in output_maps_of(left[None], metric, rank))
+            F = F - F[:, kept] @ S
+        Fm = F @ moment
+        lost = own - 2 * (U * Fm.mT).sum(-1) + ((U @ (Fm @ F.mT)) * U).sum(-1)
         if metric.G is not None:
             lost = lost * metric.G[0].diagonal()
         kept = lost.topk(n).indices.sort().values
-        rest = eye.clone()
-        rest[kept] -= A[kept]
+        S = rows[kept] - U[kept] @ F
     return kept
 
 
@@ -309,7 +318,7 @@ def _map(R: Tensor, RC: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tens
     """U, V and V C of the best map of R, whose product with C is known."""
     if not rank:
         return R.new_zeros(*R.shape[:2], 0), R[:, :0], R[:, :0]
-    U, F = output_maps(RC @ R.mT, metric, rank)
+    U, F = output_maps(R, metric, rank, product=RC)
     return U, F @ R, F @ RC
 
 

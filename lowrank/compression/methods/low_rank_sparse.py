@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar, Literal, get_args
 
@@ -15,7 +15,7 @@ from lowrank.compression.methods.base import depthwise, lost_energy, rank_grid
 from lowrank.compression.methods.channel_svd import ChannelSVD
 from lowrank.compression.methods.fitting import energy, even, identity, refined_curve
 from lowrank.compression.modules import Branches, SelectStage, SparseStage
-from lowrank.decompositions.metric import Metric, best_map, output_moment
+from lowrank.decompositions.metric import Metric, best_map, fewest_outputs, output_moment
 from lowrank.decompositions.sparse_part import (
     Mask,
     columns_curve,
@@ -328,9 +328,10 @@ def _channel_curves(
     spec: LayerSpec, weight: Tensor, metric: Metric, round_to: int
 ) -> Iterator[tuple[LowRankSparse, float]]:
     _, _, i, *kernel = spec.weight_shape
-    W, K = weight.flatten(2).to(metric.dtype), prod(kernel)
-    product = metric.times(W)
+    W, K = fewest_outputs(weight.flatten(2), metric), prod(kernel)
     whole = energy(weight, metric) or 1.0
+    metric = replace(metric, G=None)
+    product = metric.times(W)
     for density in _densities(spec, i, (1 / 16, 1 / 8, 1 / 4, 1 / 2)):
         kept = LowRankSparse(0, density).kept(spec)
         index = worst_columns(W, metric, kept, K, _reference(spec), product=product)
