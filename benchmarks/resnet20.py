@@ -42,7 +42,7 @@ BARS = {
 """Points below dense, at most."""
 
 RECIPES: dict[float, dict[str, Any]] = {
-    0.33: {"lr": 5e-4, "label_weight": 0.3, "temperature": 2.0, "hint_weight": 1.0},
+    0.33: {"lr": 5e-4, "label_weight": 0.6, "temperature": 2.0, "hint_weight": 1.0},
     0.2: {"lr": 1e-3, "label_weight": 0.3, "temperature": 2.0, "hint_weight": 10.0},
     0.12: {"lr": 2e-3, "label_weight": 0.3, "temperature": 2.0, "hint_weight": 10.0},
 }
