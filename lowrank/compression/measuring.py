@@ -59,6 +59,7 @@ def measure(
         data: batches of inputs (a loader, a list, a tensor, or a pair with labels, which are
             not looked at). With them errors are those of the layers' outputs, and layers
             count by what the model's output feels of them; else errors are the weights'.
+            One tensor is cut into batches whose pass, with gradients, holds about 2 GB at most.
         calibration: how many examples of the data are used.
         loss: from the model's output to the sum of the examples' losses, whose gradients
             weigh the outputs. By default the log-likelihood of labels drawn from the

@@ -304,6 +304,8 @@ def compare_latency(
     check(example)
     _check_runs(repeats, warmup)
     devices = [_device(model, example) for model in models]
+    if not devices:
+        return ()
     with ExitStack() as stack:
         for device in set(devices):
             stack.enter_context(_unchanged_rng(device))
