@@ -218,6 +218,34 @@ def test_small_inputs_in_double_precision_are_taken() -> None:
     assert report.quality.relative_error < 0.5
 
 
+class Experts(nn.Module):
+    """A router sends each example to one of four layers, none of them to the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.router, self.out = nn.Linear(16, 4), nn.Linear(16, 8)
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+        nn.init.constant_(self.router.bias[3:], -100.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen, y = self.router(x).argmax(-1), torch.zeros_like(x)
+        for k, expert in enumerate(self.experts):
+            y[chosen == k] = expert(x[chosen == k])
+        return self.out(y.relu())
+
+
+@pytest.mark.parametrize("refine", [False, 2])
+@pytest.mark.parametrize("batches", [[X], [X[:3], X[3:]]], ids=["one", "uneven"])
+def test_experts_behind_a_router(batches: list[Tensor], refine: Any) -> None:
+    net = Experts().eval()
+    small, report = lowrank.compress(net, X[:2], params=0.6, data=batches, refine=refine)
+    assert report.quality is not None
+    assert report.quality.relative_error < 0.5
+    assert bool(run(small, X).isfinite().all())
+    assert any("no batch ran it (experts.3)" in note for note in report.notes)
+
+
 class Heads(nn.Module):
     """Two outputs from layers of one size."""
 

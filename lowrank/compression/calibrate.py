@@ -251,7 +251,12 @@ def add_call(
     generator: torch.Generator,
     target: Tensor | None = None,
 ) -> None:
-    """Add one call of a layer to its sums, in chunks, at positions drawn where there are many."""
+    """Add one call of a layer to its sums, in chunks, at positions drawn where there are many.
+
+    A call with nothing in it, as an expert gets that no word is sent to, is none.
+    """
+    if not x.numel():
+        return
     if view.spec.kind == "embedding":
         sums.count(x)
         return
@@ -307,6 +312,8 @@ def _backward(
 
     def both(view: LayerView, x: Tensor, y: Tensor) -> Tensor:
         see(view, x.detach(), y.detach())
+        if not y.numel():
+            return y
         leaf = y if y.requires_grad else y.requires_grad_()
 
         def add(g: Tensor) -> None:

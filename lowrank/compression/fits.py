@@ -233,7 +233,7 @@ class Fitting:
             )
             if found is not None:
                 return found, "to the inputs behind the compressed layers"
-            alone = "the compressed model does not run it"
+            alone = "the compressed model does not run it on the same"
         return self.data.goal(self.dense, name), f"to the dense model's inputs: {alone}"
 
     def _alone(self, name: str) -> str | None:

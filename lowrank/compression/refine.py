@@ -242,7 +242,8 @@ def _joined(batches: Sequence[Example]) -> Any:
 
 
 def _hints(teacher: nn.Module, layers: Sequence[str], batches: Sequence[Example]) -> list[str]:
-    """The last modules of the blocks, where they give a single tensor, once, in every batch."""
+    """The last modules of the blocks, where they give a single tensor, once, in every batch,
+    and for every example, which experts behind a router do not."""
     names = [b.names[-1] for b in find_blocks(teacher, layers)]
     seen: dict[str, list[Any]] = {name: [] for name in names}
     handles = [
@@ -254,9 +255,16 @@ def _hints(teacher: nn.Module, layers: Sequence[str], batches: Sequence[Example]
         for batch in batches:
             run(teacher, batch)
             for n, outs in seen.items():
-                good[n] &= len(outs) == 1 and isinstance(outs[0], Tensor)
+                good[n] &= len(outs) == 1 and _of_all(outs[0], batch_size(batch))
                 outs.clear()
     finally:
         for handle in handles:
             handle.remove()
     return [n for n, single in good.items() if single]
+
+
+def _of_all(output: Any, n: int) -> bool:
+    """Whether an output is a tensor that holds something of each of n examples."""
+    if not isinstance(output, Tensor) or not output.numel():
+        return False
+    return len(output) % n == 0 or n in output.shape[1:2]

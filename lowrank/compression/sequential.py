@@ -62,7 +62,8 @@ class Prefix:
         self._seed = seed
 
     def goal(self, view: LayerView, sink: Sink, G: Tensor | None, *, centred: bool) -> Goal | None:
-        """What the layer should do behind the compressed prefix; None if it is never reached.
+        """What the layer should do behind the compressed prefix; None if it is never reached,
+        or not with as many examples, as where a router sends them elsewhere.
 
         The target is the dense layer's output; where it is added to another branch, plus
         what that branch has lost so far, in the units before the batch norm.
@@ -79,7 +80,7 @@ class Prefix:
         for k, batch in enumerate(self.batches):
             wanted = self._reach(0, k, batch, view, sink)
             given = self._reach(1, k, batch, view, sink)
-            if wanted is None or given is None:
+            if wanted is None or given is None or wanted.input.shape != given.input.shape:
                 return None
             target = wanted.output
             if wanted.other is not None and given.other is not None:
@@ -88,7 +89,7 @@ class Prefix:
             if bias is not None:
                 target = target - _per_channel(bias.detach(), view)
             add_call(sums, view, given.input, target, len(self.batches), generator, target)
-        return _goal(view, sums, G, centred)
+        return _goal(view, sums, G, centred) if sums.n else None
 
     def _reach(
         self, which: int, k: int, batch: Example, view: LayerView, sink: Sink
