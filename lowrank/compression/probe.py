@@ -68,7 +68,8 @@ def probe(
     """
     if curves.data is None:
         raise InputError("curves", "they were measured without data", "pass data= to measure")
-    n = _n_examples(curves, positions(run(model, curves.data.batches[0])))
+    one = _some(curves.data.batches, 1)[0]
+    n = _n_examples(curves, positions(run(model, one)))
     loss = _loss_of(model, _some(curves.data.batches, n), metric)
     places = {name: k for k, name in enumerate(curves.data.views)}  # in the order they run
     found: dict[str, Curve] = {}

@@ -87,8 +87,9 @@ def quantize(
     Source: torchao's `Int8DynamicActivationInt8WeightConfig`.
     """
     reasons = reasons_against(model)
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in reasons]
-    reasons |= left_out(linear, skip, only, [name for name, _ in model.named_modules()])
+    modules = dict(model.named_modules())
+    linear = [n for n, m in modules.items() if isinstance(m, nn.Linear) and n not in reasons]
+    reasons |= left_out(linear, skip, only, modules)
     chosen = [name for name in linear if name not in reasons]
     if not chosen:
         first = next(iter(reasons.items()), ("the model", "it has no linear layer"))

@@ -265,6 +265,6 @@ def _hints(teacher: nn.Module, layers: Sequence[str], batches: Sequence[Example]
 
 def _of_all(output: Any, n: int) -> bool:
     """Whether an output is a tensor that holds something of each of n examples."""
-    if not isinstance(output, Tensor) or not output.numel():
+    if not isinstance(output, Tensor) or not output.ndim or not output.numel():
         return False
     return len(output) % n == 0 or n in output.shape[1:2]
