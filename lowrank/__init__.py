@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from lowrank.version import __version__
+
 if TYPE_CHECKING:
     from lowrank.compression.apply import apply, densify
     from lowrank.compression.batchnorm import recalibrate_batchnorm
@@ -74,7 +76,6 @@ _HOME = {
 _PACKAGES = ("compression", "decompositions", "plots", "sensing")
 """What else `import lowrank` alone reaches, as in `lowrank.sensing.bases`."""
 
-__version__ = "0.1.0"
 __all__ = [*_HOME, "__version__"]
 
 

@@ -12,9 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank import __version__
 from lowrank.atomic import write_text
 from lowrank.errors import InputError
+from lowrank.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import click
 
-from lowrank import __version__
 from lowrank.cli.commands import Commands
+from lowrank.version import __version__
 
 COMMANDS = {
     "profile": "lowrank.cli.profile",
