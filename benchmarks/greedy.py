@@ -2,7 +2,7 @@
 
     python benchmarks/greedy.py
 
-Both of scikit-learn's ways (with and without the Gram matrix) run in turns with `Omp` on the same
+Both of scikit-learn's ways (with and without the Gram matrix) run in turns with `OMP` on the same
 batch, on one thread. Errors and agreement are computed here. The sparsity is near what OMP can
 still recover at this size, so a few signals fail, the same ones in each.
 """
@@ -20,7 +20,7 @@ from sklearn.linear_model import orthogonal_mp
 from threadpoolctl import threadpool_limits
 
 from lowrank.sensing import KSparse, sparse_signal
-from lowrank.sensing.solvers.omp import Omp
+from lowrank.sensing.solvers.omp import OMP
 
 SIZE = {"n": 1024, "m": 256, "k": 40}
 
@@ -44,7 +44,7 @@ def main():
     A, X = instance(options.signals, options.seed)
     Y, k = A @ X, SIZE["k"]
     methods = {
-        "lowrank Omp": lambda: Omp().solve(KSparse(A, Y, k)).coefficients,
+        "lowrank OMP": lambda: OMP().solve(KSparse(A, Y, k)).coefficients,
         "sklearn": lambda: orthogonal_mp(A, Y, n_nonzero_coefs=k),
         "sklearn, precompute": lambda: orthogonal_mp(A, Y, n_nonzero_coefs=k, precompute=True),
     }
@@ -55,8 +55,8 @@ def main():
                 begin = time.process_time()
                 found[name] = method()
                 seconds[name].append(time.process_time() - begin)
-    ours = statistics.median(seconds["lowrank Omp"])
-    reference = found["lowrank Omp"]
+    ours = statistics.median(seconds["lowrank OMP"])
+    reference = found["lowrank OMP"]
     rows = {
         name: {
             "seconds": statistics.median(times),

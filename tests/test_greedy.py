@@ -12,17 +12,17 @@ from sklearn.linear_model import orthogonal_mp
 from lowrank.errors import InputError
 from lowrank.sensing import SOLVERS, KSparse, PosteriorMean, Status, operators, solve, sparse_signal
 from lowrank.sensing.solvers.cosamp import CoSaMP
-from lowrank.sensing.solvers.iht import Iht
-from lowrank.sensing.solvers.omp import Omp, orthogonalise
-from lowrank.sensing.solvers.sbl import Sbl
+from lowrank.sensing.solvers.iht import IHT
+from lowrank.sensing.solvers.omp import OMP, orthogonalise
+from lowrank.sensing.solvers.sbl import SBL
 from lowrank.sensing.solvers.subspace_pursuit import SubspacePursuit
 
 EXACT = 1e-9
 """Least squares on the right support: condition number times round-off, with room."""
 STEPS = 1e-7
 """Gradient steps stopped at a relative change of 1e-10, at a contraction of up to 0.999."""
-GREEDY = [Omp(), CoSaMP(), SubspacePursuit(), Iht("htp")]
-GRADIENT = [Iht("niht"), Iht("iht")]
+GREEDY = [OMP(), CoSaMP(), SubspacePursuit(), IHT("htp")]
+GRADIENT = [IHT("niht"), IHT("iht")]
 
 
 def instance(m, n, k, seed=0, kind="gaussian", batch=None):
@@ -42,7 +42,7 @@ def error(found, x):
 
 @pytest.mark.parametrize("kind", ["gaussian", "sign", "complex"])
 @pytest.mark.parametrize("batch", [None, 3])
-@pytest.mark.parametrize("solver", [*GREEDY, Iht("niht")], ids=repr)
+@pytest.mark.parametrize("solver", [*GREEDY, IHT("niht")], ids=repr)
 def test_recovers_and_says_so(solver, kind, batch):
     A, x = instance(60, 120, 6, kind=kind, batch=batch)
     result = solve(KSparse(A, A @ x, 6), solver)
@@ -60,7 +60,7 @@ def test_matrix_free_and_unscaled_columns(solver):
     result = solve(KSparse(D, D @ x, 4), solver)
     assert error(result.x, x) < STEPS
     scaled = A * np.geomspace(0.1, 10, 64)
-    if isinstance(solver, Omp):  # the others are not invariant to the columns' scale
+    if isinstance(solver, OMP):  # the others are not invariant to the columns' scale
         assert error(solve(KSparse(scaled, scaled @ x, 4), solver).x, x) < EXACT
 
 
@@ -77,7 +77,7 @@ def test_omp_is_scikit_learns(m, n, k, seed):
     A /= np.linalg.norm(A, axis=0)
     Y = rng.standard_normal((m, 3))
     k = min(k, m - 1, n)
-    ours = Omp().solve(KSparse(A, Y, k)).coefficients
+    ours = OMP().solve(KSparse(A, Y, k)).coefficients
     theirs = orthogonal_mp(A, Y, n_nonzero_coefs=k).reshape(n, 3)
     for a, b, y in zip(ours.T, theirs.T, Y.T, strict=True):
         same = np.array_equal(a != 0, b != 0)
@@ -90,10 +90,10 @@ def test_omp_is_scikit_learns(m, n, k, seed):
 def test_omp_blocks_do_not_change_the_answer(monkeypatch):
     A, X = instance(40, 80, 5, batch=9)
     problem = KSparse(A, A @ X + 0.01 * np.random.default_rng(1).standard_normal((40, 9)), 5)
-    whole = Omp().solve(problem).coefficients
+    whole = OMP().solve(problem).coefficients
     monkeypatch.setattr("lowrank.sensing.solvers.omp.BLOCK_BYTES", 1)
-    assert np.allclose(Omp().solve(problem).coefficients, whole, atol=EXACT)
-    single = [Omp().solve(KSparse(A, y, 5)).coefficients for y in np.asarray(problem.y).T]
+    assert np.allclose(OMP().solve(problem).coefficients, whole, atol=EXACT)
+    single = [OMP().solve(KSparse(A, y, 5)).coefficients for y in np.asarray(problem.y).T]
     assert np.allclose(np.stack(single, axis=1), whole, atol=EXACT)
 
 
@@ -102,7 +102,7 @@ def test_omp_residual_is_least_squares_on_ill_conditioned_columns():
     base = rng.standard_normal((30, 1))
     A = base + 1e-6 * rng.standard_normal((30, 20))  # columns all but parallel
     y = rng.standard_normal(30)
-    c = Omp().solve(KSparse(A, y, 12)).coefficients
+    c = OMP().solve(KSparse(A, y, 12)).coefficients
     S = np.flatnonzero(c)
     assert S.size == 12
     best = np.linalg.lstsq(A[:, S], y, rcond=None)[1][0]
@@ -152,19 +152,19 @@ def test_unsuitable_matrices_end_with_a_status():
     rng = np.random.default_rng(0)
     A = rng.standard_normal((20, 60)) + 3  # strongly coherent
     y = A @ sparse_signal(60, 8, seed=1)
-    for solver in (CoSaMP(max_iter=5), Iht("niht", max_iter=5), Iht("iht", max_iter=5)):
+    for solver in (CoSaMP(max_iter=5), IHT("niht", max_iter=5), IHT("iht", max_iter=5)):
         result = solver.solve(KSparse(A, y, 8))
         assert result.status in (Status.MAX_ITER, Status.STALLED, Status.CONVERGED)
         assert result.n_iter <= 5
     with pytest.raises(InputError, match="variant"):
-        Iht("fast")
+        IHT("fast")
 
 
 def test_iht_always_descends():
     A, x = instance(30, 60, 5)
     y = A @ x + 0.1 * np.random.default_rng(0).standard_normal(30)
     for variant in ("iht", "niht"):
-        history = Iht(variant).solve(KSparse(A, y, 5)).history["residual_norm"]
+        history = IHT(variant).solve(KSparse(A, y, 5)).history["residual_norm"]
         assert all(b <= a * (1 + EXACT) for a, b in itertools.pairwise(history))
 
 
@@ -172,7 +172,7 @@ def test_callback_stops():
     A, x = instance(30, 60, 5)
     problem = KSparse(A, A @ x + 0.1, 5)
     calls = []
-    result = Iht("iht").solve(problem, callback=lambda i, c: calls.append(i) or i == 3)
+    result = IHT("iht").solve(problem, callback=lambda i, c: calls.append(i) or i == 3)
     assert calls == [1, 2, 3]
     assert result.status is Status.MAX_ITER
 
@@ -200,10 +200,10 @@ def test_sbl_on_correlated_columns_without_noise_and_degenerate():
     assert error(solve(PosteriorMean(A, A @ x, 0.0), "sbl").x, x) < 1e-6  # the noise floor
     assert not solve(PosteriorMean(A, np.zeros(40), 0.1), "sbl").x.any()
     A[:, 0] = 0
-    assert Sbl().solve(PosteriorMean(A, A @ x, 0.01)).coefficients[0] == 0
+    assert SBL().solve(PosteriorMean(A, A @ x, 0.01)).coefficients[0] == 0
     D = operators.partial_dct(64, rows=np.arange(40))
     free = PosteriorMean(operators.from_functions(D.shape, D.forward, D.adjoint), np.ones(40), 0.1)
-    assert "matrix-free" in Sbl().refuses(free)
+    assert "matrix-free" in SBL().refuses(free)
 
 
 PAIRS = [

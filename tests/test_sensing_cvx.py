@@ -5,7 +5,7 @@ import pytest
 
 from lowrank.errors import InputError
 from lowrank.sensing import BPDN, BasisPursuit, Lasso, Status, operators, solve, sparse_signal
-from lowrank.sensing.cvx import Cvxpy, _compiled
+from lowrank.sensing.cvx import CVXPY, _compiled
 
 
 @pytest.fixture(name="instance")
@@ -77,7 +77,7 @@ def test_matrix_free_is_refused_with_size_memory_and_takers():
 
 def test_too_large_is_refused():
     A = operators.from_matrix(np.broadcast_to(np.eye(1), (3000, 3000)))
-    assert "at most" in Cvxpy().refuses(BasisPursuit(A, np.ones(3000)))
+    assert "at most" in CVXPY().refuses(BasisPursuit(A, np.ones(3000)))
 
 
 def test_max_iter_is_passed_on(instance):

@@ -1,4 +1,4 @@
-"""The certified chain against linear programs, CVXPY and random search; message passing."""
+"""Exact L1 against linear programs, CVXPY and random search; message passing."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from lowrank.sensing.certificates import certify
 from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, PosteriorMean
 from lowrank.sensing.result import Status
 from lowrank.sensing.solvers.active_set import basis_pursuit_target, make_segment, settle
-from lowrank.sensing.solvers.amp import Amp, minimax_threshold
-from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAmp
-from lowrank.sensing.solvers.chain import Chain, by_linear_program
+from lowrank.sensing.solvers.amp import AMP, minimax_threshold
+from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAMP
 from lowrank.sensing.solvers.column_pool import ColumnPool
 from lowrank.sensing.solvers.dense_l1 import Goal
-from lowrank.sensing.solvers.formed_matrix import FormedMatrix
+from lowrank.sensing.solvers.exact_l1 import ExactL1, by_linear_program
+from lowrank.sensing.solvers.exact_l1_matrix_free import ExactL1MatrixFree
 from lowrank.sensing.solvers.homotopy import Homotopy, by_path, by_perturbed_path
 from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
 from lowrank.sensing.solvers.simplex import pivot_to_optimum
-from lowrank.sensing.solvers.vamp import Vamp
+from lowrank.sensing.solvers.vamp import VAMP
 
 CERTIFIED = 1e-8  # the default accuracy, of the relative gap and of the constraint
-TIED = (7, 35, 40)  # seeds whose ties mislead the plain path
 LP_ACCURACY = 1e-6  # HiGHS at its default feasibility tolerance of 1e-7
 KINDS = ("gauss", "ar", "dup", "sign", "int", "power", "scaled", "lowrank", "sparse")
 
@@ -82,7 +81,7 @@ def search(seeds: range) -> list[int]:
     for seed in seeds:
         A, y, weights, lower = random_problem(seed)
         problem = BasisPursuit(A, y, weights=weights, lower=lower)
-        result = Chain().solve(problem)
+        result = ExactL1().solve(problem)
         proven = certify(problem, result.coefficients, result.dual).holds(CERTIFIED)
         assert proven or result.status is not Status.OPTIMAL, f"seed {seed}: {result.note}"
         unproven += [] if proven else [seed]
@@ -106,22 +105,24 @@ def tied_problem(seed: int) -> Lasso:
     return Lasso(A, y, 1e-3)
 
 
-@pytest.mark.parametrize("seed", TIED)
-def test_ties_that_mislead_the_path_are_taken_apart(seed: int) -> None:
-    problem = tied_problem(seed)
-    pool = ColumnPool(np.asarray(problem.operator.dense), problem.y, np.ones(40))
-    assert by_path(pool, Goal(lam=problem.lam)) is None
-    answer = by_perturbed_path(pool, Goal(lam=problem.lam))
-    assert answer is not None
-    assert certify(problem, answer.x, answer.u).holds(CERTIFIED)
-    result = Chain().solve(problem)  # which solves columns equal up to sign as one
-    assert certify(problem, result.coefficients, result.dual).holds(CERTIFIED)
+def test_ties_that_mislead_the_path_are_taken_apart() -> None:
+    """Which seeds mislead it is up to the last bit of BLAS; every fifth one or so does."""
+    misled = 0
+    for problem in map(tied_problem, range(40)):
+        pool = ColumnPool(np.asarray(problem.operator.dense), problem.y, np.ones(40))
+        misled += by_path(pool, Goal(lam=problem.lam)) is None
+        answer = by_perturbed_path(pool, Goal(lam=problem.lam))
+        assert answer is not None
+        assert certify(problem, answer.x, answer.u).holds(CERTIFIED)
+        result = ExactL1().solve(problem)  # which solves columns equal up to sign as one
+        assert certify(problem, result.coefficients, result.dual).holds(CERTIFIED)
+    assert misled >= 3
 
 
 @pytest.mark.parametrize("seed", range(0, 60, 3))
 def test_basis_pursuit_agrees_with_the_linear_program(seed: int) -> None:
     A, y, weights, lower = random_problem(seed)
-    found = solve(BasisPursuit(A, y, weights=weights, lower=lower), "chain")
+    found = solve(BasisPursuit(A, y, weights=weights, lower=lower), "exact_l1")
     value = linear_program_value(A, y, weights, lower)
     assert found.objective == pytest.approx(value, rel=LP_ACCURACY, abs=LP_ACCURACY)
 
@@ -135,16 +136,16 @@ def test_noisy_problems_agree_with_cvxpy(kind: str, lower: float, make: type) ->
     y = A[:, :4] @ np.ones(4) + 0.01 * rng.standard_normal(20)
     size = np.linalg.norm(y) if make is BPDN else np.abs(A.T @ y).max()
     problem = make(A, y, 0.1 * float(size), lower=lower)
-    result = Chain().solve(problem)
+    result = ExactL1().solve(problem)
     certificate = certify(problem, result.coefficients, result.dual)
     assert certificate.holds(1e-10)
     reference = solve(problem, "cvxpy")
     assert certificate.objective == pytest.approx(reference.objective, rel=1e-6)
 
 
-@pytest.mark.parametrize("solver", [Homotopy(), MehrotraInteriorPoint(), Chain()])
+@pytest.mark.parametrize("solver", [Homotopy(), MehrotraInteriorPoint(), ExactL1()])
 @pytest.mark.parametrize("kind", ["gauss", "ar", "power"])
-def test_each_link_solves_basis_pursuit_alone(solver: Chain, kind: str) -> None:
+def test_each_link_solves_basis_pursuit_alone(solver: ExactL1, kind: str) -> None:
     rng = np.random.default_rng(5)
     A = random_matrix(kind, 40, 100, rng)
     x = np.where(np.arange(100) < 8, 1.0, 0.0) if kind != "power" else np.arange(1, 101.0) ** -1.0
@@ -159,7 +160,7 @@ def test_a_large_matrix_takes_the_single_precision_route_to_the_same_proof() -> 
     x = np.zeros(1024)
     x[:40] = rng.standard_normal(40)
     problem = BasisPursuit(A, A @ x)
-    result = Chain().solve(problem)
+    result = ExactL1().solve(problem)
     assert "message passing" in result.note
     assert certify(problem, result.coefficients, result.dual).holds(1e-13)
     assert np.abs(result.coefficients - x).max() < 1e-12
@@ -176,26 +177,26 @@ def test_batches_and_trivial_columns() -> None:
     rng = np.random.default_rng(1)
     A = rng.standard_normal((20, 50))
     Y = np.stack([A[:, 3], np.zeros(20), A[:, 4] - A[:, 9]], axis=1)
-    found = solve(BasisPursuit(A, Y), "chain")
+    found = solve(BasisPursuit(A, Y), "exact_l1")
     assert found.status is Status.OPTIMAL
     assert not np.asarray(found.x)[:, 1].any()
-    zero = solve(Lasso(A, Y[:, 0], 1.001 * float(np.abs(A.T @ Y[:, 0]).max())), Chain())
+    zero = solve(Lasso(A, Y[:, 0], 1.001 * float(np.abs(A.T @ Y[:, 0]).max())), ExactL1())
     assert not np.asarray(zero.x).any()
 
 
 def test_zero_column_and_inconsistent_system() -> None:
     A = np.zeros((4, 3))
     A[:2, :2] = [[1.0, 2.0], [0.0, 1.0]]
-    assert solve(BasisPursuit(A, [1.0, 0.0, 0.0, 0.0]), "chain").status is Status.OPTIMAL
-    assert solve(BasisPursuit(A, [1.0, 0.0, 1.0, 0.0]), "chain").status is Status.INFEASIBLE
+    assert solve(BasisPursuit(A, [1.0, 0.0, 0.0, 0.0]), "exact_l1").status is Status.OPTIMAL
+    assert solve(BasisPursuit(A, [1.0, 0.0, 1.0, 0.0]), "exact_l1").status is Status.INFEASIBLE
 
 
-def test_chain_says_what_it_does_not_take() -> None:
+def test_exact_l1_says_what_it_does_not_take() -> None:
     y = np.ones(8)
     free = BasisPursuit(operators.partial_dct(16, m=8, seed=0), y)
-    assert "matrix-free" in str(Chain().refuses(free))
-    assert "complex" in str(Chain().refuses(BasisPursuit(np.ones((8, 9)) * 1j, y)))
-    assert "bounds" in str(Chain().refuses(BasisPursuit(np.ones((8, 9)), y, upper=1.0)))
+    assert "matrix-free" in str(ExactL1().refuses(free))
+    assert "complex" in str(ExactL1().refuses(BasisPursuit(np.ones((8, 9)) * 1j, y)))
+    assert "bounds" in str(ExactL1().refuses(BasisPursuit(np.ones((8, 9)), y, upper=1.0)))
 
 
 def test_updated_factor_solves_like_a_new_one() -> None:
@@ -243,7 +244,7 @@ def test_vamp_reaches_the_oracle(kind: str, noise: float) -> None:
     support = rng.permutation(n)[:k]
     values = rng.choice([-1.0, 1.0], k) if kind == "sign" else rng.standard_normal(k)
     x[support] = values * (1 if kind != "complex" else np.exp(2j * np.pi * rng.random(k)))
-    error, oracle, status = _errors(A, x, support, noise, Vamp(), rng)
+    error, oracle, status = _errors(A, x, support, noise, VAMP(), rng)
     assert status is Status.CONVERGED
     assert error < (1e-8 if noise == 0 else 1.1 * oracle)
 
@@ -255,7 +256,7 @@ def test_bernoulli_gaussian_amp_reaches_the_oracle(kind: str, noise: float) -> N
     A = operators.from_matrix(3.0 * rng.standard_normal((512, 2048)))
     x, support = np.zeros(2048), rng.permutation(2048)[:70]
     x[support] = rng.standard_normal(70) if kind == "gaussian" else rng.choice([-1.0, 1.0], 70)
-    error, oracle, status = _errors(A, x, support, noise, BernoulliGaussianAmp(), rng)
+    error, oracle, status = _errors(A, x, support, noise, BernoulliGaussianAMP(), rng)
     assert status is Status.CONVERGED
     assert error < (1e-8 if noise == 0 else 1.15 * oracle)
 
@@ -265,7 +266,7 @@ def _errors(
     x: np.ndarray,
     support: np.ndarray,
     noise: float,
-    solver: Vamp | BernoulliGaussianAmp,
+    solver: VAMP | BernoulliGaussianAMP,
     rng: np.random.Generator,
 ) -> tuple[float, float, Status]:
     clean = A @ x
@@ -282,15 +283,15 @@ def _errors(
 def test_vamp_owns_up_to_a_signal_that_is_not_sparse() -> None:
     x = np.arange(1, 1025.0) ** -0.7
     A = operators.partial_dct(1024, m=256, seed=0)
-    result = Vamp().solve(PosteriorMean(A, A @ np.random.default_rng(0).permutation(x), 0.0))
+    result = VAMP().solve(PosteriorMean(A, A @ np.random.default_rng(0).permutation(x), 0.0))
     assert result.status in (Status.STALLED, Status.DIVERGED, Status.MAX_ITER)
 
 
-@pytest.mark.parametrize("solver", [Amp(), BernoulliGaussianAmp()])
-def test_message_passing_says_that_it_diverged(solver: Amp) -> None:
+@pytest.mark.parametrize("solver", [AMP(), BernoulliGaussianAMP()])
+def test_message_passing_says_that_it_diverged(solver: AMP) -> None:
     A = 1.0 + 0.1 * np.random.default_rng(0).standard_normal((100, 200))
     y = A[:, :5].sum(axis=1)
-    make = BasisPursuit if isinstance(solver, Amp) else PosteriorMean
+    make = BasisPursuit if isinstance(solver, AMP) else PosteriorMean
     assert solver.solve(make(A, y)).status is Status.DIVERGED
 
 
@@ -299,7 +300,7 @@ def test_amp_takes_a_batch_and_claims_nothing() -> None:
     A, X = rng.standard_normal((300, 800)), np.zeros((800, 6))
     for column in X.T:
         column[rng.permutation(800)[:25]] = rng.standard_normal(25)
-    result = Amp().solve(BasisPursuit(A, A @ X))
+    result = AMP().solve(BasisPursuit(A, A @ X))
     assert result.status is Status.CONVERGED
     assert np.abs(result.coefficients - X).max() < 1e-6
     assert solve(BasisPursuit(A, A @ X), "amp").status is not Status.CONVERGED
@@ -348,12 +349,12 @@ def test_interior_point_solves_non_negative_problems(seed: int) -> None:
 def test_a_matrix_of_zeros(shape: tuple[int, int], lower: float) -> None:
     A = np.zeros(shape)
     assert solve(BasisPursuit(A, np.ones(shape[0]), lower=lower)).status is Status.INFEASIBLE
-    assert not solve(BasisPursuit(A, np.zeros(shape[0]), lower=lower), "chain").x.any()
-    assert not solve(Lasso(A, np.ones(shape[0]), 0.1, lower=lower), "chain").x.any()
+    assert not solve(BasisPursuit(A, np.zeros(shape[0]), lower=lower), "exact_l1").x.any()
+    assert not solve(Lasso(A, np.ones(shape[0]), 0.1, lower=lower), "exact_l1").x.any()
 
 
-@pytest.mark.parametrize("solver", [Homotopy(), MehrotraInteriorPoint(), Chain()])
-def test_callback_sees_guesses_and_stops_exact_solvers(solver: Chain) -> None:
+@pytest.mark.parametrize("solver", [Homotopy(), MehrotraInteriorPoint(), ExactL1()])
+def test_callback_sees_guesses_and_stops_exact_solvers(solver: ExactL1) -> None:
     A = np.random.default_rng(0).standard_normal((40, 100))
     problem = BasisPursuit(A, np.stack([A[:, :4].sum(axis=1), A[:, 5]], axis=1))
     seen: list[np.ndarray] = []
@@ -365,22 +366,22 @@ def test_callback_sees_guesses_and_stops_exact_solvers(solver: Chain) -> None:
 
 
 @pytest.mark.parametrize("make", [BasisPursuit, BPDN, Lasso])
-def test_chain_starts_from_x0(make: type) -> None:
+def test_exact_l1_starts_from_x0(make: type) -> None:
     rng = np.random.default_rng(1)
     A = rng.standard_normal((100, 200)) * np.logspace(-2, 2, 200)
     args = () if make is BasisPursuit else (0.5,)
     problem = make(A, A[:, 90:105].sum(axis=1), *args)
-    cold = Chain().solve(problem)
-    warm = Chain().solve(problem, x0=cold.coefficients)
+    cold = ExactL1().solve(problem)
+    warm = ExactL1().solve(problem, x0=cold.coefficients)
     assert "x0" in warm.note
     assert certify(problem, warm.coefficients, warm.dual).holds(CERTIFIED)
-    astray = Chain().solve(problem, x0=rng.standard_normal(200))
+    astray = ExactL1().solve(problem, x0=rng.standard_normal(200))
     assert certify(problem, astray.coefficients, astray.dual).holds(CERTIFIED)
 
 
 @pytest.mark.parametrize("nonneg", [False, True])
 def test_equal_columns_are_solved_as_one(nonneg):
-    from lowrank.sensing.solvers.chain import distinct
+    from lowrank.sensing.solvers.exact_l1 import distinct
 
     rng = np.random.default_rng(3)
     half = rng.standard_normal((60, 120))
@@ -405,7 +406,7 @@ def test_equal_columns_are_solved_as_one(nonneg):
 
 
 def test_equal_products_do_not_make_equal_columns():
-    from lowrank.sensing.solvers.chain import distinct
+    from lowrank.sensing.solvers.exact_l1 import distinct
 
     signs = operators.rademacher(32, 64, seed=0).to_dense() * np.sqrt(32)
     y = signs[:, :2].sum(axis=1)
@@ -436,14 +437,15 @@ def test_small_operators_are_formed(kind: str) -> None:
         found = solve(problem)
         assert found.status is Status.OPTIMAL
         assert found.gap < 1e-9
-        assert found.solver == "formed_matrix()"
+        assert found.solver == "exact_l1_matrix_free()"
         assert found.n_products >= 256
 
 
 def test_only_small_real_operators_are_formed() -> None:
     A = operators.partial_dct(8192, m=16, seed=0)
-    assert "4096 columns" in str(FormedMatrix().refuses(BasisPursuit(A, np.ones(16))))
+    refuses = ExactL1MatrixFree().refuses
+    assert "4096 columns" in str(refuses(BasisPursuit(A, np.ones(16))))
     A = operators.partial_dct(16, m=4, seed=0)
-    assert "complex" in str(FormedMatrix().refuses(BasisPursuit(A, 1j * np.ones(4))))
-    assert "bounds" in str(FormedMatrix().refuses(BasisPursuit(A, np.ones(4), upper=1.0)))
-    assert "without a matrix" in str(FormedMatrix().refuses(BasisPursuit(np.eye(2), np.ones(2))))
+    assert "complex" in str(refuses(BasisPursuit(A, 1j * np.ones(4))))
+    assert "bounds" in str(refuses(BasisPursuit(A, np.ones(4), upper=1.0)))
+    assert "without a matrix" in str(refuses(BasisPursuit(np.eye(2), np.ones(2))))

@@ -185,13 +185,13 @@ def test_why_names_those_that_did_no_better(instance, monkeypatch):
     short = [result for result in results if not result.status.ok]
     assert short  # no solver ends with a gap of 0 throughout
     for result in short:
-        assert result.solver.startswith("chain")
-        assert result.why.startswith("chain: first choice for BPDN")
+        assert result.solver.startswith("exact_l1")
+        assert result.why.startswith("exact_l1: first choice for BPDN")
         assert "; admm ended" in result.why
-        assert "chain ended" not in result.why
+        assert "exact_l1 ended" not in result.why
 
 
-@pytest.mark.parametrize("solver", ["auto", "chain", "admm", "homotopy", "fista"])
+@pytest.mark.parametrize("solver", ["auto", "exact_l1", "admm", "homotopy", "fista"])
 def test_an_error_of_the_callback_is_not_a_breakdown(instance, solver):
     A, _, y = instance
     with pytest.raises(ZeroDivisionError):
@@ -278,7 +278,7 @@ def test_callback_stops_auto_for_good(instance):
     A, _, y = instance
     free = operators.from_functions(A.shape, lambda x: A @ x, lambda r: A.T @ r)
     result = recover(free, y, lam=0.05, callback=lambda k, c: k == 3)
-    assert (result.solver, result.n_iter) == ("formed_matrix()", 3)
+    assert (result.solver, result.n_iter) == ("exact_l1_matrix_free()", 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -360,7 +360,7 @@ EYE, ONES = np.eye(3), np.ones(3)
         (lambda: recover(EYE, ONES, max_iter=1.5), "max_iter: 1.5 is no integer"),
         (lambda: recover(EYE, ONES, basis="dct"), "basis: str is not a matrix"),
         (lambda: recover(EYE, ONES, solver=None), "None is neither a name nor a solver"),
-        (lambda: recover(EYE, ONES, solver=SOLVERS["admm"]), "Admm is neither a name nor a solver"),
+        (lambda: recover(EYE, ONES, solver=SOLVERS["admm"]), "ADMM is neither a name nor a solver"),
         (lambda: recover(lambda x: x, ONES), "A: function is not a matrix.*from_functions"),
         (lambda: recover([[1, 2], [3]], [1, 2]), "rows of different lengths"),
         (lambda: recover(EYE, 1e300 * ONES), "y: values up to 1.0e\\+300, whose squares overflow"),

@@ -62,7 +62,7 @@ _STATUS = {
 
 
 @dataclass(frozen=True)
-class Cvxpy:
+class CVXPY:
     """Any convex problem with a dense matrix, by any solver that CVXPY finds installed.
 
     Args:

@@ -317,7 +317,7 @@ def _candidates(problem: Problem, solver: str | Solver) -> Iterator[tuple[str, S
     if not isinstance(solver, str):
         if isinstance(solver, type) or not hasattr(solver, "refuses"):
             text = f"{getattr(solver, '__name__', repr(solver))} is neither a name nor a solver"
-            raise InputError("solver", text, 'pass a name, an instance such as Admm(), or "auto"')
+            raise InputError("solver", text, 'pass a name, an instance such as ADMM(), or "auto"')
         yield type(solver).__name__, _accepting(type(solver).__name__, solver, problem), "asked for"
         return
     if solver != "auto":

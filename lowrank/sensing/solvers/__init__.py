@@ -19,58 +19,58 @@ Adding a solver:
 
 from __future__ import annotations
 
-from lowrank.sensing.cvx import Cvxpy
-from lowrank.sensing.solvers.admm import Admm
-from lowrank.sensing.solvers.amp import Amp
-from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAmp
-from lowrank.sensing.solvers.chain import Chain
+from lowrank.sensing.cvx import CVXPY
+from lowrank.sensing.solvers.admm import ADMM
+from lowrank.sensing.solvers.amp import AMP
+from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAMP
 from lowrank.sensing.solvers.cosamp import CoSaMP
 from lowrank.sensing.solvers.cross_bouquet import CrossBouquet
-from lowrank.sensing.solvers.fista import Fista
-from lowrank.sensing.solvers.formed_matrix import FormedMatrix
+from lowrank.sensing.solvers.exact_l1 import ExactL1
+from lowrank.sensing.solvers.exact_l1_matrix_free import ExactL1MatrixFree
+from lowrank.sensing.solvers.fista import FISTA
 from lowrank.sensing.solvers.homotopy import Homotopy
-from lowrank.sensing.solvers.iht import Iht
+from lowrank.sensing.solvers.iht import IHT
 from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
-from lowrank.sensing.solvers.omp import Omp
+from lowrank.sensing.solvers.omp import OMP
 from lowrank.sensing.solvers.one_bit import OneBitThreshold
 from lowrank.sensing.solvers.protocol import Callback, Solver
-from lowrank.sensing.solvers.sbl import Sbl
-from lowrank.sensing.solvers.spg import Spg
+from lowrank.sensing.solvers.sbl import SBL
+from lowrank.sensing.solvers.spg import SPG
 from lowrank.sensing.solvers.subspace_pursuit import SubspacePursuit
-from lowrank.sensing.solvers.vamp import Vamp
+from lowrank.sensing.solvers.vamp import VAMP
 
 __all__ = ["AUTO", "SOLVERS", "Callback", "Solver"]
 
 SOLVERS: dict[str, type[Solver]] = {
-    "admm": Admm,
-    "amp": Amp,
-    "bg_amp": BernoulliGaussianAmp,
-    "chain": Chain,
+    "admm": ADMM,
+    "amp": AMP,
+    "bg_amp": BernoulliGaussianAMP,
     "cosamp": CoSaMP,
     "cross_bouquet": CrossBouquet,
-    "cvxpy": Cvxpy,
-    "fista": Fista,
-    "formed_matrix": FormedMatrix,
+    "cvxpy": CVXPY,
+    "exact_l1": ExactL1,
+    "exact_l1_matrix_free": ExactL1MatrixFree,
+    "fista": FISTA,
     "homotopy": Homotopy,
-    "iht": Iht,
+    "iht": IHT,
     "interior_point": MehrotraInteriorPoint,
-    "omp": Omp,
+    "omp": OMP,
     "one_bit": OneBitThreshold,
-    "sbl": Sbl,
-    "spg": Spg,
+    "sbl": SBL,
+    "spg": SPG,
     "subspace_pursuit": SubspacePursuit,
-    "vamp": Vamp,
+    "vamp": VAMP,
 }
 """Every solver by the name that `recover(..., solver=name)` takes."""
 
 AUTO: tuple[str, ...] = (
-    "chain",
+    "exact_l1",
     "cross_bouquet",
     "one_bit",
     "omp",
     "vamp",
     "bg_amp",
-    "formed_matrix",
+    "exact_l1_matrix_free",
     "fista",
     "admm",
     "spg",

@@ -1,4 +1,4 @@
-"""Primal-dual active set on a growing pool of columns: the engine of the certified chain.
+"""Primal-dual active set on a growing pool of columns: the engine of `ExactL1`.
 
 Everything here is about the weighted LASSO path
 

@@ -37,7 +37,7 @@ MAX_FACTOR = 4096
 
 
 @dataclass(frozen=True)
-class Admm:
+class ADMM:
     """Douglas-Rachford (ADMM) with restarted Halpern steps, for `min f(M c - b) + g(D c)`.
 
     With `K = (s M, D)` and `z` in the split space, each iteration takes the proximal point `p` of
@@ -54,7 +54,7 @@ class Admm:
 
     Example:
         >>> from lowrank.sensing import solve
-        >>> solve(L1Fit(np.eye(2), [3.0, 0.5], lam=0.5), Admm()).x.round(6).tolist()
+        >>> solve(L1Fit(np.eye(2), [3.0, 0.5], lam=0.5), ADMM()).x.round(6).tolist()
         [3.0, 0.5]
 
     Source: Boyd et al. 2011, section 5.2 (graph form); Lieder 2021 for the Halpern steps; Lu, Yang

@@ -50,7 +50,7 @@ def minimax_threshold(delta: float, *, nonneg: bool = False) -> float:
     return (low + high) / 2
 
 
-class AmpState(NamedTuple):
+class AMPState(NamedTuple):
     """Where message passing stopped: pseudo-data, residual, noise level, iterations.
 
     `falling` is False if the residual grew or stalled; `reached` is True if it fell far enough.
@@ -67,7 +67,7 @@ class AmpState(NamedTuple):
 def amp_start(
     A: Array, y: Array, weights: Array | float = 1.0, *, norm: float = 1.0, reach: float = 0.1,
     max_iter: int = 25, nonneg: bool = False, correlation: Array | None = None,
-) -> AmpState:  # fmt: skip
+) -> AMPState:  # fmt: skip
     """Run AMP only until the residual shows that the support is about known.
 
     Args:
@@ -102,14 +102,14 @@ def amp_start(
         z = y - A @ (x * onto_unit) + z * number(np.count_nonzero(x) / m)
         size = math.sqrt(float(z @ z))
         if not size < (0.35 if it >= 10 else 1.5) * scale:
-            return AmpState(pseudo, z, size / root, it, False, False)
+            return AMPState(pseudo, z, size / root, it, False, False)
         if size < reach * scale:
             break
-    return AmpState(pseudo, z, size / root, it, True, size < reach * scale)
+    return AMPState(pseudo, z, size / root, it, True, size < reach * scale)
 
 
 @dataclass(frozen=True)
-class Amp:
+class AMP:
     """AMP with the minimax threshold for basis pursuit with i.i.d. matrices; batches on BLAS.
 
         x <- soft(x + A^H z, a ||z|| / sqrt(m)),   z <- y - A x + z ||x||_0 / m
@@ -125,7 +125,7 @@ class Amp:
         >>> rng = np.random.default_rng(0)
         >>> A, x = rng.standard_normal((250, 500)), np.zeros(500)
         >>> x[:20] = rng.standard_normal(20)
-        >>> found = Amp().solve(BasisPursuit(A, A @ x))
+        >>> found = AMP().solve(BasisPursuit(A, A @ x))
         >>> bool(np.abs(found.coefficients - x).max() < 1e-6)
         True
 

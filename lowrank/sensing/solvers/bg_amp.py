@@ -15,7 +15,7 @@ from lowrank.sensing.solvers.protocol import Callback
 
 
 @dataclass(frozen=True)
-class BernoulliGaussianAmp:
+class BernoulliGaussianAMP:
     """Posterior mean under a learned Bernoulli-Gaussian prior, for i.i.d. matrices; batches.
 
         r = x + A^H z,   x = E[x | r],   z = y - A x + z <dx/dr> n/m,   tau = ||z||^2 / m
@@ -32,7 +32,7 @@ class BernoulliGaussianAmp:
         >>> rng = np.random.default_rng(0)
         >>> A, x = rng.standard_normal((250, 500)), np.zeros(500)
         >>> x[:20] = rng.standard_normal(20)
-        >>> found = BernoulliGaussianAmp().solve(PosteriorMean(A, A @ x))
+        >>> found = BernoulliGaussianAMP().solve(PosteriorMean(A, A @ x))
         >>> bool(np.abs(found.coefficients - x).max() < 1e-8)
         True
 

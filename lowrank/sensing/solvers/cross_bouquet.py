@@ -10,7 +10,7 @@ import numpy as np
 from lowrank.sensing.operator import Array, from_matrix
 from lowrank.sensing.problems import BasisPursuit, L1Fit, Problem
 from lowrank.sensing.result import SolverResult
-from lowrank.sensing.solvers.chain import Chain
+from lowrank.sensing.solvers.exact_l1 import ExactL1
 from lowrank.sensing.solvers.protocol import Callback
 
 
@@ -18,7 +18,7 @@ from lowrank.sensing.solvers.protocol import Callback
 class CrossBouquet:
     """`min ||A c - y||_1 + lam ||w c||_1` as `min lam ||w c||_1 + ||e||_1, A c + e = y`.
 
-    The gross errors e join the unknowns, so that the fast chain for basis pursuit applies; its
+    The gross errors e join the unknowns, so that the fast `ExactL1` for basis pursuit applies; its
     dual point is the one of this problem.
 
     Args:
@@ -55,5 +55,5 @@ class CrossBouquet:
         extended = from_matrix(np.concatenate([A, np.eye(m)], axis=1))
         weights = np.concatenate([problem.lam * np.asarray(problem.weights), np.ones(m)])
         pursuit = BasisPursuit(extended, problem.y, weights=weights)
-        found = Chain(tol=self.tol).solve(pursuit)
+        found = ExactL1(tol=self.tol).solve(pursuit)
         return replace(found, coefficients=found.coefficients[:p])

@@ -23,7 +23,7 @@ from lowrank.sensing.solvers.protocol import Callback
 
 
 @dataclass(frozen=True)
-class Fista:
+class FISTA:
     """Accelerated proximal gradient for `min 1/2 ||A c - y||^2 + g(c)`.
 
     The columns of a batch share the step and restart each on its own.
@@ -35,7 +35,7 @@ class Fista:
 
     Example:
         >>> from lowrank.sensing import solve
-        >>> solve(Lasso(np.eye(2), [3.0, 0.5], lam=1.0), Fista()).x.round(8).tolist()
+        >>> solve(Lasso(np.eye(2), [3.0, 0.5], lam=1.0), FISTA()).x.round(8).tolist()
         [2.0, 0.0]
 
     Source: Beck, Teboulle 2009, algorithm with backtracking; gradient restart of

@@ -159,7 +159,7 @@ def follow_path(
 
 
 def by_path(pool: ColumnPool, goal: Goal, start: Settled | None = None) -> Answer | None:
-    """The link of the chain: block homotopy from a point of the path or from `lam_max`."""
+    """A link of `ExactL1`: block homotopy from a point of the path or from `lam_max`."""
     found = follow_path(pool, goal.target(), start)
     return None if found is None else answer_of(pool, goal, found, "block homotopy", 0)
 

@@ -20,7 +20,7 @@ SHRINK = 0.7
 
 
 @dataclass(frozen=True)
-class Iht:
+class IHT:
     """Gradient steps on `||A c - y||^2 / 2`, each cut to its k largest entries.
 
         c <- H_k( c + step A^H (y - A c) )
@@ -35,7 +35,7 @@ class Iht:
 
     Example:
         >>> A = np.array([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]])
-        >>> Iht("htp").solve(KSparse(A, [0.0, 2.0], 1)).coefficients.round(12)
+        >>> IHT("htp").solve(KSparse(A, [0.0, 2.0], 1)).coefficients.round(12)
         array([0., 2., 0.])
 
     Source: Blumensath, Davies 2009 (IHT), 2010, section III (NIHT); Foucart 2011, algorithm HTP,
@@ -51,7 +51,7 @@ class Iht:
     def __post_init__(self) -> None:
         if self.variant not in ("iht", "niht", "htp"):
             problem = f"variant={self.variant!r}"
-            raise InputError("Iht", problem, "take 'iht', 'niht' or 'htp'")
+            raise InputError("IHT", problem, "take 'iht', 'niht' or 'htp'")
 
     def refuses(self, problem: Problem) -> str | None:
         """Takes every instance."""

@@ -20,7 +20,7 @@ REORTHOGONALISE = 0.5
 
 
 @dataclass(frozen=True)
-class Omp:
+class OMP:
     """Orthogonal matching pursuit: k times, add the column that correlates most with the residual.
 
     The signals of a batch advance together, in blocks that fit the cache. In a step the
@@ -35,7 +35,7 @@ class Omp:
 
     Example:
         >>> A = np.array([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]])
-        >>> Omp().solve(KSparse(A, [0.0, 2.0], 1)).coefficients
+        >>> OMP().solve(KSparse(A, [0.0, 2.0], 1)).coefficients
         array([0., 2., 0.])
 
     Source: Pati, Rezaiifar, Krishnaprasad 1993. Deviation from the Batch-OMP of Rubinstein,

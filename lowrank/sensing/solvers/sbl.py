@@ -25,7 +25,7 @@ SETTLED = 1e-3
 
 
 @dataclass(frozen=True)
-class Sbl:
+class SBL:
     """Sparse Bayesian learning: maximise `log p(y | gamma) - price ||gamma||_0`.
 
     `p(y | gamma) = N(0, sigma^2 I + A diag(gamma) A^H)`; the price is what a column can gain by
@@ -42,7 +42,7 @@ class Sbl:
 
     Example:
         >>> A = np.array([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]])
-        >>> Sbl().solve(PosteriorMean(A, [0.0, 2.0], 0.01)).coefficients.round(3)
+        >>> SBL().solve(PosteriorMean(A, [0.0, 2.0], 0.01)).coefficients.round(3)
         array([0., 2., 0.])
 
     Source: Tipping, Faul 2003, section 4, equations (20) to (24); the noise level, where it is not

@@ -25,7 +25,7 @@ class _Point(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Spg:
+class SPG:
     """BPDN and basis pursuit: the tau with `min_{||w c||_1 <= tau} ||A c - y|| = epsilon`.
 
     Each value phi(tau) of that minimum comes from projected gradient with Barzilai-Borwein steps,
@@ -41,7 +41,7 @@ class Spg:
 
     Example:
         >>> from lowrank.sensing import solve
-        >>> solve(BPDN(np.eye(2), [3.0, 0.0], 1.0), Spg()).x.round(6).tolist()
+        >>> solve(BPDN(np.eye(2), [3.0, 0.0], 1.0), SPG()).x.round(6).tolist()
         [2.0, 0.0]
 
     Source: van den Berg, Friedlander 2008, algorithm 1; the root search of Aravkin et al. 2019,

@@ -18,7 +18,7 @@ WARM_UP = 3
 
 
 @dataclass(frozen=True)
-class Vamp:
+class VAMP:
     """Posterior mean under a learned Bernoulli-Gaussian prior, for `A A^H = I`.
 
     Alternates the entrywise posterior with the linear estimate from the measurements, each fed
@@ -35,7 +35,7 @@ class Vamp:
         >>> A = partial_dct(512, m=256, seed=0)
         >>> x = np.zeros(512)
         >>> x[[3, 99, 200]] = [1.0, -2.0, 0.5]
-        >>> found = Vamp().solve(PosteriorMean(A, A @ x, noise_std=0.0))
+        >>> found = VAMP().solve(PosteriorMean(A, A @ x, noise_std=0.0))
         >>> bool(np.abs(found.coefficients - x).max() < 1e-8)
         True
 

@@ -1,4 +1,4 @@
-"""The certified chain: message passing, active set, path, interior point, and proof of each answer.
+"""Exact L1: message passing, active set, path, interior point, and proof of each answer.
 
 Each link may fail; none is believed without a duality gap from its own float64 products.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.active_set import Settled, descend, settle
-from lowrank.sensing.solvers.amp import AmpState, amp_start
+from lowrank.sensing.solvers.amp import AMPState, amp_start
 from lowrank.sensing.solvers.column_pool import SMALL, Array, ColumnPool, Index
 from lowrank.sensing.solvers.dense_l1 import (
     Answer,
@@ -40,7 +40,7 @@ REPEATED = 0.1
 REACH = 0.1
 
 
-def amp_guess(pool: ColumnPool, goal: Goal) -> tuple[AmpState, float]:
+def amp_guess(pool: ColumnPool, goal: Goal) -> tuple[AMPState, float]:
     """Message passing in float32; also returns the norm that the columns have on average."""
     rows = pool.single[::8] if pool.A.size > SMALL and pool.A[::8].any() else pool.A
     share = len(rows) / len(pool.A)
@@ -119,7 +119,7 @@ def distinct(pool: ColumnPool) -> Index | None:
 
 
 def by_distinct_columns(pool: ColumnPool, goal: Goal, tol: float) -> Answer | None:
-    """The chain on one of each set of equal columns, which costs less and has no ties."""
+    """`ExactL1` on one of each set of equal columns, which costs less and has no ties."""
     chosen = distinct(pool)
     if chosen is None:
         return None
@@ -129,7 +129,7 @@ def by_distinct_columns(pool: ColumnPool, goal: Goal, tol: float) -> Answer | No
     if pool.watch is not None:
         show = pool.watch
         merged.watch = lambda support, coefficients: show(chosen[support], coefficients)
-    answer = by_chain(merged, goal, tol)
+    answer = first_proven(merged, goal, tol)
     pool.products += merged.products
     if answer is None:
         return None
@@ -152,7 +152,9 @@ def by_start(pool: ColumnPool, goal: Goal, x0: Array) -> Answer | None:
     return answer_of(pool, goal, found, "active set from x0", 0)
 
 
-def by_chain(pool: ColumnPool, goal: Goal, tol: float, x0: Array | None = None) -> Answer | None:
+def first_proven(
+    pool: ColumnPool, goal: Goal, tol: float, x0: Array | None = None
+) -> Answer | None:
     """Run the links until one's answer has a gap and an infeasibility below `tol`.
 
     Returns:
@@ -187,7 +189,7 @@ def _proven(answers: list[Answer], tol: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Chain:
+class ExactL1:
     """Basis pursuit, BPDN and the LASSO with a real matrix, by the first link that can prove it.
 
     Approximate message passing guesses support and signs, a primal-dual active set makes them
@@ -199,7 +201,7 @@ class Chain:
 
     Example:
         >>> A = np.array([[1.0, 0.9, 0.0], [0.0, 0.9, 1.0]])
-        >>> Chain().solve(BasisPursuit(A, [1.0, 1.0])).coefficients.round(6)
+        >>> ExactL1().solve(BasisPursuit(A, [1.0, 1.0])).coefficients.round(6)
         array([0.      , 1.111111, 0.      ])
 
     Source: the links' own files; the order and the proof are ours.
@@ -218,5 +220,5 @@ class Chain:
     ) -> SolverResult:
         """Minimise; support and signs of `x0` are the first guess."""
         assert isinstance(problem, BasisPursuit | BPDN | Lasso)
-        link: Link = lambda pool, goal, x0: by_chain(pool, goal, self.tol, x0)  # noqa: E731
+        link: Link = lambda pool, goal, x0: first_proven(pool, goal, self.tol, x0)  # noqa: E731
         return solve_columns(problem, link, self.tol, x0=x0, callback=callback)

@@ -1,4 +1,4 @@
-"""The certified chain for a matrix-free operator that is small enough to be formed."""
+"""`ExactL1` for a matrix-free operator that is small enough to be formed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from lowrank.sensing.operator import Array, from_matrix
 from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
 from lowrank.sensing.result import SolverResult
-from lowrank.sensing.solvers.chain import Chain
+from lowrank.sensing.solvers.exact_l1 import ExactL1
 from lowrank.sensing.solvers.protocol import Callback
 
 MAX_COLUMNS, MAX_ENTRIES = 4096, 2**22
@@ -16,8 +16,8 @@ MAX_COLUMNS, MAX_ENTRIES = 4096, 2**22
 
 
 @dataclass(frozen=True)
-class FormedMatrix:
-    """Basis pursuit, BPDN and the LASSO: form the operator's matrix, one product a column, chain.
+class ExactL1MatrixFree:
+    """Basis pursuit, BPDN and the LASSO: form the operator's matrix, a product a column, `ExactL1`.
 
     First-order methods take thousands of products where the solution is hardly sparse, and end
     short of it.
@@ -29,10 +29,10 @@ class FormedMatrix:
         >>> from lowrank.sensing import operators, solve
         >>> A = operators.partial_dct(64, m=32, seed=0)
         >>> problem = BasisPursuit(A, A.columns([3, 40]) @ [1.0, -2.0])
-        >>> solve(problem, FormedMatrix()).support.tolist()
+        >>> solve(problem, ExactL1MatrixFree()).support.tolist()
         [3, 40]
 
-    Source: see `Chain`.
+    Source: see `ExactL1`.
     """
 
     tol: float = 1e-8
@@ -40,7 +40,7 @@ class FormedMatrix:
     solves: ClassVar[tuple[type[Problem], ...]] = (BasisPursuit, BPDN, Lasso)
 
     def refuses(self, problem: Problem) -> str | None:
-        """Takes what is matrix-free and small, and otherwise fit for the chain."""
+        """Takes what is matrix-free and small, and otherwise fit for `ExactL1`."""
         A = problem.operator
         if A.is_dense:
             return "is for operators without a matrix"
@@ -58,6 +58,6 @@ class FormedMatrix:
         """Minimise; support and signs of `x0` are the first guess."""
         changed: dict[str, Any] = {"A": from_matrix(problem.operator.to_dense()), "basis": None}
         formed = replace(problem, **changed)
-        found = Chain(tol=self.tol).solve(formed, x0=x0, callback=callback)
+        found = ExactL1(tol=self.tol).solve(formed, x0=x0, callback=callback)
         count = problem.n_unknowns + (found.n_products or 0)
         return replace(found, n_products=count, note=f"matrix formed; {found.note}")
