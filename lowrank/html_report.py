@@ -14,12 +14,13 @@ from lowrank.errors import InputError
 from lowrank.html_page import Cell, Page, Section, Table, facts, picture, versions
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from lowrank.compression.layers import Cost
     from lowrank.compression.plan import Plan
     from lowrank.compression.quality import Quality
     from lowrank.compression.report import LayerReport, Report
     from lowrank.plots import Measure
-    from lowrank.sensing.result import Recovery
 
 MOST = 200
 """Non-zeros that a recovery's table lists, the largest."""
@@ -77,42 +78,49 @@ def save_compression(
 
 
 def save_recovery(
-    found: Recovery,
     path: str | Path,
     *,
-    truth: Any = None,
-    measurements: Any = None,
+    certificate: Sequence[tuple[str, str]],
+    drawn: Figure,
+    coefficients: Any,
+    lead: Sequence[str] = (),
+    notes: Sequence[str] = (),
     title: str = "Recovery report",
 ) -> None:
     """Write a recovery's report as one HTML page that needs nothing else.
 
+    `Recovery.save_html` calls it.
+
     Args:
-        found: what `recover` or `solve` returned.
         path: file to write.
-        truth: the true signal, if it is known.
-        measurements: y, to be drawn.
+        certificate: the answer and the proof of it, (name, figure) each.
+        drawn: picture of the signal.
+        coefficients: (p,), or (p, batch), of which the first are listed: the largest 200.
+        lead: paragraphs below the title.
+        notes: what a reader must not miss.
         title: of the page.
 
     Raises:
-        InputError: a truth of another shape, or a file that cannot be written.
+        InputError: the file cannot be written.
 
     Example:
         >>> import tempfile, lowrank
+        >>> drawn = lowrank.sensing.plots.recovery([1.0, 0.0])
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_recovery(lowrank.recover(np.eye(3), [1.0, 0.0, 2.0]), f"{folder}/r.html")
+        ...     facts = [("status", "optimal")]
+        ...     save_recovery(
+        ...         f"{folder}/r.html", certificate=facts, drawn=drawn, coefficients=[1.0, 0.0]
+        ...     )
         ...     "optimal" in Path(folder, "r.html").read_text("utf-8")
         True
     """
-    drawn = picture(found.plot(truth=truth, measurements=measurements))
     caption = "What is known of the recovery, a panel each"
     sections = [
-        Section("The answer and its certificate", table=facts(list(_certificate(found)))),
-        Section("The signal", picture=drawn, caption=caption),
-        Section("The largest coefficients", table=_coefficients(found)),
+        Section("The answer and its certificate", table=facts(certificate)),
+        Section("The signal", picture=picture(drawn), caption=caption),
+        Section("The largest coefficients", table=_coefficients(coefficients)),
         Section("Versions", table=versions()),
     ]
-    notes = [] if found.status.ok else [f"{found.status.name.lower()}: {found.message}"]
-    lead = [f"{found.status.name.lower()}: {found.status.value}", f"Why this solver: {found.why}"]
     Page(title, lead, notes, sections).save(path)
 
 
@@ -290,27 +298,10 @@ def _settings(report: Report) -> list[tuple[str, str]]:
     return [("budget", budget or "a plan by hand"), ("seed", str(report.plan.seed))]
 
 
-def _certificate(found: Recovery) -> Iterator[tuple[str, str]]:
-    yield "status", f"{found.status.name.lower()}: {found.message}"
-    yield "non-zeros", f"{found.support.size:,} of {found.coefficients.shape[0]:,}"
-    yield "objective", f"{found.objective:.8g}"
-    if found.gap is None or found.dual_objective is None:
-        yield "certificate", "none: the problem is not convex"
-    else:
-        yield "proven bound", f"{found.dual_objective:.8g}"
-        yield "relative gap", f"{found.gap:.1e}"
-        yield "constraints violated by", f"{found.infeasibility:.1e} of ‖y‖"
-    yield "‖A x − y‖", f"{found.residual_norm:.6g}"
-    yield "solver", found.solver
-    yield "iterations", f"{found.n_iter:,}"
-    yield "products with A", f"{found.n_products:,}"
-    yield "time", f"{found.seconds:.3g} s"
-
-
-def _coefficients(found: Recovery) -> Table:
+def _coefficients(coefficients: Any) -> Table:
     from lowrank.sensing.operators import to_numpy
 
-    c = to_numpy(found.coefficients)
+    c = to_numpy(coefficients)
     c = c if c.ndim == 1 else c[:, 0]
     largest = np.argsort(-np.abs(c), kind="stable")[: min(MOST, int(np.count_nonzero(c)))]
     rows = [(Cell(str(i), float(i)), Cell(f"{c[i]:.6g}", float(np.abs(c[i])))) for i in largest]

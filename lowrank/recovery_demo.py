@@ -13,7 +13,6 @@ from lowrank.sensing import bases, operators, recover
 from lowrank.sensing.noise import noise_bound
 from lowrank.sensing.operators import Array
 from lowrank.sensing.phase_transition import l1_threshold
-from lowrank.sensing.plots import recovery
 from lowrank.sensing.result import Recovery
 from lowrank.sensing.signals import Kind, sparse_signal
 from lowrank.sensing.solvers import Callback
@@ -54,9 +53,7 @@ class RecoveryDemo:
 
     def draw(self) -> Any:
         """Signal, measurements and recovery as a matplotlib figure."""
-        return recovery(
-            self.recovery, truth=self.truth, measurements=self.measurements, unit=self.unit
-        )
+        return self.recovery.plot(self.truth, self.measurements, unit=self.unit)
 
 
 def sparse(

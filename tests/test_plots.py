@@ -178,12 +178,12 @@ X[[3, 17, 40]] = 1.0, -2.0, 0.5
 
 def test_support_tells_found_from_missed_and_false(ax):
     found = lowrank.recover(A, A @ X + 0.05 * A[:, 9], lam=0.6)
-    plots.support(found, X, ax=ax)
+    plots.support(found.coefficients, X, ax=ax)
     on, got = set(np.flatnonzero(X)), set(found.support)
     names = {line.get_label().split(":")[0]: set(line.get_xdata()) for line in bold(ax)}
     assert names == {"found": on & got, "missed": on - got, "false": got - on}
     with pytest.raises(InputError, match="one signal"):
-        plots.support(found, X[:-1], ax=ax)
+        plots.support(found.coefficients, X[:-1], ax=ax)
 
 
 def test_path_and_selection(ax):
@@ -196,7 +196,7 @@ def test_path_and_selection(ax):
         plots.regularisation_path(lams, path.T)
     noise = 0.05 * np.random.default_rng(1).standard_normal(30)
     chosen = lowrank.sensing.lam_by_information(A, A @ X + noise)
-    drawn = plots.selection(chosen)
+    drawn = chosen.plot()
     assert chosen.lam in drawn.get_lines()[1].get_xdata()
 
 
@@ -204,14 +204,19 @@ def test_convergence_of_each_kind_of_result(ax):
     from lowrank.decompositions import go_dec, robust_pca
 
     M = np.ones((8, 6)) + np.eye(8, 6)
-    assert len(plots.convergence(robust_pca(M)).get_lines()) == 2
-    assert plots.convergence(go_dec(M, 1, 6)).get_legend().get_texts()[0].get_text() == (
-        "relative residual"
-    )
+    convex, greedy = robust_pca(M), go_dec(M, 1, 6)
+    drawn = plots.convergence(convex.history, xlabel="iteration", ylabel="relative size")
+    assert (drawn.get_xlabel(), drawn.get_ylabel()) == ("iteration", "relative size")
+    assert [len(line.get_xdata()) for line in drawn.get_lines()] == [convex.n_iter] * 2
+    assert [text.get_text() for text in drawn.get_legend().get_texts()] == [
+        "primal residual",
+        "dual residual",
+    ]
+    assert plots.convergence(greedy.history).get_legend().get_texts()[0].get_text() == "residual"
     slow = lowrank.recover(A, A @ X, lam=0.1, solver="fista")
-    assert plots.convergence(slow, ax=ax).get_ylabel() == "relative gap"
+    assert plots.convergence(slow.history, ax=ax).get_ylabel() == "relative gap"
     with pytest.raises(InputError, match="kept none"):
-        plots.convergence(lowrank.recover(A, A @ X, lam=0.1, solver="homotopy"))
+        plots.convergence(lowrank.recover(A, A @ X, lam=0.1, solver="homotopy").history)
 
 
 def test_video_frames_are_the_parts():
@@ -220,12 +225,12 @@ def test_video_frames_are_the_parts():
     M = np.outer(np.arange(1.0, 13), np.ones(5))
     M[4, 2] += 9
     found = robust_pca(M)
-    figure = plots.video_frames(found, (3, 4), (0, 2))
+    figure = plots.video_frames(found.L, found.S, (3, 4), (0, 2))
     pictures = [ax.images[0].get_array() for ax in figure.axes]
     np.testing.assert_allclose(pictures[0], M[:, 0].reshape(3, 4), atol=1e-5)
     np.testing.assert_allclose(pictures[5].ravel(), np.abs(found.S[:, 2]))
     with pytest.raises(InputError, match="pixels are rows"):
-        plots.video_frames(found, (3, 5))
+        plots.video_frames(found.L, found.S, (3, 5))
 
 
 def test_phase_map_is_what_plot_draws():

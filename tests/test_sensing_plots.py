@@ -30,7 +30,7 @@ def test_coefficients_of_a_basis_have_a_panel():
     signal = bases.dct(100) @ X
     found = recover(A, A @ signal, basis=bases.dct(100))
     assert labels(found.plot()) == ["signal", "coefficient"]
-    assert labels(plots.recovery(found, unit="mV"))[0] == "signal (mV)"
+    assert labels(found.plot(unit="mV"))[0] == "signal (mV)"
 
 
 def test_stems_stand_where_the_signal_is():

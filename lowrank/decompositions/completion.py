@@ -9,7 +9,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
-from lowrank.decompositions.nuclear_norm import Ball, Huber, Status, minimise
+from lowrank.decompositions.nuclear_norm import Ball, Huber, Status, minimise, named
 from lowrank.decompositions.observed import (
     Array,
     Observed,
@@ -36,8 +36,8 @@ class Completion(Generic[Array]):
         gap: relative duality gap of a convex problem; None with a fixed rank.
         residual: `||S||_F / ||M||_F` on the observed entries.
         dual: (m, n) dual point, zero on the missing entries; None with a fixed rank.
-        history: residuals of each iteration: (primal, dual) of the convex solver, (relative
-            misfit, its decrease) with a fixed rank.
+        history: name -> its value at each iteration: "primal_residual" and "dual_residual" of the
+            convex solver, "residual" and its "decrease" with a fixed rank, all relative.
     """
 
     L: Array
@@ -49,7 +49,7 @@ class Completion(Generic[Array]):
     gap: float | None
     residual: float
     dual: Array | None
-    history: tuple[tuple[float, float], ...]
+    history: dict[str, list[float]]
 
 
 def complete(
@@ -176,7 +176,7 @@ def _fixed_rank(
         None,
         _relative(S, seen.M),
         None,
-        tuple(history),
+        named(history, "residual", "decrease"),
     )
 
 

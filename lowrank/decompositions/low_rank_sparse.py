@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal
 import torch
 from torch import Tensor
 
-from lowrank.decompositions.nuclear_norm import EXTRA, Huber, Status, minimise
+from lowrank.decompositions.nuclear_norm import EXTRA, Huber, Status, minimise, named
 from lowrank.decompositions.observed import (
     Array,
     Observed,
@@ -41,8 +41,8 @@ class LowRankSparse(Generic[Array]):
         dual: (m, n) dual point, `||dual||_2 <= 1` up to a scale that `gap` accounts for; None
             where the problem is not convex.
         lam: weight of the sparse part that was used; None where a count was given instead.
-        history: residuals of each iteration: (primal, dual) of a convex solver, (relative
-            residual, its relative decrease) of a greedy one.
+        history: name -> its value at each iteration: "primal_residual" and "dual_residual" of a
+            convex solver, "residual" and its "decrease" of a greedy one, all relative.
     """
 
     L: Array
@@ -55,13 +55,13 @@ class LowRankSparse(Generic[Array]):
     residual: float
     dual: Array | None
     lam: float | None
-    history: tuple[tuple[float, float], ...]
+    history: dict[str, list[float]]
 
     def plot(self, shape: tuple[int, int], frames: Sequence[int] = (0,)) -> Any:
         """Draw frames of a video with their parts; see `lowrank.plots.video_frames`."""
-        from lowrank.plots import video_frames
+        from lowrank.decompositions.pictures import video_frames
 
-        return video_frames(self, shape, frames)
+        return video_frames(self.L, self.S, shape, frames)
 
 
 def robust_pca(
@@ -295,7 +295,7 @@ def low_rank_plus_sparse(
         residual,
         None,
         None,
-        tuple(history[1:]),
+        named(history[1:], "residual", "decrease"),
     )
 
 
@@ -445,7 +445,7 @@ class _Progress:
             residual,
             None,
             None,
-            tuple(self.history),
+            named(self.history, "residual", "decrease"),
         )
 
 

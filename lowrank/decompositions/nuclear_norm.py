@@ -11,6 +11,7 @@ with `f` a `Penalty`: separable, free on the missing entries, known by its conju
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -128,7 +129,7 @@ class Solution:
     n_iter: int
     objective: float
     gap: float
-    history: tuple[tuple[float, float], ...]
+    history: dict[str, list[float]]
 
 
 def singular_values(X: Tensor) -> Tensor:
@@ -235,4 +236,15 @@ def minimise(M: Tensor, f: Penalty, *, max_iter: int, tol: float) -> Solution:
             mu, went_up = mu * growth if up else mu / growth, up
     if status == "max_iter":
         primal, gap = relative_gap(M, L, float(s.sum()), Y, f)
-    return Solution(L, M - rest, Y, len(s), status, len(history), primal, gap, tuple(history))
+    residuals = named(history, "primal_residual", "dual_residual")
+    return Solution(L, M - rest, Y, len(s), status, len(history), primal, gap, residuals)
+
+
+def named(history: Sequence[tuple[float, ...]], *names: str) -> dict[str, list[float]]:
+    """A history with a row for each iteration, as name -> values.
+
+    Example:
+        >>> named([(0.5, 0.1), (0.2, 0.0)], "residual", "decrease")
+        {'residual': [0.5, 0.2], 'decrease': [0.1, 0.0]}
+    """
+    return {name: [row[i] for row in history] for i, name in enumerate(names)}

@@ -4,18 +4,12 @@ Each function takes a result and, where it draws one picture, axes to draw on; r
 `plot` method that calls it. `lowrank.sensing.plots.recovery` draws a recovery's panels.
 """
 
+from lowrank.decompositions.pictures import video_frames
 from lowrank.plots.curves import error_against_rank, spectrum, trade_off
 from lowrank.plots.plan import plan_bars, predicted_against_measured
-from lowrank.plots.recovery import (
-    convergence,
-    phase_map,
-    regularisation_path,
-    selection,
-    support,
-    video_frames,
-)
-from lowrank.plots.style import Measure
+from lowrank.plots.style import Measure, convergence
 from lowrank.plots.sweep import sweep_curve
+from lowrank.sensing.plots import phase_map, regularisation_path, selection, support
 
 __all__ = [
     "Measure",

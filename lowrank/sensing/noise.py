@@ -63,9 +63,10 @@ class Selection:
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the score against the penalty; see `lowrank.plots.selection`."""
-        from lowrank.plots import selection
+        from lowrank.sensing.plots import selection
 
-        return selection(self, ax=ax)
+        score = f"score of {self.rule}"
+        return selection(self.lams, self.scores, chosen=self.lam, score=score, ax=ax)
 
 
 def lam_max(

@@ -175,9 +175,19 @@ class PhaseTransition:
         Returns:
             The matplotlib axes.
         """
-        from lowrank.plots import phase_map
+        from lowrank.sensing.plots import phase_map
 
-        return phase_map(self, nonneg=nonneg, ax=ax)
+        grid = np.linspace(0.02, 0.98, 49)
+        name = "non-negative L1" if nonneg else "L1"
+        limits = {
+            f"{name}, exact": (grid, [l1_threshold(d, nonneg=nonneg) for d in grid]),
+            "Bayes AMP, exact": (grid, [bayes_threshold(d) for d in grid]),
+        }
+        label = f"share recovered of {self.trials}, n = {self.n}"
+        return phase_map(
+            self.deltas, self.rhos, self.fraction,
+            limits=limits, half=self.threshold(), label=label, ax=ax,
+        )  # fmt: skip
 
 
 def basis_pursuit(A: Array, y: Array) -> Array:

@@ -1,22 +1,24 @@
-"""Pictures of recoveries: colour-blind safe, and told apart in grey by their markers and dashes."""
+"""Pictures of recoveries: colour-blind safe, and told apart in grey by their markers and dashes.
+
+Each takes plain arrays; the results' own `plot` methods hand them down.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lowrank.errors import InputError
+from lowrank.plots.style import EDGE, GREY, STYLES, axes_of, convergence, tidy
 from lowrank.sensing.operators import Array, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lowrank.sensing.result import Recovery
-
-TRUE, FOUND, MEASURED = "#0072B2", "#D55E00", "#444444"
+TRUE, FOUND, MEASURED = STYLES[0][0], STYLES[1][0], GREY
 """Blue, vermilion (Okabe, Ito 2008) and grey."""
 
 MAX_DRAWN = 4000
@@ -24,17 +26,27 @@ MAX_DRAWN = 4000
 
 
 def recovery(
-    found: Recovery, *, truth: Any = None, measurements: Any = None, unit: str = ""
+    x: Any,
+    coefficients: Any = None,
+    *,
+    truth: Any = None,
+    measurements: Any = None,
+    history: Mapping[str, Sequence[float]] | None = None,
+    title: str = "",
+    unit: str = "",
 ) -> Figure:
     """Draw everything that is known of a recovery, a panel each, from the top: the true signal,
     the measurements, the recovered signal, its coefficients in a basis, the convergence.
 
-    Of several signals the first is drawn, of complex ones the modulus.
+    Of several signals the first is drawn, of complex ones the modulus. `Recovery.plot` calls it.
 
     Args:
-        found: what `recover` or `solve` returned.
-        truth: the true signal (n,) or (n, batch), if it is known.
+        x: the recovered signal (n,) or (n, batch).
+        coefficients: in a basis, (p,) or (p, batch); drawn where they are not the signal.
+        truth: the true signal, of the shape of x, if it is known.
         measurements: y, (m,) or (m, batch).
+        history: what the solver wrote down, name -> values; drawn where it took more than a step.
+        title: of the figure.
         unit: of the signal, for the axis.
 
     Returns:
@@ -44,42 +56,23 @@ def recovery(
         InputError: the truth is not of the signal's shape.
 
     Example:
-        >>> from lowrank.sensing import recover
-        >>> figure = recovery(recover(np.eye(3), [1.0, 0.0, 2.0]), measurements=[1.0, 0.0, 2.0])
+        >>> figure = recovery([1.0, 0.0, 2.0], measurements=[1.0, 0.0, 2.0])
         >>> [ax.get_ylabel() for ax in figure.axes]
         ['measurement', 'signal']
     """
     from matplotlib.figure import Figure
 
-    panels = _panels(found, truth, measurements, unit)
+    x = to_numpy(x)
+    c = x if coefficients is None else to_numpy(coefficients)
+    panels = _panels(x, c, truth, measurements, history or {}, unit)
     figure = Figure(figsize=(9, 0.6 + 2.0 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for panel, ax in zip(panels, axes, strict=True):
         panel(ax)
     figure.align_ylabels(axes)
-    figure.suptitle(_title(found), fontsize=11)
+    if title:
+        figure.suptitle(title, fontsize=11)
     return figure
-
-
-def convergence(found: Recovery, ax: Axes) -> None:
-    """Draw what the solver wrote down each iteration, such as the relative gap, on a log axis.
-
-    Args:
-        found: a recovery with a history.
-        ax: axes to draw on.
-    """
-    for (name, values), colour, dash in zip(
-        found.history.items(), (TRUE, FOUND, MEASURED), ("-", "--", ":"), strict=False
-    ):
-        positive = np.where(np.asarray(values, dtype=float) > 0, values, np.nan)
-        steps = np.arange(1, len(positive) + 1)
-        marker = "." if len(positive) < 40 else ""
-        label = name.replace("_", " ")
-        ax.plot(steps, positive, color=colour, linestyle=dash, marker=marker, label=label)
-    ax.set_yscale("log")
-    ax.set_xlabel("check by the solver")
-    ax.set_ylabel("relative gap" if list(found.history) == ["gap"] else "value")
-    _tidy(ax, legend=len(found.history) > 1)
 
 
 def signal(
@@ -109,11 +102,174 @@ def signal(
     _tidy(ax, legend=other is not None)
 
 
+def support(coefficients: Any, truth: Any, *, tol: float = 1e-8, ax: Axes | None = None) -> Axes:
+    """Draw which non-zeros were found, which were missed, and which are false.
+
+    Args:
+        coefficients: of one recovered signal, (p,).
+        truth: its true coefficients, (p,); the signal itself where there is no basis.
+        tol: share of the largest coefficient up to which one counts as zero.
+        ax: axes to draw on; new ones by default.
+
+    Raises:
+        InputError: several signals, or a truth of another shape.
+
+    Example:
+        >>> import matplotlib
+        >>> matplotlib.use("agg")
+        >>> ax = support([0.9, 0.0, 2.1], [1.0, 0.0, 2.0])
+        >>> ax.get_title()
+        '2 of 2 non-zeros found, 0 false'
+    """
+    c, true = to_numpy(coefficients), to_numpy(truth)
+    if c.ndim != 1 or c.shape != true.shape:
+        text = f"shape {true.shape} for coefficients {c.shape}"
+        raise InputError("truth", text, "pass the coefficients of one signal")
+    on, got = true != 0, np.abs(c) > tol * np.abs(c).max(initial=0.0)
+    kinds = {"found": on & got, "missed": on & ~got, "false": ~on & got}
+    ax = axes_of(ax, height=3.0)
+    ax.axhline(0, color="#999999", lw=0.6)
+    for (name, which), (colour, marker, _) in zip(kinds.items(), STYLES, strict=False):
+        at, sizes = np.flatnonzero(which), np.abs(true if name == "missed" else c)[which]
+        ax.vlines(at, 0, sizes, color=colour, lw=0.8)
+        label = f"{name}: {at.size}"
+        (points,) = ax.plot(at, sizes, color=colour, marker=marker, linestyle="none", label=label)
+        points.set(markersize=6, markerfacecolor="none" if name == "missed" else colour)
+    title = f"{kinds['found'].sum()} of {on.sum()} non-zeros found, {kinds['false'].sum()} false"
+    ax.set(xlabel="index", ylabel="|coefficient|", title=title)
+    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    return tidy(ax)
+
+
+def regularisation_path(
+    lams: Any, coefficients: Any, *, truth: Any = None, chosen: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """Draw every coefficient against the penalty, large penalties on the left.
+
+    Args:
+        lams: penalties, (l,).
+        coefficients: (l, p), the answer at each.
+        truth: the true coefficients (p,); their non-zeros are then drawn bold, the rest faint.
+        chosen: a penalty to mark.
+        ax: axes to draw on; new ones by default.
+
+    Raises:
+        InputError: shapes that do not go together.
+
+    Example:
+        >>> import matplotlib
+        >>> matplotlib.use("agg")
+        >>> ax = regularisation_path([1.0, 0.1], [[0.0, 0.0], [0.9, 0.0]], truth=[1.0, 0.0])
+        >>> ax.get_xlabel()
+        'penalty λ'
+    """
+    lam, path = np.asarray(lams, dtype=float), np.asarray(coefficients)
+    if path.ndim != 2 or lam.shape != path.shape[:1]:
+        text = f"shape {path.shape} for {lam.size} penalties"
+        raise InputError("coefficients", text, "pass a row for each penalty")
+    on = (np.abs(path) > 0).any(axis=0) if truth is None else np.asarray(truth) != 0
+    ax = axes_of(ax, height=4.0)
+    names = ("true non-zeros", "all others") if truth is not None else ("coefficients", None)
+    faint = np.flatnonzero(~on & (np.abs(path) > 0).any(axis=0))
+    for j in faint:
+        ax.plot(lam, path[:, j], color="#A0A0A0", lw=0.7)
+    for j in np.flatnonzero(on):
+        ax.plot(lam, path[:, j], color=STYLES[0][0], lw=1.5)
+    ax.plot([], [], color=STYLES[0][0], label=names[0])
+    if faint.size:
+        ax.plot([], [], color="#A0A0A0", lw=0.7, label=names[1])
+    if chosen is not None:
+        ax.axvline(chosen, color=STYLES[1][0], linestyle="--", label=f"λ = {chosen:.3g}")
+    ax.set(xscale="log", xlabel="penalty λ", ylabel="coefficient")
+    ax.invert_xaxis()
+    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    return tidy(ax)
+
+
+def selection(
+    lams: Any, scores: Any, *, chosen: float, score: str = "score", ax: Axes | None = None
+) -> Axes:
+    """Draw a rule's score against the penalty, and the penalty that it chose.
+
+    Args:
+        lams: penalties that were tried, (l,).
+        scores: the rule's figure for each, (l,); those that are not finite are left out.
+        chosen: the penalty that won.
+        score: what the figure is.
+        ax: axes to draw on; new ones by default.
+
+    Example:
+        >>> import matplotlib
+        >>> matplotlib.use("agg")
+        >>> selection([1.0, 0.1, 0.01], [3.0, 1.0, 2.0], chosen=0.1).get_xlabel()
+        'penalty λ'
+    """
+    lam, value = np.asarray(lams, dtype=float), np.asarray(scores, dtype=float)
+    ax = axes_of(ax, height=3.4)
+    finite = np.isfinite(value)
+    ax.plot(lam[finite], value[finite], color=STYLES[0][0], marker="o", ms=4)
+    ax.axvline(chosen, color=STYLES[1][0], linestyle="--", label=f"λ = {chosen:.3g}")
+    ax.set(xscale="log", xlabel="penalty λ", ylabel=score)
+    ax.invert_xaxis()
+    ax.legend(frameon=False, fontsize=9)
+    return tidy(ax)
+
+
+def phase_map(
+    deltas: Any,
+    rhos: Any,
+    shares: Any,
+    *,
+    limits: Mapping[str, tuple[Any, Any]] | None = None,
+    half: Any = None,
+    label: str = "share recovered",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the share of recoveries over `m / n` and `k / m`, with thresholds over it.
+
+    Args:
+        deltas: sensing ratios m / n, (d,).
+        rhos: sparsities k / m, (d, r), or (r,) for all ratios alike.
+        shares: of recoveries, (d, r), in [0, 1].
+        limits: name of a threshold -> its line, (ratios, sparsities); up to four.
+        half: sparsities of 50 % success, (d,), drawn as diamonds.
+        label: of the shares.
+        ax: axes to draw on; new ones by default.
+
+    Example:
+        >>> import matplotlib
+        >>> matplotlib.use("agg")
+        >>> limits = {"L1, exact": ([0.4, 0.6], [0.34, 0.45])}
+        >>> ax = phase_map([0.5], [0.1, 0.9], [[1.0, 0.0]], limits=limits)
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('m / n', 'k / m')
+    """
+    ax = axes_of(ax, height=5.0)
+    delta, rho = np.broadcast_arrays(np.asarray(deltas, dtype=float)[:, None], rhos)
+    drawn = ax.scatter(delta, rho, c=shares, cmap="cividis", vmin=0, vmax=1)
+    drawn.set(edgecolor=EDGE, linewidth=0.4)
+    ax.figure.colorbar(drawn, ax=ax, label=label)
+    looks = [STYLES[i] for i in (1, 4, 2, 3)]
+    for (name, line), (colour, _, dash) in zip((limits or {}).items(), looks, strict=False):
+        ax.plot(*line, color=colour, linestyle=dash, label=name)
+    if half is not None:
+        ax.plot(deltas, half, "D", mfc="white", mec=STYLES[1][0], label="50 %")
+    ax.set(xlabel="m / n", ylabel="k / m", xlim=(0, 1), ylim=(0, 1))
+    if limits or half is not None:
+        ax.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+    return tidy(ax)
+
+
 def _panels(
-    found: Recovery, truth: Any, measurements: Any, unit: str
-) -> list[Callable[[Axes], None]]:
-    x, c = to_numpy(found.x), to_numpy(found.coefficients)
-    panels: list[Callable[[Axes], None]] = []
+    x: Array,
+    c: Array,
+    truth: Any,
+    measurements: Any,
+    history: Mapping[str, Sequence[float]],
+    unit: str,
+) -> list[Callable[[Axes], Any]]:
+    panels: list[Callable[[Axes], Any]] = []
     if truth is not None:
         shape = np.shape(to_numpy(truth))
         if shape != x.shape:
@@ -128,8 +284,8 @@ def _panels(
         panels.append(lambda ax: signal(ax, truth, found=x, label=_name("signal", x), unit=unit))
     if c.shape != x.shape or not np.array_equal(c, x):
         panels.append(lambda ax: _single(ax, c, _name("coefficient", c), ""))
-    if any(len(values) > 1 for values in found.history.values()):
-        panels.append(lambda ax: convergence(found, ax))
+    if any(len(values) > 1 for values in history.values()):
+        panels.append(lambda ax: convergence(history, ax=ax))
     return panels
 
 
@@ -188,15 +344,7 @@ def _name(label: str, values: Array) -> str:
     return f"|{label}|" if np.iscomplexobj(values) else label
 
 
-def _title(found: Recovery) -> str:
-    batch = "" if found.coefficients.ndim == 1 else f", signal 1 of {found.coefficients.shape[1]}"
-    gap = "" if found.gap is None else f", relative gap {found.gap:.1e}"
-    return f"{found.solver.split('(')[0]}: {found.status.name.lower()}{gap}{batch}"
-
-
 def _tidy(ax: Axes, *, legend: bool = False) -> None:
-    ax.grid(color="#DDDDDD", lw=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    tidy(ax)
     if legend:  # beside the axes, where no stem can be
         ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -141,12 +141,13 @@ class Recovery:
             **{name: getattr(self, name) for name in (*names, *counts)},
         }
 
-    def plot(self, truth: Any = None, measurements: Any = None) -> Figure:
+    def plot(self, truth: Any = None, measurements: Any = None, *, unit: str = "") -> Figure:
         """Draw the signal, the measurements, the recovery and the convergence, a panel each.
 
         Args:
             truth: the true signal, of the shape of x; None draws the recovery alone.
             measurements: y, (m,) or (m, batch); None leaves them out.
+            unit: of the signal, for the axis.
 
         Returns:
             A matplotlib figure; a notebook shows it, `figure.savefig(path)` writes it.
@@ -156,19 +157,63 @@ class Recovery:
         """
         from lowrank.sensing.plots import recovery
 
-        return recovery(self, truth=truth, measurements=measurements)
+        return recovery(
+            self.x, self.coefficients, truth=truth, measurements=measurements,
+            history=self.history, title=self._title, unit=unit,
+        )  # fmt: skip
 
-    def save_html(self, path: str | Path, *, truth: Any = None, measurements: Any = None) -> None:
+    def save_html(
+        self,
+        path: str | Path,
+        *,
+        truth: Any = None,
+        measurements: Any = None,
+        title: str = "Recovery report",
+    ) -> None:
         """Write the answer, its certificate and its pictures as one self-contained HTML page.
 
         Args:
             path: file to write.
             truth: the true signal, of the shape of x, if it is known.
             measurements: y, (m,) or (m, batch), to be drawn.
+            title: of the page.
 
         Raises:
             InputError: the truth is not of the signal's shape, or the file cannot be written.
         """
         from lowrank.html_report import save_recovery
 
-        save_recovery(self, path, truth=truth, measurements=measurements)
+        name = self.status.name.lower()
+        save_recovery(
+            path,
+            title=title,
+            lead=[f"{name}: {self.status.value}", f"Why this solver: {self.why}"],
+            notes=[] if self.status.ok else [f"{name}: {self.message}"],
+            certificate=list(self._certificate()),
+            drawn=self.plot(truth=truth, measurements=measurements),
+            coefficients=self.coefficients,
+        )
+
+    @property
+    def _title(self) -> str:
+        c = self.coefficients
+        batch = "" if c.ndim == 1 else f", signal 1 of {c.shape[1]}"
+        gap = "" if self.gap is None else f", relative gap {self.gap:.1e}"
+        return f"{self.solver.split('(')[0]}: {self.status.name.lower()}{gap}{batch}"
+
+    def _certificate(self) -> Iterator[tuple[str, str]]:
+        """The answer and the proof of it: (name, figure) each."""
+        yield "status", f"{self.status.name.lower()}: {self.message}"
+        yield "non-zeros", f"{self.support.size:,} of {self.coefficients.shape[0]:,}"
+        yield "objective", f"{self.objective:.8g}"
+        if self.gap is None or self.dual_objective is None:
+            yield "certificate", "none: the problem is not convex"
+        else:
+            yield "proven bound", f"{self.dual_objective:.8g}"
+            yield "relative gap", f"{self.gap:.1e}"
+            yield "constraints violated by", f"{self.infeasibility:.1e} of ‖y‖"
+        yield "‖A x − y‖", f"{self.residual_norm:.6g}"
+        yield "solver", self.solver
+        yield "iterations", f"{self.n_iter:,}"
+        yield "products with A", f"{self.n_products:,}"
+        yield "time", f"{self.seconds:.3g} s"
