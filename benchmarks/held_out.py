@@ -81,7 +81,7 @@ def half_of(cls: type[Method], view: LayerView) -> tuple[Method, float] | None:
     """The method at the ranks that keep about half of the weights, and what they keep."""
     weight, dense = view.weight(), view.spec.n_weights
     offered = {m for m, _ in cls.candidates(view.spec, weight, round_to=1, seed=SEED)}
-    sizes = {m: sum(s.n_weights for s in m.specs(view.spec)) / dense for m in offered}
+    sizes = {m: sum(s.n_weights for s in m.stages(view.spec)) / dense for m in offered}
     if not sizes:
         return None
     best = min(sizes, key=lambda m: (abs(sizes[m] - KEEP), str(m)))
@@ -94,7 +94,7 @@ def compared(view: LayerView, method: Method, kept: float, pictures: Pictures) -
     spec, W = view.spec, view.weight()
     fits = {"without": None, "plain": seen.metric(), "weighted": seen.metric(weighted=True)}
     made = {
-        k: compose(spec, method.specs(spec), method.factor(spec, W, seed=SEED, metric=m))
+        k: compose(spec, method.stages(spec), method.factor(spec, W, seed=SEED, metric=m))
         for k, m in fits.items()
     }
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         SpatialSVD,
         TensorTrain,
         Tucker2,
+        register,
     )
     from lowrank.compression.plan import Dense, Plan, Tied
     from lowrank.compression.profile import Profile, profile
@@ -68,6 +69,7 @@ _HOME = {
     "quantize": "lowrank.compression.quantize",
     "recalibrate_batchnorm": "lowrank.compression.batchnorm",
     "recover": "lowrank.sensing",
+    "register": "lowrank.compression.methods",
     "save": "lowrank.compression.checkpoint",
     "sweep": "lowrank.compression.tradeoff",
 }

@@ -20,6 +20,7 @@ from lowrank.bundled import ResNet20, fashion_mnist
 from lowrank.cli import COMMANDS, main
 from lowrank.cli.demo import notes, table
 from lowrank.cli.values import Budget, Input, InputType
+from lowrank.compression import methods
 
 NET = """
 import torch
@@ -291,6 +292,29 @@ def test_tables_of_a_compression_fit_the_terminal(net):
         out = good("compress", "net.py:build", "--macs", "0.5", env={"COLUMNS": str(width)}).stdout
         assert max(map(len, out.splitlines())) <= width
         assert "channel_svd" in out
+
+
+OWN = """
+from dataclasses import dataclass
+from lowrank import ChannelSVD
+
+@dataclass(frozen=True)
+class Own(ChannelSVD):
+    name = "own"
+"""
+
+
+def test_a_method_of_the_users_own(net, monkeypatch):
+    monkeypatch.setattr(methods, "_REGISTERED", {})
+    (net / "mine.py").write_text(OWN)
+    arguments = ["compress", "net.py:build", "--macs", "0.6"]
+    plan = ["--save-plan", "plan.json"]
+    assert call(*arguments, "--methods", "mine.py:Own", *plan).exit_code == 0
+    assert {m.name for m in lowrank.Plan.load("plan.json").replaced.values()} == {"own"}
+    assert "there is no 'Mine' in it" in fails(*arguments, "--methods", "mine.py:Mine", code=2)
+    assert "neither a name nor a class" in fails(
+        *arguments, "--methods", "mine.py:dataclass", code=2
+    )
 
 
 # --- mistakes ----------------------------------------------------------------------------

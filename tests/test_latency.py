@@ -73,7 +73,7 @@ AT = Call(2, (8, 8))
 
 
 def candidates(view, methods):
-    return [Candidate(view.name, m, view.cost(m.specs(view.spec)), 0.5) for m in methods]
+    return [Candidate(view.name, m, view.cost(m.stages(view.spec)), 0.5) for m in methods]
 
 
 def timed(methods, clock=None):
@@ -160,7 +160,7 @@ def test_what_changes_the_time_is_timed_anew(other):
     elif other == "size":
         at = Call(2, (4, 8))
     elif other == "spec":
-        chain = ChannelSVD(3).specs(CONV)
+        chain = ChannelSVD(3).stages(CONV)
     else:
         torch.set_num_threads(threads + 1)
     try:
@@ -175,7 +175,7 @@ def test_what_changes_the_time_is_timed_anew(other):
 def test_layers_are_built_as_they_will_run(dtype, channels_last):
     clock = FakeClock()
     timer = LayerTimer(dtype=dtype, channels_last=channels_last, timer=clock)
-    timer.seconds([CP(5).specs(CONV)], [AT])
+    timer.seconds([CP(5).stages(CONV)], [AT])
     x, module = clock.inputs[0], clock.asked[0]
     assert x.shape == (2, 8, 8, 8)
     for tensor in (x, *(p for p in module.parameters() if p.shape[2] > 1 or p.shape[3] > 1)):
@@ -230,7 +230,7 @@ def test_a_grid_is_timed_and_the_rest_lies_between():
     seconds = timing.predict("2", offered["2"])
     # the fake clock is linear in the rank, so what lies between is exact
     view = views["2"]
-    exact = [sum(s.n_weights + STAGE for s in m.specs(view.spec)) for m in methods]
+    exact = [sum(s.n_weights + STAGE for s in m.stages(view.spec)) for m in methods]
     np.testing.assert_allclose(seconds, exact, rtol=1e-12)
     assert timing.dense("2") == view.spec.n_weights + STAGE
 
@@ -245,7 +245,7 @@ def test_each_family_has_its_own_grid():
     seconds = timing.predict("2", offered["2"])
     spec = views["2"].spec
     for m, s in zip(methods, seconds, strict=True):
-        exact = sum(stage.n_weights + STAGE for stage in m.specs(spec))
+        exact = sum(stage.n_weights + STAGE for stage in m.stages(spec))
         assert s == pytest.approx(exact, rel=0.05 if isinstance(m, Tucker2) else 1e-12)
 
 
@@ -457,7 +457,7 @@ def test_predicted_peak_is_that_of_the_built_model(method):
     views = {v.name: v for v in scan(model, EXAMPLE).views}
     memory = measure_memory(model, EXAMPLE, views)
     assert memory.peak == profile(model, EXAMPLE, latency=False).peak_activation_bytes
-    chain = method.specs(views["2"].spec)
+    chain = method.stages(views["2"].spec)
     model[2] = nn.Sequential(*(s.build(dtype=torch.float32, device="cpu") for s in chain))
     built = profile(model, EXAMPLE, latency=False).peak_activation_bytes
     assert memory.with_chain(views["2"], chain) == built
@@ -466,7 +466,7 @@ def test_predicted_peak_is_that_of_the_built_model(method):
 @pytest.mark.parametrize("joined", [False, True])
 def test_branches_are_followed_without_data(joined):
     spec = LayerSpec("conv", 24, 24, (3, 3), (1, 1), (1, 1), (1, 1), (0, 0))
-    wide = ChannelSVD(20).specs(spec)
+    wide = ChannelSVD(20).stages(spec)
     narrow = (spec.along((0, 1), 24, 12), spec.pointwise(12, 12))
     chain = (Branches((narrow, narrow) if joined else (wide, (spec,)), 1, joined),)
     model = net()
@@ -479,7 +479,7 @@ def test_branches_are_followed_without_data(joined):
 
 def test_branches_are_timed():
     clock = FakeClock()
-    chain = (Branches((CP(3).specs(CONV), (CONV,)), 1),)
+    chain = (Branches((CP(3).stages(CONV), (CONV,)), 1),)
     assert LayerTimer(timer=clock).seconds([chain], [AT])[0] > CONV.n_weights
 
 
@@ -492,7 +492,7 @@ def test_weights_and_buffers_are_counted_once():
 
 
 def test_chain_holds_each_stage_with_the_one_before():
-    chain = ChannelSVD(5).specs(CONV)
+    chain = ChannelSVD(5).stages(CONV)
     grid = 2 * 8 * 8 * 4
     assert chain_bytes(chain, AT, torch.float32) == (5 + 8) * grid
     assert chain_bytes((CONV,), AT, torch.float32) == 8 * grid

@@ -73,7 +73,7 @@ def test_costs_are_what_the_stages_hold_and_do(name: str) -> None:
     [view] = scan(Wrapped(layer).eval(), x).views
     for method in full_rank_methods(view.spec):
         chain = _replaced(layer, x, method)
-        cost = view.cost(method.specs(view.spec))
+        cost = view.cost(method.stages(view.spec))
         weights = [p for n, p in chain.named_parameters() if n.endswith("weight")]
         assert cost.params == sum(p.numel() for p in weights)
         assert cost.bytes == 4 * cost.params + _bytes_of_places(chain)
@@ -97,7 +97,7 @@ def test_candidates_promise_the_error_they_build(name: str) -> None:
         assert offered or cls.name in SELECTIVE
         for method, promised in offered[:: max(1, len(offered) // 6)]:
             assert method.check(view.spec) is None
-            specs = method.specs(view.spec)
+            specs = method.stages(view.spec)
             built = compose(view.spec, specs, method.factor(view.spec, W, seed=0))
             error = float((W - built).square().sum() / W.square().sum())
             if "svd" in cls.name:

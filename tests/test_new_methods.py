@@ -78,9 +78,9 @@ METHODS_OF_SMALL_SIZE: list[Method] = [
 def test_with_a_metric_the_output_error_is_no_larger(method: Method, weighted: bool) -> None:
     spec, W = _layer()
     metric = _metric(spec, weighted=weighted)
-    blind = error_of(spec, method.specs(spec), method.factor(spec, W, seed=0), W, metric)
+    blind = error_of(spec, method.stages(spec), method.factor(spec, W, seed=0), W, metric)
     fitted = method.factor(spec, W, seed=0, metric=metric)
-    seen = error_of(spec, method.specs(spec), fitted, W, metric)
+    seen = error_of(spec, method.stages(spec), fitted, W, metric)
     assert seen < blind
 
 
@@ -232,7 +232,7 @@ def test_low_rank_beside_sparse_beats_either_alone_at_equal_size() -> None:
     alone = LowRankSparse(0, n / W.numel(), "unstructured")
     metric = Metric(torch.ones(1, 64, dtype=torch.float64))
     lost = {
-        m: error_of(spec, m.specs(spec), m.factor(spec, W, seed=0), W, metric)
+        m: error_of(spec, m.stages(spec), m.factor(spec, W, seed=0), W, metric)
         for m in (both, alone, ChannelSVD(n // (48 + 64)))
     }
     assert lost[both] < 0.3 * min(lost[alone], lost[ChannelSVD(n // (48 + 64))])
@@ -305,7 +305,7 @@ def test_a_planted_structure_is_found(kind: str, seen: bool) -> None:
     spec, W, method = _planted(kind)
     metric = _metric(spec) if seen else Metric(torch.ones(1, 72, dtype=torch.float64))
     found = method.factor(spec, W, seed=0, metric=metric if seen else None)
-    error = error_of(spec, method.specs(spec), found, W, metric)
+    error = error_of(spec, method.stages(spec), found, W, metric)
     assert error < 1e-6 * metric.error(W.flatten(2))
 
 
@@ -397,7 +397,7 @@ def test_a_curve_of_one_input_channel_is_not_mistaken_for_exact() -> None:
     assert min(error for method, error in found if method.rank_out == 1) > 1e-2
     for method, error in found:
         factors = method.factor(spec, W, seed=0, metric=metric)
-        fitted = error_of(spec, method.specs(spec), factors, W, metric) / energy
+        fitted = error_of(spec, method.stages(spec), factors, W, metric) / energy
         assert error == pytest.approx(fitted, rel=0.5, abs=1e-5)
 
 

@@ -131,7 +131,7 @@ def test_candidates_in_int8_cost_a_quarter_and_lose_a_little_more() -> None:
         assert mine.int8
         assert mine.cost.macs == fine.cost.macs
         assert mine.cost.params == fine.cost.params
-        assert mine.cost.bytes == stage_bytes(fine.method.specs(view.spec))
+        assert mine.cost.bytes == stage_bytes(fine.method.stages(view.spec))
         assert fine.error <= mine.error < fine.error + 1e-3
 
 

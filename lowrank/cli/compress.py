@@ -65,7 +65,11 @@ _BUDGETS = ("macs", "params", "bytes", "latency", "memory", "max_drop")
     help="Train block by block on --data, without labels; 100 steps each by default.",
 )
 @click.option("--int8", is_flag=True, help="Linear layers may be int8, for --bytes.")
-@click.option("--methods", type=Methods(), help="Methods that may be used; all by default.")
+@click.option(
+    "--methods",
+    type=Methods(),
+    help="Methods that may be used: names, or FILE.py:CLASS for yours; by default all names.",
+)
 @click.option("--skip", multiple=True, metavar="LAYERS", help="Leave these dense: fc,layer1.*")
 @click.option("--only", multiple=True, metavar="LAYERS", help="Consider these layers only.")
 @click.option(

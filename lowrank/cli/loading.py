@@ -132,14 +132,28 @@ def _guarded(where: str, call: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _value(name: str, module: ModuleType, function: str) -> Any:
-    """What a function returns, or a value that stands in its place."""
+def load_member(name: str) -> Any:
+    """What FILE.py:NAME or MODULE:NAME stands for.
+
+    Raises:
+        InputError: the file or the name is missing, or the file fails.
+    """
+    where, _, member = name.rpartition(":")
+    return _member(name, _module(where), member)
+
+
+def _member(name: str, module: ModuleType, function: str) -> Any:
     if not hasattr(module, function):
         public = [n for n in vars(module) if not n.startswith("_")]
         close = difflib.get_close_matches(function, public, n=3)
         advice = f"did you mean {' or '.join(close)}?" if close else "check the name"
         raise InputError(name, f"there is no {function!r} in it", advice)
-    value = getattr(module, function)
+    return getattr(module, function)
+
+
+def _value(name: str, module: ModuleType, function: str) -> Any:
+    """What a function returns, or a value that stands in its place."""
+    value = _member(name, module, function)
     if isinstance(value, nn.Module) or not callable(value):
         return value
     return _guarded(name, value)

@@ -7,9 +7,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from lowrank.errors import InputError
+
+if TYPE_CHECKING:
+    from lowrank.compression.methods import Method
 
 _PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _FIGURE = re.compile(r"(?P<number>[\d_]*\.?\d+(?:e[+-]?\d+)?)\s*(?P<suffix>%|[kmgt]?b?)", re.I)
@@ -103,22 +108,22 @@ _MODELS = "FILE.py:FUNCTION, MODULE:FUNCTION, or a folder saved by transformers"
 
 
 class Methods(click.ParamType):  # type: ignore[type-arg]
-    """Names of methods, separated by commas."""
+    """Names of methods, separated by commas; FILE.py:CLASS or MODULE:CLASS is one of the user's."""
 
     name = "names"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """The names, which must all be known."""
-        from lowrank.compression.methods import METHODS
+    ) -> tuple[type[Method], ...]:
+        """The classes; those of the user are registered, so that plans may name them."""
+        from lowrank.cli.loading import load_member
+        from lowrank.compression.methods import register, resolve
 
-        names = split([value])
-        unknown = [name for name in names if name not in METHODS]
-        if unknown or not names:
-            what = f"{unknown[0]!r} is no method" if unknown else "it is empty"
-            self.fail(f"{what}; choose among {', '.join(METHODS)}", param, ctx)
-        return names
+        try:
+            given = [load_member(n) if ":" in n else n for n in split([value])]
+            return tuple(register(cls) for cls in resolve(given))
+        except InputError as error:
+            self.fail(f"{error.problem}; {error.advice}", param, ctx)
 
 
 def split(values: Iterable[str]) -> tuple[str, ...]:

@@ -330,7 +330,7 @@ def build_structure(model: nn.Module, plan: Plan) -> None:
         module = model.get_submodule(name)
         spec = layer_spec(module)
         weight = weight_of(module)
-        stages = [s.build(dtype=weight.dtype, device=weight.device) for s in method.specs(spec)]
+        stages = [s.build(dtype=weight.dtype, device=weight.device) for s in method.stages(spec)]
         install(model, name, chained(module, stages), originals)
     for name, row in plan.layers.items():
         if isinstance(row.choice, Tied):
@@ -430,7 +430,7 @@ def _check_int8(model: nn.Module, plan: Plan) -> None:
         if isinstance(choice, Tied):
             problem = f"it shares its table with {choice.to}"
         elif not isinstance(choice, Dense):
-            linear = stages_fit(choice.specs(layer_spec(module)))
+            linear = stages_fit(choice.stages(layer_spec(module)))
             problem = None if linear else f"{choice.name} does not make it linear layers alone"
         elif not linear_in(module):
             problem = problem or "it is no linear layer"
@@ -443,15 +443,15 @@ def _without_stale_figures(model: nn.Module, plan: Plan) -> Plan:
     heads = {r.choice.to: n for n, r in plan.layers.items() if isinstance(r.choice, Tied)}
     layers = dict(plan.layers)
     for name, method in plan.replaced.items():
-        specs = method.specs(layer_spec(model.get_submodule(name)))
-        params = sum(s.n_weights for s in specs)
+        stages = method.stages(layer_spec(model.get_submodule(name)))
+        params = sum(s.n_weights for s in stages)
         if name in heads:
-            head = tied_head(specs, layer_spec(model.get_submodule(heads[name])))
+            head = tied_head(stages, layer_spec(model.get_submodule(heads[name])))
             params += sum(s.n_weights for s in head[:-1])
         row = layers[name]
         if row.cost is None:
             continue
-        if row.cost.params != params or (row.int8 and row.cost.bytes != stage_bytes(specs)):
+        if row.cost.params != params or (row.int8 and row.cost.bytes != stage_bytes(stages)):
             layers[name] = replace(row, cost=None, error=None)
     return replace(plan, layers=layers)
 

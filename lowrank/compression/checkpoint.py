@@ -1,7 +1,7 @@
 """Save a compressed model as safetensors, and load it into a fresh dense one.
 
 The file's header holds the plans as JSON, which tensors share memory, and a digest over all
-of it. Nothing is unpickled; the names of methods are looked up in `METHODS`.
+of it. Nothing is unpickled; the names of methods are looked up among the `known` ones.
 """
 
 from __future__ import annotations

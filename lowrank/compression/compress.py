@@ -16,6 +16,7 @@ from lowrank.compression.fits import Data, How, Weighting
 from lowrank.compression.latency import LatencyCheck, compare
 from lowrank.compression.measuring import measure
 from lowrank.compression.memory import MemoryCheck, measure_memory
+from lowrank.compression.methods import MethodsLike
 from lowrank.compression.on_the_clock import Timed, plan_on_the_clock
 from lowrank.compression.plan import Choice, Dense, Plan, PlannedLayer
 from lowrank.compression.quality import Scorer, compare_on, score
@@ -52,7 +53,7 @@ def compress(
     refine: bool | int = False,
     max_drop: float | None = None,
     metric: Scorer | None = None,
-    methods: Sequence[str] | None = None,
+    methods: MethodsLike = None,
     skip: Sequence[str] = (),
     only: Sequence[str] | None = None,
     overrides: Mapping[str, Choice] | None = None,
@@ -97,7 +98,8 @@ def compress(
         max_drop: instead of a budget: the smallest model in MACs whose metric is at most so
             much lower; `lowrank.compression.tradeoff.smallest` finds that in parameters too.
         metric: quality of a model, higher is better, for `max_drop`: accuracy, for instance.
-        methods: names from `lowrank.compression.methods.METHODS` that may be used; all by default.
+        methods: names or classes of methods that may be used, or a single one; by default
+            all of `lowrank.compression.methods.METHODS`.
         skip: layers to leave dense: names or patterns such as "layer1.*".
         only: the only layers to consider.
         overrides: layer name -> the method to use there, or `Dense(reason)`.

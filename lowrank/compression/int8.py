@@ -158,7 +158,7 @@ class Rounding:
         found: list[Candidate] = []
         for cls in dict.fromkeys(type(c.method) for c in candidates):
             mine = [c for c in candidates if type(c.method) is cls]
-            mine = [c for c in mine if stages_fit(c.method.specs(self.view.spec))]
+            mine = [c for c in mine if stages_fit(c.method.stages(self.view.spec))]
             found += self._rounded(sorted(mine, key=lambda c: c.cost.params))
         return found
 
@@ -173,7 +173,7 @@ class Rounding:
         return [
             replace(
                 c,
-                cost=replace(c.cost, bytes=stage_bytes(c.method.specs(self.view.spec))),
+                cost=replace(c.cost, bytes=stage_bytes(c.method.stages(self.view.spec))),
                 error=c.error + float(e),
                 int8=True,
             )
@@ -183,7 +183,7 @@ class Rounding:
     def _added(self, method: Method) -> float:
         """Relative squared error that the rounding of the factors adds."""
         spec, W = self.view.spec, self.view.weight()
-        stages = method.specs(spec)
+        stages = method.stages(spec)
         factors = method.factor(spec, W, seed=self.seed, metric=self.metric, max_iter=0)
         exact, coarse = (compose(spec, stages, f).to(W) for f in (factors, _rounded_all(factors)))
         return max(self._relative(W - coarse) - self._relative(W - exact), 0.0)

@@ -350,7 +350,7 @@ def runs_channels_last(model: nn.Module, example: Example) -> bool:
 
 
 def _chain(view: LayerView, method: Method | None) -> Chain:
-    return (view.spec,) if method is None else tuple(method.specs(view.spec))
+    return (view.spec,) if method is None else tuple(method.stages(view.spec))
 
 
 def _head_chain(view: LayerView, method: Method | None) -> Chain:

@@ -387,37 +387,37 @@ class LayerView:
         weight = wide(self.parameter.detach())
         return canonical(self.spec, weight, transposed=is_transposed_linear(self.module))
 
-    def cost(self, specs: Sequence[Stage] | None = None) -> Cost:
-        """The cost of the dense layer, or of `specs` in its place, over all calls."""
-        stages: list[Stage] = [self.spec] if specs is None else list(specs)
+    def cost(self, stages: Sequence[Stage] | None = None) -> Cost:
+        """The cost of the dense layer, or of `stages` in its place, over all calls."""
+        stages = [self.spec] if stages is None else list(stages)
         macs = sum(chain_macs(stages, call) for call in self.calls)
         if self.head is not None:
             dense = len(stages) == 1
-            head_specs = (self.head.spec,) if dense else tied_head(stages, self.head.spec)
-            macs += sum(chain_macs(head_specs, call) for call in self.head.calls)
+            head = (self.head.spec,) if dense else tied_head(stages, self.head.spec)
+            macs += sum(chain_macs(head, call) for call in self.head.calls)
             # the table over the words is shared; the head's small factor stands beside it
-            stages += head_specs[:-1]
+            stages += head[:-1]
         size = self.parameter.element_size()
         params = sum(s.n_weights for s in stages)
         return Cost(params, sum(s.n_bytes(size) for s in stages), macs)
 
 
-def chain_macs(specs: Sequence[Stage], call: Call) -> int:
+def chain_macs(stages: Sequence[Stage], call: Call) -> int:
     """Multiply-accumulates of stages in a row."""
     total = 0
-    for spec in specs:
-        total += spec.macs(call)
-        call = Call(call.batch, spec.output_size(call.size))
+    for stage in stages:
+        total += stage.macs(call)
+        call = Call(call.batch, stage.output_size(call.size))
     return total
 
 
-def tied_head(specs: Sequence[Stage], head: LayerSpec) -> tuple[LayerSpec, ...]:
+def tied_head(stages: Sequence[Stage], head: LayerSpec) -> tuple[LayerSpec, ...]:
     """The stages of an output head that shares the factorized embedding's table.
 
     With the embedding `E = U B` (words x rank, rank x features) the head computes
     `h -> U (B h)`: a small linear stage, then one whose weight is the table `U` itself.
     """
-    rank = specs[0].out_channels
+    rank = stages[0].out_channels
     return (
         head.pointwise(head.in_channels, rank),
         head.pointwise(rank, head.out_channels, bias=head.bias),

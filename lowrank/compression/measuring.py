@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from math import isfinite
 from typing import NoReturn, get_args
 
@@ -17,7 +17,7 @@ from lowrank.compression.int8 import Rounding, require_torchao
 from lowrank.compression.latency import Timing, time_layers
 from lowrank.compression.layers import Cost, LayerView
 from lowrank.compression.memory import Peaks
-from lowrank.compression.methods import METHODS, Method
+from lowrank.compression.methods import Method, MethodsLike, check_class, resolve
 from lowrank.compression.methods.base import compose, require
 from lowrank.compression.methods.fitting import identity
 from lowrank.compression.modules import weight_bytes
@@ -33,7 +33,7 @@ def measure(
     model: nn.Module,
     example: Example,
     *,
-    methods: Sequence[str] | None = None,
+    methods: MethodsLike = None,
     skip: Sequence[str] = (),
     only: Sequence[str] | None = None,
     data: object = None,
@@ -53,7 +53,8 @@ def measure(
     Args:
         model: the trained network; left as it is.
         example: inputs of one forward pass (tensor, tuple or dict). MACs are counted on it.
-        methods: names from `METHODS` that may be used; all by default.
+        methods: names or classes of methods that may be used, or a single one; by default
+            all of `lowrank.compression.methods.METHODS`.
         skip: layers to leave dense: names or patterns such as "layer1.*".
         only: the only layers to consider; all by default.
         data: batches of inputs (a loader, a list, a tensor, or a pair with labels, which are
@@ -90,7 +91,7 @@ def measure(
             without torchao or beside latency or memory, which are measured in full precision.
         RankError: an override whose ranks do not fit its layer.
     """
-    chosen = _methods(methods)
+    chosen = resolve(methods)
     _check_round_to(round_to)
     if int8:
         _check_int8(latency=latency, memory=memory)
@@ -160,7 +161,7 @@ def _timed(
 def _followed(
     model: nn.Module, example: Example, views: Mapping[str, LayerView], curves: Sequence[Curve]
 ) -> Peaks:
-    chains = {c.layer: [m.method.specs(views[c.layer].spec) for m in c.candidates] for c in curves}
+    chains = {c.layer: [m.method.stages(views[c.layer].spec) for m in c.candidates] for c in curves}
     return Peaks.of(model, example, views, chains)
 
 
@@ -225,7 +226,7 @@ def _candidates(
         found = cls.candidates(view.spec, weight, round_to=round_to, seed=seed, metric=metric)
         for method, error in found:
             if isfinite(error):  # a fit that came to nothing is no candidate
-                cost = view.cost(method.specs(view.spec))
+                cost = view.cost(method.stages(view.spec))
                 yield Candidate(view.name, method, cost, error)
 
 
@@ -240,25 +241,14 @@ def _forced(view: LayerView, choice: Choice, seed: int, metric: Metric | None) -
     assert not isinstance(choice, Dense | Tied)
     require(choice, view.spec, view.name)
     weight = view.weight()
-    specs = choice.specs(view.spec)
-    made = compose(view.spec, specs, choice.factor(view.spec, weight, seed=seed, metric=metric))
+    stages = choice.stages(view.spec)
+    made = compose(view.spec, stages, choice.factor(view.spec, weight, seed=seed, metric=metric))
     measured = metric or identity(weight)
     energy = measured.error(weight.flatten(2))
     error = measured.error((weight - made).flatten(2)) / energy if energy else 0.0
-    candidate = Candidate(view.name, choice, view.cost(specs), error)
+    candidate = Candidate(view.name, choice, view.cost(stages), error)
     head = view.head.name if view.head else None
     return Curve(view.name, view.cost(), (candidate,), head, fixed=True)
-
-
-def _methods(names: Sequence[str] | None) -> list[type[Method]]:
-    if names is None:
-        return list(METHODS.values())
-    if isinstance(names, str) or not names:
-        raise InputError("methods", f"{names!r} is not a list of names", _known(METHODS))
-    for name in names:
-        if name not in METHODS:
-            raise InputError("methods", f"{name!r} is unknown", _known(METHODS))
-    return [METHODS[name] for name in names]
 
 
 def _known(names: Iterable[str]) -> str:
@@ -299,10 +289,10 @@ def _check_override(name: str, choice: Choice, found: Scan) -> None:
         raise InputError("overrides", f"{name!r} is no layer", suggestion(name, found.kinds))
     if isinstance(choice, Dense):
         return
-    if type(choice) not in METHODS.values():
-        raise InputError(
-            "overrides", f"{choice!r} for {name} is neither a method nor Dense", _known(METHODS)
-        )
+    if isinstance(choice, type | str) or not is_dataclass(choice):
+        problem = f"{choice!r} for {name} is neither a method with its ranks nor Dense"
+        raise InputError("overrides", problem, "pass one such as lowrank.ChannelSVD(rank=8)")
+    check_class(type(choice), "overrides")
     if name not in {v.name for v in found.views}:
         reason = found.reasons.get(
             name, "it goes with the embedding that it shares its weight with"

@@ -1,7 +1,7 @@
 """A plan: for every layer of a model, the method that replaces it or why it stays dense.
 
 Plans are JSON: printable, diffable, editable by hand, and bound to the model by the class
-and the parameter shapes of every layer. Names in a file are looked up in `METHODS` only.
+and the parameter shapes of every layer. Names in a file are looked up among the `known` methods.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from lowrank.atomic import write_text
 from lowrank.compression.layers import Cost, own_shapes
-from lowrank.compression.methods import METHODS, Method
+from lowrank.compression.methods import Method, choose, known
 from lowrank.compression.names import suggestion
 from lowrank.compression.scan import holds_parameters
 from lowrank.errors import PlanError
@@ -343,10 +343,9 @@ def _choice_from_dict(name: str, row: Mapping[str, Any]) -> Choice:
         return Dense(str(row["dense"]))
     if "tied" in row:
         return Tied(str(row["tied"]))
-    if row["method"] not in METHODS:
-        known = ", ".join(METHODS)
-        raise PlanError(name, f"method {row['method']!r} is unknown", f"choose one of {known}")
-    cls = METHODS[row["method"]]
+    if row["method"] not in known():
+        raise PlanError(name, f"method {row['method']!r} is unknown", choose())
+    cls = known()[row["method"]]
     names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     settings = {k: v for k, v in row.items() if k in names}
     spare = set(row) - names - _ROW

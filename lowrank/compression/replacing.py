@@ -52,16 +52,15 @@ def factorize(
         W = canonical(spec, wide(weight.detach()), transposed=is_transposed_linear(module))
     else:
         W = goal.weight.to(torch.promote_types(weight.dtype, torch.float32))
-    specs = method.specs(spec)
+    stages = method.stages(spec)
     metric = None if goal is None else goal.metric
     factors = method.factor(spec, W, seed=seed, metric=metric, max_iter=max_iter)
-    made = compose(spec, specs, factors)
-    stages = []
-    for stage_spec, factor in zip(specs, factors, strict=True):
-        stage = stage_spec.build(dtype=weight.dtype, device=weight.device)
-        stage_spec.write(stage, factor)
-        stages.append(stage)
-    return Replacement(chained(module, stages), made, _relative(W, made, metric))
+    made = compose(spec, stages, factors)
+    modules = []
+    for stage, factor in zip(stages, factors, strict=True):
+        modules.append(stage.build(dtype=weight.dtype, device=weight.device))
+        stage.write(modules[-1], factor)
+    return Replacement(chained(module, modules), made, _relative(W, made, metric))
 
 
 def _relative(W: Tensor, made: Tensor, metric: Metric | None) -> float:
@@ -149,12 +148,12 @@ def replace_head(model: nn.Module, name: str, to: str, originals: dict[str, nn.M
     head, embedding = model.get_submodule(name), model.get_submodule(to)
     assert isinstance(embedding, nn.Sequential)
     table, small = weight_of(embedding[0]), weight_of(embedding[1])  # (words, r), (features, r)
-    specs = tied_head([layer_spec(embedding[0])], layer_spec(head))
-    stages = [s.build(dtype=table.dtype, device=table.device) for s in specs]
+    stages = tied_head([layer_spec(embedding[0])], layer_spec(head))
+    modules = [s.build(dtype=table.dtype, device=table.device) for s in stages]
     with torch.no_grad():
-        weight_of(stages[0]).copy_(small.T)
-    chain = chained(head, stages)
-    stages[-1].weight = table
+        weight_of(modules[0]).copy_(small.T)
+    chain = chained(head, modules)
+    modules[-1].weight = table
     install(model, name, chain, originals)
 
 
@@ -168,7 +167,7 @@ def module_weight(chain: nn.Module, method: Method, original: nn.Module) -> Tens
 def folded_weight(chain: nn.Module, method: Method, spec: LayerSpec) -> Tensor:
     """The canonical weight that the stages of a replaced layer amount to."""
     assert isinstance(chain, nn.Sequential)
-    stages = method.specs(spec)
+    stages = method.stages(spec)
     factors = [stage.read(module) for stage, module in zip(stages, chain, strict=True)]
     found = [wide(f) if f.is_floating_point() else f for f in leaves(factors)]
     return compose(spec, stages, with_leaves(factors, found))

@@ -1,7 +1,7 @@
 """What a replacement method is, and what every one of them gets for free.
 
 A method is a frozen dataclass that holds its ranks. It answers three questions about a
-layer: `supports` (a reason against it, or None), `specs` (the shapes of the stages), and
+layer: `supports` (a reason against it, or None), `stages` (the shapes of the stages), and
 `factor` (their weights). Cost, construction and the way back follow from these here, for
 all methods alike. `candidates` proposes the ranks worth planning with, each with its error.
 """
@@ -55,7 +55,7 @@ class Method(Protocol):
     def check(self, spec: LayerSpec) -> str | None:
         """What is wrong with the ranks for a layer of this shape, or None."""
 
-    def specs(self, spec: LayerSpec) -> tuple[Stage, ...]:
+    def stages(self, spec: LayerSpec) -> tuple[Stage, ...]:
         """The stages that replace the layer, first to last."""
 
     def factor(
@@ -119,7 +119,7 @@ def long_kernel(w: Tensor) -> Tensor:
 
 def worthwhile(rank_one: Method, spec: LayerSpec, full: int) -> int:
     """The largest rank in 1..full that has no more weights than the layer; 1 if none has."""
-    per_rank = sum(s.n_weights for s in rank_one.specs(spec))
+    per_rank = sum(s.n_weights for s in rank_one.stages(spec))
     return min(full, max(1, spec.n_weights // per_rank))
 
 

@@ -98,7 +98,7 @@ class BiClustering:
         full = _full(spec, self.in_clusters, self.out_clusters)
         return outside("rank", self.rank, full, spec)
 
-    def specs(self, spec: LayerSpec) -> tuple[Stage, ...]:
+    def stages(self, spec: LayerSpec) -> tuple[Stage, ...]:
         a, b, n = self.in_clusters, self.out_clusters, len(spec.kernel)
         inner = a * b * self.rank
         return (
@@ -124,9 +124,9 @@ class BiClustering:
             parts = self._clustered(spec, weight.to(metric.dtype), metric)
             engine = GroupSVD(self.in_clusters, self.rank)
             found = fit(engine, parts.spec, parts.weight, parts.metric, seed=seed, max_iter=n)
-            return self._stages(spec, parts, *engine.stages(parts.spec, found.free, found.last))
+            return self._stages(spec, parts, *engine.weights(parts.spec, found.free, found.last))
 
-        return fit_from(spec, self.specs(spec), weight, metric, start, max_iter=n)
+        return fit_from(spec, self.stages(spec), weight, metric, start, max_iter=n)
 
     def _clustered(self, spec: LayerSpec, W: Tensor, metric: Metric) -> _Clustered:
         """The layer with its channels in order and its clusters of filters as groups."""

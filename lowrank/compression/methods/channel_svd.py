@@ -85,7 +85,7 @@ class ChannelSVD:
             return f"fold {self.fold!r} is neither 'kernel_first' nor 'kernel_last'"
         return outside("rank", self.rank, _full(spec, self.fold), spec)
 
-    def specs(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
+    def stages(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
         inner, g = self.rank * spec.groups, spec.groups
         if spec.kind == "embedding":
             table = LayerSpec(
@@ -141,7 +141,7 @@ class ChannelSVD:
         yield (first_stage(spec, weight, metric, (), self.rank),)
         yield (self.factor(spec, weight, seed=seed)[0].flatten(2),)
 
-    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+    def weights(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
         g, o, i, *kernel = spec.weight_shape
         first = free[0].reshape(g, self.rank, i, *(1,) * len(kernel))
         return even(first, last.reshape(g, o, self.rank, *kernel))

@@ -106,7 +106,7 @@ class CP:
             return f"kernel {self.kernel!r} is neither 'separable' nor 'whole'"
         return outside("rank", self.rank, _full(spec), spec)
 
-    def specs(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
+    def stages(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
         g, inner = spec.groups, self.rank * spec.groups
         return (
             spec.pointwise(spec.in_channels, inner, groups=g),
@@ -142,7 +142,7 @@ class CP:
         columns = zip(*(f.balanced()[1:] for f in fits), strict=True)
         yield [torch.stack(c).mT for c in columns]
 
-    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+    def weights(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
         rows = [*free, last.mT]
         norms = torch.stack([f.norm(dim=-1) for f in rows]).clamp_min(1e-30)  # (n, g, r)
         level = norms.log().mean(0).exp()

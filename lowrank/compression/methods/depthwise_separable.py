@@ -81,7 +81,7 @@ class DepthwiseSeparable:
     def check(self, spec: LayerSpec) -> str | None:
         return outside("multiplier", self.multiplier, _full(spec), spec)
 
-    def specs(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
+    def stages(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
         inner = self.multiplier * spec.in_channels
         axes = range(len(spec.kernel))
         return (
@@ -110,7 +110,7 @@ class DepthwiseSeparable:
     ) -> Iterator[Sequence[Tensor]]:
         yield (_filters(spec, weight, metric, self.multiplier),)
 
-    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+    def weights(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
         g, o, i, *kernel = spec.weight_shape
         first, last = even(free[0].flatten(1, 2), last)  # (g, m * i, K), (g, o, m * i)
         # channel by channel, as a grouped convolution orders its outputs

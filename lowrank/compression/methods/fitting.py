@@ -2,7 +2,7 @@
 
 A method that can be fitted to data says what its first stages turn into features
 (`features`), where a search may start (`starts`), and how its stages' weights follow from
-what was found (`stages`). The last stage is in closed form.
+what was found (`weights`). The last stage is in closed form.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Searched(Protocol):
     ) -> Iterable[Sequence[Tensor]]:
         """Free factors to start from, of which the best is taken."""
 
-    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+    def weights(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
         """The canonical weights of the stages; `last` is (groups, out / groups, q)."""
 
 
@@ -160,7 +160,7 @@ def fit_stages(
 ) -> tuple[Tensor, ...]:
     """The stages of `fit`, in the weight's type."""
     found = fit(method, spec, weight, metric, seed=seed, max_iter=max_iter)
-    return tuple(s.to(weight.dtype) for s in method.stages(spec, found.free, found.last))
+    return tuple(s.to(weight.dtype) for s in method.weights(spec, found.free, found.last))
 
 
 def identity(weight: Tensor) -> Metric:

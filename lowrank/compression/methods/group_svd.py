@@ -96,7 +96,7 @@ class GroupSVD:
             return f"groups {self.groups!r} do not divide {channels} channels from 2 up"
         return outside("rank", self.rank, _full(spec, self.groups, self.fold), spec)
 
-    def specs(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
+    def stages(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
         parts = spec.groups * self.groups
         inner, axes = parts * self.rank, range(len(spec.kernel))
         if self.fold == "kernel_first":
@@ -135,7 +135,7 @@ class GroupSVD:
     ) -> Iterator[Sequence[Tensor]]:
         yield (self._maps(spec, weight, metric),)
 
-    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+    def weights(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
         g, o, i, *kernel = spec.weight_shape
         ones = (1,) * len(kernel)
         inner = kernel if self.fold == "kernel_first" else ones

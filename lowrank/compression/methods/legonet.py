@@ -80,7 +80,7 @@ class LegoNet:
         wide = spec.n_weights // spec.out_channels > _WIDE
         for method in _offered(spec, round_to, wide):
             found = method._assembled(spec, W, metric, max_iter=2 if wide else 6, exact_steps=0)
-            stages = method.specs(spec)
+            stages = method.stages(spec)
             if metric.C.ndim == 3 and not wide:  # else there is nothing between the parts to gain
                 found = refined(spec, stages, found, W, single, max_iter=6)
             yield method, error_of(spec, stages, found, W, metric) / whole
@@ -91,7 +91,7 @@ class LegoNet:
             return f"splits {self.splits!r} do not divide {channels} channels"
         return outside("n_bricks", self.n_bricks, spec.out_channels * self.splits, spec)
 
-    def specs(self, spec: LayerSpec) -> tuple[Stage, ...]:
+    def stages(self, spec: LayerSpec) -> tuple[Stage, ...]:
         s, n, axes = self.splits, self.n_bricks, range(len(spec.kernel))
         brick = spec.along(axes, spec.in_channels // s, n)
         taken = s * spec.out_channels
@@ -114,7 +114,7 @@ class LegoNet:
             return self._assembled(spec, weight.to(metric.dtype), metric, max_iter=20)
 
         n = 40 if max_iter is None else min(40, max_iter)
-        return fit_from(spec, self.specs(spec), weight, metric, start, max_iter=n)
+        return fit_from(spec, self.stages(spec), weight, metric, start, max_iter=n)
 
     def _assembled(
         self, spec: LayerSpec, W: Tensor, metric: Metric, *, max_iter: int, exact_steps: int = 2
@@ -141,7 +141,7 @@ def _offered(spec: LayerSpec, round_to: int, wide: bool) -> list[LegoNet]:
         for share in _SHARES[1:3] if wide else _SHARES:
             n = max(round_to, int(share * spec.out_channels) // round_to * round_to)
             method = LegoNet(n, s)
-            small = sum(stage.n_weights for stage in method.specs(spec)) < spec.n_weights
+            small = sum(stage.n_weights for stage in method.stages(spec)) < spec.n_weights
             if small and method.check(spec) is None:
                 found.append(method)
     return list(dict.fromkeys(found))

@@ -122,10 +122,10 @@ class LowRankSparse:
         of = {"channels": i, "filters": o}.get(self.sparsity, spec.n_weights)
         return round(self.density * of)
 
-    def specs(self, spec: LayerSpec) -> tuple[Stage, ...]:
+    def stages(self, spec: LayerSpec) -> tuple[Stage, ...]:
         kept = self.kept(spec)
         if not kept:
-            return ChannelSVD(self.rank).specs(spec)
+            return ChannelSVD(self.rank).stages(spec)
         if self.sparsity == "channels":
             return self._channel_stages(spec, kept)
         if self.sparsity == "filters":
@@ -137,7 +137,7 @@ class LowRankSparse:
             return (SparseStage(spec, kept, pattern),)
         plain = spec.along(range(len(spec.kernel)), spec.in_channels, spec.out_channels,
                            groups=spec.groups)  # fmt: skip
-        low = ChannelSVD(self.rank).specs(spec)
+        low = ChannelSVD(self.rank).stages(spec)
         return (Branches((low, (SparseStage(plain, kept, pattern),)), spec.groups),)
 
     def factor(
@@ -235,7 +235,7 @@ class LowRankSparse:
         if metric.C.ndim == 3:
             start = low_rank_plus_masked(W, plain, self.rank, mask, n_steps=n)[2]
         U, V, S = low_rank_plus_masked(W, metric, self.rank, mask, n_steps=n, start=start)
-        stage = self.specs(spec)[0]
+        stage = self.stages(spec)[0]
         if isinstance(stage, Branches):
             last = stage.branches[1][0]
             assert isinstance(last, SparseStage)
@@ -312,7 +312,7 @@ def _ranks(spec: LayerSpec, density: float, sparsity: Sparsity, round_to: int) -
     full = _full(spec, one.kept(spec), sparsity)
     if full < 2:
         return []
-    first, second = (sum(s.n_weights for s in m.specs(spec)) for m in (one, two))
+    first, second = (sum(s.n_weights for s in m.stages(spec)) for m in (one, two))
     top = min(full, 1 + (spec.n_weights - first) // max(1, second - first))
     return rank_grid(top, round_to=round_to, limit=_N_RANKS) if top > 0 else []
 

@@ -73,7 +73,7 @@ class Monochromatic:
         W = weight.to(metric.dtype)
         for method in _offered(spec, round_to):
             found = method._start(spec, W, metric, n_steps=4)
-            yield method, error_of(spec, method.specs(spec), found, W, metric) / whole
+            yield method, error_of(spec, method.stages(spec), found, W, metric) / whole
 
     def check(self, spec: LayerSpec) -> str | None:
         m, most = self.per_filter, max(spec.in_channels, spec.out_channels)
@@ -83,7 +83,7 @@ class Monochromatic:
             return wrong
         return f"{self.colours} colours are fewer than {m} a filter" if self.colours < m else None
 
-    def specs(self, spec: LayerSpec) -> tuple[Stage, ...]:
+    def stages(self, spec: LayerSpec) -> tuple[Stage, ...]:
         n, axes = self.per_filter * spec.out_channels, range(len(spec.kernel))
         return (
             spec.pointwise(spec.in_channels, self.colours),
@@ -104,7 +104,7 @@ class Monochromatic:
             return self._start(spec, weight.to(metric.dtype), metric, n_steps=_N_STEPS)
 
         n = 40 if max_iter is None else max_iter
-        return fit_from(spec, self.specs(spec), weight, metric, start, max_iter=n)
+        return fit_from(spec, self.stages(spec), weight, metric, start, max_iter=n)
 
     def _start(self, spec: LayerSpec, W: Tensor, metric: Metric, *, n_steps: int) -> _Factors:
         """Colours and what each filter makes of its own, found in turn."""
@@ -152,7 +152,7 @@ def _offered(spec: LayerSpec, round_to: int) -> list[Monochromatic]:
         while colours <= max(m, spec.out_channels // 2):
             rounded = max(round_to, colours // round_to * round_to)
             method = Monochromatic(rounded, m)
-            small = sum(s.n_weights for s in method.specs(spec)) < spec.n_weights
+            small = sum(s.n_weights for s in method.stages(spec)) < spec.n_weights
             if small and method.check(spec) is None:
                 found.append(method)
             colours = max(colours + 1, colours * 3 // 2)

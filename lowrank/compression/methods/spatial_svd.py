@@ -78,7 +78,7 @@ class SpatialSVD:
             return f"axis {self.axis} is outside 0..{len(spec.kernel) - 1}"
         return outside("rank", self.rank, _full(spec, self.axis), spec)
 
-    def specs(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
+    def stages(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
         inner, g = self.rank * spec.groups, spec.groups
         rest = [a for a in range(len(spec.kernel)) if a != self.axis]
         return (
@@ -114,7 +114,7 @@ class SpatialSVD:
         yield (first_stage(spec, weight, metric, [self.axis], self.rank),)
         yield (self.factor(spec, weight, seed=seed)[0].flatten(2),)
 
-    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+    def weights(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
         g, o, i, *_ = spec.weight_shape
         first, rest = self._kernels(spec)
         return even(free[0].reshape(g, self.rank, i, *first), last.reshape(g, o, self.rank, *rest))

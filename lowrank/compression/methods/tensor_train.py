@@ -71,7 +71,7 @@ class TensorTrain:
             return
         whole = energy(weight, metric) or 1.0
         for method in found:
-            if sum(s.n_weights for s in method.specs(spec)) < spec.n_weights:
+            if sum(s.n_weights for s in method.stages(spec)) < spec.n_weights:
                 lost = fit_error(method, spec, weight, metric, seed=seed, max_iter=10)
                 yield method, lost / whole
 
@@ -86,7 +86,7 @@ class TensorTrain:
             return f"ranks {self.ranks} exceed what their neighbours can feed"
         return None
 
-    def specs(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
+    def stages(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
         g, inner = spec.groups, [r * spec.groups for r in self.ranks]
         return (
             spec.pointwise(spec.in_channels, inner[0], groups=g),
@@ -132,7 +132,7 @@ class TensorTrain:
         first, *cores, _ = self.factor(spec, weight, seed=seed)
         yield [first.flatten(2), *(c.flatten(3) for c in cores)]
 
-    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+    def weights(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
         first, *cores = free
         Q, R = torch.linalg.qr(first.mT)  # all but the last with orthonormal rows, as TT-SVD
         ones = (1,) * len(spec.kernel)

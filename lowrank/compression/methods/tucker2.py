@@ -86,7 +86,7 @@ class Tucker2:
         wrong = outside("rank_out", self.rank_out, full_out, spec)
         return wrong or outside("rank_in", self.rank_in, full_in, spec)
 
-    def specs(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
+    def stages(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
         g, axes = spec.groups, range(len(spec.kernel))
         inner_in, inner_out = self.rank_in * g, self.rank_out * g
         return (
@@ -135,7 +135,7 @@ class Tucker2:
         inner = Metric((MC @ M.mT + M @ MC.mT) / 2, metric.G)
         return best_map(reduced, inner, self.rank_out)[1].unflatten(-1, (self.rank_in, -1))
 
-    def stages(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
+    def weights(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
         first, core = free
         Q, R = torch.linalg.qr(first.mT)  # orthonormal rows, as without data
         core = torch.einsum("gsrk,gqr->gsqk", core, R)
