@@ -643,7 +643,7 @@ def test_pairs_with_labels_lose_them() -> None:
         ([torch.tensor([[float("nan")]])], "NaN or Inf"),
         (7, "gives no batches"),
     ],
-    ids=str,
+    ids=["no batch", "not a number", "a number"],
 )
 def test_bad_data_gets_a_sentence(data: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):

@@ -74,7 +74,9 @@ def flags(model):
 # --- what is learnt -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", ["kl", "mse", lambda s, t: (s - t).abs().mean()])
+@pytest.mark.parametrize(
+    "loss", ["kl", "mse", lambda s, t: (s - t).abs().mean()], ids=["kl", "mse", "callable"]
+)
 def test_outputs_approach_the_teacher(nets, loss):
     teacher, small = nets
     before, records = distance(small, teacher), []
@@ -217,25 +219,24 @@ def test_float64_models_and_teachers_of_another_type(nets):
 # --- bad input changes nothing --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        [],
-        torch.zeros(0, 2, 6, 6),
-        (torch.zeros(0, 2, 6, 6), torch.zeros(0)),
-        torch.utils.data.DataLoader([], 4),
-        iter([IMAGES]),
-        (IMAGES, torch.zeros(3)),
-        [(IMAGES, torch.full((192,), 99))],
-        [(IMAGES, IMAGES, IMAGES)],
-        [IMAGES[:, :1]],
-        [torch.full((4, 2, 6, 6), float("nan"))],
-        "file.npz",
-        None,
-        42,
-    ],
-    ids=str,
-)
+BAD_DATA = {
+    "no batch": [],
+    "no row": torch.zeros(0, 2, 6, 6),
+    "no row, labelled": (torch.zeros(0, 2, 6, 6), torch.zeros(0)),
+    "an empty loader": torch.utils.data.DataLoader([], 4),
+    "an iterator": iter([IMAGES]),
+    "fewer labels": (IMAGES, torch.zeros(3)),
+    "labels out of range": [(IMAGES, torch.full((192,), 99))],
+    "three tensors": [(IMAGES, IMAGES, IMAGES)],
+    "a channel less": [IMAGES[:, :1]],
+    "not a number": [torch.full((4, 2, 6, 6), float("nan"))],
+    "a file's name": "file.npz",
+    "None": None,
+    "a number": 42,
+}
+
+
+@pytest.mark.parametrize("data", BAD_DATA.values(), ids=BAD_DATA)
 def test_bad_data_is_refused_before_anything_changes(nets, data):
     teacher, small = nets
     before, was = state(small), flags(small)
@@ -246,26 +247,26 @@ def test_bad_data_is_refused_before_anything_changes(nets, data):
     assert flags(small) == was
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"epochs": 0}, {"temperature": 0.0}, {"label_weight": 1.5}, {"hint_weight": -1.0},
-        {"max_norm": 0.0}, {"lr": -1.0}, {"batch_size": 0}, {"patience": 1}, {"loss": "cosine"},
-        {"amp": torch.float32}, {"hints": ["nowhere"]}, {"hints": "bn"}, {"val": 1.0},
-        {"val": []}, {"val": 0.5, "data": [IMAGES]}, {"only_factors": True, "dense": True},
-        {"loss": lambda s, t: s - t}, {"loss": lambda s, t: 1.0}, {"hints": ["unused"]},
-    ],
-    ids=str,
-)  # fmt: skip
+BAD_ARGUMENTS = [
+    {"epochs": 0}, {"temperature": 0.0}, {"label_weight": 1.5}, {"hint_weight": -1.0},
+    {"max_norm": 0.0}, {"lr": -1.0}, {"batch_size": 0}, {"patience": 1}, {"loss": "cosine"},
+    {"amp": torch.float32}, {"hints": ["nowhere"]}, {"hints": "bn"}, {"val": 1.0},
+    {"val": []}, {"val": 0.5, "data": [IMAGES]}, {"only_factors": True, "dense": True},
+    {"loss": lambda s, t: s - t}, {"loss": lambda s, t: 1.0}, {"hints": ["unused"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD_ARGUMENTS, ids=lambda bad: " ".join(bad))
 def test_bad_arguments_are_refused_before_anything_changes(nets, bad):
     teacher, small = nets
-    if bad.pop("dense", False):
+    if "dense" in bad:
         small = copy.deepcopy(teacher)
     for net in (teacher, small):
         net.unused = nn.Linear(2, 2)
     before, was = state(small), flags(small)
+    given = {name: value for name, value in bad.items() if name != "dense"}
     with pytest.raises(InputError):
-        finetune(small, **{"teacher": teacher, "data": IMAGES, **bad})
+        finetune(small, **{"teacher": teacher, "data": IMAGES, **given})
     assert same(state(small), before)
     assert flags(small) == was
     assert not any(m._forward_hooks for net in nets for m in net.modules())
