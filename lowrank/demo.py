@@ -19,7 +19,6 @@ from lowrank.compression.plan import Plan
 from lowrank.compression.profile import Latency, Profile, compare_latency, profile
 from lowrank.compression.quality import accuracy
 from lowrank.errors import InputError
-from lowrank.plots import error_against_rank, plan_bars
 
 PICTURE = "lowrank-demo.png"
 """Name of the picture that `draw` writes."""
@@ -151,8 +150,8 @@ def draw(demo: Demo, folder: Path) -> Path:
 
     figure = Figure(figsize=(13, 6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-    error_against_rank(demo.curves, method=_favourite(demo.plan), ax=left)
-    plan_bars(demo.plan, ax=right)
+    demo.curves.plot(method=_favourite(demo.plan), ax=left)
+    demo.plan.plot(ax=right)
     path = folder / PICTURE
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowrank.compression.plan import Dense, describe_choice
 from lowrank.compression.profile_table import amount
 from lowrank.errors import InputError
 from lowrank.html_page import Cell, Page, Section, Table, facts, picture, versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from lowrank.compression.layers import Cost
-    from lowrank.compression.plan import Plan
-    from lowrank.compression.quality import Quality
-    from lowrank.compression.report import LayerReport, Report
-    from lowrank.plots import Measure
 
 MOST = 200
 """Non-zeros that a recovery's table lists, the largest."""
@@ -30,24 +23,30 @@ Scores = Mapping[str, Sequence[float | None]]
 
 
 def save_compression(
-    report: Report,
+    report: Mapping[str, Any],
     path: str | Path,
     *,
-    finetuned: Quality | None = None,
+    finetuned: Mapping[str, Any] | None = None,
     scores: Scores | None = None,
     peak_memory: tuple[int, int] | None = None,
     checkpoint: str | Path | None = None,
+    timed: str = "",
+    pictures: Iterable[tuple[str, Figure, str]] = (),
     title: str = "Compression report",
 ) -> None:
     """Write a compression's report as one HTML page that needs nothing else.
 
+    `Report.save_html` calls it. From the JSON of a report, without pictures, it works too.
+
     Args:
-        report: what `compress` or `apply` returned.
+        report: the figures, as `Report.to_dict` or `lowrank compress --json` gives them.
         path: file to write.
-        finetuned: outputs of the fine-tuned model against the dense one's.
+        finetuned: outputs of the fine-tuned model against the dense one's, as in the report.
         scores: further figures of quality, such as `{"accuracy, %": (95.3, 93.6, 95.0)}`.
         peak_memory: peak bytes of the activations, dense and compressed, as `profile` gives them.
         checkpoint: the file that `lowrank.save` wrote, for the instructions.
+        timed: how the time was taken, in a sentence.
+        pictures: (heading, figure, caption) each.
         title: of the page.
 
     Raises:
@@ -59,7 +58,7 @@ def save_compression(
         >>> net = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32))
         >>> _, report = lowrank.compress(net, torch.zeros(1, 32), params=0.6)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_compression(report, f"{folder}/report.html")
+        ...     save_compression(report.to_dict(), f"{folder}/report.html")
         ...     "<h1>Compression report</h1>" in Path(folder, "report.html").read_text("utf-8")
         True
     """
@@ -68,13 +67,13 @@ def save_compression(
     columns = (("figure", False), *((n, True) for n in ("dense", "compressed", "fine-tuned")))
     headline = Table(columns, rows, "headline", sortable=False)
     sections = [
-        Section("Before and after", table=headline, text=_how_measured(report)),
-        *_layers(report),
-        *_pictures(report),
+        Section("Before and after", table=headline, text=_how_measured(report, timed)),
+        *_layers(report["layers"]),
+        *(Section(name, picture=picture(drawn), caption=text) for name, drawn, text in pictures),
         Section("How to load the result", code=_loading(checkpoint), text=LOADING),
-        Section("Budget, seed and versions", table=versions(*_settings(report))),
+        Section("Budget, seed and versions", table=versions(*_settings(report["plan"]))),
     ]
-    Page(title, [_summary(report)], report.notes, sections).save(path)
+    Page(title, [_summary(report)], report["notes"], sections).save(path)
 
 
 def save_recovery(
@@ -127,42 +126,37 @@ def save_recovery(
 LOADING = "The file holds weights and the plan, no code: the model is built first, then filled."
 
 
-def _summary(report: Report) -> str:
+def _summary(report: Mapping[str, Any]) -> str:
     """One sentence that says what came of it."""
     kept = [
         f"{100 * ratio:.1f} % of the {name.replace('latency_ms', 'time').replace('macs', 'MACs')}"
         for name in ("parameters", "bytes", "macs", "latency_ms")
-        if (ratio := report.kept(name)) is not None
+        if (ratio := report["kept"][name]) is not None
     ]
-    total = len(report.layers)
-    return f"{len(report.replaced)} of {total} layers replaced. Kept: {', '.join(kept)}."
+    replaced = [row["replaced"] for row in report["layers"]]
+    return f"{sum(replaced)} of {len(replaced)} layers replaced. Kept: {', '.join(kept)}."
 
 
-def _how_measured(report: Report) -> str:
-    latency = report.compressed.latency
-    if latency is None:
+def _how_measured(report: Mapping[str, Any], timed: str) -> str:
+    if report["dense"]["macs"] is None:
         return "Nothing was run: no example was given."
-    return (
-        f"Latency: median of {latency.runs} forward passes on the example, both models in turns, "
-        f"on {latency.device} with {latency.threads} thread{'s' * (latency.threads != 1)}. "
-        "MACs are multiply-accumulates on the example; 1 MAC is 2 FLOPs."
-    )
+    return f"{timed} MACs are multiply-accumulates on the example; 1 MAC is 2 FLOPs.".lstrip()
 
 
-def _costs(report: Report, peak: tuple[int, int] | None, tuned: bool) -> Iterator[tuple[Cell, ...]]:
-    dense, small = report.dense, report.compressed
+def _costs(
+    report: Mapping[str, Any], peak: tuple[int, int] | None, tuned: bool
+) -> Iterator[tuple[Cell, ...]]:
+    dense, small, memory = report["dense"], report["compressed"], report["memory"]
     same = Cell("as compressed") if tuned else Cell.missing("not fine-tuned")
-    memory = getattr(report, "memory", None)
-    whole = None if memory is None else (memory.dense, memory.measured)
     rows: dict[str, tuple[float | None, float | None, str]] = {
-        "parameters": (dense.parameters, small.parameters, ""),
-        "storage": (dense.bytes, small.bytes, "B"),
-        "MACs": (dense.macs, small.macs, ""),
+        "parameters": (dense["parameters"], small["parameters"], ""),
+        "storage": (dense["bytes"], small["bytes"], "B"),
+        "MACs": (dense["macs"], small["macs"], ""),
         "peak memory, activations": (*(peak or (None, None)), "B"),
-        "latency, ms": (dense.latency_ms, small.latency_ms, "ms"),
+        "latency, ms": (dense["latency_ms"], small["latency_ms"], "ms"),
     }
-    if whole is not None:
-        rows["peak memory, with weights"] = (*whole, "B")
+    if memory is not None:
+        rows["peak memory, with weights"] = (memory["dense"], memory["measured"], "B")
     for name, (before, after, unit) in rows.items():
         yield Cell(name), _figure(before, unit), _figure(after, unit, before), same
 
@@ -174,7 +168,9 @@ def _figure(value: float | None, unit: str, whole: float | None = None) -> Cell:
     return Cell(f"{text} ({100 * value / whole:.1f} %)" if whole else text, value)
 
 
-def _quality(report: Report, finetuned: Quality | None) -> Iterator[tuple[Cell, ...]]:
+def _quality(
+    report: Mapping[str, Any], finetuned: Mapping[str, Any] | None
+) -> Iterator[tuple[Cell, ...]]:
     names = {
         "relative_error": ("error of the outputs", lambda v: f"{100 * v:.2f} %"),
         "agreement": ("same answers", lambda v: f"{100 * v:.1f} %"),
@@ -183,12 +179,12 @@ def _quality(report: Report, finetuned: Quality | None) -> Iterator[tuple[Cell, 
     tuned = "not measured" if finetuned is not None else "not fine-tuned"
     for key, (name, show) in names.items():
         cells = []
-        for q, why in ((report.quality, "not measured"), (finetuned, tuned)):
-            without = q is not None and key != "relative_error" and q.agreement is None
+        for q, why in ((report["quality"], "not measured"), (finetuned, tuned)):
+            without = q is not None and key != "relative_error" and q["agreement"] is None
             if q is None or without:
                 cells.append(Cell.missing("no classes" if without else why))
             else:
-                cells.append(Cell(show(getattr(q, key)), getattr(q, key)))
+                cells.append(Cell(show(q[key]), q[key]))
         yield Cell(name), Cell("reference"), *cells
 
 
@@ -214,70 +210,42 @@ _COLUMNS = (
 )
 
 
-def _layers(report: Report) -> Iterator[Section]:
-    replaced = [_replaced(row) for row in report.replaced]
+def _layers(layers: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
+    replaced = [_replaced(row) for row in layers if row["replaced"]]
     if replaced:
         text = "Errors are relative to the layer's weights, or to its outputs where data was given."
         yield Section("Layers that were replaced", text, Table(_COLUMNS, replaced))
     dense = [
-        (Cell(row.name or "(model)"), Cell(row.kind), Cell(row.reason or ""), *_before(row.dense))
-        for row in report.layers
-        if isinstance(row.choice, Dense)
+        (Cell(row["name"] or "(model)"), Cell(row["kind"]), Cell(row["reason"]), _before(row))
+        for row in layers
+        if not row["replaced"]
     ]
     if dense:
         columns = (*_COLUMNS[:2], ("why it stays dense", False), ("parameters", True))
         yield Section("Layers that stay dense, and why", table=Table(columns, dense))
 
 
-def _replaced(row: LayerReport) -> tuple[Cell, ...]:
-    became = (
-        describe_choice(row.choice)
-        + ("; int8" if row.int8 else "")
-        + (f"; fitted {row.fitted}" if row.fitted else "")
-    )
-    cells = [Cell(row.name), Cell(row.kind), Cell(became)]
+def _replaced(row: Mapping[str, Any]) -> tuple[Cell, ...]:
+    fitted = f"; fitted {row['fitted']}" if row["fitted"] else ""
+    became = f"{row['choice']}{'; int8' if row['int8'] else ''}{fitted}"
+    cells = [Cell(row["name"]), Cell(row["kind"]), Cell(became)]
     for measure in ("params", "macs"):
-        before = None if row.dense is None else getattr(row.dense, measure)
-        after = None if row.cost is None else getattr(row.cost, measure)
-        if before is None or after is None:
+        if row["cost_dense"] is None or row["cost"] is None:
             cells += [Cell.missing("shared"), Cell.missing("–")]
             continue
+        before, after = row["cost_dense"][measure], row["cost"][measure]
         share = 100 * after / before if before else 100.0
         cells += [Cell(f"{amount(before)} → {amount(after)}", before)]
         cells += [Cell(f"{share:.0f} %", share)]
-    for error in (row.predicted_error, row.measured_error):
+    for error in (row["predicted_error"], row["measured_error"]):
         missing = Cell.missing("not measured")
         cells.append(missing if error is None else Cell(f"{100 * error:.2f} %", error))
     return tuple(cells)
 
 
-def _before(cost: Cost | None) -> tuple[Cell]:
-    return (Cell.missing("–") if cost is None else Cell(amount(cost.params), cost.params),)
-
-
-def _pictures(report: Report) -> Iterator[Section]:
-    from matplotlib.figure import Figure
-
-    from lowrank.plots import plan_bars, predicted_against_measured
-
-    rows = sum(row.dense is not None for row in report.plan.layers.values())
-    if rows:
-        figure = Figure(figsize=(8, 1.2 + 0.24 * rows), layout="constrained")
-        plan_bars(report.plan, measure=_measure(report.plan), ax=figure.subplots())
-        caption = "Outline: the dense layer; filled: what is kept of it"
-        yield Section("The plan", picture=picture(figure), caption=caption)
-    built = sum(row.measured_error is not None for row in report.replaced)
-    if built:
-        figure = Figure(figsize=(8, 1.4 + 0.24 * built), layout="constrained")
-        predicted_against_measured(report, ax=figure.subplots())
-        caption = "Error of each replaced layer, as planned and as built"
-        yield Section("Predicted and measured errors", picture=picture(figure), caption=caption)
-
-
-def _measure(plan: Plan) -> Measure:
-    """What the budget is about, of what a plan can be drawn in."""
-    measures: tuple[Measure, ...] = ("macs", "params", "bytes")
-    return next((m for m in measures if m in plan.budget), "macs")
+def _before(row: Mapping[str, Any]) -> Cell:
+    cost = row["cost_dense"]
+    return Cell.missing("–") if cost is None else Cell(amount(cost["params"]), cost["params"])
 
 
 def _loading(checkpoint: str | Path | None) -> str:
@@ -293,9 +261,9 @@ def _loading(checkpoint: str | Path | None) -> str:
     )
 
 
-def _settings(report: Report) -> list[tuple[str, str]]:
-    budget = ", ".join(f"{name} {value:g}" for name, value in report.plan.budget.items())
-    return [("budget", budget or "a plan by hand"), ("seed", str(report.plan.seed))]
+def _settings(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    budget = ", ".join(f"{name} {value:g}" for name, value in plan["budget"].items())
+    return [("budget", budget or "a plan by hand"), ("seed", str(plan["seed"]))]
 
 
 def _coefficients(coefficients: Any) -> Table:

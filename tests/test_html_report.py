@@ -1,5 +1,6 @@
 """HTML reports: what stands in them, that nothing is fetched, and how a real browser shows them."""
 
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -126,11 +127,22 @@ def test_names_are_escaped(tmp_path):
     first = report.layers[0]
     object.__setattr__(first, "name", NASTY)
     path = tmp_path / "a&b<c>.html"
-    save_compression(report, path, title=NASTY, checkpoint="<&>.safetensors")
+    report.save_html(path, title=NASTY, checkpoint="<&>.safetensors")
     odd_page = Page(path)
     assert "<script>alert" not in odd_page.source
     assert odd_page.row(NASTY)
     assert 'lowrank.load("<&>.safetensors"' in odd_page.words
+
+
+def test_a_page_from_the_json_of_a_report(compressed, page, tmp_path):
+    figures = json.loads(json.dumps(compressed.to_dict()))
+    save_compression(figures, tmp_path / "r.html")
+    shown = Page(tmp_path / "r.html")
+    for row in compressed.layers:
+        assert shown.row(row.name) == page.row(row.name)
+    assert shown.row("parameters")[:3] == page.row("parameters")[:3]
+    assert "MACs are multiply-accumulates" in shown.words
+    assert not any(a.startswith("data:image/svg") for a in shown.addresses)
 
 
 def test_the_same_report_gives_the_same_page(compressed, tmp_path):

@@ -43,7 +43,7 @@ def bold(ax):
 
 
 def test_errors_fall_with_the_rank_and_are_those_measured(curves, ax):
-    assert plots.error_against_rank(curves, ["2", "4"], ax=ax) is ax
+    assert curves.plot(["2", "4"], ax=ax) is ax
     curve = next(c for c in curves.curves if c.layer == "4")
     errors = {c.method.rank: c.error**0.5 for c in curve.candidates}
     line = bold(ax)[1]
@@ -55,39 +55,39 @@ def test_errors_fall_with_the_rank_and_are_those_measured(curves, ax):
 
 
 def test_bold_is_where_it_is_cheaper(curves, ax):
-    plots.error_against_rank(curves, ["4"], ax=ax)
+    curves.plot(["4"], ax=ax)
     curve = next(c for c in curves.curves if c.layer == "4")
     cheaper = {c.method.rank for c in curve.candidates if c.cost.macs < curve.dense.macs}
     assert set(bold(ax)[0].get_xdata()) == cheaper
 
 
 def test_lines_differ_in_more_than_colour(curves, ax):
-    plots.error_against_rank(curves, ax=ax)
+    curves.plot(ax=ax)
     looks = {(line.get_marker(), line.get_linestyle()) for line in bold(ax)}
     assert len({marker for marker, _ in looks}) == len(bold(ax))
 
 
 def test_axes_are_labelled(curves, ax):
-    plots.error_against_rank(curves, method="spatial_svd", ax=ax)
+    curves.plot(method="spatial_svd", ax=ax)
     assert ax.get_xlabel() == "rank of spatial_svd"
     assert "‖W − W′‖ / ‖W‖" in ax.get_ylabel()
 
 
 def test_curves_that_are_not_there(curves):
     with pytest.raises(InputError, match="'nowhere' has no curve of channel_svd"):
-        plots.error_against_rank(curves, ["nowhere"])
+        curves.plot(["nowhere"])
     with pytest.raises(InputError, match="no method with a single rank"):
-        plots.error_against_rank(curves, method="tucker2")
+        curves.plot(method="tucker2")
     with pytest.raises(InputError, match="1 to 6"):
-        plots.error_against_rank(curves, ["4"] * 7)
+        curves.plot(["4"] * 7)
     with pytest.raises(InputError, match="1 to 6"):
-        plots.error_against_rank(curves, [])
+        curves.plot([])
 
 
 @pytest.mark.parametrize("measure", ["macs", "params", "bytes"])
 def test_bars_are_the_plan(curves, ax, measure):
     plan = curves.plan(macs=0.5)
-    plots.plan_bars(plan, measure=measure, ax=ax)
+    plan.plot(measure=measure, ax=ax)
     rows = {n: r for n, r in plan.layers.items() if r.dense is not None}
     outlines, kept = ax.containers
     assert [t.get_text() for t in ax.get_yticklabels()] == list(rows)
@@ -105,7 +105,7 @@ def test_filled_and_dense_differ_in_grey():
 
 def test_labels_do_not_leave_the_picture(curves):
     figure = Figure(figsize=(7, 4), layout="constrained")
-    ax = plots.plan_bars(curves.plan(macs=0.5), ax=figure.subplots())
+    ax = curves.plan(macs=0.5).plot(ax=figure.subplots())
     figure.canvas.draw()
     inside = figure.bbox.padded(1)
     for text in [*ax.texts, *ax.get_yticklabels(), ax.title]:
@@ -114,18 +114,37 @@ def test_labels_do_not_leave_the_picture(curves):
         assert box.x1 <= inside.x1
 
 
+def test_pictures_take_rows_of_any_origin(ax):
+    lines = {str(i): plots.RankLine([1, 2, 4], [0.9, 0.5, 0.1 * i], i) for i in range(1, 4)}
+    plots.error_against_rank(lines, ax=ax)
+    assert [len(line.get_xdata()) for line in bold(ax)] == [1, 2, 3]
+    for many in ({}, {str(i): lines["1"] for i in range(7)}):
+        with pytest.raises(InputError, match="1 to 6"):
+            plots.error_against_rank(many)
+    bars = [plots.Bar("a", 10, 4, "half", True), plots.Bar("b", 8, 8, "dense", False)]
+    outlines, kept = plots.plan_bars(bars, measure="params", title="a plan").containers
+    assert [bar.get_width() for bar in outlines] == [10, 8]
+    assert [bar.get_width() for bar in kept] == [4, 8]
+    assert kept[0].get_facecolor() != kept[1].get_facecolor()
+    drawn = plots.sweep_curve([0.8, 0.4], {"measured": [0.9, None], "tuned": [None, None]})
+    assert [line.get_xydata().tolist() for line in drawn.get_lines()] == [[[80.0, 0.9]]]
+    for draw in (plots.sweep_curve, plots.trade_off):
+        with pytest.raises(InputError, match="choose among macs, params, bytes"):
+            draw([], {}, measure="flops")
+
+
 def test_new_axes_grow_with_the_plan(curves):
-    ax = plots.plan_bars(curves.plan(macs=0.5))
+    ax = curves.plan(macs=0.5).plot()
     assert ax.figure.get_figheight() == pytest.approx(1.2 + 0.24 * 3)
-    assert plots.error_against_rank(curves).figure is not ax.figure
+    assert curves.plot().figure is not ax.figure
 
 
 def test_plans_that_cannot_be_drawn(curves):
     plan = curves.plan(macs=0.5)
     with pytest.raises(InputError, match="choose among macs, params, bytes"):
-        plots.plan_bars(plan, measure="flops")
+        plan.plot(measure="flops")
     with pytest.raises(InputError, match="none of its layers"):
-        plots.plan_bars(lowrank.Plan({}, plan.total))
+        lowrank.Plan({}, plan.total).plot()
 
 
 def test_spectrum_holds_the_sizes_and_the_errors_left(ax):
@@ -139,27 +158,27 @@ def test_spectrum_holds_the_sizes_and_the_errors_left(ax):
 
 
 def test_trade_off_draws_the_plans(curves, ax):
-    assert plots.trade_off(curves, (0.7, 0.5), ax=ax) is ax
+    assert curves.plot_trade_off((0.7, 0.5), ax=ax) is ax
     kept, errors = ax.get_lines()[0].get_data()
     plans = [curves.plan(macs=b) for b in (0.7, 0.5)]
     np.testing.assert_allclose(kept, [100 * p.cost.macs / p.total.macs for p in plans])
     assert list(errors) == [p.error for p in plans]
-    plots.trade_off(curves, measure="params", label="params", ax=ax)
+    curves.plot_trade_off(measure="params", label="params", ax=ax)
     assert len({line.get_marker() for line in ax.get_lines()}) == 2
 
 
 def test_trade_off_says_when_nothing_can_be_reached(curves, ax):
     with pytest.raises(lowrank.LowRankError):
-        plots.trade_off(curves, (1e-6,), ax=ax)
+        curves.plot_trade_off((1e-6,), ax=ax)
     with pytest.raises(lowrank.LowRankError, match="there are none"):
-        plots.trade_off(curves, (), ax=ax)
+        curves.plot_trade_off((), ax=ax)
 
 
 def test_predicted_stands_beside_measured(ax):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
     _, report = lowrank.compress(net, torch.zeros(1, 32), params=0.6)
-    plots.predicted_against_measured(report, ax=ax)
+    report.plot(ax=ax)
     predicted, measured = (line.get_xdata() for line in bold(ax))
     rows = report.replaced
     np.testing.assert_allclose(predicted, [100 * r.predicted_error for r in rows])
@@ -168,7 +187,7 @@ def test_predicted_stands_beside_measured(ax):
     assert report.plan.plot(measure="params").get_xlabel() == "parameters"
     empty = lowrank.Report((), report.plan, report.dense, report.compressed, None)
     with pytest.raises(InputError, match="no layer"):
-        plots.predicted_against_measured(empty)
+        empty.plot()
 
 
 A = np.random.default_rng(0).standard_normal((30, 50)) / 30**0.5

@@ -96,8 +96,10 @@ def command(
     if page is not None and page.suffix != ".html":
         raise click.UsageError(f"--report {page} must end in .html")
     check_targets(save_plan, output, page)
+    from lowrank.cli.loading import load  # brings torch along
+
     with working() as progress:
-        loaded = source.load()
+        loaded = load(source)
         small, report = _compressed(loaded, plan_file, settings, progress)
         _write(small, report, save_plan, output)
         if page is not None:

@@ -30,10 +30,11 @@ from lowrank.cli.source import SOURCE_HELP, Source, source_options
 @json_option
 def command(source: Source, repeats: int, as_json: bool) -> None:
     """Profile a model."""
+    from lowrank.cli.loading import load  # brings torch along
     from lowrank.compression.profile import profile
 
     with working() as progress:
-        loaded = source.load()
+        loaded = load(source)
         progress("profiling", 0, 1)
         latency = repeats > 0
         cost = profile(loaded.model, loaded.example, latency=latency, repeats=max(repeats, 1))

@@ -6,14 +6,11 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from lowrank.cli.values import Input, InputType, ModelName
-
-if TYPE_CHECKING:
-    from lowrank.cli.loading import Loaded
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -50,12 +47,6 @@ class Source:
     allow_pickle: bool
     data: str | None
     inputs: tuple[Input, ...]
-
-    def load(self) -> Loaded:
-        """The model, the example and the data."""
-        from lowrank.cli.loading import load  # brings torch along
-
-        return load(self)
 
 
 def source_options(function: Callable[..., None]) -> Callable[..., None]:

@@ -190,12 +190,12 @@ def in_memory(
         views: the layers, from `scan` on the example.
         example: what they ran on.
     """
-    outputs = sum(
+    numbers = sum(
         call.batch * math.prod(v.spec.output_size(call.size)) * v.spec.out_channels
         for v in views
         for call in v.calls
     )
-    held = 4 * _COPIES * outputs / batch_size(example)  # bytes of one
+    held = 4 * _COPIES * numbers / batch_size(example)  # bytes of one
     size = max(1, int(_MEMORY / max(1, held)))
     return [part for b in batches for part in (b.split(size) if _is_one(b) else [b])]
 

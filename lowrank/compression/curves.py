@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,10 +109,66 @@ class Curves:
     def plot(
         self, layers: Sequence[str] | None = None, *, method: str = "channel_svd", ax: Any = None
     ) -> Any:
-        """Draw error against rank; see `lowrank.plots.error_against_rank`."""
-        from lowrank.plots import error_against_rank
+        """Draw the relative error of the weights against the rank, a line for each layer.
 
-        return error_against_rank(self, layers, method=method, ax=ax)
+        A line is solid and marked where the replacement runs fewer MACs than the dense layer,
+        and faint beyond.
+
+        Args:
+            layers: names of up to 6 layers; by default 4 large ones, spread over the depth.
+            method: a method with a single rank. Of its variants the layer's best is drawn.
+            ax: matplotlib axes to draw on; new ones by default.
+
+        Returns:
+            The axes.
+
+        Raises:
+            InputError: a layer that has no such curve, more than 6, or a method with several
+                ranks.
+        """
+        from lowrank.compression.planning.rank_lines import rank_lines
+        from lowrank.plots.curves import error_against_rank
+
+        lines = rank_lines(self.curves, layers, method)
+        return error_against_rank(lines, xlabel=f"rank of {method}", ax=ax)
+
+    def plot_trade_off(
+        self,
+        budgets: Sequence[float] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
+        *,
+        measure: Literal["macs", "params", "bytes"] = "macs",
+        label: str | None = None,
+        ax: Any = None,
+    ) -> Any:
+        """Draw the predicted error of the best plan for each budget.
+
+        Args:
+            budgets: kept fractions in (0, 1]; those out of reach are left out.
+            measure: "macs", "params" or "bytes".
+            label: name of the line in the legend.
+            ax: matplotlib axes to draw on, which may hold other lines; new ones by default.
+
+        Returns:
+            The axes.
+
+        Raises:
+            InputError: an unknown measure.
+            BudgetError: no budget can be reached.
+        """
+        from lowrank.plots.curves import trade_off
+        from lowrank.plots.style import check_measure
+
+        check_measure(measure)
+        plans, refused = [], BudgetError("budgets", "there are none", "pass fractions such as 0.5")
+        for budget in budgets:
+            try:
+                plans.append(self.plan(**{measure: budget}))
+            except BudgetError as error:
+                refused = error
+        if not plans:
+            raise refused
+        kept = [asdict(p.cost)[measure] / asdict(p.total)[measure] for p in plans]
+        return trade_off(kept, [p.error for p in plans], measure=measure, label=label, ax=ax)
 
     def plan(
         self,

@@ -18,11 +18,14 @@ from lowrank.atomic import write_text
 from lowrank.compression.layers import Cost, own_shapes
 from lowrank.compression.methods import Method, choose, known
 from lowrank.compression.names import suggestion
+from lowrank.compression.profile_table import amount
 from lowrank.compression.scan import holds_parameters
 from lowrank.errors import PlanError
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
+
+    from lowrank.plots.plan import Bar
 
 FORMAT, VERSION = "lowrank.plan", 1
 
@@ -259,10 +262,30 @@ class Plan:
         return cls.from_json(text)
 
     def plot(self, *, measure: Literal["macs", "params", "bytes"] = "macs", ax: Any = None) -> Any:
-        """Draw what is kept of every layer as a bar chart; see `lowrank.plots.plan_bars`."""
-        from lowrank.plots import plan_bars
+        """Draw what is kept of every layer that a method could replace.
 
-        return plan_bars(self, measure=measure, ax=ax)
+        The outline is the dense layer, the filled part what is kept; the method and its ranks
+        stand beside it.
+
+        Args:
+            measure: "macs", "params" or "bytes".
+            ax: matplotlib axes to draw on; new ones, as high as the plan needs, by default.
+
+        Returns:
+            The axes.
+
+        Raises:
+            InputError: an unknown measure, or a plan without a layer to draw.
+        """
+        from lowrank.plots.plan import plan_bars
+        from lowrank.plots.style import check_measure
+
+        check_measure(measure)
+        before, after = asdict(self.total)[measure], asdict(self.cost)[measure]
+        kept = f"{100 * after / before:.1f} %" if before else "nothing"
+        what = measure.replace("macs", "MACs")
+        title = f"The plan keeps {kept} of {amount(before)} {what}"
+        return plan_bars(_bars(self, measure), measure=measure, title=title, ax=ax)
 
     def __str__(self) -> str:
         from lowrank.compression.tables import as_text
@@ -273,6 +296,33 @@ class Plan:
         from lowrank.compression.tables import plan_table
 
         yield plan_table(self)
+
+
+def _bars(plan: Plan, measure: str) -> list[Bar]:
+    """What is kept of every layer that a method could replace."""
+    from lowrank.plots.plan import Bar
+
+    bars = []
+    for name, row in plan.layers.items():
+        if row.dense is None:
+            continue
+        before, text = asdict(row.dense)[measure], _short(row.choice)
+        after = before if row.cost is None else asdict(row.cost)[measure]
+        if row.cost is not None and before:
+            text = f"{text}: {100 * after / before:.0f} %"
+        bars.append(Bar(name, before, after, text, not isinstance(row.choice, Dense)))
+    return bars
+
+
+def _short(choice: Choice) -> str:
+    """`tucker2 12, 9`: the method and its ranks."""
+    if isinstance(choice, Dense):
+        return "dense"
+    if isinstance(choice, Tied):
+        return f"factors of {choice.to}"
+    values = [getattr(choice, f.name) for f in fields(choice) if f.name.startswith("rank")]  # type: ignore[arg-type]
+    flat = [n for v in values for n in (v if isinstance(v, tuple) else (v,))]
+    return f"{choice.name} {', '.join(map(str, flat))}"
 
 
 def describe_choice(choice: Choice) -> str:

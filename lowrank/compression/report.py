@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,10 @@ from lowrank.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from rich.console import Console, ConsoleOptions, RenderResult
+
+    from lowrank.plots.style import Measure
 
 _RUNS, _WARMUP = 7, 2
 
@@ -196,25 +200,68 @@ class Report:
         }
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw each layer's error as planned and as built; see `lowrank.plots`."""
-        from lowrank.plots import predicted_against_measured
+        """Draw each replaced layer's error as planned and as built, side by side.
 
-        return predicted_against_measured(self, ax=ax)
+        Args:
+            ax: axes to draw on; new ones, as high as the layers need, by default.
 
-    def save_html(self, path: str | Path, **options: Any) -> None:
+        Raises:
+            InputError: no layer was replaced.
+        """
+        from lowrank.plots.plan import predicted_against_measured
+
+        errors = [(r.name, r.predicted_error, r.measured_error) for r in self.replaced]
+        known = [(n, a, b) for n, a, b in errors if a is not None and b is not None]
+        return predicted_against_measured(known, ax=ax)
+
+    def save_html(
+        self,
+        path: str | Path,
+        *,
+        finetuned: Quality | None = None,
+        scores: Mapping[str, Sequence[float | None]] | None = None,
+        peak_memory: tuple[int, int] | None = None,
+        checkpoint: str | Path | None = None,
+        title: str = "Compression report",
+    ) -> None:
         """Write the report as one self-contained HTML page.
 
         Args:
             path: file to write.
-            **options: `finetuned`, `scores`, `peak_memory`, `checkpoint` and `title`, as in
-                `lowrank.html_report.save_compression`.
+            finetuned: outputs of the fine-tuned model against the dense one's.
+            scores: further figures of quality, name -> dense, compressed and, where there is
+                one, fine-tuned, such as `{"accuracy, %": (95.3, 93.6, 95.0)}`.
+            peak_memory: peak bytes of the activations, dense and compressed, as `profile`
+                gives them.
+            checkpoint: the file that `lowrank.save` wrote, for the instructions.
+            title: of the page.
 
         Raises:
-            InputError: the file cannot be written.
+            InputError: a row of `scores` that has neither two nor three figures, or a file that
+                cannot be written.
+
+        Example:
+            >>> import tempfile, torch, lowrank
+            >>> net = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32))
+            >>> _, report = lowrank.compress(net, torch.zeros(1, 32), params=0.6)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     report.save_html(f"{folder}/report.html")
+            ...     "<h1>Compression report</h1>" in Path(folder, "report.html").read_text("utf-8")
+            True
         """
         from lowrank.html_report import save_compression
 
-        save_compression(self, path, **options)
+        save_compression(
+            self.to_dict(),
+            path,
+            finetuned=None if finetuned is None else finetuned.to_dict(),
+            scores=scores,
+            peak_memory=peak_memory,
+            checkpoint=checkpoint,
+            timed=_timed(self),
+            pictures=_pictures(self),
+            title=title,
+        )
 
     def __str__(self) -> str:
         from lowrank.compression.tables import as_text
@@ -227,12 +274,43 @@ class Report:
         yield from report_tables(self)
 
 
+def _timed(report: Report) -> str:
+    """How the time was taken, in a sentence; empty where nothing was run."""
+    latency = report.compressed.latency
+    if latency is None:
+        return ""
+    return (
+        f"Latency: median of {latency.runs} forward passes on the example, both models in turns, "
+        f"on {latency.device} with {latency.threads} thread{'s' * (latency.threads != 1)}."
+    )
+
+
+def _pictures(report: Report) -> Iterator[tuple[str, Figure, str]]:
+    """Heading, picture and caption of what can be drawn."""
+    from matplotlib.figure import Figure
+
+    rows = sum(row.dense is not None for row in report.plan.layers.values())
+    if rows:
+        figure = Figure(figsize=(8, 1.2 + 0.24 * rows), layout="constrained")
+        measures: tuple[Measure, ...] = ("macs", "params", "bytes")
+        measure = next((m for m in measures if m in report.plan.budget), "macs")
+        report.plan.plot(measure=measure, ax=figure.subplots())
+        yield "The plan", figure, "Outline: the dense layer; filled: what is kept of it"
+    built = sum(row.measured_error is not None for row in report.replaced)
+    if built:
+        figure = Figure(figsize=(8, 1.4 + 0.24 * built), layout="constrained")
+        report.plot(ax=figure.subplots())
+        caption = "Error of each replaced layer, as planned and as built"
+        yield "Predicted and measured errors", figure, caption
+
+
 def _layer_to_dict(row: LayerReport) -> dict[str, Any]:
     return {
         "name": row.name,
         "kind": row.kind,
         "choice": describe_choice(row.choice),
         "replaced": not isinstance(row.choice, Dense),
+        "reason": row.reason,
         "tied_to": row.choice.to if isinstance(row.choice, Tied) else None,
         "cost_dense": None if row.dense is None else asdict(row.dense),
         "cost": None if row.cost is None else asdict(row.cost),

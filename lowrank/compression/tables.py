@@ -60,7 +60,7 @@ def _column_sets(plan: Plan) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def as_text(printable: Plan | Report) -> str:
+def as_text(printable: RenderableType) -> str:
     """The plain text of what a terminal would show, as wide as this one."""
     console = Console(color_system=None)
     with console.capture() as capture:
@@ -128,17 +128,21 @@ class _Fitted:
     """A table in the first form that fits the width that it is given.
 
     Full names first, with ever fewer columns; then an outline, whose labels are shorter.
+
+    Args:
+        rows: name -> its cells by column.
+        columns: sets of columns to try, the widest first.
+        totals: what stands below each column.
     """
 
     rows: Mapping[str, Mapping[str, str]]
-    plan: Plan
-    extra: tuple[str, ...]
+    columns: Sequence[tuple[str, ...]]
+    totals: Mapping[str, str]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         full: _Labels = [(name or "(model)", name) for name in self.rows]
-        forms = product([full, list(_outline(self.rows))], _column_sets(self.plan))
-        for labels, columns in forms:
-            grid = self._grid(labels, (*columns, *self.extra))
+        for labels, columns in product([full, list(_outline(self.rows))], self.columns):
+            grid = self._grid(labels, columns)
             wanted = console.measure(grid, options=options.update(width=10_000)).maximum
             if wanted <= options.max_width:
                 break
@@ -146,12 +150,11 @@ class _Fitted:
 
     def _grid(self, labels: _Labels, columns: Sequence[str]) -> Table:
         grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_footer=True)
-        totals = _totals(self.plan)
         longest = max(len(label) for label, _ in labels)
         for name in columns:
             grid.add_column(
                 _header(name, columns),
-                footer=Text(totals.get(name, "")),
+                footer=Text(self.totals.get(name, "")),
                 justify="left" if name in _TEXT else "right",
                 no_wrap=name not in ("layer", "method"),
                 overflow="fold",
@@ -200,7 +203,7 @@ def _layers(
     extra: tuple[str, ...] = (),
 ) -> Iterator[RenderableType]:
     if rows:
-        yield _Fitted(rows, plan, extra)
+        yield _Fitted(rows, [(*columns, *extra) for columns in _column_sets(plan)], _totals(plan))
     for name, row in plan.layers.items():
         if isinstance(row.choice, Tied):
             yield Text(f"{name} shares the factors of {row.choice.to}")

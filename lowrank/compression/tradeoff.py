@@ -97,10 +97,27 @@ class Sweep:
         }
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw kept fraction against quality; see `lowrank.plots.sweep_curve`."""
+        """Draw the measured metric against the kept fraction, before and after fine-tuning.
+
+        Without a metric, the outputs' relative error, and the error that was predicted.
+        """
         from lowrank.plots.sweep import sweep_curve
 
-        return sweep_curve(self, ax=ax)
+        kept = [p.kept[self.measure] for p in self]
+        if self.dense is not None:
+            metric = {
+                "compressed": [p.metric for p in self],
+                "fine-tuned": [p.finetuned for p in self],
+            }
+            return sweep_curve(kept, metric, measure=self.measure, dense=self.dense, ax=ax)
+        error = {
+            "measured": [p.quality.relative_error if p.quality else None for p in self],
+            "predicted": [p.predicted**0.5 for p in self],
+        }
+        label = "relative error of the output"
+        ax = sweep_curve(kept, error, measure=self.measure, ylabel=label, ax=ax)
+        ax.set_yscale("log")
+        return ax
 
 
 def sweep(

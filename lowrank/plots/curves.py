@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lowrank.compression.methods import METHODS, Method
-from lowrank.errors import BudgetError, InputError
-from lowrank.plots.style import STYLES, UNITS, Measure, axes_of, check_measure, tidy
+from lowrank.errors import InputError
+from lowrank.plots.style import STYLES, Measure, axes_of, check_measure, kept_of, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch import Tensor
 
-    from lowrank.compression.curves import Candidate, Curve, Curves
 
+class RankLine(NamedTuple):
+    """Error against rank: of the ascending ranks, the first `cheaper` run fewer MACs than dense."""
 
-@dataclass(frozen=True)
-class _Line:
-    """Error against rank of one layer, one method."""
-
-    variant: str
-    ranks: list[int]
-    errors: list[float]
-    break_even: int
-    dense_macs: int
+    ranks: Sequence[int]
+    errors: Sequence[float]
+    cheaper: int
 
 
 def spectrum(W: Tensor, *, label: str | None = None, ax: Axes | None = None) -> Axes:
@@ -66,50 +59,45 @@ def spectrum(W: Tensor, *, label: str | None = None, ax: Axes | None = None) -> 
 
 
 def error_against_rank(
-    curves: Curves,
-    layers: Sequence[str] | None = None,
-    *,
-    method: str = "channel_svd",
-    ax: Axes | None = None,
+    lines: Mapping[str, RankLine], *, xlabel: str = "rank", ax: Axes | None = None
 ) -> Axes:
     """Draw the relative error of the weights against the rank, a line for each layer.
 
     A line is solid and marked where the replacement runs fewer MACs than the dense layer,
-    and faint beyond.
+    and faint beyond. `Curves.plot` calls it.
 
     Args:
-        curves: what `lowrank.measure` returned.
-        layers: names of up to 6 layers; by default 4 large ones, spread over the depth.
-        method: a method with a single rank. Of its variants the layer's best is drawn.
+        lines: name in the legend -> (ranks, relative errors, how many of the ranks are cheaper
+            than dense), of up to 6 layers.
+        xlabel: what the ranks are of.
         ax: axes to draw on; new ones by default.
 
     Raises:
-        InputError: a layer that has no such curve, more than 6, or a method with several ranks.
+        InputError: no line, or more than 6.
 
     Example:
-        >>> import matplotlib, torch, lowrank
+        >>> import matplotlib
         >>> matplotlib.use("agg")
-        >>> net = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32))
-        >>> ax = error_against_rank(lowrank.measure(net, torch.zeros(1, 32)))
-        >>> ax.get_xlabel()
+        >>> line = RankLine([1, 2, 4], [0.5, 0.3, 0.0], 2)
+        >>> error_against_rank({"fc": line}, xlabel="rank of channel_svd").get_xlabel()
         'rank of channel_svd'
     """
-    _check_method(method)
-    lines = {c.layer: _line(c, method) for c in curves.curves if _of(c, method)}
-    names = _chosen(lines, layers, method)
+    if not 0 < len(lines) <= len(STYLES):
+        text = f"{len(lines)} do not fit a picture of 1 to {len(STYLES)}"
+        raise InputError("lines", text, "choose some of them")
     ax = axes_of(ax, height=4.0)
-    for name, (colour, marker, dash) in zip(names, STYLES, strict=False):
-        line = lines[name]
-        n, label = line.break_even, f"{name} {line.variant}".strip()
-        ax.plot(line.ranks, line.errors, color=colour, lw=0.8, alpha=0.5)
-        (bold,) = ax.plot(line.ranks[:n], line.errors[:n], color=colour, label=label)
+    for (label, (ranks, errors, n)), (colour, marker, dash) in zip(
+        lines.items(), STYLES, strict=False
+    ):
+        ax.plot(ranks, errors, color=colour, lw=0.8, alpha=0.5)
+        (bold,) = ax.plot(ranks[:n], errors[:n], color=colour, label=label)
         bold.set(marker=marker, markersize=5, markevery=max(1, n // 8), linestyle=dash)
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.set_xlabel(f"rank of {method}")
+    ax.set_xlabel(xlabel)
     ax.set_ylabel("relative error  ‖W − W′‖ / ‖W‖")
     ax.set_ylim(0, 1)
-    faint = any(lines[name].break_even < len(lines[name].ranks) for name in names)
+    faint = any(line.cheaper < len(line.ranks) for line in lines.values())
     note = "\nbold: fewer MACs than dense" if faint else ""
     ax.set_title(f"Error against rank{note}", fontsize=11)
     ax.legend(frameon=False, fontsize=9)
@@ -117,110 +105,39 @@ def error_against_rank(
 
 
 def trade_off(
-    curves: Curves,
-    budgets: Sequence[float] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
+    kept: Sequence[float],
+    errors: Sequence[float],
     *,
     measure: Measure = "macs",
     label: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the predicted error of the best plan for each budget; those out of reach are left out.
+    """Draw the predicted error of plans against what each keeps; `Curves.plot_trade_off` calls it.
 
     Args:
-        curves: what `lowrank.measure` returned.
-        budgets: kept fractions in (0, 1].
+        kept: kept fractions in (0, 1].
+        errors: of the plan at each.
         measure: "macs", "params" or "bytes".
         label: name of the line in the legend.
         ax: axes to draw on, which may hold other lines; new ones by default.
 
     Raises:
         InputError: an unknown measure.
-        BudgetError: no budget can be reached.
 
     Example:
-        >>> import matplotlib, torch, lowrank
+        >>> import matplotlib
         >>> matplotlib.use("agg")
-        >>> net = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32))
-        >>> ax = trade_off(lowrank.measure(net, torch.zeros(1, 32)), measure="params")
-        >>> ax.get_xlabel()
+        >>> trade_off([0.8, 0.5], [0.1, 0.3], measure="params").get_xlabel()
         'parameters kept, %'
     """
     check_measure(measure)
-    kept, errors, refused = [], [], None
-    for budget in budgets:
-        try:
-            plan = curves.plan(**{measure: budget})
-        except BudgetError as error:
-            refused = error
-            continue
-        kept.append(100 * getattr(plan.cost, measure) / getattr(plan.total, measure))
-        errors.append(plan.error)
-    if not kept:
-        raise refused or BudgetError("budgets", "there are none", "pass fractions such as 0.5")
     ax = axes_of(ax, height=4.0)
     colour, marker, dash = STYLES[len(ax.get_lines()) % len(STYLES)]
-    (line,) = ax.plot(kept, errors, color=colour, linestyle=dash, label=label)
+    percent = [100 * share for share in kept]
+    (line,) = ax.plot(percent, errors, color=colour, linestyle=dash, label=label)
     line.set(marker=marker, markersize=5)
-    ax.set_xlabel(f"{UNITS[measure].removesuffix(' on the example')} kept, %")
+    ax.set_xlabel(kept_of(measure))
     ax.set_ylabel("predicted error of the plan")
     if label:
         ax.legend(frameon=False, fontsize=9)
     return tidy(ax)
-
-
-def _check_method(method: str) -> None:
-    single = [n for n, cls in METHODS.items() if "rank" in {f.name for f in _fields(cls)}]
-    if method not in single:
-        known = f"choose among {', '.join(single)}"
-        raise InputError("method", f"{method!r} is no method with a single rank", known)
-
-
-def _fields(cls: type[Method]) -> tuple[Any, ...]:
-    return fields(cls)  # type: ignore[arg-type]
-
-
-def _of(curve: Curve, method: str) -> list[Candidate]:
-    return [c for c in curve.candidates if c.method.name == method]
-
-
-def _line(curve: Curve, method: str) -> _Line:
-    """The variant of the method that loses least where it keeps at most half of the MACs."""
-    variants: dict[str, list[Candidate]] = {}
-    for candidate in _of(curve, method):
-        variants.setdefault(_variant(candidate.method), []).append(candidate)
-
-    def best(candidates: list[Candidate]) -> float:
-        halved = [c.error for c in candidates if 2 * c.cost.macs <= curve.dense.macs]
-        return min(halved, default=1.0)
-
-    variant = min(variants, key=lambda v: best(variants[v]))
-    ordered = sorted(variants[variant], key=lambda c: c.method.rank)  # type: ignore[attr-defined]
-    return _Line(
-        variant,
-        [c.method.rank for c in ordered],  # type: ignore[attr-defined]
-        [c.error**0.5 for c in ordered],
-        sum(c.cost.macs < curve.dense.macs for c in ordered),
-        curve.dense.macs,
-    )
-
-
-def _variant(method: Method) -> str:
-    """The method's settings beside its rank, where they are words: `kernel_last`."""
-    values = [getattr(method, f.name) for f in _fields(type(method)) if f.name != "rank"]
-    return " ".join(v if isinstance(v, str) else f"axis {v}" for v in values)
-
-
-def _chosen(lines: dict[str, _Line], layers: Sequence[str] | None, method: str) -> list[str]:
-    known = f"choose among {', '.join(lines)}" if lines else "choose another method"
-    if layers is None:
-        most = max((line.dense_macs for line in lines.values()), default=0)
-        useful = [n for n, line in lines.items() if line.break_even and 2 * line.dense_macs >= most]
-        names = useful or list(lines)
-        spread = np.linspace(0, len(names) - 1, min(4, len(names))).round().astype(int)
-        layers = [names[i] for i in spread]
-    for name in layers:
-        if name not in lines:
-            raise InputError("layers", f"{name!r} has no curve of {method}", known)
-    if not 0 < len(layers) <= len(STYLES):
-        raise InputError("layers", f"{len(layers)} do not fit a picture of 1 to 6", known)
-    return list(layers)

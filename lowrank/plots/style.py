@@ -49,6 +49,16 @@ def tidy(ax: Axes) -> Axes:
     return ax
 
 
+def kept_of(measure: Measure) -> str:
+    """Label of an axis of kept shares.
+
+    Example:
+        >>> kept_of("macs")
+        'MACs kept, %'
+    """
+    return f"{UNITS[measure].removesuffix(' on the example')} kept, %"
+
+
 def check_measure(measure: str) -> None:
     """Refuse what is no measure of a plan."""
     if measure not in UNITS:

@@ -2,53 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lowrank.plots.style import DENSE, STYLES, UNITS, axes_of, tidy
+from lowrank.plots.style import DENSE, STYLES, Measure, axes_of, check_measure, kept_of, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lowrank.compression.tradeoff import Sweep
 
-
-def sweep_curve(sweep: Sweep, *, ax: Axes | None = None) -> Axes:
-    """Draw kept fraction against the measured metric, before and after fine-tuning.
-
-    Without a metric, against the outputs' relative error and the error that was predicted.
+def sweep_curve(
+    kept: Sequence[float],
+    lines: Mapping[str, Sequence[float | None]],
+    *,
+    measure: Measure = "macs",
+    ylabel: str = "metric",
+    dense: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw figures of quality against the kept fraction; `Sweep.plot` calls it.
 
     Args:
-        sweep: what `lowrank.sweep` returned.
+        kept: kept fractions in (0, 1].
+        lines: name in the legend -> its figure at each fraction, None where there is none.
+        measure: what the fractions are of: "macs", "params" or "bytes".
+        ylabel: what the figures are.
+        dense: the dense model's figure, drawn as a level.
         ax: axes to draw on; new ones by default.
 
+    Raises:
+        InputError: an unknown measure.
+
     Example:
-        >>> import matplotlib, torch, lowrank
+        >>> import matplotlib
         >>> matplotlib.use("agg")
-        >>> net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 4))
-        >>> found = lowrank.sweep(net, torch.zeros(1, 64), torch.randn(64, 64), keeps=(0.8, 0.4))
-        >>> sweep_curve(found).get_xlabel()
+        >>> ax = sweep_curve([0.8, 0.4], {"compressed": [0.92, 0.90]}, dense=0.93)
+        >>> ax.get_xlabel()
         'MACs kept, %'
     """
+    check_measure(measure)
     ax = axes_of(ax, height=4.0)
-    kept = [100 * p.kept[sweep.measure] for p in sweep]
-    if sweep.dense is not None:
-        lines = {
-            "compressed": [p.metric for p in sweep],
-            "fine-tuned": [p.finetuned for p in sweep],
-        }
-        ax.axhline(sweep.dense, color=DENSE, lw=2, label="dense")
-        ax.set_ylabel("metric")
-    else:
-        measured = [p.quality.relative_error if p.quality else None for p in sweep]
-        lines = {"measured": measured, "predicted": [p.predicted**0.5 for p in sweep]}
-        ax.set_ylabel("relative error of the output")
-        ax.set_yscale("log")
+    if dense is not None:
+        ax.axhline(dense, color=DENSE, lw=2, label="dense")
     for (label, values), (color, marker, dash) in zip(lines.items(), STYLES, strict=False):
-        known = [(x, y) for x, y in zip(kept, values, strict=True) if y is not None]
+        known = [(100 * x, y) for x, y in zip(kept, values, strict=True) if y is not None]
         if known:
             x, y = zip(*known, strict=True)
             ax.plot(x, y, color=color, marker=marker, ls=dash, label=label)
-    ax.set_xlabel(f"{UNITS[sweep.measure].removesuffix(' on the example')} kept, %")
+    ax.set(xlabel=kept_of(measure), ylabel=ylabel)
     ax.invert_xaxis()
     ax.legend(frameon=False)
     return tidy(ax)

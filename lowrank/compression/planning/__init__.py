@@ -1,0 +1,1 @@
+"""What a budget buys: candidates, curves, plans."""
