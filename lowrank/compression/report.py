@@ -293,7 +293,7 @@ def _pictures(report: Report) -> Iterator[tuple[str, Figure, str]]:
     if rows:
         figure = Figure(figsize=(8, 1.2 + 0.24 * rows), layout="constrained")
         measures: tuple[Measure, ...] = ("macs", "params", "bytes")
-        measure = next((m for m in measures if m in report.plan.budget), "macs")
+        measure: Measure = next((m for m in measures if m in report.plan.budget), "macs")
         report.plan.plot(measure=measure, ax=figure.subplots())
         yield "The plan", figure, "Outline: the dense layer; filled: what is kept of it"
     built = sum(row.measured_error is not None for row in report.replaced)

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 
 class Bar(NamedTuple):
-    """What is kept of a layer: its size as it is and as it becomes, and words beside it."""
+    """What is kept of a layer: its size as it is and as it becomes, and words beside it.
+
+    Example:
+        >>> Bar("fc", 4096, 2048, "channel_svd 16: 50 %", True).after
+        2048
+    """
 
     name: str
     before: float
@@ -70,8 +75,14 @@ def plan_bars(
     ax.barh(at, before, height=0.72, color="white", edgecolor=EDGE, lw=0.7)
     ax.barh(at, after, height=0.72, color=colours, edgecolor=EDGE, lw=0.7)
     for y, bar in enumerate(bars):
-        offset = {"xytext": (4, 0), "textcoords": "offset points"}
-        ax.annotate(bar.text, (bar.before, y), va="center", fontsize=size, **offset)
+        ax.annotate(
+            bar.text,
+            (bar.before, y),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=size,
+        )
     ax.set_yticks(at, [bar.name for bar in bars], fontsize=size)
     ax.set_ylim(len(bars) - 0.4, -0.6)  # the first layer on top
     ax.set_xlim(0, 1.55 * max(before))  # room for the labels
