@@ -23,6 +23,7 @@ from lowrank.compression.layers import Call, LayerSpec
 from lowrank.compression.memory import chain_bytes, measure_memory
 from lowrank.compression.methods import CP, ChannelSVD, SpatialSVD, Tucker2
 from lowrank.compression.modules import Branches
+from lowrank.compression.network.units import Alone
 from lowrank.compression.on_the_clock import TRIES, _next_limit
 from lowrank.compression.plan import Dense
 from lowrank.compression.profile import profile
@@ -81,7 +82,8 @@ def timed(methods, clock=None):
     views = {v.name: v for v in scan(model, EXAMPLE).views}
     offered = {n: candidates(views[n], methods) for n in ("2", "4")}
     clock = clock or FakeClock()
-    timing = time_layers(model, EXAMPLE, {n: views[n] for n in offered}, offered, timer=clock)
+    units = {n: Alone(views[n]) for n in offered}
+    timing = time_layers(model, EXAMPLE, units, offered, timer=clock)
     return timing, offered, views, clock
 
 

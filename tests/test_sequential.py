@@ -372,8 +372,8 @@ def test_later_layers_are_fitted_to_what_earlier_ones_lost() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).eval()
     x = torch.randn(400, 8)
-    views = scan(model, x[:1]).views
-    data = Data.of(model, views, [x], weighting="outputs")
+    units = scan(model, x[:1]).units
+    data = Data.of(model, units, [x], weighting="outputs")
     small = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).eval()
     small.load_state_dict(model.state_dict())
     with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -24,22 +24,22 @@ from lowrank.compression.int8 import (
     stage_bytes,
     stages_fit,
 )
-from lowrank.compression.layers import tied_head, weight_of
+from lowrank.compression.layers import LayerView
 from lowrank.compression.methods.base import require
+from lowrank.compression.network.units import names_of, owners_of, total
 from lowrank.compression.plan import Dense, Plan, Tied
 from lowrank.compression.quality import Quality, compare_on, compare_outputs
 from lowrank.compression.replacing import (
-    chained,
     factorize,
-    install,
+    install_unit,
     layer_spec,
     mean_lost,
-    module_weight,
-    replace_head,
-    restore,
+    planned_units,
+    restore_units,
 )
 from lowrank.compression.report import Figures, LayerReport, Report
 from lowrank.compression.scan import held_elsewhere, refuse_valueless, scan, static_reason
+from lowrank.compression.sequential import Goal
 from lowrank.compression.sinks import Sink
 from lowrank.errors import InputError, PlanError
 
@@ -171,28 +171,35 @@ def replace_layers(
     """
     built: dict[str, Built] = {}
     originals: dict[str, nn.Module] = {}
-    methods = plan.replaced
     with torch.inference_mode(False):  # its tensors could never be trained
         small = copy_model(model)
         fitting = None if data is None else Fitting(data, model, small, how, seed=plan.seed)
-        order = list(methods) if fitting is None else fitting.order(list(methods))
-        for done, name in enumerate(order):
+        units = planned_units(small, plan)
+        if fitting is not None:
+            units.sort(key=lambda u: fitting.place(owners_of(u[0])))
+        for done, (unit, method) in enumerate(units):
             if progress is not None:
-                progress(name, done, len(methods))
-            goal, fitted = (None, "to its weights") if fitting is None else fitting.goal(name)
-            made = factorize(small, name, methods[name], plan.seed, goal, max_iter)
-            install(small, name, made.chain, originals)
-            if goal is not None and goal.centred and data is not None:
-                norm = data.sinks.get(name, Sink()).norm
-                take_mean(small, name, mean_lost(goal, made.weight), norm, made.chain)
-            built[name] = Built(made.error, fitted)
-        for name, row in plan.layers.items():
-            if isinstance(row.choice, Tied):
-                replace_head(small, name, row.choice.to, originals)
+                progress(unit.layers[0].name, done, len(units))
+            names = owners_of(unit)
+            goals, fitted = _goals(fitting, names)
+            made = factorize(unit, method, plan.seed, goals, max_iter)
+            install_unit(small, unit, made.parts, originals)
+            for name, goal, weight, error in zip(
+                names, goals, made.weights, made.errors, strict=True
+            ):
+                if goal is not None and goal.centred and data is not None:
+                    norm = data.sinks.get(name, Sink()).norm
+                    take_mean(small, name, mean_lost(goal, weight), norm)
+                built[name] = Built(error, fitted)
     if progress is not None:
-        progress("replaced", len(methods), len(methods))
+        progress("replaced", len(units), len(units))
     small.__dict__[_RECORD] = (*history(small), Applied(plan, originals))
     return small, built
+
+
+def _goals(fitting: Fitting | None, names: Sequence[str]) -> tuple[Sequence[Goal | None], str]:
+    """What the layers of a unit should become, and how that was found, in words."""
+    return ([None] * len(names), "to its weights") if fitting is None else fitting.goals(names)
 
 
 def renormalise(model: nn.Module, small: nn.Module, batches: Sequence[Example]) -> bool:
@@ -237,8 +244,9 @@ def _known(
         return data.bound(model)
     batches = calibration_batches(data, example, calibration)
     shown = batches[0] if example is None else example
-    views = scan(model, shown).views
-    return Data.of(model, views, in_memory(batches, views, shown), seed=plan.seed)
+    found = scan(model, shown)
+    batches = in_memory(batches, found.views, shown)
+    return Data.of(model, found.units, batches, seed=plan.seed)
 
 
 def _quality(
@@ -326,15 +334,8 @@ def build_structure(model: nn.Module, plan: Plan) -> None:
     plan.check_model(model)
     _check_choices(model, plan)
     originals: dict[str, nn.Module] = {}
-    for name, method in plan.replaced.items():
-        module = model.get_submodule(name)
-        spec = layer_spec(module)
-        weight = weight_of(module)
-        stages = [s.build(dtype=weight.dtype, device=weight.device) for s in method.stages(spec)]
-        install(model, name, chained(module, stages), originals)
-    for name, row in plan.layers.items():
-        if isinstance(row.choice, Tied):
-            replace_head(model, name, row.choice.to, originals)
+    for unit, method in planned_units(model, plan):
+        install_unit(model, unit, unit.build(method.stages(unit.spec)), originals)
     model.__dict__[_RECORD] = (*history(model), Applied(plan, originals))
 
 
@@ -363,18 +364,7 @@ def densify(model: nn.Module) -> nn.Module:
     dense = copy_model(model)
     dequantize(dense)
     for applied in reversed(history(dense)):
-        methods, heads = applied.plan.replaced, applied.plan.layers
-        # weights first: a tied head reads its embedding's factors
-        weights = {
-            name: module_weight(dense.get_submodule(name), method, applied.originals[name])
-            for name, method in methods.items()
-        }
-        for name in methods:
-            restore(dense, name, applied.originals[name], weights[name])
-        for name, row in heads.items():
-            if isinstance(row.choice, Tied):
-                shared = weight_of(dense.get_submodule(row.choice.to))
-                restore(dense, name, applied.originals[name], shared)
+        restore_units(dense, applied.plan, applied.originals)
     dense.__dict__.pop(_RECORD, None)
     return dense
 
@@ -395,30 +385,45 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 def _check_choices(model: nn.Module, plan: Plan) -> None:
     """Refuse, before anything is built, a plan edited into something that would break."""
-    modules = dict(model.named_modules())
     held = held_elsewhere(model)
-    for name, method in plan.replaced.items():
-        module = modules[name]
+    for name, row in plan.layers.items():
+        if isinstance(row.choice, Dense):
+            continue
+        module = model.get_submodule(name)
         if (reason := static_reason(module) or held.get(id(module))) is not None:
             raise PlanError(
                 name or "model", f"it cannot be replaced: {reason}", "make it dense in the plan"
             )
-        require(method, layer_spec(module), name)
-        shared = [
-            n
-            for n, m in modules.items()
-            if n != name
-            and m is not module
-            and any(p is weight_of(module) for p in m.parameters(recurse=False))
-        ]
-        tied = {n for n, r in plan.layers.items() if r.choice == Tied(name)}
-        if set(shared) - tied:
-            raise PlanError(
-                name, f"it shares its weight with {', '.join(shared)}", "make it dense in the plan"
-            )
-    for name, row in plan.layers.items():
         if isinstance(row.choice, Tied) and row.choice.to not in plan.replaced:
-            raise PlanError(name, f"it is tied to {row.choice.to}, which is dense", "make it dense")
+            problem = f"it is tied to {row.choice.to}, which no method replaces"
+            raise PlanError(name, problem, "make it dense, or tie it to the first of its unit")
+    users = _users_of_weights(model)
+    for unit, method in planned_units(model, plan):
+        require(method, unit)
+        names = names_of(unit)
+        for view, owner in zip(unit.layers, unit.owners, strict=True):
+            own = {n for n, other in zip(names, unit.owners, strict=True) if other == owner}
+            _check_sharing(view, users[id(view.parameter)], own)
+
+
+def _users_of_weights(model: nn.Module) -> dict[int, dict[str, nn.Module]]:
+    """The modules that hold each parameter, by the parameter's id."""
+    users: dict[int, dict[str, nn.Module]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(id(parameter), {})[name] = module
+    return users
+
+
+def _check_sharing(view: LayerView, users: Mapping[str, nn.Module], own: set[str]) -> None:
+    """Refuse a layer whose weight others hold than those of its unit that should."""
+    held = {n for n, m in users.items() if m is not view.module} | {view.name}
+    if others := sorted(held - own):
+        problem = f"it shares its weight with {', '.join(others)}"
+        raise PlanError(view.name, problem, "make it dense in the plan")
+    if others := sorted(own - held):
+        problem = f"{', '.join(others)} is tied to it and has a weight of its own"
+        raise PlanError(view.name, problem, "untie it in the plan")
 
 
 def _check_int8(model: nn.Module, plan: Plan) -> None:
@@ -427,9 +432,9 @@ def _check_int8(model: nn.Module, plan: Plan) -> None:
     for name in plan.int8:
         choice, module = plan.layers[name].choice, model.get_submodule(name)
         problem = reasons.get(name)
-        if isinstance(choice, Tied):
-            problem = f"it shares its table with {choice.to}"
-        elif not isinstance(choice, Dense):
+        if len(unit := plan.unit(name)) > 1:
+            problem = f"it shares factors with {', '.join(n for n in unit if n != name)}"
+        elif not isinstance(choice, Dense | Tied):
             linear = stages_fit(choice.stages(layer_spec(module)))
             problem = None if linear else f"{choice.name} does not make it linear layers alone"
         elif not linear_in(module):
@@ -439,20 +444,15 @@ def _check_int8(model: nn.Module, plan: Plan) -> None:
 
 
 def _without_stale_figures(model: nn.Module, plan: Plan) -> Plan:
-    """The plan without the predictions of rows whose method was changed by hand."""
-    heads = {r.choice.to: n for n, r in plan.layers.items() if isinstance(r.choice, Tied)}
+    """The plan without the predictions of units whose method was changed by hand."""
     layers = dict(plan.layers)
-    for name, method in plan.replaced.items():
-        stages = method.stages(layer_spec(model.get_submodule(name)))
-        params = sum(s.n_weights for s in stages)
-        if name in heads:
-            head = tied_head(stages, layer_spec(model.get_submodule(heads[name])))
-            params += sum(s.n_weights for s in head[:-1])
-        row = layers[name]
-        if row.cost is None:
-            continue
-        if row.cost.params != params or (row.int8 and row.cost.bytes != stage_bytes(stages)):
-            layers[name] = replace(row, cost=None, error=None)
+    for unit, method in planned_units(model, plan):
+        stages, names = method.stages(unit.spec), names_of(unit)
+        costs = [cost for name in names if (cost := layers[name].cost) is not None]
+        known, real = total(costs), total(unit.costs(stages))
+        in_int8 = layers[names[0]].int8 and known.bytes != stage_bytes(stages)
+        if costs and (known.params != real.params or in_int8):
+            layers |= {n: replace(layers[n], cost=None, error=None) for n in names}
     return replace(plan, layers=layers)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, NoReturn
 
 import numpy as np
@@ -16,7 +16,8 @@ from lowrank.compression.latency import Timing
 from lowrank.compression.layers import Cost
 from lowrank.compression.memory import Peaks
 from lowrank.compression.methods import Method
-from lowrank.compression.plan import Choice, Dense, Plan, PlannedLayer, Tied
+from lowrank.compression.network.units import key_of
+from lowrank.compression.plan import Dense, Plan, PlannedLayer, Tied
 from lowrank.errors import BudgetError, InputError
 
 Progress = Callable[[str, int, int], None]
@@ -24,16 +25,30 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One way to replace a layer: all that the planner ever sees.
+class Share:
+    """What one layer of a unit has of a candidate.
 
     Args:
-        layer: name of the layer.
+        cost: of what stands in its place; what is shared counts with the first layer.
+        error: of its own weight or output; None where that is another layer's.
+    """
+
+    cost: Cost
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to replace a unit: all that the planner ever sees.
+
+    Args:
+        layer: name of the unit's first layer, mostly its only one.
         method: the method with its ranks.
         cost: parameters, bytes and MACs of the replacement's weights.
         error: relative squared error of the weight, ||W - W'||^2 / ||W||^2; with data, of
-            the layer's output.
+            the layer's output. Of several layers the sum.
         int8: its linear layers are quantized; the cost and the error are those of that.
+        shares: what each layer has of it, where the unit holds several.
     """
 
     layer: str
@@ -41,6 +56,7 @@ class Candidate:
     cost: Cost
     error: float
     int8: bool = False
+    shares: tuple[Share, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,14 +75,15 @@ class Whole:
 
 @dataclass(frozen=True)
 class Curve:
-    """The candidates of one layer.
+    """The candidates of one unit.
 
     Args:
-        layer: name of the layer.
+        layer: name of its first layer, mostly its only one.
         dense: cost of its weights as they are.
         candidates: every method at every rank worth considering.
-        head: name of the output head that goes with this embedding, if any.
-        fixed: the layer must take its one candidate, by the user's rule.
+        members: each layer and its dense cost, where the unit holds several.
+        behind: the module behind which what they share runs once, if there is one.
+        fixed: the unit must take its one candidate, by the user's rule.
         importance: how much an error of the whole output counts; None without data.
         int8: the layer's own weight and its candidates in int8, where that was asked for.
     """
@@ -74,10 +91,21 @@ class Curve:
     layer: str
     dense: Cost
     candidates: tuple[Candidate, ...]
-    head: str | None = None
+    members: tuple[tuple[str, Cost], ...] = ()
+    behind: str | None = None
     fixed: bool = False
     importance: Importance | None = None
     int8: tuple[Whole | Candidate, ...] = ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that the candidates cover."""
+        return tuple(name for name, _ in self.members) or (self.layer,)
+
+    @property
+    def key(self) -> str:
+        """The unit's name among those that are timed and followed."""
+        return key_of(self.layers)
 
 
 @dataclass(frozen=True)
@@ -234,17 +262,14 @@ class Curves:
     def _planned(
         self, taken: Mapping[str, Dense | Candidate | Whole], given: Mapping[str, float]
     ) -> Plan:
-        rows: dict[str, Choice | Candidate | Whole] = {n: Dense(r) for n, r in self.reasons.items()}
-        for curve in self.curves:
-            rows[curve.layer] = choice = taken[curve.layer]
-            if curve.head is not None:
-                alone = Dense(f"shares the weight of {curve.layer}")
-                rows[curve.head] = alone if isinstance(choice, Dense) else Tied(curve.layer)
-        dense = {c.layer: c.dense for c in self.curves}
-        layers = {
-            name: _row(self.kinds[name], self.shapes[name], rows[name], dense.get(name))
-            for name in self.kinds
+        rows = {
+            name: PlannedLayer(self.kinds[name], self.shapes[name], Dense(reason))
+            for name, reason in self.reasons.items()
         }
+        for curve in self.curves:
+            for name, row in _rows(curve, taken[curve.layer]).items():
+                rows[name] = replace(row, kind=self.kinds[name], shapes=self.shapes[name])
+        layers = {name: rows[name] for name in self.kinds}
         return Plan(layers, self.total, dict(given), self.seed)
 
     def predicted(self, plan: Plan, exponent: float = 0.5) -> float:
@@ -275,7 +300,7 @@ class Curves:
         """The measures of a layer as it is."""
         costs: dict[str, float] = asdict(curve.dense)
         if self.timing is not None and "latency" in names:
-            costs["latency"] = _NS * self.timing.dense(curve.layer)
+            costs["latency"] = _NS * self.timing.dense(curve.key)
         costs["memory"] = curve.dense.bytes  # beside the peak of the activations
         return [costs[name] for name in names]
 
@@ -284,12 +309,12 @@ class Curves:
         columns = []
         for name in names:
             if name == "latency" and self.timing is not None:
-                columns.append(_NS * self.timing.predict(curve.layer, curve.candidates))
+                columns.append(_NS * self.timing.predict(curve.key, curve.candidates))
                 continue
             field_ = "bytes" if name == "memory" else name
             column = np.array([getattr(c.cost, field_) for c in curve.candidates], float)
             if name == "memory" and self.memory is not None:
-                column += self.memory.rises[curve.layer]
+                column += self.memory.rises[curve.key]
             columns.append(column)
         return np.stack(columns, axis=1)
 
@@ -353,18 +378,28 @@ def _all_dense(offers: Sequence[_Offer]) -> list[int] | None:
     return None if any(len(o.options) > 1 or o.options[0] for o in offers) else [0] * len(offers)
 
 
-def _row(
-    kind: str,
-    shapes: dict[str, tuple[int, ...]],
-    taken: Choice | Candidate | Whole,
-    dense: Cost | None,
-) -> PlannedLayer:
+def _rows(curve: Curve, taken: Dense | Candidate | Whole) -> dict[str, PlannedLayer]:
+    """The rows of a unit's layers; their kinds and shapes are put in by the caller."""
+    first, *others = curve.members or ((curve.layer, curve.dense),)
+    rows = {curve.layer: _row(taken, first[1])}
+    for k, (name, dense) in enumerate(others, 1):
+        if isinstance(taken, Candidate):
+            share = taken.shares[k]
+            choice = Tied(curve.layer)
+            rows[name] = PlannedLayer("", {}, choice, dense, share.cost, share.error)
+        else:
+            rows[name] = PlannedLayer("", {}, Dense(f"shares the weight of {curve.layer}"), dense)
+    return rows
+
+
+def _row(taken: Dense | Candidate | Whole, dense: Cost) -> PlannedLayer:
     if isinstance(taken, Candidate):
-        return PlannedLayer(kind, shapes, taken.method, dense, taken.cost, taken.error, taken.int8)
+        first = taken.shares[0] if taken.shares else Share(taken.cost, taken.error)
+        return PlannedLayer("", {}, taken.method, dense, first.cost, first.error, taken.int8)
     if isinstance(taken, Whole):
         kept = Dense("its own weight, in int8")
-        return PlannedLayer(kind, shapes, kept, dense, taken.cost, taken.error, taken.int8)
-    return PlannedLayer(kind, shapes, taken, dense)
+        return PlannedLayer("", {}, kept, dense, taken.cost, taken.error, taken.int8)
+    return PlannedLayer("", {}, taken, dense)
 
 
 def _why_dense(curve: Curve, offer: _Offer, budget: Budget) -> str:

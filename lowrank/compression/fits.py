@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Literal, TypeAlias
 
@@ -17,6 +18,7 @@ from lowrank.compression.example import Example, held_out
 from lowrank.compression.layers import LayerView, spec_of
 from lowrank.compression.modules import bias_holder
 from lowrank.compression.moments import Moments
+from lowrank.compression.network.units import Unit
 from lowrank.compression.quality import Scorer
 from lowrank.compression.sequential import Goal, Prefix, norm_scale
 from lowrank.compression.sinks import Sink, find_sinks
@@ -33,6 +35,9 @@ Weighting: TypeAlias = Way | Scorer
 """How layers and their outputs are weighed: fits by the gradients that reach an output and
 layers by what replacing each alone does, to the output or to the user's quality of the model;
 both by gradients; or outputs as they are (behind a batch norm), without a backward pass."""
+
+_BEHIND = "to the inputs behind the compressed layers"
+"""How a layer was fitted that was not fitted apart."""
 
 _SAME = 1e-2
 """Relative difference of weights up to which a layer is the same: half precision rounds."""
@@ -63,24 +68,29 @@ class Data:
     """What is known about a model from data: all that fitting a plan needs.
 
     Args:
-        views: the layers, in the order in which they run.
+        units: the layers, in the order in which they run, by the name of each unit's first.
         sinks: layer -> where its output goes.
         calibration: moments of the dense model.
         batches: the inputs they are from.
         weighting: how outputs are weighed.
     """
 
-    views: dict[str, LayerView]
+    units: dict[str, Unit]
     sinks: dict[str, Sink]
     calibration: Calibration
     batches: Sequence[Example]
     weighting: Weighting = "probe"
 
+    @cached_property
+    def views(self) -> dict[str, LayerView]:
+        """The layers that own their weight, in the order in which they run."""
+        return {name: unit.layers[0] for name, unit in self.units.items()}
+
     @classmethod
     def of(
         cls,
         model: nn.Module,
-        views: Sequence[LayerView],
+        units: Sequence[Unit],
         batches: Sequence[Example],
         *,
         loss: Loss | None = None,
@@ -91,16 +101,18 @@ class Data:
 
         Args:
             model: the dense network; left as it is.
-            views: its layers, from `scan`.
+            units: its layers, from `scan`.
             batches: inputs, from `calibration_batches`.
             loss: whose gradients weigh the outputs; see `calibrate`.
             weighting: "outputs" needs no backward pass, the others do.
             seed: of everything drawn.
         """
         gradients = weighting != "outputs"
+        views = [unit.layers[0] for unit in units]
         found = calibrate(model, views, batches, gradients=gradients, loss=loss, seed=seed)
         sinks = find_sinks(model, views, batches[0])
-        return cls({v.name: v for v in views}, sinks, found, batches, weighting)
+        named = {u.layers[0].name: u for u in units}
+        return cls(named, sinks, found, batches, weighting)
 
     def bound(self, model: nn.Module) -> Data:
         """The same for this very model: a copy of the one that was calibrated, or that one.
@@ -109,8 +121,11 @@ class Data:
             InputError: layers of the model are missing, or have other weights.
         """
         modules = dict(model.named_modules())
-        views = {name: _bound(view, modules) for name, view in self.views.items()}
-        return replace(self, views=views)
+        units = {
+            name: unit.rebound([_bound(view, modules) for view in unit.layers])
+            for name, unit in self.units.items()
+        }
+        return replace(self, units=units)
 
     def parted(self, model: nn.Module) -> tuple[Data, list[Example]]:
         """The same without a quarter of the examples, and these; none of few examples.
@@ -120,21 +135,19 @@ class Data:
         rest, held = held_out(self.batches, model)
         if not held:
             return self, []
-        views = self.bound(model).views
-        found = calibrate(model, list(views.values()), rest)
+        bound = self.bound(model)
+        found = calibrate(model, list(bound.views.values()), rest)
         known = self.calibration.layers
         layers = {name: replace(m, G=known[name].G) for name, m in found.layers.items()}
         found = replace(found, layers=layers)
-        return replace(self, views=views, calibration=found, batches=rest), held
+        return replace(bound, calibration=found, batches=rest), held
 
     def reason(self, name: str) -> str | None:
         """Why data says nothing about how to fit the layer, or None."""
-        view = self.views.get(name)
-        if view is None or name not in self.calibration.layers:
+        unit = self.units.get(name)
+        if unit is None or name not in self.calibration.layers:
             return "no batch ran it"
-        if view.head is not None:
-            return "its table is shared with the output head"
-        return None
+        return unit.fitted_to_weights
 
     def centred(self, name: str) -> bool:
         """Whether a bias or a batch norm of its own takes the mean of the layer's error."""
@@ -213,11 +226,24 @@ class Fitting:
         self.data, self.dense, self.how = data, dense, how
         self._prefix = Prefix(dense, small, data.batches, seed=seed)
 
-    def order(self, names: Sequence[str]) -> list[str]:
-        """The layers that are fitted apart from the others first, then the rest as they run."""
+    def place(self, names: Sequence[str]) -> tuple[bool, int]:
+        """When the layers of a unit are fitted: those apart from the others come first, then
+        the rest as they run."""
         places = {name: k for k, name in enumerate(self.data.views)}
-        ordered = sorted(names, key=lambda n: places.get(n, -1))
-        return sorted(ordered, key=lambda n: self._alone(n) is None)
+        behind = all(self._alone(name) is None for name in names)
+        return behind, min(places.get(name, -1) for name in names)
+
+    def goals(self, names: Sequence[str]) -> tuple[list[Goal | None], str]:
+        """What the layers of a unit should become, all on the same inputs, and how that was
+        found, in words."""
+        found = [self.goal(name) for name in names]
+        goals, ways = [goal for goal, _ in found], [how for _, how in found]
+        if len(set(ways)) == 1:
+            return goals, ways[0]
+        why = next(how for how in ways if how != _BEHIND)
+        if None in goals:
+            return [None] * len(names), why
+        return [self.data.goal(self.dense, name) for name in names], why
 
     def goal(self, name: str) -> tuple[Goal | None, str]:
         """What a layer should become, and how that was found, in words."""
@@ -232,7 +258,7 @@ class Fitting:
                 centred=self.data.centred(name),
             )
             if found is not None:
-                return found, "to the inputs behind the compressed layers"
+                return found, _BEHIND
             alone = "the compressed model does not run it on the same"
         return self.data.goal(self.dense, name), f"to the dense model's inputs: {alone}"
 
@@ -258,8 +284,7 @@ def _bound(view: LayerView, modules: Mapping[str, nn.Module]) -> LayerView:
     if module is None or spec_of(module) != view.spec:
         problem = f"the model that it was calibrated on has another {view.name or 'layer'}"
         raise InputError("data", problem, "measure this model")
-    head = None if view.head is None else _bound(view.head, modules)
-    found = replace(view, module=module, head=head)
+    found = replace(view, module=module)
     own, other = view.weight(), found.weight()
     if torch.linalg.vector_norm(own - other.to(own)) > _SAME * torch.linalg.vector_norm(own):
         problem = f"it was calibrated on other weights of {view.name or 'the model'}"
@@ -280,11 +305,9 @@ def _of_norm(model: nn.Module, sink: Sink, view: LayerView, moments: Moments) ->
     return torch.diag_embed(squares + floor).to(moments.mean.dtype)
 
 
-def take_mean(
-    small: nn.Module, name: str, shift: Tensor, norm: str | None, chain: nn.Sequential
-) -> None:
+def take_mean(small: nn.Module, name: str, shift: Tensor, norm: str | None) -> None:
     """Add a shift (out,) to a replaced layer's output, by its bias or the batch norm behind it."""
-    bias = bias_holder(chain)._parameters.get("bias")
+    bias = bias_holder(small.get_submodule(name))._parameters.get("bias")
     with torch.no_grad():
         if bias is not None:
             bias.add_(shift.to(bias.dtype))

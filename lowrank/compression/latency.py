@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lowrank.compression.example import Example, tensors
-from lowrank.compression.layers import Call, LayerView, Stage, tied_head
+from lowrank.compression.layers import Call, Stage
 from lowrank.compression.methods.base import Method
+from lowrank.compression.network.units import Unit
 from lowrank.compression.stopwatch import Stopwatch, Timer, in_turns
 from lowrank.errors import InputError
 
@@ -206,15 +207,15 @@ class Timing:
 
     Args:
         timer: what has been timed.
-        views: layer name -> the layer.
+        units: the units by their keys.
         total: seconds of the whole dense model.
 
     Attributes:
         rest: seconds of the model outside of the layers, never negative.
     """
 
-    def __init__(self, timer: LayerTimer, views: Mapping[str, LayerView], total: float) -> None:
-        self.timer, self.views, self.total = timer, dict(views), total
+    def __init__(self, timer: LayerTimer, units: Mapping[str, Unit], total: float) -> None:
+        self.timer, self.units, self.total = timer, dict(units), total
         self.rest = total
         self._exact: dict[str, dict[Method | None, float]] = defaultdict(dict)
         self._sharp: dict[str, set[Method]] = defaultdict(set)
@@ -227,7 +228,7 @@ class Timing:
         """Time the dense layers and a grid of each family of candidates.
 
         Args:
-            candidates: layer name -> what the planner may choose among.
+            candidates: unit -> what the planner may choose among.
             progress: called as (layer, done, total).
         """
         for done, (name, offered) in enumerate(candidates.items()):
@@ -281,18 +282,22 @@ class Timing:
             self._sharp[name].add(method)
 
     def _time(self, name: str, methods: Sequence[Method | None]) -> None:
-        view = self.views[name]
-        totals = self.timer.seconds([_chain(view, m) for m in methods], view.calls)
-        if view.head is not None:
-            heads = self.timer.seconds([_head_chain(view, m) for m in methods], view.head.calls)
-            totals = [a + b for a, b in zip(totals, heads, strict=True)]
+        unit, totals = self.units[name], [0.0] * len(methods)
+        runs = [unit.runs(None if m is None else m.stages(unit.spec)) for m in methods]
+        for calls in dict.fromkeys(calls for run in runs for _, calls in run):
+            chains = {c: None for run in runs for c, at in run if at == calls}
+            seconds = dict(zip(chains, self.timer.seconds([*chains], calls), strict=True))
+            totals = [
+                t + sum(seconds[c] for c, at in run if at == calls)
+                for t, run in zip(totals, runs, strict=True)
+            ]
         self._exact[name].update(zip(methods, totals, strict=True))
 
 
 def time_layers(
     model: nn.Module,
     example: Example,
-    views: Mapping[str, LayerView],
+    units: Mapping[str, Unit],
     candidates: Mapping[str, Sequence[Candidate]],
     *,
     timer: Timer | None = None,
@@ -303,8 +308,8 @@ def time_layers(
     Args:
         model: the dense model.
         example: inputs of one forward pass.
-        views: layer name -> the layer.
-        candidates: layer name -> what may replace it.
+        units: the units by their keys.
+        candidates: unit -> what may replace it.
         timer: seconds of one run; by default the clock that suits the device.
         progress: called as (layer, done, total).
 
@@ -317,14 +322,14 @@ def time_layers(
     clock = timer or Stopwatch.here(model, example)
     with torch.random.fork_rng():
         runs = in_turns([model], example, clock, rounds=(5, 30), enough=1.0, warmup=2)[0]
-    first = next(iter(views.values()), None)
+    first = next(iter(units.values()), None)
     layers = LayerTimer(
         device=every[0].device,
-        dtype=torch.float32 if first is None else first.parameter.dtype,
+        dtype=torch.float32 if first is None else first.layers[0].parameter.dtype,
         channels_last=runs_channels_last(model, example),
         timer=timer,
     )
-    timing = Timing(layers, views, min(runs))
+    timing = Timing(layers, units, min(runs))
     timing.measure(candidates, progress)
     return timing
 
@@ -347,16 +352,6 @@ def runs_channels_last(model: nn.Module, example: Example) -> bool:
         )
         for t in (*tensors(example), *model.parameters())
     )
-
-
-def _chain(view: LayerView, method: Method | None) -> Chain:
-    return (view.spec,) if method is None else tuple(method.stages(view.spec))
-
-
-def _head_chain(view: LayerView, method: Method | None) -> Chain:
-    assert view.head is not None
-    chain = _chain(view, method)
-    return (view.head.spec,) if len(chain) == 1 else tied_head(chain, view.head.spec)
 
 
 _RANKS = ("rank", "multiplier", "colours", "n_bricks")

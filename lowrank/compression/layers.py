@@ -367,7 +367,6 @@ class LayerView:
         module: the layer itself.
         spec: its shape.
         calls: what the example made it do, one entry per call.
-        head: the output head whose weight is this embedding's, if there is one.
     """
 
     name: str
@@ -375,7 +374,6 @@ class LayerView:
     module: nn.Module
     spec: LayerSpec
     calls: tuple[Call, ...]
-    head: LayerView | None = None
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -391,12 +389,6 @@ class LayerView:
         """The cost of the dense layer, or of `stages` in its place, over all calls."""
         stages = [self.spec] if stages is None else list(stages)
         macs = sum(chain_macs(stages, call) for call in self.calls)
-        if self.head is not None:
-            dense = len(stages) == 1
-            head = (self.head.spec,) if dense else tied_head(stages, self.head.spec)
-            macs += sum(chain_macs(head, call) for call in self.head.calls)
-            # the table over the words is shared; the head's small factor stands beside it
-            stages += head[:-1]
         size = self.parameter.element_size()
         params = sum(s.n_weights for s in stages)
         return Cost(params, sum(s.n_bytes(size) for s in stages), macs)

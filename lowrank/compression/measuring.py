@@ -10,7 +10,7 @@ from typing import NoReturn, get_args
 from torch import nn
 
 from lowrank.compression.calibrate import Loss, calibration_batches, in_memory
-from lowrank.compression.curves import Candidate, Curve, Curves, Progress, Whole
+from lowrank.compression.curves import Candidate, Curve, Curves, Progress, Share, Whole
 from lowrank.compression.example import Example
 from lowrank.compression.fits import Data, Importance, Way, Weighting
 from lowrank.compression.int8 import Rounding, require_torchao
@@ -22,6 +22,7 @@ from lowrank.compression.methods.base import compose, require
 from lowrank.compression.methods.fitting import identity
 from lowrank.compression.modules import weight_bytes
 from lowrank.compression.names import left_out, suggestion
+from lowrank.compression.network.units import Unit, key_of, names_of, total
 from lowrank.compression.plan import Choice, Dense, Tied
 from lowrank.compression.profile import TOTAL, count_macs
 from lowrank.compression.scan import Scan, scan
@@ -98,29 +99,31 @@ def measure(
     found = scan(model, example)
     overrides = dict(overrides or {})
     reasons = found.reasons | _ruled_out(found, skip, only, overrides)
-    views = [v for v in found.views if v.name not in reasons]
-    for name in set(reasons) & {v.name for v in found.views}:
-        reasons |= dict.fromkeys(_head(found, name), f"shares the weight of {name}")
-    if not views:
+    units = [u for u in found.units if u.layers[0].name not in reasons]
+    for unit in found.units:
+        if (name := unit.layers[0].name) in reasons:
+            others = names_of(unit)[1:]
+            reasons |= dict.fromkeys(others, f"shares the weight of {name}")
+    if not units:
         _refuse_model(found, reasons)
     known = _calibrated(model, example, found, data, calibration, loss, weighting, seed, progress)
     curves = []
-    for done, view in enumerate(views):
+    for done, unit in enumerate(units):
+        view = unit.layers[0]
         if progress is not None:
-            progress(view.name, done, len(views))
+            progress(view.name, done, len(units))
         metric, importance = _on_data(model, view, known)
         if view.name in overrides:
-            forced = _forced(view, overrides[view.name], seed, metric)
-            curves.append(replace(forced, importance=importance))
+            forced = (_forced(unit, overrides[view.name], seed, metric),)
+            curves.append(replace(_curve(unit, forced, importance), fixed=True))
             continue
-        candidates = tuple(_candidates(view, chosen, round_to, seed, metric))
-        head = view.head.name if view.head else None
+        candidates = tuple(_candidates(unit, chosen, round_to, seed, metric))
         rounding = Rounding(view, metric, seed) if int8 else None
         coarse = () if rounding is None else _in_int8(rounding, candidates)
-        curves.append(Curve(view.name, view.cost(), candidates, head, False, importance, coarse))
+        curves.append(replace(_curve(unit, candidates, importance), int8=coarse))
     if progress is not None:
-        progress("measured", len(views), len(views))
-    named = {v.name: v for v in views}
+        progress("measured", len(units), len(units))
+    named = {key_of(names_of(u)): u for u in units}
     measured = Curves(
         tuple(curves),
         reasons,
@@ -150,19 +153,19 @@ def _probed(
 def _timed(
     model: nn.Module,
     example: Example,
-    views: Mapping[str, LayerView],
+    units: Mapping[str, Unit],
     curves: Sequence[Curve],
     progress: Progress | None,
 ) -> Timing:
-    offered = {c.layer: c.candidates for c in curves}
-    return time_layers(model, example, views, offered, progress=progress)
+    offered = {c.key: c.candidates for c in curves}
+    return time_layers(model, example, units, offered, progress=progress)
 
 
 def _followed(
-    model: nn.Module, example: Example, views: Mapping[str, LayerView], curves: Sequence[Curve]
+    model: nn.Module, example: Example, units: Mapping[str, Unit], curves: Sequence[Curve]
 ) -> Peaks:
-    chains = {c.layer: [m.method.stages(views[c.layer].spec) for m in c.candidates] for c in curves}
-    return Peaks.of(model, example, views, chains)
+    stages = {c.key: [m.method.stages(units[c.key].spec) for m in c.candidates] for c in curves}
+    return Peaks.of(model, example, units, stages)
 
 
 def _calibrated(
@@ -189,7 +192,7 @@ def _calibrated(
         progress("calibrating", 0, 1)
     batches = calibration_batches(data, example, calibration)
     batches = in_memory(batches, found.views, example)
-    return Data.of(model, found.views, batches, loss=loss, weighting=weighting, seed=seed)
+    return Data.of(model, found.units, batches, loss=loss, weighting=weighting, seed=seed)
 
 
 def _on_data(
@@ -212,22 +215,45 @@ def model_cost(model: nn.Module, example: Example) -> Cost:
     return Cost(n, weight_bytes(model), count_macs(model, example)[TOTAL])
 
 
+def _curve(
+    unit: Unit, candidates: tuple[Candidate, ...], importance: Importance | None = None
+) -> Curve:
+    dense = unit.costs(None)
+    members = tuple(zip(names_of(unit), dense, strict=True)) if len(dense) > 1 else ()
+    return Curve(
+        unit.layers[0].name,
+        total(dense),
+        candidates,
+        members,
+        unit.behind,
+        importance=importance,
+    )
+
+
+def _candidate(unit: Unit, method: Method, errors: Sequence[float | None]) -> Candidate:
+    """A candidate with the errors of the unit's layers; None where one has none of its own."""
+    costs = unit.costs(method.stages(unit.spec))
+    shares = tuple(map(Share, costs, errors)) if len(costs) > 1 else ()
+    error = sum(e for e in errors if e is not None)
+    return Candidate(unit.layers[0].name, method, total(costs), error, shares=shares)
+
+
 def _candidates(
-    view: LayerView,
+    unit: Unit,
     methods: Sequence[type[Method]],
     round_to: int,
     seed: int,
     metric: Metric | None,
 ) -> Iterator[Candidate]:
-    weight = view.weight()
+    spec, weight = unit.spec, unit.layers[0].weight()
+    others = (None,) * (len(unit.layers) - 1)
     for cls in methods:
-        if cls.supports(view.spec) is not None:
+        if unit.bond not in cls.serves or cls.supports(spec) is not None:
             continue
-        found = cls.candidates(view.spec, weight, round_to=round_to, seed=seed, metric=metric)
+        found = cls.candidates(spec, weight, round_to=round_to, seed=seed, metric=metric)
         for method, error in found:
             if isfinite(error):  # a fit that came to nothing is no candidate
-                cost = view.cost(method.stages(view.spec))
-                yield Candidate(view.name, method, cost, error)
+                yield _candidate(unit, method, (error, *others))
 
 
 def _in_int8(rounding: Rounding, candidates: Sequence[Candidate]) -> tuple[Whole | Candidate, ...]:
@@ -237,18 +263,16 @@ def _in_int8(rounding: Rounding, candidates: Sequence[Candidate]) -> tuple[Whole
     return (*own, *rounding.of(candidates))
 
 
-def _forced(view: LayerView, choice: Choice, seed: int, metric: Metric | None) -> Curve:
+def _forced(unit: Unit, choice: Choice, seed: int, metric: Metric | None) -> Candidate:
     assert not isinstance(choice, Dense | Tied)
-    require(choice, view.spec, view.name)
-    weight = view.weight()
-    stages = choice.stages(view.spec)
-    made = compose(view.spec, stages, choice.factor(view.spec, weight, seed=seed, metric=metric))
+    spec, weight = unit.spec, unit.layers[0].weight()
+    require(choice, unit)
+    stages = choice.stages(spec)
+    made = compose(spec, stages, choice.factor(spec, weight, seed=seed, metric=metric))
     measured = metric or identity(weight)
     energy = measured.error(weight.flatten(2))
     error = measured.error((weight - made).flatten(2)) / energy if energy else 0.0
-    candidate = Candidate(view.name, choice, view.cost(stages), error)
-    head = view.head.name if view.head else None
-    return Curve(view.name, view.cost(), (candidate,), head, fixed=True)
+    return _candidate(unit, choice, (error, *(None,) * (len(unit.layers) - 1)))
 
 
 def _known(names: Iterable[str]) -> str:
@@ -298,10 +322,6 @@ def _check_override(name: str, choice: Choice, found: Scan) -> None:
             name, "it goes with the embedding that it shares its weight with"
         )
         raise PlanError(name, f"it cannot be replaced: {reason}", "drop its override")
-
-
-def _head(found: Scan, name: str) -> list[str]:
-    return [v.head.name for v in found.views if v.name == name and v.head is not None]
 
 
 def _refuse_model(found: Scan, reasons: Mapping[str, str]) -> NoReturn:

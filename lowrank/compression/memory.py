@@ -23,7 +23,8 @@ from torch import nn
 
 from lowrank.compression.counting import MemoryMode
 from lowrank.compression.example import Example, call, check, evaluating
-from lowrank.compression.layers import Call, LayerSpec, LayerView, Stage, tied_head
+from lowrank.compression.layers import Call, LayerSpec, LayerView, Stage
+from lowrank.compression.network.units import Unit
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ class Memory:
         """Peak of the activations with a chain in the layer's place, in bytes."""
         dtype = view.parameter.dtype
         calls = zip(self.before[view.name], view.calls, strict=True)
-        peaks = [alive + chain_bytes(chain, at, dtype) for alive, at in calls]
-        if view.head is not None:  # which is built on the same factors
-            peaks.append(self.with_chain(view.head, tied_head(chain, view.head.spec)))
-        return max([self.peak, *peaks])
+        return max([self.peak, *(alive + chain_bytes(chain, at, dtype) for alive, at in calls)])
+
+    def with_unit(self, unit: Unit, stages: Sequence[Stage]) -> int:
+        """The same for a unit: one of its layers runs at a time."""
+        chains = zip(unit.layers, unit.chains(stages), strict=True)
+        return max(self.with_chain(view, chain) for view, chain in chains)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,7 @@ class Peaks:
 
     Attributes:
         dense: what the dense model holds.
-        rises: layer name -> (n,) bytes, one for each of its candidates alone.
+        rises: unit -> (n,) bytes, one for each of its candidates alone.
     """
 
     dense: Memory
@@ -75,21 +78,22 @@ class Peaks:
         cls,
         model: nn.Module,
         example: Example,
-        views: Mapping[str, LayerView],
-        chains: Mapping[str, Sequence[Sequence[Stage]]],
+        units: Mapping[str, Unit],
+        offered: Mapping[str, Sequence[Sequence[Stage]]],
     ) -> Peaks:
         """Measure the model and look at every candidate's chain.
 
         Args:
             model: the dense model.
             example: inputs of one forward pass.
-            views: layer name -> the layer.
-            chains: layer name -> the stages of each of its candidates.
+            units: the units by their keys.
+            offered: unit -> the stages of each of its candidates.
         """
+        views = {view.name: view for unit in units.values() for view in unit.layers}
         dense = measure_memory(model, example, views)
         rises = {
-            name: np.array([dense.with_chain(views[name], c) - dense.peak for c in offered], int)
-            for name, offered in chains.items()
+            key: np.array([dense.with_unit(units[key], s) - dense.peak for s in stages], int)
+            for key, stages in offered.items()
         }
         return cls(dense, rises)
 
@@ -172,8 +176,7 @@ def measure_memory(
         before[name].append(mode.current)
 
     with ExitStack() as stack:
-        watched = [v for view in (views or {}).values() for v in (view, view.head) if v is not None]
-        for view in watched:
+        for view in (views or {}).values():
             hook = view.module.register_forward_pre_hook(partial(note, view.name), prepend=True)
             stack.callback(hook.remove)
         stack.enter_context(evaluating(model))

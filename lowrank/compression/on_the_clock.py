@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from lowrank.compression.apply import build_structure, copy_model
+from lowrank.compression.apply import build_structure, copy_model, history
 from lowrank.compression.budget import checked
 from lowrank.compression.curves import NO_FASTER, Curves
 from lowrank.compression.example import Example
 from lowrank.compression.latency import compare, fill
+from lowrank.compression.methods import Method
+from lowrank.compression.network.units import key_of
 from lowrank.compression.plan import Plan
 from lowrank.compression.stopwatch import Timer
 from lowrank.errors import BudgetError
@@ -95,7 +97,7 @@ def plan_on_the_clock(
             tried.append(Timed(plan, 1.0, 1.0, attempt - 1))
             break
         found = compare(model, structure(model, plan), example, timer=timer)
-        tried.append(Timed(plan, curves.timing.ratio(plan.replaced), found.ratio, attempt))
+        tried.append(Timed(plan, curves.timing.ratio(_keyed(plan)), found.ratio, attempt))
         if SPENT * wanted <= found.ratio <= AIM * wanted:
             break
         points.append((limit, found.ratio))
@@ -132,21 +134,25 @@ def structure(model: nn.Module, plan: Plan) -> nn.Module:
     small = copy_model(model)
     build_structure(small, plan)
     rng = torch.Generator().manual_seed(plan.seed)
-    for name in plan.replaced:
+    for name in history(small)[-1].originals:
         fill(small.get_submodule(name), rng)
     return small
+
+
+def _keyed(plan: Plan) -> dict[str, Method]:
+    return {key_of(names): method for names, method in plan.units.items()}
 
 
 def _sharpened(curves: Curves, plan_within: Callable[[float], Plan], limit: float) -> Plan:
     """The plan for a limit, made anew while timing its candidates changes it."""
     assert curves.timing is not None
     plan = plan_within(limit)
-    curves.timing.sharpen(plan.replaced)
+    curves.timing.sharpen(_keyed(plan))
     with suppress(BudgetError):  # then the last plan is the nearest
         for _ in range(SHARPER):
             again = plan_within(limit)
-            if again.replaced == plan.replaced:
+            if again.units == plan.units:
                 break
             plan = again
-            curves.timing.sharpen(plan.replaced)
+            curves.timing.sharpen(_keyed(plan))
     return plan

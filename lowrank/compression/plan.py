@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "lowrank.plan", 1
 
-_ROW = frozenset(("kind", "shapes", "method", "cost", "cost_dense", "error", "int8"))
+_ROW = frozenset(("kind", "shapes", "method", "cost", "cost_dense", "error", "int8", "behind"))
 """Keys of a replaced layer's row beside the settings of its method."""
 
 
@@ -46,10 +46,11 @@ class Dense:
 
 @dataclass(frozen=True)
 class Tied:
-    """An output head that goes with the embedding whose table it shares.
+    """A layer that goes with another one, whose method covers both and whose factors it shares.
 
     Args:
-        to: name of the embedding.
+        to: name of the other: the embedding whose table an output head reads, or the first
+            of the layers that share a factor for their input.
     """
 
     to: str
@@ -70,6 +71,8 @@ class PlannedLayer:
         cost: predicted cost of its replacement, or of itself in int8; None where it stays as it is.
         error: predicted relative squared error of the weight or output; None likewise.
         int8: its linear layers (itself, if dense) are quantized after fitting.
+        behind: the module behind which the factor that it shares with others runs, once;
+            None where nothing is shared, or each of them runs it.
     """
 
     kind: str
@@ -79,6 +82,7 @@ class PlannedLayer:
     cost: Cost | None = None
     error: float | None = None
     int8: bool = False
+    behind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,18 @@ class Plan:
 
     @property
     def replaced(self) -> dict[str, Method]:
-        """The layers that a method replaces."""
+        """The layers that a method replaces, by themselves or with others tied to them."""
         chosen = {name: row.choice for name, row in self.layers.items()}
         return {n: c for n, c in chosen.items() if not isinstance(c, Dense | Tied)}
+
+    @property
+    def units(self) -> dict[tuple[str, ...], Method]:
+        """The names of the layers that each method covers -> the method."""
+        covered = {name: [name] for name in self.replaced}
+        for name, row in self.layers.items():
+            if isinstance(row.choice, Tied) and row.choice.to in covered:
+                covered[row.choice.to].append(name)
+        return {tuple(names): self.replaced[first] for first, names in covered.items()}
 
     @property
     def int8(self) -> list[str]:
@@ -142,9 +155,15 @@ class Plan:
         """
         if name not in self.layers:
             raise PlanError(name, "the plan has no such layer", suggestion(name, self.layers))
-        row = self.layers[name]
-        changed = PlannedLayer(row.kind, row.shapes, choice, row.dense)
-        return Plan({**self.layers, name: changed}, self.total, self.budget, self.seed)
+        bare = {
+            n: replace(self.layers[n], cost=None, error=None, int8=False) for n in self.unit(name)
+        }
+        bare[name] = replace(bare[name], choice=choice)
+        return replace(self, layers={**self.layers, **bare})
+
+    def unit(self, name: str) -> tuple[str, ...]:
+        """The layers that are replaced together with this one, itself included."""
+        return next((names for names in self.units if name in names), (name,))
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model that the plan was not made for.
@@ -364,6 +383,7 @@ def _row_to_dict(row: PlannedLayer) -> dict[str, Any]:
         out["cost_dense"] = asdict(row.dense)
     if row.cost is not None:
         out |= {"cost": asdict(row.cost), "error": row.error}
+    out |= {"behind": row.behind} if row.behind is not None else {}
     return out | ({"int8": True} if row.int8 else {})
 
 
@@ -379,8 +399,9 @@ def _row_from_dict(name: str, row: Mapping[str, Any]) -> PlannedLayer:
         choice=_choice_from_dict(name, row),
         dense=Cost(**row["cost_dense"]) if "cost_dense" in row else None,
         cost=Cost(**row["cost"]) if "cost" in row else None,
-        error=float(row["error"]) if "error" in row else None,
+        error=None if row.get("error") is None else float(row["error"]),
         int8=row.get("int8", False),
+        behind=None if row.get("behind") is None else str(row["behind"]),
     )
 
 

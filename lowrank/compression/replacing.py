@@ -3,64 +3,89 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lowrank.compression.layers import (
+    Factor,
     LayerSpec,
-    canonical,
+    LayerView,
+    Stage,
     is_transposed_linear,
     leaves,
     module_layout,
     spec_of,
-    tied_head,
     weight_of,
     with_leaves,
 )
 from lowrank.compression.methods import Method
 from lowrank.compression.methods.base import compose
 from lowrank.compression.modules import bias_holder
+from lowrank.compression.network.units import Parts, Unit, unit_of
+from lowrank.compression.plan import Plan
 from lowrank.compression.sequential import Goal
 from lowrank.decompositions.metric import Metric
+from lowrank.errors import PlanError
 from lowrank.linalg import wide
 
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """Stages in a row, the canonical weight they amount to, and its relative error."""
+    """What replaces a unit.
 
-    chain: nn.Sequential
-    weight: Tensor
-    error: float
+    Args:
+        parts: the modules.
+        weights: for each layer that owns one, the canonical weight that its stages amount to.
+        errors: likewise, how far that is off, relatively.
+    """
+
+    parts: Parts
+    weights: tuple[Tensor, ...]
+    errors: tuple[float, ...]
+
+
+def planned_units(model: nn.Module, plan: Plan) -> list[tuple[Unit, Method]]:
+    """The units that a plan replaces in a model, and the method of each.
+
+    Raises:
+        PlanError: a layer is none, or layers that are tied make no unit.
+    """
+    found = []
+    for names, method in plan.units.items():
+        views = [_view(name, model.get_submodule(name)) for name in names]
+        unit = unit_of(views, plan.layers[names[0]].behind)
+        if unit is None:
+            problem = f"it makes no unit with {', '.join(names[1:])}, which are tied to it"
+            raise PlanError(names[0], problem, "untie them in the plan")
+        found.append((unit, method))
+    return found
+
+
+def _view(name: str, module: nn.Module) -> LayerView:
+    return LayerView(name, (name,), module, layer_spec(module), ())
 
 
 def factorize(
-    model: nn.Module,
-    name: str,
+    unit: Unit,
     method: Method,
     seed: int,
-    goal: Goal | None,
+    goals: Sequence[Goal | None],
     max_iter: int | None,
 ) -> Replacement:
-    """The stages that replace a layer, closest to its weight or to the goal."""
-    module = model.get_submodule(name)
-    spec, weight = layer_spec(module), weight_of(module)
-    if goal is None:
-        W = canonical(spec, wide(weight.detach()), transposed=is_transposed_linear(module))
-    else:
-        W = goal.weight.to(torch.promote_types(weight.dtype, torch.float32))
-    stages = method.stages(spec)
-    metric = None if goal is None else goal.metric
-    factors = method.factor(spec, W, seed=seed, metric=metric, max_iter=max_iter)
-    made = compose(spec, stages, factors)
-    modules = []
-    for stage, factor in zip(stages, factors, strict=True):
-        modules.append(stage.build(dtype=weight.dtype, device=weight.device))
-        stage.write(modules[-1], factor)
-    return Replacement(chained(module, modules), made, _relative(W, made, metric))
+    """The stages that replace a unit, closest to its layers' weights or to their goals."""
+    view = unit.layers[0]
+    (goal,) = goals
+    wide_type = torch.promote_types(view.parameter.dtype, torch.float32)
+    W = view.weight() if goal is None else goal.weight.to(wide_type)
+    stages, metric = method.stages(unit.spec), None if goal is None else goal.metric
+    factors = method.factor(unit.spec, W, seed=seed, metric=metric, max_iter=max_iter)
+    made = compose(unit.spec, stages, factors)
+    parts = unit.build(stages)
+    unit.write(parts, stages, factors)
+    return Replacement(parts, (made,), (_relative(W, made, metric),))
 
 
 def _relative(W: Tensor, made: Tensor, metric: Metric | None) -> float:
@@ -143,25 +168,40 @@ def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 parent._modules[key] = new
 
 
-def replace_head(model: nn.Module, name: str, to: str, originals: dict[str, nn.Module]) -> None:
-    """Build the output head on the factors of the embedding that it was tied to."""
-    head, embedding = model.get_submodule(name), model.get_submodule(to)
-    assert isinstance(embedding, nn.Sequential)
-    table, small = weight_of(embedding[0]), weight_of(embedding[1])  # (words, r), (features, r)
-    stages = tied_head([layer_spec(embedding[0])], layer_spec(head))
-    modules = [s.build(dtype=table.dtype, device=table.device) for s in stages]
-    with torch.no_grad():
-        weight_of(modules[0]).copy_(small.T)
-    chain = chained(head, modules)
-    modules[-1].weight = table
-    install(model, name, chain, originals)
+def install_unit(
+    model: nn.Module, unit: Unit, parts: Parts, originals: dict[str, nn.Module]
+) -> None:
+    """Put the modules that replace a unit in its layers' places, and keep the layers' shells."""
+    for view, row in zip(unit.layers, parts.rows, strict=True):
+        install(model, view.name, chained(view.module, row), originals)
 
 
-def module_weight(chain: nn.Module, method: Method, original: nn.Module) -> Tensor:
-    """The weight, in the original module's layout, that the stages amount to."""
-    spec = layer_spec(original)
-    folded = folded_weight(chain, method, spec)
-    return module_layout(spec, folded, transposed=is_transposed_linear(original))
+def restore_units(model: nn.Module, plan: Plan, originals: Mapping[str, nn.Module]) -> None:
+    """Put dense layers, with the weights that the stages amount to, back in their places."""
+    found = []
+    for names, method in plan.units.items():  # all weights first: a head reads its table
+        unit = unit_of([_view(n, originals[n]) for n in names], plan.layers[names[0]].behind)
+        assert unit is not None
+        found.append((unit, _weights(model, unit, method)))
+    for unit, weights in found:
+        restored: list[Tensor] = []
+        for k, (view, owner) in enumerate(zip(unit.layers, unit.owners, strict=True)):
+            weight = weights[len(restored)] if owner == k else restored[owner]
+            restore(model, view.name, view.module, weight)
+            if owner == k:
+                restored.append(weight_of(view.module))
+
+
+def _weights(model: nn.Module, unit: Unit, method: Method) -> tuple[Tensor, ...]:
+    """The weights, each in its layer's layout, that the stages in a model amount to."""
+    stages = method.stages(unit.spec)
+    rows = [tuple(model.get_submodule(view.name).children()) for view in unit.layers]
+    made = _folded(unit.spec, stages, unit.read(Parts(tuple(rows)), stages))
+    owners = [view for k, view in enumerate(unit.layers) if unit.owners[k] == k]
+    return tuple(
+        module_layout(view.spec, W, transposed=is_transposed_linear(view.module))
+        for view, W in zip(owners, unit.split(made), strict=True)
+    )
 
 
 def folded_weight(chain: nn.Module, method: Method, spec: LayerSpec) -> Tensor:
@@ -169,6 +209,10 @@ def folded_weight(chain: nn.Module, method: Method, spec: LayerSpec) -> Tensor:
     assert isinstance(chain, nn.Sequential)
     stages = method.stages(spec)
     factors = [stage.read(module) for stage, module in zip(stages, chain, strict=True)]
+    return _folded(spec, stages, factors)
+
+
+def _folded(spec: LayerSpec, stages: Sequence[Stage], factors: Sequence[Factor]) -> Tensor:
     found = [wide(f) if f.is_floating_point() else f for f in leaves(factors)]
     return compose(spec, stages, with_leaves(factors, found))
 

@@ -11,7 +11,7 @@ import functools
 import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from lowrank.compression.layers import (
     spec_of,
 )
 from lowrank.compression.modules import is_int8
+from lowrank.compression.network.units import Alone, TiedTable, Unit
 from lowrank.errors import InputError
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -35,20 +36,25 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 @dataclass(frozen=True)
 class Scan:
-    """Every layer of a model: `views` can be replaced, `reasons` says why the rest cannot.
+    """Every layer of a model: `units` can be replaced, `reasons` says why the rest cannot.
 
     Args:
-        views: the replaceable layers, in the order in which the example ran them; an output
-            head that shares an embedding's weight is found in that embedding's view.
+        units: the replaceable layers, in the order in which the example ran them, each in
+            one unit; an output head goes with the embedding whose table it reads.
         reasons: name of every other module that holds parameters -> why it stays dense.
         kinds: name of every module of the two above -> its class name.
         shapes: name of every module of the two above -> shapes of its own parameters.
     """
 
-    views: tuple[LayerView, ...]
+    units: tuple[Unit, ...]
     reasons: dict[str, str]
     kinds: dict[str, str]
     shapes: dict[str, dict[str, tuple[int, ...]]]
+
+    @property
+    def views(self) -> tuple[LayerView, ...]:
+        """The replaceable layers that own their weight: the first of every unit."""
+        return tuple(unit.layers[0] for unit in self.units)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -98,10 +104,10 @@ def scan(model: nn.Module, example: Example) -> Scan:
         for name, module in candidates.items()
         if name not in reasons
     }
-    _pair_shared_weights(model, views, reasons)
     order = {id_: i for i, id_ in enumerate(watch.order)}
+    units = _units(model, views, reasons)
     return Scan(
-        views=tuple(sorted(views.values(), key=lambda v: order[id(v.module)])),
+        units=tuple(sorted(units, key=lambda u: order[id(u.layers[0].module)])),
         reasons={name: reasons[name] for name in modules if name in reasons},
         kinds={name: type(m).__name__ for name, m in modules.items()},
         shapes={name: own_shapes(m) for name, m in modules.items()},
@@ -384,10 +390,10 @@ def _view(paths: tuple[str, ...], module: nn.Module, watch: _Watch) -> LayerView
     return LayerView(paths[0], paths, module, spec, tuple(watch.calls[id(module)]))
 
 
-def _pair_shared_weights(
-    model: nn.Module, views: dict[str, LayerView], reasons: dict[str, str]
-) -> None:
-    """Join an embedding and the head that shares its table; leave other shared weights dense."""
+def _units(model: nn.Module, views: dict[str, LayerView], reasons: dict[str, str]) -> list[Unit]:
+    """An embedding with the head that reads its table, every other layer alone; layers that
+    share a weight in another way stay dense."""
+    tied: list[Unit] = []
     holders: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for key, p in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -398,9 +404,9 @@ def _pair_shared_weights(
             continue
         pair = _embedding_and_head([views[n] for n in names if n in views])
         if pair is not None and len(names) == 2:
-            embedding, head = pair
-            views[embedding.name] = replace(embedding, head=head)
-            del views[head.name]
+            tied.append(pair)
+            for view in pair.layers:
+                del views[view.name]
             continue
         why = next((f" ({reasons[n]})" for n in names if n in reasons), "")
         for name in names:
@@ -408,10 +414,11 @@ def _pair_shared_weights(
                 others = ", ".join(n for n in names if n != name)
                 reasons[name] = f"shares its weight with {others}{why}"
                 del views[name]
+    return [*tied, *map(Alone, views.values())]
 
 
-def _embedding_and_head(views: list[LayerView]) -> tuple[LayerView, LayerView] | None:
+def _embedding_and_head(views: list[LayerView]) -> TiedTable | None:
     if sorted(v.spec.kind for v in views) != ["embedding", "linear"]:
         return None
     embedding, head = sorted(views, key=lambda v: v.spec.kind)
-    return None if is_transposed_linear(head.module) else (embedding, head)
+    return None if is_transposed_linear(head.module) else TiedTable(embedding, head)

@@ -38,7 +38,7 @@ METHODS: dict[str, type[Method]] = {
 _REGISTERED: dict[str, type[Method]] = {}
 
 _PLAN_KEYS = frozenset(
-    ("kind", "shapes", "method", "dense", "tied", "cost", "cost_dense", "error", "int8")
+    ("kind", "shapes", "method", "dense", "tied", "cost", "cost_dense", "error", "int8", "behind")
 )
 """What a layer's row in a plan says beside the settings of its method."""
 

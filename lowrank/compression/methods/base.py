@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol, TypeVar
 from torch import Tensor
 
 from lowrank.compression.layers import Factor, LayerSpec, Stage, chained
+from lowrank.compression.network.units import Bond, Unit, names_of
 from lowrank.decompositions.metric import Metric
 from lowrank.errors import RankError
 
@@ -24,10 +25,13 @@ class Method(Protocol):
     """One way to replace a layer by a chain of smaller ones, or of small modules.
 
     A class of methods is registered by its `name` in `METHODS`; its fields are JSON values.
+    `serves` says which units it can replace: a layer alone, an embedding with the output head
+    that reads its table, layers that read the same input.
     Weights are canonical: (groups, out / groups, in / groups, *kernel).
     """
 
     name: ClassVar[str]
+    serves: ClassVar[tuple[Bond, ...]]
 
     @classmethod
     def supports(cls, spec: LayerSpec) -> str | None:
@@ -73,8 +77,14 @@ class Method(Protocol):
         """
 
 
-def require(method: Method, spec: LayerSpec, name: str) -> None:
-    """Raise a RankError with the layer's name unless the method fits the layer."""
+def require(method: Method, unit: Unit) -> None:
+    """Raise a RankError with the unit's name unless the method fits it."""
+    name, spec = unit.layers[0].name, unit.spec
+    if unit.bond not in method.serves:
+        others = names_of(unit)[1:]
+        how = f"together with {', '.join(others)}" if others else "by itself"
+        problem = f"{method.name} does not serve it {how}"
+        raise RankError(name, problem, "choose another method, or another choice for these")
     if (reason := method.supports(spec)) is not None:
         raise RankError(name, f"{method.name} does not fit: {reason}", "choose another method")
     if (wrong := method.check(spec)) is not None:

@@ -17,6 +17,7 @@ from lowrank.compression.methods.fitting import fit, identity, nested_curve
 from lowrank.compression.methods.group_svd import GroupSVD
 from lowrank.compression.methods.joint import fit_from
 from lowrank.compression.modules import SelectStage
+from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric
 
 _CLUSTERS = ((2, 2), (4, 2), (2, 4), (4, 4))
@@ -47,6 +48,7 @@ class BiClustering:
     """
 
     name: ClassVar[str] = "biclustering"
+    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
     in_clusters: int
     out_clusters: int
     rank: int

@@ -23,6 +23,7 @@ from lowrank.compression.methods.fitting import (
     split_off,
     spread,
 )
+from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric, best_map, output_moment
 from lowrank.decompositions.svd import singular_values, truncated_svd
 
@@ -49,6 +50,7 @@ class ChannelSVD:
     """
 
     name: ClassVar[str] = "channel_svd"
+    serves: ClassVar[tuple[Bond, ...]] = ("alone", "table")
     rank: int
     fold: Fold = "kernel_first"
 

@@ -28,6 +28,7 @@ from lowrank.compression.methods.fitting import (
     fitted_curve,
     likened_curve,
 )
+from lowrank.compression.network.units import Bond
 from lowrank.decompositions.cp import cp
 from lowrank.decompositions.factors import CPFactors
 from lowrank.decompositions.metric import Metric
@@ -60,6 +61,7 @@ class CP:
     """
 
     name: ClassVar[str] = "cp"
+    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
     rank: int
     kernel: Kernel = "separable"
 

@@ -21,6 +21,7 @@ from lowrank.compression.methods.fitting import (
     nested_curve,
     refined_curve,
 )
+from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric, input_directions
 from lowrank.decompositions.svd import singular_values
 
@@ -41,6 +42,7 @@ class DepthwiseSeparable:
     """
 
     name: ClassVar[str] = "depthwise_separable"
+    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
     multiplier: int
 
     @classmethod

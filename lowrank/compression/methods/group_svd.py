@@ -21,6 +21,7 @@ from lowrank.compression.methods.fitting import (
     nested_curve,
     spread,
 )
+from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric, input_directions
 from lowrank.decompositions.svd import singular_values
 
@@ -50,6 +51,7 @@ class GroupSVD:
     """
 
     name: ClassVar[str] = "group_svd"
+    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
     groups: int
     rank: int
     fold: Fold = "kernel_first"

@@ -14,6 +14,7 @@ from lowrank.compression.methods.base import depthwise, outside
 from lowrank.compression.methods.fitting import energy, identity
 from lowrank.compression.methods.joint import error_of, fit_from, refined
 from lowrank.compression.modules import SelectStage, SharedStage
+from lowrank.compression.network.units import Bond
 from lowrank.decompositions.bricks import assemble
 from lowrank.decompositions.metric import Metric
 
@@ -46,6 +47,7 @@ class LegoNet:
     """
 
     name: ClassVar[str] = "legonet"
+    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
     n_bricks: int
     splits: int
 

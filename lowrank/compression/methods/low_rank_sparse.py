@@ -15,6 +15,7 @@ from lowrank.compression.methods.base import depthwise, lost_energy, rank_grid
 from lowrank.compression.methods.channel_svd import ChannelSVD
 from lowrank.compression.methods.fitting import energy, even, identity, refined_curve
 from lowrank.compression.modules import Branches, SelectStage, SparseStage
+from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric, best_map, fewest_outputs, output_moment
 from lowrank.decompositions.sparse_part import (
     Mask,
@@ -62,6 +63,7 @@ class LowRankSparse:
     """
 
     name: ClassVar[str] = "low_rank_sparse"
+    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
     rank: int
     density: float
     sparsity: Sparsity = "channels"

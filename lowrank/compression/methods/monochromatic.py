@@ -15,6 +15,7 @@ from lowrank.compression.methods.base import depthwise, no_kernel, outside
 from lowrank.compression.methods.fitting import energy, identity
 from lowrank.compression.methods.joint import error_of, fit_from
 from lowrank.compression.modules import SelectStage
+from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric
 
 _N_STEPS = 10
@@ -43,6 +44,7 @@ class Monochromatic:
     """
 
     name: ClassVar[str] = "monochromatic"
+    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
     colours: int
     per_filter: int = 1
 

@@ -22,6 +22,7 @@ from lowrank.compression.methods.fitting import (
     split_off,
     spread,
 )
+from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric
 from lowrank.decompositions.svd import singular_values, truncated_svd
 
@@ -43,6 +44,7 @@ class SpatialSVD:
     """
 
     name: ClassVar[str] = "spatial_svd"
+    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
     rank: int
     axis: int = 0
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lowrank.compression.layers import LayerSpec
 from lowrank.compression.methods.base import depthwise, kernel_axes, long_kernel, no_kernel
 from lowrank.compression.methods.fitting import energy, fit_error, fit_stages
+from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric
 from lowrank.decompositions.tensor_train import tensor_train, tt_spectra
 
@@ -33,6 +34,7 @@ class TensorTrain:
     """
 
     name: ClassVar[str] = "tensor_train"
+    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
     ranks: tuple[int, ...]
 
     def __post_init__(self) -> None:

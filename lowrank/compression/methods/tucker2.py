@@ -21,6 +21,7 @@ from lowrank.compression.methods.fitting import (
     refined_curve,
     spread,
 )
+from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric, best_last, best_map, nested_moments
 from lowrank.decompositions.tucker import tucker, tucker_error_surface
 
@@ -42,6 +43,7 @@ class Tucker2:
     """
 
     name: ClassVar[str] = "tucker2"
+    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
     rank_out: int
     rank_in: int
 

@@ -1,0 +1,366 @@
+"""Units: the layers that one choice covers.
+
+Most units hold one layer. An embedding and the output head that reads its table are one, and
+so are linear layers that read the same input, which may share one input factor. A method sees a
+unit as one linear map, `spec` and `weight`; the unit knows what stands in each of its layers'
+places, which of it is shared, and what that costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.compression.layers import (
+    Call,
+    Cost,
+    Factor,
+    LayerSpec,
+    LayerView,
+    Stage,
+    chain_macs,
+    tied_head,
+    weight_of,
+)
+
+Bond = Literal["alone", "table", "input"]
+"""What holds a unit's layers together: it is one layer; they read one table of words; they read
+the same input."""
+
+Chain: TypeAlias = tuple[Stage, ...]
+"""Stages in a row; a dense layer is a chain of one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The modules that replace a unit.
+
+    Args:
+        rows: for each layer, what stands in its place, first to last; rows may hold the same
+            module, or modules with the same parameter.
+        front: what runs once for all of them, behind the module that makes their input.
+    """
+
+    rows: tuple[tuple[nn.Module, ...], ...]
+    front: tuple[nn.Module, ...] = ()
+
+
+class Unit(Protocol):
+    """Layers that one choice covers, seen as one linear map."""
+
+    bond: ClassVar[Bond]
+
+    @property
+    def layers(self) -> tuple[LayerView, ...]:
+        """Its layers; the first gives the unit its name."""
+
+    @property
+    def behind(self) -> str | None:
+        """The module that makes the layers' input, where shared stages run behind it, once."""
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """For each layer, the number of the one whose dense weight it holds."""
+
+    @property
+    def fitted_to_weights(self) -> str | None:
+        """Why data says nothing about how to fit its layers, or None."""
+
+    @property
+    def spec(self) -> LayerSpec:
+        """The shape of the map that methods see."""
+
+    def rebound(self, layers: Sequence[LayerView]) -> Unit:
+        """The same of other views, such as those of a copy of the model."""
+
+    def chains(self, stages: Sequence[Stage] | None) -> tuple[Chain, ...]:
+        """What each layer's output is made by: the dense layer, or of the map's stages."""
+
+    def runs(self, stages: Sequence[Stage] | None) -> list[tuple[Chain, tuple[Call, ...]]]:
+        """What one pass of the example computes, and at which calls."""
+
+    def costs(self, stages: Sequence[Stage] | None) -> tuple[Cost, ...]:
+        """The cost of each layer; what is shared counts with the first that holds it."""
+
+    def build(self, stages: Sequence[Stage]) -> Parts:
+        """The modules, with arbitrary weights, of the layers' type and on their device."""
+
+    def write(self, parts: Parts, stages: Sequence[Stage], factors: Sequence[Factor]) -> None:
+        """Put what fills the map's stages into the modules."""
+
+    def read(self, parts: Parts, stages: Sequence[Stage]) -> tuple[Factor, ...]:
+        """The inverse of `write`."""
+
+    def split(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """A canonical weight of the map as those of the layers that own one."""
+
+
+def names_of(unit: Unit) -> tuple[str, ...]:
+    """The names of a unit's layers."""
+    return tuple(view.name for view in unit.layers)
+
+
+def owners_of(unit: Unit) -> tuple[str, ...]:
+    """The names of those that own a weight, each of which is fitted."""
+    return tuple(v.name for k, v in enumerate(unit.layers) if unit.owners[k] == k)
+
+
+def key_of(names: Sequence[str]) -> str:
+    """One name for a unit: its only layer's, or all of them.
+
+    Example:
+        >>> key_of(["fc"]), key_of(["q", "k"])
+        ('fc', 'q + k')
+    """
+    return " + ".join(names)
+
+
+def total(costs: Sequence[Cost]) -> Cost:
+    """The sum of costs."""
+    return sum(costs, Cost(0, 0, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class Alone:
+    """One layer.
+
+    Args:
+        layer: the layer.
+    """
+
+    bond: ClassVar[Bond] = "alone"
+    behind: ClassVar[None] = None
+    owners: ClassVar[tuple[int, ...]] = (0,)
+    fitted_to_weights: ClassVar[None] = None
+    layer: LayerView
+
+    @property
+    def layers(self) -> tuple[LayerView, ...]:
+        return (self.layer,)
+
+    @property
+    def spec(self) -> LayerSpec:
+        return self.layer.spec
+
+    def rebound(self, layers: Sequence[LayerView]) -> Alone:
+        return Alone(*layers)
+
+    def chains(self, stages: Sequence[Stage] | None) -> tuple[Chain, ...]:
+        return ((self.spec,) if stages is None else tuple(stages),)
+
+    def runs(self, stages: Sequence[Stage] | None) -> list[tuple[Chain, tuple[Call, ...]]]:
+        return [(self.chains(stages)[0], self.layer.calls)]
+
+    def costs(self, stages: Sequence[Stage] | None) -> tuple[Cost, ...]:
+        return (self.layer.cost(stages),)
+
+    def build(self, stages: Sequence[Stage]) -> Parts:
+        return Parts((_built(stages, self.layer),))
+
+    def write(self, parts: Parts, stages: Sequence[Stage], factors: Sequence[Factor]) -> None:
+        _write(stages, parts.rows[0], factors)
+
+    def read(self, parts: Parts, stages: Sequence[Stage]) -> tuple[Factor, ...]:
+        return _read(stages, parts.rows[0])
+
+    def split(self, weight: Tensor) -> tuple[Tensor, ...]:
+        return (weight,)
+
+
+@dataclass(frozen=True, eq=False)
+class TiedTable:
+    """An embedding and the output head that reads its table.
+
+    The head computes `h -> U (B h)` with the embedding's `E = U B`: its table `U` is the
+    embedding's own parameter, and `B` stands beside it once more, transposed.
+
+    Args:
+        embedding: the table of words, which methods see.
+        head: the linear layer whose weight is that table.
+    """
+
+    bond: ClassVar[Bond] = "table"
+    behind: ClassVar[None] = None
+    owners: ClassVar[tuple[int, ...]] = (0, 0)
+    fitted_to_weights: ClassVar[str] = "its table is shared with the output head"
+    embedding: LayerView
+    head: LayerView
+
+    @property
+    def layers(self) -> tuple[LayerView, ...]:
+        return (self.embedding, self.head)
+
+    @property
+    def spec(self) -> LayerSpec:
+        return self.embedding.spec
+
+    def rebound(self, layers: Sequence[LayerView]) -> TiedTable:
+        return TiedTable(*layers)
+
+    def chains(self, stages: Sequence[Stage] | None) -> tuple[Chain, ...]:
+        if stages is None:
+            return (self.spec,), (self.head.spec,)
+        return tuple(stages), tied_head(stages, self.head.spec)
+
+    def runs(self, stages: Sequence[Stage] | None) -> list[tuple[Chain, tuple[Call, ...]]]:
+        first, second = self.chains(stages)
+        return [(first, self.embedding.calls), (second, self.head.calls)]
+
+    def costs(self, stages: Sequence[Stage] | None) -> tuple[Cost, ...]:
+        chain = self.chains(stages)[1]
+        own = chain[:-1]  # behind it stands the table
+        return self.embedding.cost(stages), _cost(own, [(chain, self.head.calls)], self.head)
+
+    def build(self, stages: Sequence[Stage]) -> Parts:
+        words = _built(stages, self.embedding)
+        scores = _built(self.chains(stages)[1], self.head)
+        scores[-1].weight = weight_of(words[0])
+        return Parts((words, scores))
+
+    def write(self, parts: Parts, stages: Sequence[Stage], factors: Sequence[Factor]) -> None:
+        words, scores = parts.rows
+        _write(stages, words, factors)
+        with torch.no_grad():
+            weight_of(scores[0]).copy_(weight_of(words[1]).T)
+
+    def read(self, parts: Parts, stages: Sequence[Stage]) -> tuple[Factor, ...]:
+        return _read(stages, parts.rows[0])
+
+    def split(self, weight: Tensor) -> tuple[Tensor, ...]:
+        return (weight,)
+
+
+@dataclass(frozen=True, eq=False)
+class SameInput:
+    """Linear layers that read the same input: one map with all their outputs.
+
+    All stages of the map but the last are shared. They run once, behind the module that makes
+    the input, where that is possible; else in each layer, which saves weights and no work.
+
+    Args:
+        layers: the linear layers, in the order in which they run.
+        behind: the module that makes their input, which nothing else reads, if there is one.
+    """
+
+    bond: ClassVar[Bond] = "input"
+    fitted_to_weights: ClassVar[None] = None
+    layers: tuple[LayerView, ...]
+    behind: str | None = None
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        return tuple(range(len(self.layers)))
+
+    @property
+    def spec(self) -> LayerSpec:
+        specs = [view.spec for view in self.layers]
+        return replace(
+            specs[0],
+            out_channels=sum(s.out_channels for s in specs),
+            bias=any(s.bias for s in specs),
+        )
+
+    def rebound(self, layers: Sequence[LayerView]) -> SameInput:
+        return SameInput(tuple(layers), self.behind)
+
+    def chains(self, stages: Sequence[Stage] | None) -> tuple[Chain, ...]:
+        if stages is None:
+            return tuple((view.spec,) for view in self.layers)
+        return tuple((*stages[:-1], last) for last in self._lasts(stages))
+
+    def runs(self, stages: Sequence[Stage] | None) -> list[tuple[Chain, tuple[Call, ...]]]:
+        if stages is None or self.behind is None:
+            chains: Sequence[Chain] = self.chains(stages)
+            once: list[tuple[Chain, tuple[Call, ...]]] = []
+        else:
+            chains = [(last,) for last in self._lasts(stages)]
+            once = [(tuple(stages[:-1]), self.layers[0].calls)]
+        return once + [(c, view.calls) for c, view in zip(chains, self.layers, strict=True)]
+
+    def costs(self, stages: Sequence[Stage] | None) -> tuple[Cost, ...]:
+        if stages is None:
+            return tuple(view.cost() for view in self.layers)
+        runs, found = self.runs(stages), []
+        for n, (view, last) in enumerate(zip(self.layers, self._lasts(stages), strict=True)):
+            own = (last,) if n else (*stages[:-1], last)
+            mine = runs if self.behind is None else runs[1:]
+            with_first = [runs[0]] if self.behind is not None and not n else []
+            found.append(_cost(own, [*with_first, mine[n]], view))
+        return tuple(found)
+
+    def build(self, stages: Sequence[Stage]) -> Parts:
+        shared = _built(stages[:-1], self.layers[0])
+        lasts = [
+            _built([last], view)
+            for view, last in zip(self.layers, self._lasts(stages), strict=True)
+        ]
+        if self.behind is not None:
+            return Parts(tuple(lasts), shared)
+        return Parts(tuple((*shared, *last) for last in lasts))
+
+    def write(self, parts: Parts, stages: Sequence[Stage], factors: Sequence[Factor]) -> None:
+        *first, last = factors
+        assert isinstance(last, Tensor)
+        _write(stages[:-1], parts.front or parts.rows[0][:-1], first)
+        for spec, row, rows in zip(self._lasts(stages), parts.rows, self.split(last), strict=True):
+            spec.write(row[-1], rows)
+
+    def read(self, parts: Parts, stages: Sequence[Stage]) -> tuple[Factor, ...]:
+        lasts = [s.read(row[-1]) for s, row in zip(self._lasts(stages), parts.rows, strict=True)]
+        stacked = torch.cat([f for f in lasts if isinstance(f, Tensor)], dim=1)
+        return (*_read(stages[:-1], parts.front or parts.rows[0][:-1]), stacked)
+
+    def split(self, weight: Tensor) -> tuple[Tensor, ...]:
+        return weight.split([view.spec.out_channels for view in self.layers], dim=1)
+
+    def _lasts(self, stages: Sequence[Stage]) -> list[LayerSpec]:
+        """The last stage, for each layer the rows that are its own."""
+        last = stages[-1]
+        assert isinstance(last, LayerSpec)
+        specs = (view.spec for view in self.layers)
+        return [replace(last, out_channels=s.out_channels, bias=s.bias) for s in specs]
+
+
+def unit_of(layers: Sequence[LayerView], behind: str | None = None) -> Unit | None:
+    """The unit that these layers make, the first first; None if they make none.
+
+    Args:
+        layers: views of the layers.
+        behind: the module that makes their common input, for shared stages.
+    """
+    if len(layers) == 1:
+        return Alone(layers[0])
+    kinds = [view.spec.kind for view in layers]
+    if kinds == ["embedding", "linear"]:
+        return TiedTable(*layers)
+    alike = set(kinds) == {"linear"} and len({v.spec.in_channels for v in layers}) == 1
+    return SameInput(tuple(layers), behind) if alike else None
+
+
+def _cost(
+    own: Sequence[Stage], runs: Sequence[tuple[Chain, tuple[Call, ...]]], view: LayerView
+) -> Cost:
+    """The weights of a layer's own stages, and the work of what it runs."""
+    size = view.parameter.element_size()
+    macs = sum(chain_macs(chain, call) for chain, calls in runs for call in calls)
+    return Cost(sum(s.n_weights for s in own), sum(s.n_bytes(size) for s in own), macs)
+
+
+def _built(stages: Sequence[Stage], view: LayerView) -> tuple[nn.Module, ...]:
+    weight = view.parameter
+    return tuple(stage.build(dtype=weight.dtype, device=weight.device) for stage in stages)
+
+
+def _write(
+    stages: Sequence[Stage], modules: Sequence[nn.Module], factors: Sequence[Factor]
+) -> None:
+    for stage, module, factor in zip(stages, modules, factors, strict=True):
+        stage.write(module, factor)
+
+
+def _read(stages: Sequence[Stage], modules: Sequence[nn.Module]) -> tuple[Factor, ...]:
+    return tuple(stage.read(module) for stage, module in zip(stages, modules, strict=True))
