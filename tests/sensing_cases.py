@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lowrank.sensing import bases, operators
-from lowrank.sensing.operators import Operator, from_functions, from_matrix
-from lowrank.sensing.problems import (
+from lowrank.sensing import (
     BPDN,
     AnalysisLasso,
     BasisPursuit,
@@ -21,12 +19,16 @@ from lowrank.sensing.problems import (
     L1Fit,
     Lasso,
     OneBit,
+    Operator,
     PosteriorMean,
     Problem,
     SqrtLasso,
+    bases,
+    operators,
+    sparse_signal,
     total_variation,
 )
-from lowrank.sensing.signals import sparse_signal
+from lowrank.sensing.operators.operator import from_functions, from_matrix
 
 Case = Callable[[], Problem]
 

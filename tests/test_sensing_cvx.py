@@ -5,7 +5,7 @@ import pytest
 
 from lowrank.errors import InputError
 from lowrank.sensing import BPDN, BasisPursuit, Lasso, Status, operators, solve, sparse_signal
-from lowrank.sensing.cvx import CVXPY, _compiled
+from lowrank.sensing.solvers.cvx import CVXPY, _compiled
 
 
 @pytest.fixture(name="instance")
@@ -17,7 +17,7 @@ def random_instance():
 def test_statements_follow_the_parameter_rules(instance):
     from sensing_cases import PROBLEMS
 
-    from lowrank.sensing.cvx import _Structure
+    from lowrank.sensing.solvers.cvx import _Structure
 
     for name in [n for n in PROBLEMS if n.startswith(("random", "complex"))]:
         assert _compiled(_Structure.of(PROBLEMS[name]())).statement.is_dcp(dpp=True), name

@@ -12,11 +12,17 @@ from lowrank.errors import InputError
 from lowrank.sensing import (
     BPDN,
     SOLVERS,
+    Analysis,
     BasisPursuit,
+    ConstrainedLasso,
+    DantzigSelector,
+    ElasticNet,
     GroupLasso,
     JointSparse,
     KSparse,
     Lasso,
+    OneBit,
+    PosteriorMean,
     Status,
     bases,
     certify,
@@ -27,15 +33,7 @@ from lowrank.sensing import (
     sparse_signal,
     total_variation,
 )
-from lowrank.sensing.operators import from_functions
-from lowrank.sensing.problems import (
-    Analysis,
-    ConstrainedLasso,
-    DantzigSelector,
-    ElasticNet,
-    OneBit,
-    PosteriorMean,
-)
+from lowrank.sensing.operators.operator import from_functions
 
 TOL = 1e-8
 

@@ -21,8 +21,12 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.sparse.linalg import LinearOperator, cg
 
 from lowrank.errors import InputError
-from lowrank.sensing.operators import Array, Operator
-from lowrank.sensing.problems import Analysis, AnalysisLasso, ConstrainedLasso, OneBit, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import ConstrainedLasso
+from lowrank.sensing.problems.other import OneBit
+from lowrank.sensing.problems.structured import Analysis, AnalysisLasso
 from lowrank.sensing.terms import HalfSquare, Norm1, Norm2, Term, soft
 
 TIE = 1e-12
@@ -80,7 +84,7 @@ def certify(
         InputError: the problem is not convex, or shapes differ.
 
     Example:
-        >>> from lowrank.sensing.problems import Lasso
+        >>> from lowrank.sensing import Lasso
         >>> certify(Lasso(np.eye(2), [3.0, 0.5], lam=1.0), np.array([2.0, 0.0])).gap
         0.0
 

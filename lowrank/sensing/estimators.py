@@ -15,10 +15,14 @@ from scipy.linalg import lstsq
 
 from lowrank.errors import InputError
 from lowrank.sensing import problems
-from lowrank.sensing.operators import Array
-from lowrank.sensing.recover import recover, share_of, solve
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.recover import recover, share_of
 from lowrank.sensing.result import Recovery, Status
+from lowrank.sensing.solve import solve
 from lowrank.sensing.solvers import Solver
+
+__all__ = ["BPDN", "OMP", "BasisPursuit", "ElasticNet", "GroupLasso", "Lasso"]
+
 
 try:
     from sklearn.base import BaseEstimator, RegressorMixin
@@ -27,8 +31,6 @@ try:
 except ImportError as error:
     missing = "lowrank.sensing.estimators: scikit-learn 1.6 or later is not installed"
     raise ImportError(f"{missing}; pip install 'lowrank-kit[sklearn]'") from error
-
-__all__ = ["BPDN", "OMP", "BasisPursuit", "ElasticNet", "GroupLasso", "Lasso"]
 
 
 class _SparseRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.sparse import csr_array
 
-from lowrank.sensing.operators import Array
+from lowrank.sensing.operators.arrays import Array
 
 
 class Term(Protocol):

@@ -12,25 +12,23 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse.linalg import LinearOperator, cg
 
 from lowrank.sensing.certificates import relative_gap, scaled_dual
-from lowrank.sensing.operators import Array, Operator
-from lowrank.sensing.problems import (
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import (
     BPDN,
-    Analysis,
-    AnalysisLasso,
     BasisPursuit,
     ConstrainedLasso,
     DantzigSelector,
     ElasticNet,
-    GroupLasso,
-    JointSparse,
     L1Fit,
     Lasso,
-    Problem,
     SqrtLasso,
 )
+from lowrank.sensing.problems.structured import Analysis, AnalysisLasso, GroupLasso, JointSparse
 from lowrank.sensing.result import SolverResult, Status
-from lowrank.sensing.scaling import equilibrated, scaled_start, unscaled
 from lowrank.sensing.solvers.protocol import Callback
+from lowrank.sensing.solvers.scaling import equilibrated, scaled_start, unscaled
 
 MAX_FACTOR = 4096
 """Largest side of a Gram matrix that is factored; beyond it, conjugate gradients."""

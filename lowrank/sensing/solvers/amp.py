@@ -9,8 +9,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from lowrank.sensing.operators import Array
-from lowrank.sensing.problems import BasisPursuit, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import BasisPursuit
 from lowrank.sensing.result import SolverResult, Status
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.terms import soft

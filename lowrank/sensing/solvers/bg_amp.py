@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank.sensing.operators import Array, Operator
-from lowrank.sensing.problems import PosteriorMean, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.other import PosteriorMean
 from lowrank.sensing.result import SolverResult, Status
 from lowrank.sensing.solvers.bernoulli_gaussian import first_prior, posterior
 from lowrank.sensing.solvers.protocol import Callback

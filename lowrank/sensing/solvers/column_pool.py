@@ -10,14 +10,23 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dpotrs, dpstrf
 
 Array = NDArray[np.float64]
+
+
 Index = NDArray[np.intp]
+
 
 # A squared pivot below this, relative to the columns' squared norm, means a dependent column.
 DEPENDENT = 1e-11
+
+
 # Updating a factor of size p by k columns costs 2 p^2 k, making it anew p^3 / 3 at a lower speed.
 UPDATE_SHARE = 12
+
+
 # Below this size it is made anew in any case.
 WORTH = 100
+
+
 # A matrix of more entries than this has a float32 copy, for what will be checked in float64.
 SMALL = 2**17
 

@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank.sensing.operator import Array, from_matrix
-from lowrank.sensing.problems import BasisPursuit, L1Fit, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import from_matrix
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import BasisPursuit, L1Fit
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.exact_l1 import ExactL1
 from lowrank.sensing.solvers.protocol import Callback

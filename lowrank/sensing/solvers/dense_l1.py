@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import BPDN, BasisPursuit, Lasso
 from lowrank.sensing.result import SolverResult, Status
 from lowrank.sensing.solvers.active_set import (
     Segment,
@@ -29,8 +30,12 @@ from lowrank.sensing.solvers.protocol import Callback
 
 # Column norms that differ by more than this factor are scaled to 1; it costs a copy of A.
 UNEVEN = 4.0
+
+
 # A dual gap and infeasibility below this need no iterative refinement.
 SHARP = 1e-13
+
+
 # Entries of a matrix, in all, that these solvers take.
 MAX_ENTRIES = 2**27
 

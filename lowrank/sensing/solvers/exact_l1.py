@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import BPDN, BasisPursuit, Lasso
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.active_set import Settled, descend, settle
 from lowrank.sensing.solvers.amp import AMPState, amp_start
@@ -32,10 +33,16 @@ from lowrank.sensing.solvers.protocol import Callback
 
 # Message passing is for columns that are penalised about alike.
 ALIKE = 10.0
+
+
 # The active set may go on from a point of the path at this share of its lam.
 STRIDE = 0.4
+
+
 # A share of equal columns from which on a copy of A without them is worth while.
 REPEATED = 0.1
+
+
 # Message passing stops at this share of ||y||; from there the active set is faster.
 REACH = 0.1
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from lowrank.sensing.operator import Array, from_matrix
-from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import from_matrix
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import BPDN, BasisPursuit, Lasso
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.exact_l1 import ExactL1
 from lowrank.sensing.solvers.protocol import Callback

@@ -8,18 +8,14 @@ from typing import ClassVar
 import numpy as np
 
 from lowrank.sensing.certificates import relative_gap, scaled_dual
-from lowrank.sensing.operators import Array, Operator
-from lowrank.sensing.problems import (
-    ConstrainedLasso,
-    ElasticNet,
-    GroupLasso,
-    JointSparse,
-    Lasso,
-    Problem,
-)
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import ConstrainedLasso, ElasticNet, Lasso
+from lowrank.sensing.problems.structured import GroupLasso, JointSparse
 from lowrank.sensing.result import SolverResult, Status
-from lowrank.sensing.scaling import equilibrated, scaled_start, unscaled
 from lowrank.sensing.solvers.protocol import Callback
+from lowrank.sensing.solvers.scaling import equilibrated, scaled_start, unscaled
 
 
 @dataclass(frozen=True)

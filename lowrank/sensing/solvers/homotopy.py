@@ -12,15 +12,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import BPDN, BasisPursuit, Lasso
 from lowrank.sensing.result import SolverResult
-from lowrank.sensing.solvers.active_set import (
-    Segment,
-    Settled,
-    Target,
-    make_segment,
-    settle,
-)
+from lowrank.sensing.solvers.active_set import Segment, Settled, Target, make_segment, settle
 from lowrank.sensing.solvers.column_pool import Array, ColumnPool, Index
 from lowrank.sensing.solvers.dense_l1 import (
     Answer,
@@ -36,10 +31,16 @@ from lowrank.sensing.solvers.protocol import Callback
 
 # Below this share of `lam_max` breakpoints are rounding noise.
 PATH_END = 1e-14
+
+
 # The first block is this multiple of the support, and none is larger.
 FIRST_SHARE = 1.5
+
+
 # Relative change of the weights that takes ties apart, well below any tolerance asked for.
 NUDGE = 1e-9
+
+
 # Different changes tried.
 NUDGES = 4
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk, dtrsv, ssyrk, strsv
 from scipy.linalg.lapack import dpotrf, spotrf
 
-from lowrank.sensing.problems import BasisPursuit, Problem
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import BasisPursuit
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.active_set import descend
 from lowrank.sensing.solvers.column_pool import SMALL, Array, ColumnPool, Index
@@ -29,6 +30,8 @@ from lowrank.sensing.solvers.simplex import pivot_to_optimum
 
 # Weights this much smaller than the largest are left out of a float64 factor altogether.
 SMALL_WEIGHT = 1e-12
+
+
 # Precision of the factor and columns in it, relative to m; the others count as a multiple of the
 # identity. Each is tried when CG is slow with the one before.
 LADDER: tuple[tuple[type, float], ...] = (
@@ -37,20 +40,36 @@ LADDER: tuple[tuple[type, float], ...] = (
     (np.float64, 1.25),
     (np.float64, np.inf),
 )
+
+
 # Light columns that can stand in for the identity, relative to m.
 SPREAD = 2.0
+
+
 # Steps of CG after which the next factor is a better one.
 SLOW = 20
+
+
 # Growth of a residual that shows a singular system.
 GROWTH = 10.0
+
+
 # Relative accuracies: of the predictor, and down to which products in float32 serve.
 PREDICTOR, ROUGH = 1e-2, 1e-6
+
+
 # A full basis is crossed over to at this gap per row: the pivots left then cost an iteration.
 CROSSING = 0.1
+
+
 # A gap beyond this shows that the dual grows without bound: A x = y has no solution.
 UNBOUNDED = 1e8
+
+
 # Iterations without a smaller gap after which rounding has won.
 PATIENCE = 4
+
+
 # The least-norm solution leaves no more than this of y, unless there is no solution.
 LEAST_NORM = 1e-3
 

@@ -7,14 +7,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank.sensing.operators import Array
-from lowrank.sensing.problems import KSparse, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.other import KSparse
 from lowrank.sensing.result import SolverResult, Status
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.support import Dictionary, dependence
 
 BLOCK_BYTES = 2**23
 """Memory for the orthonormal directions of one block of signals: they should stay in the cache."""
+
+
 REORTHOGONALISE = 0.5
 """Share of a column that must remain for one Gram-Schmidt pass to do (Daniel et al. 1976)."""
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from lowrank.sensing.certificates import TIE, one_bit_threshold
-from lowrank.sensing.operators import Array
-from lowrank.sensing.problems import OneBit, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.other import OneBit
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.terms import soft

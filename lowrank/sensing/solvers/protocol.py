@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, TypeAlias
 
-from lowrank.sensing.operators import Array
-from lowrank.sensing.problems import Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.result import SolverResult
 
 Callback: TypeAlias = Callable[[int, Array], Any]

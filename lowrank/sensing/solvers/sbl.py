@@ -9,17 +9,23 @@ from typing import ClassVar
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from lowrank.sensing.operators import Array, Operator
-from lowrank.sensing.problems import PosteriorMean, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.other import PosteriorMean
 from lowrank.sensing.result import SolverResult, Status
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.support import each_column
 
 NOISE_FLOOR = 1e-10
 """Least noise variance, over the mean square of y: keeps the covariance invertible."""
+
+
 START_NOISE = 0.1
 """First noise variance where it is learned, over the mean square of y: high, so that the first
 model is a sparse one."""
+
+
 SETTLED = 1e-3
 """Relative change below which a learned noise variance has settled."""
 

@@ -7,11 +7,13 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from lowrank.sensing.operators import Array, Operator
-from lowrank.sensing.problems import BPDN, BasisPursuit, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import BPDN, BasisPursuit
 from lowrank.sensing.result import SolverResult, Status
-from lowrank.sensing.scaling import equilibrated, unscaled
 from lowrank.sensing.solvers.protocol import Callback
+from lowrank.sensing.solvers.scaling import equilibrated, unscaled
 from lowrank.sensing.terms import L1Ball
 
 

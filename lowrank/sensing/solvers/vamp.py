@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank.sensing.operators import Array, Operator
-from lowrank.sensing.problems import PosteriorMean, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.other import PosteriorMean
 from lowrank.sensing.result import SolverResult, Status
 from lowrank.sensing.solvers.bernoulli_gaussian import first_prior, posterior
 from lowrank.sensing.solvers.protocol import Callback
@@ -31,7 +33,7 @@ class VAMP:
         damping: share of the new pseudo-data in each step; below 1 is slower and steadier.
 
     Example:
-        >>> from lowrank.sensing.operators import partial_dct
+        >>> from lowrank.sensing.operators.subsampled import partial_dct
         >>> A = partial_dct(512, m=256, seed=0)
         >>> x = np.zeros(512)
         >>> x[[3, 99, 200]] = [1.0, -2.0, 0.5]
