@@ -24,9 +24,9 @@ from lowrank.sensing.problems.structured import (
 )
 
 __all__ = [
+    "BPDN",
     "Analysis",
     "AnalysisLasso",
-    "BPDN",
     "BasisPursuit",
     "ConstrainedLasso",
     "DantzigSelector",
