@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 import lowrank
-from lowrank.compression import Candidate, Curves, accuracy
-from lowrank.demos.bundled import fashion_mnist, resnet20
+from lowrank.bundled import fashion_mnist, resnet20
+from lowrank.compression.curves import Candidate, Curves
+from lowrank.compression.quality import accuracy
 
 CLAIMS = {
     "Denton 2014": (

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank.compression import Profile, profile, run
+from lowrank.compression.example import run
+from lowrank.compression.profile import Profile, profile
 
 
 def vgg16() -> nn.Module:

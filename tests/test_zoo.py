@@ -10,7 +10,8 @@ from torch import nn
 from zoo import FULL, SMALL, Net
 
 import lowrank
-from lowrank.compression import flatten, run, scan
+from lowrank.compression.example import flatten, run
+from lowrank.compression.scan import scan
 
 pytestmark = [
     # transformers' own deprecations and tracer notes are not ours to mend

@@ -1,4 +1,4 @@
-"""What a decomposition of a film looks like."""
+"""Pictures of matrices that were split."""
 
 from __future__ import annotations
 

@@ -10,8 +10,7 @@ import numpy as np
 import pywt
 
 from lowrank.errors import InputError
-from lowrank.sensing.operators.arrays import Array
-from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.operators import Array, Operator
 
 
 def wavelet_basis(size: tuple[int, ...], name: str, level: int | None, mode: str) -> Operator:

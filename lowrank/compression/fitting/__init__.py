@@ -1,1 +1,0 @@
-"""Fill a plan: layer by layer, block by block, end to end."""

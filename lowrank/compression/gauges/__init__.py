@@ -1,1 +1,0 @@
-"""Measure a network: MACs, bytes, time, memory, quality."""

@@ -1,1 +1,0 @@
-"""What the methods have in common: the protocol, and fits in a metric."""

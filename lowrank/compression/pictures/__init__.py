@@ -1,1 +1,0 @@
-"""What the results of compression look like."""

@@ -1,1 +1,0 @@
-"""Plans, and the networks that they make."""

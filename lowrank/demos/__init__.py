@@ -1,1 +1,0 @@
-"""The bundled network and signals, and what the demonstrations do with them."""
