@@ -30,9 +30,7 @@ import spgl1
 from sklearn.linear_model import lars_path
 from threadpoolctl import threadpool_limits
 
-from lowrank.sensing import solve
-from lowrank.sensing.certificates import certify
-from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
+from lowrank.sensing import BPDN, BasisPursuit, Lasso, Problem, certify, solve
 
 FAILED = 1e-6  # a gap above this is no answer
 Answer = tuple[np.ndarray, np.ndarray | None]  # coefficients and, where there is one, a dual point

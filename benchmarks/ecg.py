@@ -27,8 +27,7 @@ import pywt
 from threadpoolctl import threadpool_limits
 
 from lowrank import recover
-from lowrank.sensing import bases, operators
-from lowrank.sensing.result import Recovery
+from lowrank.sensing import Recovery, bases, operators
 
 MEASUREMENTS = (256, 512)
 # wavelet, level, growth; the first is the one that is reported, None are equal weights

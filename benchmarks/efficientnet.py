@@ -32,11 +32,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.compression.curves import Curve
+from lowrank.compression import Curve, accuracy, compare_latency, compare_outputs, weighed_plan
 from lowrank.compression.methods import ChannelSVD
-from lowrank.compression.profile import compare_latency
-from lowrank.compression.quality import accuracy, compare_outputs
-from lowrank.compression.tradeoff import weighed_plan
 
 KEEPS = (0.9, 0.8, 0.7)
 STEPS = 20  # for a block, and five times as many end to end: a few minutes a row

@@ -26,14 +26,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lowrank.bundled import fashion_mnist, resnet20
-from lowrank.compression.calibrate import Calibration, calibrate
-from lowrank.compression.layers import LayerView
+from lowrank.compression import Calibration, LayerView, Moments, calibrate, compose, scan
 from lowrank.compression.methods import METHODS, Method
-from lowrank.compression.methods.base import compose
-from lowrank.compression.moments import Moments
-from lowrank.compression.scan import scan
 from lowrank.decompositions.metric import Metric
+from lowrank.demos.bundled import fashion_mnist, resnet20
 
 SEED, N_LAYERS, N_PICTURES, KEEP = 0, 20, 256, 0.5
 

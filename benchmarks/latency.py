@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.compression.latency import compare
+from lowrank.compression.gauges.timing import compare
 
 SEED, SIZE, WANTED, REACHED = 0, 96, 0.6, 0.63
 METHODS = ("channel_svd", "spatial_svd", "tucker2")

@@ -20,11 +20,9 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.bundled import fashion_mnist, resnet20
-from lowrank.compression.compress import weighed_plan
-from lowrank.compression.curves import Curves
-from lowrank.compression.latency import compare
-from lowrank.compression.quality import accuracy, compare_outputs
+from lowrank.compression import Curves, accuracy, compare_outputs, weighed_plan
+from lowrank.compression.gauges.timing import compare
+from lowrank.demos.bundled import fashion_mnist, resnet20
 
 LATENCIES = (0.6, 0.7, 0.8)
 BISECTIONS = 4

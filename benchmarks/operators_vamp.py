@@ -27,9 +27,9 @@ import spgl1
 from scipy.sparse.linalg import LinearOperator, lsqr
 from threadpoolctl import threadpool_limits
 
-from lowrank.sensing import solve
-from lowrank.sensing.operators import Operator, from_matrix, partial_dct
-from lowrank.sensing.problems import PosteriorMean
+from lowrank.sensing import Operator, PosteriorMean, solve
+from lowrank.sensing.operators.operator import from_matrix
+from lowrank.sensing.operators.subsampled import partial_dct
 
 # operator, signal, n, m, k, relative noise
 CASES = [

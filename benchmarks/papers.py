@@ -23,9 +23,8 @@ import torch
 from torch import nn
 
 import lowrank
-from lowrank.bundled import fashion_mnist, resnet20
-from lowrank.compression.curves import Candidate, Curves
-from lowrank.compression.quality import accuracy
+from lowrank.compression import Candidate, Curves, accuracy
+from lowrank.demos.bundled import fashion_mnist, resnet20
 
 CLAIMS = {
     "Denton 2014": (

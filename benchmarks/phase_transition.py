@@ -14,12 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lowrank.sensing.phase_transition import (
-    basis_pursuit,
-    basis_pursuit_nonneg,
-    l1_threshold,
-    phase_transition,
-)
+from lowrank.sensing import l1_threshold
+from lowrank.sensing.phase_transition import basis_pursuit, basis_pursuit_nonneg, phase_transition
 
 RESULTS = Path("benchmarks/results")
 DELTAS = (0.1, 0.25, 0.5, 0.75)

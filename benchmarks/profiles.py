@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank.compression.example import run
-from lowrank.compression.profile import Profile, profile
+from lowrank.compression import Profile, profile, run
 
 
 def vgg16() -> nn.Module:

@@ -27,9 +27,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 import lowrank
-from lowrank.bundled import fashion_mnist, normalise, resnet20
-from lowrank.compression.quality import accuracy, compare_outputs
-from lowrank.compression.tradeoff import weighed_plan
+from lowrank.compression import accuracy, compare_outputs, weighed_plan
+from lowrank.demos.bundled import fashion_mnist, normalise, resnet20
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 OUT = Path(__file__).parent / "results" / "resnet20.json"

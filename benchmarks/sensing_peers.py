@@ -40,8 +40,7 @@ import sklearn.linear_model as sk
 import spgl1
 from threadpoolctl import threadpool_limits
 
-from lowrank.sensing import solve
-from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
+from lowrank.sensing import BPDN, BasisPursuit, Lasso, Problem, solve
 
 SIZES = [(1024, 256, 40), (4096, 1024, 150)]
 ENOUGH = 1e-6

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 from lowrank.version import __version__
 
 if TYPE_CHECKING:
-    from lowrank.compression.apply import apply, densify
-    from lowrank.compression.batchnorm import recalibrate_batchnorm
-    from lowrank.compression.checkpoint import load, save
-    from lowrank.compression.compress import compress
-    from lowrank.compression.export import export_onnx, export_program
-    from lowrank.compression.finetune import finetune
-    from lowrank.compression.measuring import measure
+    from lowrank.compression.fitting.batchnorm import recalibrate_batchnorm
+    from lowrank.compression.fitting.finetune import finetune
+    from lowrank.compression.fitting.soap import SOAP
+    from lowrank.compression.gauges.profile import profile
+    from lowrank.compression.gauges.profile_table import Profile
     from lowrank.compression.methods import (
         CP,
         BiClustering,
@@ -29,56 +27,64 @@ if TYPE_CHECKING:
         Tucker2,
         register,
     )
-    from lowrank.compression.plan import Dense, Plan, Tied
-    from lowrank.compression.profile import Profile, profile
-    from lowrank.compression.quantize import quantize
-    from lowrank.compression.report import Report
-    from lowrank.compression.soap import SOAP
-    from lowrank.compression.tradeoff import sweep
+    from lowrank.compression.pipeline.apply import apply
+    from lowrank.compression.pipeline.compress import compress
+    from lowrank.compression.pipeline.export import export_onnx, export_program
+    from lowrank.compression.pipeline.quantize import quantize
+    from lowrank.compression.pipeline.report import Report
+    from lowrank.compression.pipeline.sweep import sweep
+    from lowrank.compression.planning.measure import measure
+    from lowrank.compression.structure.checkpoint import load, save
+    from lowrank.compression.structure.choices import Dense, Tied
+    from lowrank.compression.structure.history import densify
+    from lowrank.compression.structure.plan import Plan
     from lowrank.errors import LowRankError
     from lowrank.sensing.recover import recover
+
 
 _HOME = {
     "BiClustering": "lowrank.compression.methods",
     "CP": "lowrank.compression.methods",
     "ChannelSVD": "lowrank.compression.methods",
-    "Dense": "lowrank.compression.plan",
+    "Dense": "lowrank.compression.structure.choices",
     "DepthwiseSeparable": "lowrank.compression.methods",
     "GroupSVD": "lowrank.compression.methods",
     "LegoNet": "lowrank.compression.methods",
     "LowRankError": "lowrank.errors",
     "LowRankSparse": "lowrank.compression.methods",
     "Monochromatic": "lowrank.compression.methods",
-    "Plan": "lowrank.compression.plan",
-    "Profile": "lowrank.compression.profile",
-    "Report": "lowrank.compression.report",
-    "SOAP": "lowrank.compression.soap",
+    "Plan": "lowrank.compression.structure.plan",
+    "Profile": "lowrank.compression.gauges.profile_table",
+    "Report": "lowrank.compression.pipeline.report",
+    "SOAP": "lowrank.compression.fitting.soap",
     "SpatialSVD": "lowrank.compression.methods",
     "TensorTrain": "lowrank.compression.methods",
-    "Tied": "lowrank.compression.plan",
+    "Tied": "lowrank.compression.structure.choices",
     "Tucker2": "lowrank.compression.methods",
-    "apply": "lowrank.compression.apply",
-    "compress": "lowrank.compression.compress",
-    "densify": "lowrank.compression.apply",
-    "export_onnx": "lowrank.compression.export",
-    "export_program": "lowrank.compression.export",
-    "finetune": "lowrank.compression.finetune",
-    "load": "lowrank.compression.checkpoint",
-    "measure": "lowrank.compression.measuring",
-    "profile": "lowrank.compression.profile",
-    "quantize": "lowrank.compression.quantize",
-    "recalibrate_batchnorm": "lowrank.compression.batchnorm",
+    "apply": "lowrank.compression.pipeline.apply",
+    "compress": "lowrank.compression.pipeline.compress",
+    "densify": "lowrank.compression.structure.history",
+    "export_onnx": "lowrank.compression.pipeline.export",
+    "export_program": "lowrank.compression.pipeline.export",
+    "finetune": "lowrank.compression.fitting.finetune",
+    "load": "lowrank.compression.structure.checkpoint",
+    "measure": "lowrank.compression.planning.measure",
+    "profile": "lowrank.compression.gauges.profile",
+    "quantize": "lowrank.compression.pipeline.quantize",
+    "recalibrate_batchnorm": "lowrank.compression.fitting.batchnorm",
     "recover": "lowrank.sensing",
     "register": "lowrank.compression.methods",
-    "save": "lowrank.compression.checkpoint",
-    "sweep": "lowrank.compression.tradeoff",
+    "save": "lowrank.compression.structure.checkpoint",
+    "sweep": "lowrank.compression.pipeline.sweep",
 }
 """Public name -> the module it lives in; imported on first use, so `import lowrank` is quick."""
 
-_PACKAGES = ("compression", "decompositions", "plots", "sensing")
-"""What else `import lowrank` alone reaches, as in `lowrank.sensing.bases`."""
 
 __all__ = [*_HOME, "__version__"]
+
+
+_PACKAGES = ("compression", "decompositions", "plots", "sensing")
+"""What else `import lowrank` alone reaches, as in `lowrank.sensing.bases`."""
 
 
 def __getattr__(name: str) -> object:

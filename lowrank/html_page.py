@@ -19,6 +19,7 @@ from lowrank.version import __version__
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 PACKAGES = ("torch", "numpy", "scipy")
 """What a page names the versions of."""
 

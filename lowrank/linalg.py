@@ -191,11 +191,14 @@ def khatri_rao(factors: Sequence[Tensor]) -> Tensor:
 ROWS = 64
 """Rows of a Gram matrix that are computed at a time: what lies above their diagonal is left out."""
 
+
 SINGLE_FROM = 256
 """Least size of a Gram matrix from which float32 saves time worth having."""
 
+
 SINGLE_DEFECT = 1e-4
 """Loss of orthogonality, u (s_max / s)^2 with u = 2^-24, up to which float32 is used."""
+
 
 SINGLE_LOSS = 1e-6
 """Relative excess of the error over the optimum up to which float32 is used."""

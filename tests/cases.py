@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.layers import LayerSpec
+from lowrank.compression import LayerSpec
 from lowrank.compression.methods import METHODS, ChannelSVD, LowRankSparse, Method, SpatialSVD
 
 Build = Callable[[], nn.Module]

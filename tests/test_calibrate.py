@@ -13,14 +13,32 @@ from cases import LAYERS, layer_input
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.compression import patches as patches_module
-from lowrank.compression.calibrate import Calibration, calibrate, calibration_batches, check_batches
-from lowrank.compression.example import can_be_cut, held_out, run, split_batches
-from lowrank.compression.layers import LayerSpec, canonical, spec_of
-from lowrank.compression.moments import DAMPING, Moments, Sums, form_of, rows_of_a_draw
-from lowrank.compression.patches import n_positions, outputs, patches
-from lowrank.compression.quality import compare_outputs, is_scores, vocabularies
-from lowrank.compression.scan import scan
+from lowrank.compression import (
+    DAMPING,
+    Calibration,
+    LayerSpec,
+    Moments,
+    Sums,
+    calibrate,
+    calibration_batches,
+    can_be_cut,
+    canonical,
+    check_batches,
+    compare_outputs,
+    form_of,
+    held_out,
+    is_scores,
+    n_positions,
+    outputs,
+    patches,
+    rows_of_a_draw,
+    run,
+    scan,
+    spec_of,
+    split_batches,
+    vocabularies,
+)
+from lowrank.compression.calibration import patches as patches_module
 from lowrank.errors import InputError
 
 ROUNDING = 1e-11
@@ -112,7 +130,7 @@ def test_a_regression_keeps_to_the_weight_where_few_examples_say_otherwise() -> 
 
 def test_a_wide_layer_is_held_as_channels_x_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """For inputs that are independent over places the form is exact; its trace always is."""
-    monkeypatch.setattr("lowrank.compression.moments.LARGEST", 10)
+    monkeypatch.setattr("lowrank.compression.calibration.moments.LARGEST", 10)
     spec = _spec(nn.Conv2d(3, 5, 2))
     assert form_of(spec) == "kronecker"
     X = _randn(40, 1, 12, seed=3) + 1
@@ -206,7 +224,7 @@ def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_seed_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where positions are drawn, and with gradients of drawn labels."""
-    monkeypatch.setattr("lowrank.compression.calibrate._POSITIONS", 200)
+    monkeypatch.setattr("lowrank.compression.calibration.calibrate._POSITIONS", 200)
     runs = [_calibrated(_net(), [X[:12], X[12:]], gradients=True, seed=s) for s in (1, 1, 2)]
     first, again, other = (r.layers["a"] for r in runs)
     assert first.n < 24 * 49
@@ -220,7 +238,7 @@ def test_one_seed_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_sample_of_positions_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _calibrated(_net(), [X]).layers["a"]
-    monkeypatch.setattr("lowrank.compression.calibrate._POSITIONS", 600)
+    monkeypatch.setattr("lowrank.compression.calibration.calibrate._POSITIONS", 600)
     sample = _calibrated(_net(), [X]).layers["a"]
     assert sample.n == 600
     assert (sample.C - whole.C).norm() < 0.5 * whole.C.norm()  # 36 variables, 600 draws
@@ -668,7 +686,7 @@ def test_batches_are_cut_to_what_memory_holds(monkeypatch: pytest.MonkeyPatch) -
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2))
     x = torch.randn(40, 3, 9, 9)
     held = 4 * 4 * (8 * 9 * 9 + 4 * 4 * 4)  # bytes of an example: each output four times
-    monkeypatch.setattr("lowrank.compression.calibrate._MEMORY", 7 * held)
+    monkeypatch.setattr("lowrank.compression.network.cutting._MEMORY", 7 * held)
     curves = lowrank.measure(net.eval(), x[:2], data=x, methods=["channel_svd"])
     assert curves.data is not None
     assert [len(b) for b in curves.data.batches if isinstance(b, Tensor)] == [7] * 5 + [5]

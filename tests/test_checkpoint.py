@@ -103,7 +103,7 @@ def test_a_failed_write_leaves_the_old_file(saved: Path, monkeypatch: pytest.Mon
     def full_disk(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lowrank.compression.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("lowrank.compression.structure.checkpoint.save_file", full_disk)
     with pytest.raises(CheckpointError, match="No space left"):
         lowrank.save(_net(), saved)
     assert saved.read_bytes() == before

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from lowrank.cli.demo.network.network import notes, table
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lowrank
-from lowrank import demo
-from lowrank.bundled import ResNet20, fashion_mnist
 from lowrank.cli import COMMANDS, main
-from lowrank.cli.demo import notes, table
-from lowrank.cli.values import Budget, Input, InputType
+from lowrank.cli.network.values import Budget, Input, InputType
 from lowrank.compression import methods
+from lowrank.demos import network as demo
+from lowrank.demos.bundled import ResNet20, fashion_mnist
 
 NET = """
 import torch
@@ -152,7 +152,7 @@ def test_a_bug_keeps_its_traceback(net, monkeypatch):
     def bug(*args, **kwargs):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("lowrank.compression.profile.profile", bug)
+    monkeypatch.setattr("lowrank.compression.gauges.profile.profile", bug)
     assert isinstance(call("profile", "net.py:build").exception, ZeroDivisionError)
 
 

@@ -13,8 +13,8 @@ from scipy.io import mmwrite
 from scipy.sparse import csr_array, save_npz
 
 import lowrank
-from lowrank import recovery_demo
 from lowrank.cli import main
+from lowrank.demos import signals as recovery_demo
 from lowrank.sensing import Recovery, bases, operators, recover, sparse_signal
 
 N, M = 60, 30
@@ -341,7 +341,7 @@ def test_demo_of_an_ecg(folder):
 
 
 def test_the_bare_demo_stays_the_network(monkeypatch):
-    from lowrank import demo as network
+    from lowrank.demos import network
 
     class Reached(Exception):
         pass

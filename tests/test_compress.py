@@ -367,7 +367,7 @@ class _Scaled(nn.Linear):
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", LEFT_DENSE)
 def test_layers_that_cannot_be_replaced_stay_dense_with_the_reason(name: str) -> None:
-    from lowrank.compression.scan import scan
+    from lowrank.compression import scan
 
     build, reason = LEFT_DENSE[name]
     model = nn.Sequential(build()).eval()

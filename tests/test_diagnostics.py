@@ -12,22 +12,18 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from lowrank.errors import InputError
-from lowrank.sensing.diagnostics import (
+from lowrank.sensing import (
     babel,
+    bayes_threshold,
     dual_certificate,
     irrepresentability,
+    l1_threshold,
     mutual_coherence,
     null_space_constant,
     restricted_isometry,
     spark,
 )
-from lowrank.sensing.phase_transition import (
-    basis_pursuit,
-    basis_pursuit_nonneg,
-    bayes_threshold,
-    l1_threshold,
-    phase_transition,
-)
+from lowrank.sensing.phase_transition import basis_pursuit, basis_pursuit_nonneg, phase_transition
 
 ROUND = 1e-9
 """Round-off of a few products of small matrices, and HiGHS's default feasibility."""
@@ -255,7 +251,7 @@ def test_threshold_of_a_known_logistic():
         trials = 10**6
         successes = np.rint(trials / (1 + np.exp(20 * (rhos - 0.42))))
 
-    from lowrank.sensing.phase_transition import PhaseTransition
+    from lowrank.sensing import PhaseTransition
 
     found = PhaseTransition(1, np.array([0.5]), Known.rhos, Known.successes, Known.trials)
     assert found.threshold()[0] == pytest.approx(0.42, abs=1e-4)

@@ -13,9 +13,9 @@ import matplotlib
 import pytest
 
 import lowrank
+import lowrank.compression.pipeline.html
 import lowrank.decompositions
 import lowrank.errors
-import lowrank.html_report
 import lowrank.plots
 import lowrank.sensing
 from lowrank.compression.methods import METHODS
@@ -35,7 +35,7 @@ def public():
     found = [getattr(p, name) for p in packages for name in p.__all__]
     found += [*METHODS.values(), *lowrank.sensing.SOLVERS.values()]
     modules = (bases, estimators, gallery, operators, phase_transition, lowrank.errors)
-    for module in (*modules, lowrank.html_report):
+    for module in (*modules, lowrank.compression.pipeline.html):
         found += [
             o
             for name, o in vars(module).items()

@@ -9,11 +9,16 @@ import torch
 from torch import nn
 
 import lowrank
-from lowrank.compression.batches import Batches
-from lowrank.compression.batchnorm import recalibrate_batchnorm
-from lowrank.compression.distillation import Objective, relative_mse, softened_kl
-from lowrank.compression.example import run
-from lowrank.compression.finetune import cosine, finetune
+from lowrank.compression import (
+    Batches,
+    Objective,
+    cosine,
+    finetune,
+    recalibrate_batchnorm,
+    relative_mse,
+    run,
+    softened_kl,
+)
 from lowrank.errors import InputError
 
 
@@ -422,7 +427,7 @@ def test_one_seed_one_answer_and_the_callers_random_state_stays(nets):
 
 def test_only_factors_trains_the_replaced_layers(nets):
     teacher, small = nets
-    replaced = lowrank.compression.apply.history(small)[0].plan.replaced
+    replaced = lowrank.compression.structure.history.history(small)[0].plan.replaced
     assert replaced
     assert len(replaced) < 3
     before, was = state(small), flags(small)

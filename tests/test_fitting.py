@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.compression import compress
-from lowrank.compression.layers import LayerSpec, spec_of
+from lowrank.compression import LayerSpec, spec_of
 from lowrank.compression.methods import CP, DepthwiseSeparable
-from lowrank.compression.methods.fitting import Searched, energy, fit
-from lowrank.decompositions.metric import Metric
+from lowrank.compression.methods.shared.search import Searched, fit
+from lowrank.compression.pipeline import compress
+from lowrank.decompositions.metric import Metric, energy
 
 
 def _layer(i: int = 8, o: int = 8) -> tuple[LayerSpec, Tensor, Metric]:

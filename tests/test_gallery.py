@@ -5,9 +5,8 @@ import pytest
 
 from lowrank import recover
 from lowrank.errors import InputError
-from lowrank.sensing import Status, bases, operators, solve
+from lowrank.sensing import BPDN, BasisPursuit, Status, bases, operators, solve, total_variation
 from lowrank.sensing.gallery import GALLERY, radial_phantom, shepp_logan
-from lowrank.sensing.problems import BPDN, BasisPursuit, total_variation
 
 SMALL = {
     "blocksig": {"n": 128},

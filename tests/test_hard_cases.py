@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.compression.distillation import relative_mse
-from lowrank.compression.example import run
+from lowrank.compression import relative_mse, run
 
 X = torch.randn(96, 16, generator=torch.Generator().manual_seed(0))
 FEW: Any = {"methods": ["channel_svd"]}

@@ -13,10 +13,8 @@ from torch import nn
 
 import lowrank
 from lowrank.cli import main
-from lowrank.compression.plan import Dense
-from lowrank.compression.quality import Quality
+from lowrank.compression import Dense, Quality, save_compression
 from lowrank.errors import InputError
-from lowrank.html_report import save_compression
 
 NASTY = '<script>alert("x")</script>&amp;'
 VOID = {"meta", "link", "br", "img"}

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from lowrank.compression.knapsack import Choices, choose, smallest
+from lowrank.compression import Choices
+from lowrank.compression.planning.knapsack import choose, smallest
 
 # the promise of the planner: within 0.1 % of the optimum
 PROMISE = 1e-3

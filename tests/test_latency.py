@@ -11,24 +11,28 @@ import torch
 from torch import nn
 
 import lowrank
-from lowrank.compression.curves import Candidate
-from lowrank.compression.latency import (
+from lowrank.compression import (
     GRID,
+    TRIES,
+    Alone,
+    Branches,
+    Call,
+    Candidate,
+    Dense,
+    LayerSpec,
     LayerTimer,
-    compare,
+    Stopwatch,
+    chain_bytes,
+    in_turns,
+    measure_memory,
+    profile,
     runs_channels_last,
+    scan,
     time_layers,
 )
-from lowrank.compression.layers import Call, LayerSpec
-from lowrank.compression.memory import chain_bytes, measure_memory
+from lowrank.compression.gauges.timing import compare
 from lowrank.compression.methods import CP, ChannelSVD, SpatialSVD, Tucker2
-from lowrank.compression.modules import Branches
-from lowrank.compression.network.units import Alone
-from lowrank.compression.on_the_clock import TRIES, _next_limit
-from lowrank.compression.plan import Dense
-from lowrank.compression.profile import profile
-from lowrank.compression.scan import scan
-from lowrank.compression.stopwatch import Stopwatch, in_turns
+from lowrank.compression.planning.clock import _next_limit
 from lowrank.errors import BudgetError, InputError
 
 STAGE = 50.0

@@ -8,11 +8,8 @@ from cases import LAYERS, PROMISE, SELECTIVE, full_rank_methods, layer_input
 from torch import nn
 
 import lowrank
-from lowrank.compression.layers import LayerView, canonical, module_layout, spec_of
+from lowrank.compression import LayerView, Sparse, canonical, compose, module_layout, scan, spec_of
 from lowrank.compression.methods import METHODS
-from lowrank.compression.methods.base import compose
-from lowrank.compression.modules import Sparse
-from lowrank.compression.scan import scan
 
 # products of at most a few hundred terms of order one, through up to five stages
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}

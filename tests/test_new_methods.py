@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.compression.codes import free_codes
-from lowrank.compression.layers import LayerSpec, spec_of
+from lowrank.compression import LayerSpec, free_codes, spec_of
 from lowrank.compression.methods import (
     BiClustering,
     ChannelSVD,
@@ -22,8 +21,8 @@ from lowrank.compression.methods import (
     Tucker2,
 )
 from lowrank.compression.methods.biclustering import clusters
-from lowrank.compression.methods.fitting import refined_curve
-from lowrank.compression.methods.joint import error_of
+from lowrank.compression.methods.shared.error_curves import refined_curve
+from lowrank.compression.methods.shared.joint_search import error_of
 from lowrank.decompositions.bricks import assemble
 from lowrank.decompositions.metric import Metric, best_map
 from lowrank.decompositions.sparse_part import (

@@ -7,8 +7,10 @@ import pytest
 from sklearn.linear_model import LassoCV, LassoLarsIC
 
 from lowrank.errors import InputError
-from lowrank.sensing import BPDN, Lasso, bases, operators, solve, sparse_signal
-from lowrank.sensing.noise import (
+from lowrank.sensing import (
+    BPDN,
+    Lasso,
+    bases,
     estimate_noise,
     lam_by_cross_validation,
     lam_by_discrepancy,
@@ -17,6 +19,9 @@ from lowrank.sensing.noise import (
     lam_grid,
     lam_max,
     noise_bound,
+    operators,
+    solve,
+    sparse_signal,
 )
 
 SPREAD = 0.3

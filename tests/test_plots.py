@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import lowrank
+from lowrank import drawing as style
 from lowrank import plots
 from lowrank.errors import InputError
-from lowrank.plots import style
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,18 +15,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.profiles import CASES, measure
-from lowrank.bundled import ResNet20
-from lowrank.compression.counting import _cost
-from lowrank.compression.example import batch_size, check, flatten, run
-from lowrank.compression.profile import (
+from lowrank.compression import (
     TOTAL,
+    batch_size,
+    check,
     compare_latency,
     count_macs,
+    flatten,
     measure_latency,
+    merge_alike,
     profile,
+    run,
 )
-from lowrank.compression.profile_table import amount, merge_alike
+from lowrank.compression.gauges.counting import _cost
+from lowrank.demos.bundled import ResNet20
 from lowrank.errors import InputError
+from lowrank.tables import amount
 
 
 def cost_of(model, example):
@@ -497,7 +501,7 @@ def test_amounts_have_four_digits(value, text):
 
 
 def test_importing_does_not_load_the_printer():
-    code = "import sys, lowrank.compression.profile; sys.exit('rich' in sys.modules)"
+    code = "import sys, lowrank.compression.gauges.profile; sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

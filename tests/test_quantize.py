@@ -13,24 +13,26 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.compression.example import run
-from lowrank.compression.int8 import (
+from lowrank.compression import (
+    TOTAL,
+    Plan,
     Rounding,
+    count_macs,
+    is_int8,
     quantize_linear,
     reasons_against,
     rounded,
+    run,
+    scan,
     stage_bytes,
+    weight_bytes,
 )
 from lowrank.compression.methods import ChannelSVD
-from lowrank.compression.modules import is_int8, weight_bytes
-from lowrank.compression.plan import Plan
-from lowrank.compression.profile import TOTAL, count_macs
-from lowrank.compression.scan import scan
 from lowrank.errors import CheckpointError, InputError, PlanError
 
 
 def _has_torchao() -> bool:
-    from lowrank.compression.int8 import require_torchao
+    from lowrank.compression import require_torchao
 
     try:
         require_torchao()

@@ -7,11 +7,18 @@ import torch
 from torch import nn
 
 import lowrank
-from lowrank.bundled import fashion_mnist, resnet20
-from lowrank.compression.batches import Batch, mixable
-from lowrank.compression.blocks import find_blocks, train_blocks
-from lowrank.compression.quality import compare_outputs
-from lowrank.compression.refine import Trial, distil, refine, try_out
+from lowrank.compression import (
+    Batch,
+    Trial,
+    compare_outputs,
+    distil,
+    find_blocks,
+    mixable,
+    refine,
+    train_blocks,
+    try_out,
+)
+from lowrank.demos.bundled import fashion_mnist, resnet20
 from lowrank.errors import InputError
 
 
@@ -70,7 +77,7 @@ def test_refinement_is_deterministic(compressed):
 def test_a_trial_decides_how_far_it_goes(compressed, lost, done, monkeypatch):
     dense, small, batches, layers = compressed
     ends = []
-    monkeypatch.setattr("lowrank.compression.refine.distil", lambda *_, **k: ends.append(k))
+    monkeypatch.setattr("lowrank.compression.fitting.refine.distil", lambda *_, **k: ends.append(k))
     trained = copy.deepcopy(small)
     found = refine(
         trained, dense, batches[1:], layers, trial=Trial(tuple((x,) for x in lost)), steps=1
@@ -129,8 +136,8 @@ def test_a_trial_without_gain_leaves_the_fits(monkeypatch):
             p.data.mul_(3)
         return {"0": (0.5, 0.4)}
 
-    monkeypatch.setattr("lowrank.compression.refine.train_blocks", harmful)
-    monkeypatch.setattr("lowrank.compression.refine.distil", lambda *_, **__: None)
+    monkeypatch.setattr("lowrank.compression.fitting.refine.train_blocks", harmful)
+    monkeypatch.setattr("lowrank.compression.fitting.refine.distil", lambda *_, **__: None)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
     x = torch.randn(80, 32)

@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from lowrank.sensing import bases, operators, solve
-from lowrank.sensing.certificates import certify
-from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, PosteriorMean
-from lowrank.sensing.result import Status
+from lowrank.sensing import (
+    BPDN,
+    BasisPursuit,
+    Lasso,
+    PosteriorMean,
+    Status,
+    bases,
+    certify,
+    operators,
+    solve,
+)
 from lowrank.sensing.solvers.active_set import basis_pursuit_target, make_segment, settle
 from lowrank.sensing.solvers.amp import AMP, minimax_threshold
 from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAMP

@@ -5,8 +5,16 @@ import pytest
 import torch
 
 from lowrank.errors import InputError
-from lowrank.sensing import Lasso, bases, operators, recover, solve, sparse_signal
-from lowrank.sensing.noise import estimate_noise, lam_max
+from lowrank.sensing import (
+    Lasso,
+    bases,
+    estimate_noise,
+    lam_max,
+    operators,
+    recover,
+    solve,
+    sparse_signal,
+)
 
 M, N = 80, 200
 A = operators.gaussian(M, N, seed=0)

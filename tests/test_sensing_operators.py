@@ -10,8 +10,8 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from sensing_cases import OPERATORS
 
 from lowrank.errors import InputError
-from lowrank.sensing import bases, operators
-from lowrank.sensing.operators import adjoint_error, as_operator, from_functions, from_matrix
+from lowrank.sensing import adjoint_error, as_operator, bases, operators
+from lowrank.sensing.operators.operator import from_functions, from_matrix
 
 ROUNDING = 1e-12
 

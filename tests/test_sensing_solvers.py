@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 from sensing_cases import MAY_STOP_SHORT, PROBLEMS, ZERO
 
-from lowrank.sensing import SOLVERS, Status, operators, solve, sparse_signal
-from lowrank.sensing.problems import BPDN, Analysis, AnalysisLasso, ConstrainedLasso, OneBit
+from lowrank.sensing import (
+    BPDN,
+    SOLVERS,
+    Analysis,
+    AnalysisLasso,
+    ConstrainedLasso,
+    OneBit,
+    Status,
+    operators,
+    solve,
+    sparse_signal,
+)
 
 SAME = 1e-6
 TOL = 1e-8

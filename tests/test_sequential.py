@@ -13,17 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.bundled import fashion_mnist, resnet20
-from lowrank.compression.apply import replace_layers
-from lowrank.compression.calibrate import calibration_batches
-from lowrank.compression.example import run
-from lowrank.compression.fits import Data, Fitting
+from lowrank.compression import (
+    Data,
+    Fitting,
+    Reached,
+    Replay,
+    Sink,
+    calibration_batches,
+    compare_outputs,
+    find_sinks,
+    probe,
+    replace_layers,
+    run,
+    scan,
+)
 from lowrank.compression.methods import ChannelSVD
-from lowrank.compression.probe import probe
-from lowrank.compression.quality import compare_outputs
-from lowrank.compression.replay import Reached, Replay
-from lowrank.compression.scan import scan
-from lowrank.compression.sinks import Sink, find_sinks
+from lowrank.demos.bundled import fashion_mnist, resnet20
 from lowrank.errors import InputError
 
 SINGLE = 1e-5

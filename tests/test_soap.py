@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.compression.soap import SOAP
+from lowrank.compression import SOAP
 from lowrank.errors import InputError
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import lowrank
 from lowrank.compression.methods import ChannelSVD
-from lowrank.compression.tables import as_text, by_reason, merge_names
+from lowrank.tables import as_text, by_reason, merge_names
 
 
 class Block(nn.Module):

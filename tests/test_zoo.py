@@ -10,8 +10,7 @@ from torch import nn
 from zoo import FULL, SMALL, Net
 
 import lowrank
-from lowrank.compression.example import flatten, run
-from lowrank.compression.scan import scan
+from lowrank.compression import flatten, run, scan
 
 pytestmark = [
     # transformers' own deprecations and tracer notes are not ours to mend

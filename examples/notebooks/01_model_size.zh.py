@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 import lowrank
-from lowrank.bundled import resnet20
+from lowrank.demos.bundled import resnet20
 
 plt.style.use("notebooks.mplstyle")
 widths = {"32-bit float": 32, "16-bit float": 16, "8-bit integer": 8, "binary (1 bit)": 1}

@@ -19,8 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import lowrank
-from lowrank.sensing import PosteriorMean, operators, solve, sparse_signal
-from lowrank.sensing.noise import lam_max
+from lowrank.sensing import PosteriorMean, lam_max, operators, solve, sparse_signal
 
 plt.style.use("notebooks.mplstyle")
 n, m = 400, 200

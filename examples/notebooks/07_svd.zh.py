@@ -20,8 +20,8 @@ import pywt
 import torch
 from torch import Tensor, nn
 
-from lowrank.bundled import fashion_mnist
 from lowrank.decompositions import singular_values, truncated_svd
+from lowrank.demos.bundled import fashion_mnist
 
 plt.style.use("notebooks.mplstyle")
 torch.manual_seed(0)

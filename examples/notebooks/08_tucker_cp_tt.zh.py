@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.bundled import resnet20
 from lowrank.decompositions import cp, tensor_train, truncated_svd, tucker
+from lowrank.demos.bundled import resnet20
 
 plt.style.use("notebooks.mplstyle")
 layer = resnet20().stages[2][1].conv1

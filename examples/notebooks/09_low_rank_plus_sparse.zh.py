@@ -19,8 +19,8 @@ import numpy as np
 import pywt
 import torch
 
-from lowrank.bundled import PIXEL_MEAN, PIXEL_STD, fashion_mnist, resnet20
 from lowrank.decompositions import go_dec, robust_pca, truncated_svd
+from lowrank.demos.bundled import PIXEL_MEAN, PIXEL_STD, fashion_mnist, resnet20
 
 plt.style.use("notebooks.mplstyle")
 height, width, frames = 64, 96, 60

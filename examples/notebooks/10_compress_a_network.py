@@ -18,9 +18,8 @@ import torch
 from torch import nn
 
 import lowrank
-from lowrank.bundled import fashion_mnist, resnet20
-from lowrank.compression.profile import compare_latency
-from lowrank.compression.quality import accuracy
+from lowrank.compression import accuracy, compare_latency
+from lowrank.demos.bundled import fashion_mnist, resnet20
 
 plt.style.use("notebooks.mplstyle")
 torch.manual_seed(0)

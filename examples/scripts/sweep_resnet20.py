@@ -12,8 +12,8 @@ import matplotlib
 import torch
 
 import lowrank
-from lowrank.bundled import fashion_mnist, resnet20
-from lowrank.compression.quality import accuracy
+from lowrank.compression import accuracy
+from lowrank.demos.bundled import fashion_mnist, resnet20
 
 BLOCKS = [f"stages.{i}.{j}" for i in range(3) for j in range(3)]
 KEEPS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lowrank.bundled import ResNet20, normalise
+from lowrank.demos.bundled import ResNet20, normalise
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
 

@@ -12,10 +12,10 @@ from lowrank.cli.commands import Commands
 from lowrank.version import __version__
 
 COMMANDS = {
-    "profile": "lowrank.cli.profile",
-    "compress": "lowrank.cli.compress",
-    "recover": "lowrank.cli.recover",
-    "demo": "lowrank.cli.demo",
+    "profile": "lowrank.cli.network.profile",
+    "compress": "lowrank.cli.network.compress",
+    "recover": "lowrank.cli.signal.recover",
+    "demo": "lowrank.cli.demo.network",
 }
 """Command -> the module whose `command` it is."""
 

@@ -1,15 +1,11 @@
 """Tensor and matrix decompositions: a tensor goes in, frozen factors come out."""
 
+from __future__ import annotations
+
 from lowrank.decompositions.bricks import Bricks, assemble
 from lowrank.decompositions.completion import Completion, complete
 from lowrank.decompositions.cp import cp, sensitivity
-from lowrank.decompositions.factors import (
-    CPFactors,
-    Factors,
-    SVDFactors,
-    TTFactors,
-    TuckerFactors,
-)
+from lowrank.decompositions.factors import CPFactors, Factors, SVDFactors, TTFactors, TuckerFactors
 from lowrank.decompositions.low_rank_sparse import (
     LowRankSparse,
     go_dec,

@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank.decompositions.nuclear_norm import Ball, Huber, Status, minimise, named
-from lowrank.decompositions.observed import (
-    Array,
-    Observed,
-    check_count,
-    check_positive,
-    observe,
-)
+from lowrank.decompositions.observed import Array, Observed, check_count, check_positive, observe
 from lowrank.errors import InputError
 
 

@@ -27,14 +27,24 @@ from lowrank.linalg import as_working, check_rank, frobenius, khatri_rao, unfold
 
 RIDGE = 1e-11
 """Added to the unit diagonal of the normal equations: Cholesky holds when columns coincide."""
+
+
 SCREENING_SWEEPS = 10
 """Sweeps that every start gets before the best one goes on alone."""
+
+
 CORRECTION_SWEEPS = 5
 """Sweeps of error-preserving correction each time the sensitivity passes its bound."""
+
+
 PATIENCE = 3
 """Slow sweeps in a row after which the descent has converged."""
+
+
 ERROR_FLOOR = 1e-7
 """Smaller relative errors drown in the rounding of 1 - 2 <T, T'> + <T', T'> in float64."""
+
+
 POLISH_SWEEPS = 5
 """Sweeps on the whole tensor where the Tucker core was not exact."""
 

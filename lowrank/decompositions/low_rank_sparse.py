@@ -11,13 +11,7 @@ import torch
 from torch import Tensor
 
 from lowrank.decompositions.nuclear_norm import EXTRA, Huber, Status, minimise, named
-from lowrank.decompositions.observed import (
-    Array,
-    Observed,
-    check_count,
-    check_positive,
-    observe,
-)
+from lowrank.decompositions.observed import Array, Observed, check_count, check_positive, observe
 from lowrank.decompositions.svd import truncated_svd
 from lowrank.errors import InputError
 from lowrank.linalg import as_working, check_rank, frobenius
@@ -213,8 +207,10 @@ def go_dec(
 STEP_BEYOND = 0.8
 """Share of its last move by which the low-rank part is carried on before the sparse one is cut."""
 
+
 WINDOW = 5
 """Steps over which the gain is judged."""
+
 
 SAMPLE = 50_000
 """Entries from which the size of the last one kept is estimated before the final step."""

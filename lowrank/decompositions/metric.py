@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -384,3 +385,20 @@ def _descend(free: list[Tensor], evaluate: Callable[[], float], max_iter: int) -
         line_search_fn="strong_wolfe",
     )
     search.step(evaluate)
+
+
+_EXACT = 1e-4
+"""Relative squared error that is mostly what damping leaves of an exact fit: a gain over that
+is none, and says nothing of other ranks."""
+
+
+def identity(weight: Tensor) -> Metric:
+    """The metric without data: the Frobenius norm."""
+    g, _, *rest = weight.shape
+    d = int(np.prod(rest))
+    return Metric(torch.ones(g, d, dtype=torch.float64, device=weight.device))
+
+
+def energy(weight: Tensor, metric: Metric) -> float:
+    """Squared norm of a canonical weight in the metric."""
+    return metric.error(weight.flatten(2))

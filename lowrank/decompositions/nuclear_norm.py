@@ -20,16 +20,27 @@ from torch import Tensor
 
 Status = Literal["converged", "max_iter", "infeasible"]
 
+
 EXTRA = 10
 """Directions that the warm subspace carries beyond the rank, so that it sees the rank grow."""
+
+
 START = 1.25
 """First penalty, over the spectral norm of the matrix (Lin, Chen, Ma 2010)."""
+
+
 GROWTH = 1.5
 """Factor by which the penalty moves towards balanced residuals (Lin, Chen, Ma 2010: 1.5)."""
+
+
 CALMING = 0.7
 """Exponent on the factor whenever it turns, so that the penalty comes to rest and cannot cycle."""
+
+
 RELAXATION = 1.6
 """Over-relaxation while the penalty rests (Boyd et al. 2011, section 3.4.3); halves the steps."""
+
+
 PLAIN = 30
 """Steps without over-relaxation, which slows down those matrices that need no more than these."""
 

@@ -1,4 +1,4 @@
-"""Pictures of matrices that were split."""
+"""What a decomposition of a film looks like."""
 
 from __future__ import annotations
 

@@ -26,8 +26,10 @@ from lowrank.decompositions.metric import (
 Mask: TypeAlias = int | Literal["2:4"]
 """How many entries may stay, or two of every four neighbours in a row."""
 
+
 _N_SETS = 2
 """Alternations that choose columns or rows."""
+
 
 _N_CG = (8, 3)
 """Conjugate-gradient steps that fit the kept entries; the fewer where each is long."""

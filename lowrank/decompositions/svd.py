@@ -10,15 +10,10 @@ from torch import Tensor
 
 from lowrank.decompositions.factors import SVDFactors
 from lowrank.errors import InputError
-from lowrank.linalg import (
-    as_working,
-    check_rank,
-    gram,
-    leading_eigenvectors,
-    leading_left_vectors,
-)
+from lowrank.linalg import as_working, check_rank, gram, leading_eigenvectors, leading_left_vectors
 
 Method = Literal["auto", "lapack", "gram", "randomized"]
+
 
 GRAM_DEFECT = {torch.float32: torch.finfo(torch.float32).eps, torch.float64: 1e-10}
 """Loss of orthogonality, eps64 (s_max / s)^2, up to which the Gram route is trusted."""

@@ -4,11 +4,13 @@ Results draw themselves by their `plot` method, which hands the plain rows and a
 functions take down to them. `lowrank.sensing.plots.recovery` draws a recovery's panels.
 """
 
+from __future__ import annotations
+
+from lowrank.compression.pictures.curves import RankLine, error_against_rank, spectrum, trade_off
+from lowrank.compression.pictures.plan import Bar, plan_bars, predicted_against_measured
+from lowrank.compression.pictures.sweep import sweep_curve
 from lowrank.decompositions.pictures import video_frames
-from lowrank.plots.curves import RankLine, error_against_rank, spectrum, trade_off
-from lowrank.plots.plan import Bar, plan_bars, predicted_against_measured
-from lowrank.plots.style import Measure, convergence
-from lowrank.plots.sweep import sweep_curve
+from lowrank.drawing import Measure, convergence
 from lowrank.sensing.plots import phase_map, regularisation_path, selection, support
 
 __all__ = [

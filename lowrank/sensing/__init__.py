@@ -5,31 +5,32 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from lowrank.sensing import bases, gallery, operators, problems
+from lowrank.sensing import bases, gallery, operators
 from lowrank.sensing.certificates import Certificate, certify
-from lowrank.sensing.operators import Operator, adjoint_error, as_operator
-from lowrank.sensing.problems import (
+from lowrank.sensing.operators.operator import Operator, adjoint_error, as_operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import (
     BPDN,
-    Analysis,
-    AnalysisLasso,
     BasisPursuit,
     ConstrainedLasso,
     DantzigSelector,
     ElasticNet,
-    GroupLasso,
-    JointSparse,
-    KSparse,
     L1Fit,
     Lasso,
-    OneBit,
-    PosteriorMean,
-    Problem,
     SqrtLasso,
+)
+from lowrank.sensing.problems.other import KSparse, OneBit, PosteriorMean
+from lowrank.sensing.problems.structured import (
+    Analysis,
+    AnalysisLasso,
+    GroupLasso,
+    JointSparse,
     total_variation,
 )
-from lowrank.sensing.recover import recover, reweighted, solve
+from lowrank.sensing.recover import recover
 from lowrank.sensing.result import Recovery, SolverResult, Status
 from lowrank.sensing.signals import sparse_signal
+from lowrank.sensing.solve import reweighted, solve
 from lowrank.sensing.solvers import AUTO, SOLVERS, Solver
 
 if TYPE_CHECKING:
@@ -45,39 +46,38 @@ if TYPE_CHECKING:
         restricted_isometry,
         spark,
     )
-    from lowrank.sensing.noise import (
-        NoiseEstimate,
+    from lowrank.sensing.noise import NoiseEstimate, estimate_noise, noise_bound
+    from lowrank.sensing.phase_transition import PhaseTransition, bayes_threshold, l1_threshold
+    from lowrank.sensing.progress import progress_bar
+    from lowrank.sensing.regularisation import (
         Selection,
-        estimate_noise,
         lam_by_cross_validation,
         lam_by_discrepancy,
         lam_by_information,
         lam_by_sure,
         lam_grid,
         lam_max,
-        noise_bound,
     )
-    from lowrank.sensing.phase_transition import PhaseTransition, bayes_threshold, l1_threshold
-    from lowrank.sensing.progress import progress_bar
+
 
 _HOME = {
     "DualCertificate": "diagnostics",
     "NoiseEstimate": "noise",
     "PhaseTransition": "phase_transition",
     "RestrictedIsometry": "diagnostics",
-    "Selection": "noise",
+    "Selection": "regularisation",
     "babel": "diagnostics",
     "bayes_threshold": "phase_transition",
     "dual_certificate": "diagnostics",
     "estimate_noise": "noise",
     "irrepresentability": "diagnostics",
     "l1_threshold": "phase_transition",
-    "lam_by_cross_validation": "noise",
-    "lam_by_discrepancy": "noise",
-    "lam_by_information": "noise",
-    "lam_by_sure": "noise",
-    "lam_grid": "noise",
-    "lam_max": "noise",
+    "lam_by_cross_validation": "regularisation",
+    "lam_by_discrepancy": "regularisation",
+    "lam_by_information": "regularisation",
+    "lam_by_sure": "regularisation",
+    "lam_grid": "regularisation",
+    "lam_max": "regularisation",
     "mutual_coherence": "diagnostics",
     "noise_bound": "noise",
     "null_space_constant": "diagnostics",
@@ -87,7 +87,6 @@ _HOME = {
 }
 """Further public names -> the module each is imported from when it is asked for."""
 
-_MODULES = ("diagnostics", "estimators", "noise", "phase_transition", "plots", "progress")
 
 __all__ = [
     *_HOME,
@@ -128,6 +127,9 @@ __all__ = [
     "sparse_signal",
     "total_variation",
 ]
+
+
+_MODULES = ("diagnostics", "estimators", "noise", "phase_transition", "plots", "progress")
 
 
 def __getattr__(name: str) -> object:

@@ -14,7 +14,8 @@ import numpy as np
 from scipy.fft import dctn, fftn, idctn, ifftn
 
 from lowrank.errors import InputError
-from lowrank.sensing.operators import Array, MatrixLike, Operator, as_operator, from_matrix
+from lowrank.sensing.operators.arrays import Array, MatrixLike
+from lowrank.sensing.operators.operator import Operator, as_operator, from_matrix
 
 
 def identity(n: int) -> Operator:

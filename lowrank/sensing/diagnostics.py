@@ -17,10 +17,13 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linprog
 
 from lowrank.errors import InputError
-from lowrank.sensing.operators import Array, MatrixLike, as_operator
+from lowrank.sensing.operators.arrays import Array, MatrixLike
+from lowrank.sensing.operators.operator import as_operator
 
 MAX_SUBSETS = 2_000_000
 """Most column subsets, or ten times the linear programs, that an exact figure may take."""
+
+
 BATCH = 2048
 """Subsets whose eigenvalues are taken in one call."""
 

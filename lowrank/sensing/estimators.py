@@ -15,10 +15,14 @@ from scipy.linalg import lstsq
 
 from lowrank.errors import InputError
 from lowrank.sensing import problems
-from lowrank.sensing.operators import Array
-from lowrank.sensing.recover import recover, share_of, solve
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.recover import recover, share_of
 from lowrank.sensing.result import Recovery, Status
+from lowrank.sensing.solve import solve
 from lowrank.sensing.solvers import Solver
+
+__all__ = ["BPDN", "OMP", "BasisPursuit", "ElasticNet", "GroupLasso", "Lasso"]
+
 
 try:
     from sklearn.base import BaseEstimator, RegressorMixin
@@ -27,8 +31,6 @@ try:
 except ImportError as error:
     missing = "lowrank.sensing.estimators: scikit-learn 1.6 or later is not installed"
     raise ImportError(f"{missing}; pip install 'lowrank-kit[sklearn]'") from error
-
-__all__ = ["BPDN", "OMP", "BasisPursuit", "ElasticNet", "GroupLasso", "Lasso"]
 
 
 class _SparseRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -265,7 +267,7 @@ class ElasticNet(_SparseRegressor):
 
     def _recover(self, X: Array, y: Array) -> Recovery:
         lower = 0.0 if self.nonneg else -np.inf
-        size = problems.ElasticNet(X, y, 1.0, 1.0, lower=lower).lam_max
+        size = problems.Lasso(X, y, 1.0, lower=lower).lam_max
         lam = share_of(self.lam_fraction, size) if self.lam is None else self.lam
         ridge = lam if self.ridge is None else self.ridge
         options = self._options()
@@ -314,7 +316,11 @@ class GroupLasso(_SparseRegressor):
     def _recover(self, X: Array, y: Array) -> Recovery:
         groups = np.arange(X.shape[1]) if self.groups is None else np.asarray(self.groups)
         problem = problems.GroupLasso(X, y, 1.0, groups)
-        lam = share_of(self.lam_fraction, problem.lam_max) if self.lam is None else self.lam
+        if self.lam is None:
+            lengths = np.sqrt(np.bincount(np.asarray(problem.groups), (X.T @ y) ** 2))
+            lam = share_of(self.lam_fraction, float((lengths / problem.weights).max()))
+        else:
+            lam = self.lam
         return solve(replace(problem, lam=lam), **self._options())
 
 

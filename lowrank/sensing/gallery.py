@@ -14,8 +14,11 @@ import numpy as np
 
 from lowrank.errors import InputError
 from lowrank.sensing import bases, operators
-from lowrank.sensing.operators import Array, Operator
-from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem, total_variation
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import BPDN, BasisPursuit, Lasso
+from lowrank.sensing.problems.structured import total_variation
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +52,7 @@ class Example:
     @property
     def basis(self) -> Operator | None:
         """The basis Psi with `signal = Psi coefficients`, or None."""
-        return self.problem.synthesis
+        return getattr(self.problem, "basis", None)
 
     def error(self, x: Array) -> float:
         """`||x - signal|| / ||signal||`."""

@@ -22,13 +22,15 @@ from scipy.special import expit, log_ndtr
 from scipy.stats import norm
 
 from lowrank.errors import InputError
-from lowrank.sensing.operators import Array
-from lowrank.sensing.problems import BasisPursuit
-from lowrank.sensing.recover import solve
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.problems.l1 import BasisPursuit
 from lowrank.sensing.signals import Kind, sparse_signal
+from lowrank.sensing.solve import solve
 
 FORMAT = 1
 """Version of the results file."""
+
+
 Recover = Callable[[Array, Array], Array]
 """From (A, y) to a recovered x; must pickle if the executor runs other processes."""
 

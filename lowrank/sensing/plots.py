@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lowrank.drawing import EDGE, GREY, STYLES, axes_of, convergence, tidy
 from lowrank.errors import InputError
-from lowrank.plots.style import EDGE, GREY, STYLES, axes_of, convergence, tidy
-from lowrank.sensing.operators import Array, to_numpy
+from lowrank.sensing.operators.arrays import Array, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
 TRUE, FOUND, MEASURED = STYLES[0][0], STYLES[1][0], GREY
 """Blue, vermilion (Okabe, Ito 2008) and grey."""
+
 
 MAX_DRAWN = 4000
 """More non-zeros than this are drawn as their largest."""

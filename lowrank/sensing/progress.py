@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lowrank.sensing.operators import Array
+from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.solvers import Callback
 
 PAUSE = 0.1

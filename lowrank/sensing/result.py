@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 Array = NDArray[Any]
 
 
@@ -181,7 +182,7 @@ class Recovery:
         Raises:
             InputError: the truth is not of the signal's shape, or the file cannot be written.
         """
-        from lowrank.html_report import save_recovery
+        from lowrank.sensing.html import save_recovery
 
         name = self.status.name.lower()
         save_recovery(

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from lowrank.errors import InputError
-from lowrank.sensing.operators import Array
+from lowrank.sensing.operators.arrays import Array
 
 Kind = Literal["gaussian", "sign", "uniform", "complex"]
 

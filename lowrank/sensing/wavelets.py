@@ -10,7 +10,8 @@ import numpy as np
 import pywt
 
 from lowrank.errors import InputError
-from lowrank.sensing.operators import Array, Operator
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
 
 
 def wavelet_basis(size: tuple[int, ...], name: str, level: int | None, mode: str) -> Operator:

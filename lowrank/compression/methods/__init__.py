@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TypeAlias, TypeVar
 
-from lowrank.compression.methods.base import Method
 from lowrank.compression.methods.biclustering import BiClustering
 from lowrank.compression.methods.channel_svd import ChannelSVD
 from lowrank.compression.methods.cp import CP
@@ -15,10 +14,34 @@ from lowrank.compression.methods.group_svd import GroupSVD
 from lowrank.compression.methods.legonet import LegoNet
 from lowrank.compression.methods.low_rank_sparse import LowRankSparse
 from lowrank.compression.methods.monochromatic import Monochromatic
+from lowrank.compression.methods.shared.base import Method
 from lowrank.compression.methods.spatial_svd import SpatialSVD
 from lowrank.compression.methods.tensor_train import TensorTrain
 from lowrank.compression.methods.tucker2 import Tucker2
 from lowrank.errors import InputError
+
+__all__ = [
+    "CP",
+    "METHODS",
+    "BiClustering",
+    "ChannelSVD",
+    "DepthwiseSeparable",
+    "GroupSVD",
+    "LegoNet",
+    "LowRankSparse",
+    "Method",
+    "MethodsLike",
+    "Monochromatic",
+    "SpatialSVD",
+    "TensorTrain",
+    "Tucker2",
+    "check_class",
+    "choose",
+    "known",
+    "register",
+    "resolve",
+]
+
 
 METHODS: dict[str, type[Method]] = {
     "channel_svd": ChannelSVD,
@@ -35,15 +58,19 @@ METHODS: dict[str, type[Method]] = {
 }
 """Every method of the library by the name that plans and the command line use."""
 
+
 _REGISTERED: dict[str, type[Method]] = {}
+
 
 _PLAN_KEYS = frozenset(
     ("kind", "shapes", "method", "dense", "tied", "cost", "cost_dense", "error", "int8", "behind")
 )
 """What a layer's row in a plan says beside the settings of its method."""
 
+
 MethodsLike: TypeAlias = "str | type[Method] | Iterable[str | type[Method]] | None"
 """What `methods=` takes: names, classes, or one of them."""
+
 
 M = TypeVar("M", bound="type[Method]")
 
@@ -167,26 +194,3 @@ def _is_placeholder(cls: type, name: str) -> bool:
 
 def _plain(cls: type, name: str) -> object:
     return next((vars(c)[name] for c in cls.__mro__ if name in vars(c)), None)
-
-
-__all__ = [
-    "CP",
-    "METHODS",
-    "BiClustering",
-    "ChannelSVD",
-    "DepthwiseSeparable",
-    "GroupSVD",
-    "LegoNet",
-    "LowRankSparse",
-    "Method",
-    "MethodsLike",
-    "Monochromatic",
-    "SpatialSVD",
-    "TensorTrain",
-    "Tucker2",
-    "check_class",
-    "choose",
-    "known",
-    "register",
-    "resolve",
-]

@@ -11,17 +11,19 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lowrank.compression.layers import Factor, LayerSpec, Stage
-from lowrank.compression.methods.base import depthwise, outside, rank_grid, worthwhile
-from lowrank.compression.methods.fitting import fit, identity, nested_curve
 from lowrank.compression.methods.group_svd import GroupSVD
-from lowrank.compression.methods.joint import fit_from
-from lowrank.compression.modules import SelectStage
+from lowrank.compression.methods.shared.base import depthwise, outside, rank_grid, worthwhile
+from lowrank.compression.methods.shared.error_curves import nested_curve
+from lowrank.compression.methods.shared.joint_search import fit_from
+from lowrank.compression.methods.shared.search import fit
+from lowrank.compression.network.own_stages import SelectStage
+from lowrank.compression.network.stages import Factor, LayerSpec, Stage
 from lowrank.compression.network.units import Bond
-from lowrank.decompositions.metric import Metric
+from lowrank.decompositions.metric import Metric, identity
 
 _CLUSTERS = ((2, 2), (4, 2), (2, 4), (4, 4))
 """Numbers of clusters (in, out) that are tried."""
+
 
 _N_STEPS = 8
 """Alternations between clusters and their directions."""

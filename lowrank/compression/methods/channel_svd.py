@@ -10,21 +10,19 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lowrank.compression.layers import LayerSpec
-from lowrank.compression.methods.base import depthwise, lost_energy, outside, rank_grid, worthwhile
-from lowrank.compression.methods.fitting import (
-    energy,
-    even,
-    first_stage,
-    fit_error,
-    fit_stages,
-    nested_curve,
-    refined_curve,
-    split_off,
-    spread,
+from lowrank.compression.methods.shared.base import (
+    depthwise,
+    lost_energy,
+    outside,
+    rank_grid,
+    worthwhile,
 )
+from lowrank.compression.methods.shared.error_curves import nested_curve, refined_curve
+from lowrank.compression.methods.shared.folding import even, first_stage, split_off, spread
+from lowrank.compression.methods.shared.search import fit_error, fit_stages
+from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.network.units import Bond
-from lowrank.decompositions.metric import Metric, best_map, output_moment
+from lowrank.decompositions.metric import Metric, best_map, energy, output_moment
 from lowrank.decompositions.svd import singular_values, truncated_svd
 
 Fold = Literal["kernel_first", "kernel_last"]

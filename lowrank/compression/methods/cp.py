@@ -11,8 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lowrank.compression.layers import LayerSpec
-from lowrank.compression.methods.base import (
+from lowrank.compression.methods.shared.base import (
     depthwise,
     kernel_axes,
     long_kernel,
@@ -21,22 +20,20 @@ from lowrank.compression.methods.base import (
     rank_grid,
     worthwhile,
 )
-from lowrank.compression.methods.fitting import (
-    energy,
-    fit_error,
-    fit_stages,
-    fitted_curve,
-    likened_curve,
-)
+from lowrank.compression.methods.shared.error_curves import fitted_curve, likened_curve
+from lowrank.compression.methods.shared.search import fit_error, fit_stages
+from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.network.units import Bond
 from lowrank.decompositions.cp import cp
 from lowrank.decompositions.factors import CPFactors
-from lowrank.decompositions.metric import Metric
+from lowrank.decompositions.metric import Metric, energy
 
 Kernel = Literal["separable", "whole"]
 
+
 _CURVE_SWEEPS = 25
 """Sweeps of fits for curves: one start, stopped early, for an error slightly too high."""
+
 
 _TOP = 256
 """Largest rank on the curve: beyond it the fits take minutes, and on kernels so large the

@@ -10,19 +10,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowrank.compression.layers import LayerSpec
-from lowrank.compression.methods.base import depthwise, lost_energy, no_kernel, outside, worthwhile
-from lowrank.compression.methods.fitting import (
-    energy,
-    even,
-    fit_error,
-    fit_stages,
-    identity,
-    nested_curve,
-    refined_curve,
+from lowrank.compression.methods.shared.base import (
+    depthwise,
+    lost_energy,
+    no_kernel,
+    outside,
+    worthwhile,
 )
+from lowrank.compression.methods.shared.error_curves import nested_curve, refined_curve
+from lowrank.compression.methods.shared.folding import even
+from lowrank.compression.methods.shared.search import fit_error, fit_stages
+from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.network.units import Bond
-from lowrank.decompositions.metric import Metric, input_directions
+from lowrank.decompositions.metric import Metric, energy, identity, input_directions
 from lowrank.decompositions.svd import singular_values
 
 

@@ -10,23 +10,25 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowrank.compression.layers import LayerSpec
-from lowrank.compression.methods.base import depthwise, lost_energy, outside, rank_grid, worthwhile
 from lowrank.compression.methods.channel_svd import Fold
-from lowrank.compression.methods.fitting import (
-    even,
-    fit_stages,
-    identity,
-    marginal,
-    nested_curve,
-    spread,
+from lowrank.compression.methods.shared.base import (
+    depthwise,
+    lost_energy,
+    outside,
+    rank_grid,
+    worthwhile,
 )
+from lowrank.compression.methods.shared.error_curves import nested_curve
+from lowrank.compression.methods.shared.folding import even, marginal, spread
+from lowrank.compression.methods.shared.search import fit_stages
+from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.network.units import Bond
-from lowrank.decompositions.metric import Metric, input_directions
+from lowrank.decompositions.metric import Metric, identity, input_directions
 from lowrank.decompositions.svd import singular_values
 
 _GROUPS = (2, 4, 8)
 """Numbers of subspaces that are tried; more of them cost more than they save."""
+
 
 _WIDE = 2048
 """Fan-in beyond which a curve in the metric takes seconds."""

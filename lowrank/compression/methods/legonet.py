@@ -9,20 +9,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowrank.compression.layers import Factor, LayerSpec, Stage
-from lowrank.compression.methods.base import depthwise, outside
-from lowrank.compression.methods.fitting import energy, identity
-from lowrank.compression.methods.joint import error_of, fit_from, refined
-from lowrank.compression.modules import SelectStage, SharedStage
+from lowrank.compression.methods.shared.base import depthwise, outside
+from lowrank.compression.methods.shared.joint_search import error_of, fit_from, refined
+from lowrank.compression.network.own_stages import SelectStage, SharedStage
+from lowrank.compression.network.stages import Factor, LayerSpec, Stage
 from lowrank.compression.network.units import Bond
 from lowrank.decompositions.bricks import assemble
-from lowrank.decompositions.metric import Metric
+from lowrank.decompositions.metric import Metric, energy, identity
 
 _SPLITS = (2, 4, 8)
 """Numbers of parts of a filter that are tried."""
 
+
 _SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
 """Bricks over filters: below 1 it saves MACs, above only parameters."""
+
 
 _WIDE = 2048
 """Fan-in beyond which the curve takes two points."""

@@ -10,13 +10,21 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from lowrank.compression.layers import Factor, LayerSpec, Stage
-from lowrank.compression.methods.base import depthwise, lost_energy, rank_grid
 from lowrank.compression.methods.channel_svd import ChannelSVD
-from lowrank.compression.methods.fitting import energy, even, identity, refined_curve
-from lowrank.compression.modules import Branches, SelectStage, SparseStage
+from lowrank.compression.methods.shared.base import depthwise, lost_energy, rank_grid
+from lowrank.compression.methods.shared.error_curves import refined_curve
+from lowrank.compression.methods.shared.folding import even
+from lowrank.compression.network.own_stages import Branches, SelectStage, SparseStage
+from lowrank.compression.network.stages import Factor, LayerSpec, Stage
 from lowrank.compression.network.units import Bond
-from lowrank.decompositions.metric import Metric, best_map, fewest_outputs, output_moment
+from lowrank.decompositions.metric import (
+    Metric,
+    best_map,
+    energy,
+    fewest_outputs,
+    identity,
+    output_moment,
+)
 from lowrank.decompositions.sparse_part import (
     Mask,
     columns_curve,
@@ -29,8 +37,10 @@ from lowrank.decompositions.sparse_part import (
 
 Sparsity = Literal["channels", "filters", "unstructured", "2:4"]
 
+
 _WIDE = 2048
 """Fan-in beyond which the curve takes a single density and short fits."""
+
 
 _N_RANKS = 8
 

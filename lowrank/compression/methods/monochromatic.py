@@ -10,16 +10,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowrank.compression.layers import Factor, LayerSpec, Stage
-from lowrank.compression.methods.base import depthwise, no_kernel, outside
-from lowrank.compression.methods.fitting import energy, identity
-from lowrank.compression.methods.joint import error_of, fit_from
-from lowrank.compression.modules import SelectStage
+from lowrank.compression.methods.shared.base import depthwise, no_kernel, outside
+from lowrank.compression.methods.shared.joint_search import error_of, fit_from
+from lowrank.compression.network.own_stages import SelectStage
+from lowrank.compression.network.stages import Factor, LayerSpec, Stage
 from lowrank.compression.network.units import Bond
-from lowrank.decompositions.metric import Metric
+from lowrank.decompositions.metric import Metric, energy, identity
 
 _N_STEPS = 10
 """Alternations between the filters' colours and the colours themselves."""
+
 
 _MOST_INPUTS = 16
 """Input channels up to which it is offered to the planner: beyond, every other form is better."""

@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowrank.compression.layers import LayerSpec
-from lowrank.compression.methods.base import depthwise, kernel_axes, long_kernel, no_kernel
-from lowrank.compression.methods.fitting import energy, fit_error, fit_stages
+from lowrank.compression.methods.shared.base import depthwise, kernel_axes, long_kernel, no_kernel
+from lowrank.compression.methods.shared.search import fit_error, fit_stages
+from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.network.units import Bond
-from lowrank.decompositions.metric import Metric
+from lowrank.decompositions.metric import Metric, energy
 from lowrank.decompositions.tensor_train import tensor_train, tt_spectra
 
 _LEVELS = 24

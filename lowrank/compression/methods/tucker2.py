@@ -10,19 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowrank.compression.layers import LayerSpec
-from lowrank.compression.methods.base import depthwise, no_kernel, outside, rank_grid
-from lowrank.compression.methods.fitting import (
-    energy,
-    even,
-    first_stage,
-    fit_error,
-    fit_stages,
-    refined_curve,
-    spread,
-)
+from lowrank.compression.methods.shared.base import depthwise, no_kernel, outside, rank_grid
+from lowrank.compression.methods.shared.error_curves import refined_curve
+from lowrank.compression.methods.shared.folding import even, first_stage, spread
+from lowrank.compression.methods.shared.search import fit_error, fit_stages
+from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.network.units import Bond
-from lowrank.decompositions.metric import Metric, best_last, best_map, nested_moments
+from lowrank.decompositions.metric import Metric, best_last, best_map, energy, nested_moments
 from lowrank.decompositions.tucker import tucker, tucker_error_surface
 
 

@@ -15,12 +15,12 @@ from typing import ClassVar, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.layers import (
+from lowrank.compression.network.layers import LayerView
+from lowrank.compression.network.stages import (
     Call,
     Cost,
     Factor,
     LayerSpec,
-    LayerView,
     Stage,
     chain_macs,
     tied_head,
@@ -30,6 +30,7 @@ from lowrank.compression.layers import (
 Bond = Literal["alone", "table", "input"]
 """What holds a unit's layers together: it is one layer; they read one table of words; they read
 the same input."""
+
 
 Chain: TypeAlias = tuple[Stage, ...]
 """Stages in a row; a dense layer is a chain of one."""

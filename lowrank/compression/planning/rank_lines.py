@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowrank.compression.methods import METHODS, Method
+from lowrank.compression.pictures.curves import RankLine
+from lowrank.drawing import STYLES
 from lowrank.errors import InputError
-from lowrank.plots.curves import RankLine
-from lowrank.plots.style import STYLES
 
 if TYPE_CHECKING:
-    from lowrank.compression.curves import Candidate, Curve
+    from lowrank.compression.planning.candidates import Candidate, Curve
+
 
 MOST = len(STYLES)
 """Layers in one picture, each with a look of its own."""

@@ -19,12 +19,12 @@ Adding a solver:
 
 from __future__ import annotations
 
-from lowrank.sensing.cvx import CVXPY
 from lowrank.sensing.solvers.admm import ADMM
 from lowrank.sensing.solvers.amp import AMP
 from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAMP
 from lowrank.sensing.solvers.cosamp import CoSaMP
 from lowrank.sensing.solvers.cross_bouquet import CrossBouquet
+from lowrank.sensing.solvers.cvx import CVXPY
 from lowrank.sensing.solvers.exact_l1 import ExactL1
 from lowrank.sensing.solvers.exact_l1_matrix_free import ExactL1MatrixFree
 from lowrank.sensing.solvers.fista import FISTA
@@ -40,6 +40,7 @@ from lowrank.sensing.solvers.subspace_pursuit import SubspacePursuit
 from lowrank.sensing.solvers.vamp import VAMP
 
 __all__ = ["AUTO", "SOLVERS", "Callback", "Solver"]
+
 
 SOLVERS: dict[str, type[Solver]] = {
     "admm": ADMM,
@@ -62,6 +63,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "vamp": VAMP,
 }
 """Every solver by the name that `recover(..., solver=name)` takes."""
+
 
 AUTO: tuple[str, ...] = (
     "exact_l1",

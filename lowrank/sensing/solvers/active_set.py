@@ -24,10 +24,16 @@ from lowrank.sensing.solvers.column_pool import Array, ColumnPool, Index
 
 # Relative slack of `|a_j^T u| <= w_j` when a column joins: above rounding, below any real one.
 TIE = 1e-10
+
+
 # The same for products in float32; what passes is looked at again in float64.
 ROUGH_TIE = 1e-5
+
+
 # A least-squares residual below this times ||y|| counts as an exact fit.
 EXACT = 1e-10
+
+
 # Exchanges without progress after which a guess is given up.
 PATIENCE = 2
 
@@ -128,7 +134,8 @@ def exchange(pool: ColumnPool, line: Segment, lam: float) -> Exchange:
 
     A product in float32 finds most changes; only "no change" needs float64.
     """
-    pool.tell(line.support, line.coefficients(lam))
+    if pool.watch is not None:
+        pool.watch(line.support, line.coefficients(lam))
     if lam == 0:
         signs, stay = limit_signs(line)
         if pool.nonneg:

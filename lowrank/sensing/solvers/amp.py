@@ -9,8 +9,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from lowrank.sensing.operators import Array
-from lowrank.sensing.problems import BasisPursuit, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import BasisPursuit
 from lowrank.sensing.result import SolverResult, Status
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.terms import soft
@@ -141,7 +142,8 @@ class AMP:
         """Unweighted and unbounded problems with a matrix."""
         if not problem.operator.is_dense:
             return "needs a matrix, and A is matrix-free"
-        return "knows neither weights nor bounds" if problem.weighted or problem.bounded else None
+        plain = not (getattr(problem, "weighted", False) or getattr(problem, "bounded", False))
+        return None if plain else "knows neither weights nor bounds"
 
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
@@ -163,9 +165,7 @@ class AMP:
                 status = Status.DIVERGED
             elif np.all(size <= self.tol * scale):
                 status = Status.CONVERGED
-            if status is not Status.MAX_ITER:
-                break
-            if callback and callback(it, (x / norm).reshape(problem.unknown_shape)):
+            if status is not Status.MAX_ITER or (callback and callback(it, x / norm)):
                 break
         c, dual = (x / norm).reshape(problem.unknown_shape), z.reshape(shape)
         return SolverResult(c, dual=dual, status=status, n_iter=it)

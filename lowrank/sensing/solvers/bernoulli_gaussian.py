@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit
 
-from lowrank.sensing.operators import Array
+from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.solvers.amp import minimax_threshold
 
 # Shares are kept this far from 0 and 1, so that log-odds stay finite.

@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank.sensing.operators import Array, Operator
-from lowrank.sensing.problems import PosteriorMean, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.other import PosteriorMean
 from lowrank.sensing.result import SolverResult, Status
 from lowrank.sensing.solvers.bernoulli_gaussian import first_prior, posterior
 from lowrank.sensing.solvers.protocol import Callback
@@ -59,8 +61,7 @@ class BernoulliGaussianAMP:
         norms = np.where(norms > 0, norms, 1.0)[:, None]
         y = np.asarray(problem.y)
         columns = y.reshape(len(y), -1)
-        seen = callback and (lambda k, x: callback(k, x.reshape(problem.unknown_shape)))
-        x, status, n_iter = self._iterate(problem.operator, columns, norms, seen)
+        x, status, n_iter = self._iterate(problem.operator, columns, norms, callback)
         return SolverResult(
             (x / norms).reshape(problem.unknown_shape), status=status, n_iter=n_iter
         )
@@ -81,8 +82,6 @@ class BernoulliGaussianAMP:
             if not np.all(tau < 4 * energy + 1e-300):
                 return before, Status.DIVERGED, it
             change = np.linalg.norm(x - before) / max(float(np.linalg.norm(x)), 1e-300)
-            if change < self.tol:
+            if change < self.tol or (callback and callback(it, x / norms)):
                 return x, Status.CONVERGED, it
-            if callback and callback(it, x / norms):
-                return x, Status.MAX_ITER, it
         return x, Status.MAX_ITER, self.max_iter

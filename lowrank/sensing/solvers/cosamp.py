@@ -8,8 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank.sensing.operators import Array, Operator
-from lowrank.sensing.problems import KSparse, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.other import KSparse
 from lowrank.sensing.result import SolverResult, Status
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.support import each_column, fit, largest

@@ -12,15 +12,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from lowrank.sensing.problems import BPDN, BasisPursuit, Lasso, Problem
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import BPDN, BasisPursuit, Lasso
 from lowrank.sensing.result import SolverResult
-from lowrank.sensing.solvers.active_set import (
-    Segment,
-    Settled,
-    Target,
-    make_segment,
-    settle,
-)
+from lowrank.sensing.solvers.active_set import Segment, Settled, Target, make_segment, settle
 from lowrank.sensing.solvers.column_pool import Array, ColumnPool, Index
 from lowrank.sensing.solvers.dense_l1 import (
     Answer,
@@ -36,10 +31,16 @@ from lowrank.sensing.solvers.protocol import Callback
 
 # Below this share of `lam_max` breakpoints are rounding noise.
 PATH_END = 1e-14
+
+
 # The first block is this multiple of the support, and none is larger.
 FIRST_SHARE = 1.5
+
+
 # Relative change of the weights that takes ties apart, well below any tolerance asked for.
 NUDGE = 1e-9
+
+
 # Different changes tried.
 NUDGES = 4
 
@@ -161,7 +162,7 @@ def follow_path(
 def by_path(pool: ColumnPool, goal: Goal, start: Settled | None = None) -> Answer | None:
     """A link of `ExactL1`: block homotopy from a point of the path or from `lam_max`."""
     found = follow_path(pool, goal.target(), start)
-    return None if found is None else answer_of(pool, goal, found, "block homotopy")
+    return None if found is None else answer_of(pool, goal, found, "block homotopy", 0)
 
 
 def by_perturbed_path(pool: ColumnPool, goal: Goal) -> Answer | None:
@@ -170,15 +171,13 @@ def by_perturbed_path(pool: ColumnPool, goal: Goal) -> Answer | None:
     Many columns of a sign matrix reach their bounds at once; with random weights one comes first.
     The gap is measured with the true weights.
     """
-    all_of_them = np.arange(pool.weights.size)
     for seed in range(NUDGES):
         nudge = 1 + NUDGE * np.random.default_rng(seed).random(pool.weights.size)
         more: dict[str, Any] = {"nonneg": pool.nonneg, "single": pool.single}
-        other = ColumnPool(pool.A, pool.y, pool.weights * nudge, within=(pool, all_of_them), **more)
-        try:
-            answer = by_path(other, goal)
-        finally:
-            pool.products += other.products
+        other = ColumnPool(pool.A, pool.y, pool.weights * nudge, **more)
+        other.watch = pool.watch
+        answer = by_path(other, goal)
+        pool.products += other.products
         if answer is not None:
             residual, c = pool.y - pool.A @ answer.x, pool.multiply_adjoint(answer.u)
             gap, infeasibility = measure(pool, goal, answer.x, answer.u, residual, c)
@@ -195,7 +194,6 @@ class Homotopy:
 
     Args:
         tol: relative gap and infeasibility that counts as optimal.
-        max_iter: limit of the guesses of each signal, several to a block of the path; None is none.
 
     Example:
         >>> A = np.array([[1.0, 0.9, 0.0], [0.0, 0.9, 1.0]])
@@ -206,13 +204,12 @@ class Homotopy:
     """
 
     tol: float = 1e-8
-    max_iter: int | None = None
 
     solves: ClassVar[tuple[type[Problem], ...]] = (BasisPursuit, BPDN, Lasso)
 
     def refuses(self, problem: Problem) -> str | None:
         """A real matrix is needed, and no bounds other than `c >= 0`."""
-        return refuses_dense(problem)
+        return refuses_dense(problem, self.solves)
 
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
@@ -220,4 +217,4 @@ class Homotopy:
         """Minimise; `x0` is not used, as the path begins at 0."""
         assert isinstance(problem, BasisPursuit | BPDN | Lasso)
         link: Link = lambda pool, goal, x0: by_path(pool, goal) or by_perturbed_path(pool, goal)  # noqa: E731
-        return solve_columns(problem, link, self.tol, max_iter=self.max_iter, callback=callback)
+        return solve_columns(problem, link, self.tol, callback=callback)

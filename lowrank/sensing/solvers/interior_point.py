@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk, dtrsv, ssyrk, strsv
 from scipy.linalg.lapack import dpotrf, spotrf
 
-from lowrank.sensing.problems import BasisPursuit, Problem
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import BasisPursuit
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.active_set import descend
 from lowrank.sensing.solvers.column_pool import SMALL, Array, ColumnPool, Index
@@ -29,6 +30,8 @@ from lowrank.sensing.solvers.simplex import pivot_to_optimum
 
 # Weights this much smaller than the largest are left out of a float64 factor altogether.
 SMALL_WEIGHT = 1e-12
+
+
 # Precision of the factor and columns in it, relative to m; the others count as a multiple of the
 # identity. Each is tried when CG is slow with the one before.
 LADDER: tuple[tuple[type, float], ...] = (
@@ -37,20 +40,36 @@ LADDER: tuple[tuple[type, float], ...] = (
     (np.float64, 1.25),
     (np.float64, np.inf),
 )
+
+
 # Light columns that can stand in for the identity, relative to m.
 SPREAD = 2.0
+
+
 # Steps of CG after which the next factor is a better one.
 SLOW = 20
+
+
 # Growth of a residual that shows a singular system.
 GROWTH = 10.0
+
+
 # Relative accuracies: of the predictor, and down to which products in float32 serve.
 PREDICTOR, ROUGH = 1e-2, 1e-6
+
+
 # A full basis is crossed over to at this gap per row: the pivots left then cost an iteration.
 CROSSING = 0.1
+
+
 # A gap beyond this shows that the dual grows without bound: A x = y has no solution.
 UNBOUNDED = 1e8
+
+
 # Iterations without a smaller gap after which rounding has won.
 PATIENCE = 4
+
+
 # The least-norm solution leaves no more than this of y, unless there is no solution.
 LEAST_NORM = 1e-3
 
@@ -278,12 +297,11 @@ def _point(
 def by_interior_point(pool: ColumnPool, goal: Goal, tol: float) -> Answer:
     """Interior point for basis pursuit, with attempts to cross over to an exact vertex."""
     vertex: list[Answer] = []
-    tried, seen, spent = [1e-2], [np.zeros(0, bool)], [0]
+    tried, seen = [1e-2], [np.zeros(0, bool)]
 
     def cross_over(point: InteriorPoint) -> bool:
-        pool.products += point.products - spent[0]
-        spent[0] = point.products
-        pool.tell(np.arange(point.x.size), point.x)
+        if pool.watch is not None:
+            pool.watch(np.arange(point.x.size), point.x)
         full = _looks_full(pool, point)
         if (full or pool.crowded) and point.gap > CROSSING / len(pool.A):
             return False
@@ -297,13 +315,13 @@ def by_interior_point(pool: ColumnPool, goal: Goal, tol: float) -> Answer:
         return bool(vertex) and vertex[-1].error < 0.1 * tol
 
     point = interior_point(pool.A, pool.y, pool.weights, nonneg=pool.nonneg, visit=cross_over)
-    pool.products += point.products - spent[0]
+    pool.products += point.products
     if vertex:
         return min(vertex, key=lambda a: a.error)
     residual, c = pool.y - pool.A @ point.x, pool.multiply_adjoint(point.u)
     gap, infeasibility = measure(pool, goal, point.x, point.u, residual, c)
     link = "interior point"
-    return Answer(point.x, point.u, gap, infeasibility, link)
+    return Answer(point.x, point.u, gap, infeasibility, link, point.n_iter, pool.products)
 
 
 def _looks_full(pool: ColumnPool, point: InteriorPoint) -> bool:
@@ -323,7 +341,7 @@ def _by_pivots(pool: ColumnPool, goal: Goal, point: InteriorPoint) -> Answer | N
     residual = pool.y - pool.A @ x
     gap, infeasibility = measure(pool, goal, x, found.u, residual, found.c)
     link = "interior point and simplex"
-    return Answer(x, found.u, gap, infeasibility, link)
+    return Answer(x, found.u, gap, infeasibility, link, point.n_iter, pool.products)
 
 
 def _by_exchange(pool: ColumnPool, goal: Goal, point: InteriorPoint) -> Answer | None:
@@ -333,7 +351,7 @@ def _by_exchange(pool: ColumnPool, goal: Goal, point: InteriorPoint) -> Answer |
     found = descend(pool, support, np.sign(point.x[support]), lam, goal.target())
     if found is None or not found.solves(goal.target()):
         return None
-    return answer_of(pool, goal, found, "interior point")
+    return answer_of(pool, goal, found, "interior point", point.n_iter)
 
 
 @dataclass(frozen=True)
@@ -342,8 +360,6 @@ class MehrotraInteriorPoint:
 
     Args:
         tol: relative gap and infeasibility that counts as optimal.
-        max_iter: limit of the guesses of each signal: steps, and those of crossing over to a
-            vertex; None is none.
 
     Example:
         >>> A = np.array([[1.0, 0.9, 0.0], [0.0, 0.9, 1.0]])
@@ -355,13 +371,12 @@ class MehrotraInteriorPoint:
     """
 
     tol: float = 1e-8
-    max_iter: int | None = None
 
     solves: ClassVar[tuple[type[Problem], ...]] = (BasisPursuit,)
 
     def refuses(self, problem: Problem) -> str | None:
         """A real matrix is needed, and no bounds other than `c >= 0`."""
-        return refuses_dense(problem)
+        return refuses_dense(problem, self.solves)
 
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
@@ -369,4 +384,4 @@ class MehrotraInteriorPoint:
         """Minimise; `x0` is not used, as a start on the boundary would only slow it down."""
         assert isinstance(problem, BasisPursuit)
         link: Link = lambda pool, goal, x0: by_interior_point(pool, goal, self.tol)  # noqa: E731
-        return solve_columns(problem, link, self.tol, max_iter=self.max_iter, callback=callback)
+        return solve_columns(problem, link, self.tol, callback=callback)

@@ -9,17 +9,23 @@ from typing import ClassVar
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from lowrank.sensing.operators import Array, Operator
-from lowrank.sensing.problems import PosteriorMean, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.other import PosteriorMean
 from lowrank.sensing.result import SolverResult, Status
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.support import each_column
 
 NOISE_FLOOR = 1e-10
 """Least noise variance, over the mean square of y: keeps the covariance invertible."""
+
+
 START_NOISE = 0.1
 """First noise variance where it is learned, over the mean square of y: high, so that the first
 model is a sparse one."""
+
+
 SETTLED = 1e-3
 """Relative change below which a learned noise variance has settled."""
 
@@ -70,18 +76,18 @@ class SBL:
     def _column(
         self, noise_std: float | None, A: Operator, y: Array, callback: Callback | None
     ) -> tuple[Array, Status, list[float]]:
-        power = float(np.vdot(y, y).real) / y.size
+        matrix, power = A.to_dense(), float(np.vdot(y, y).real) / y.size
         c, history = np.zeros(A.shape[1], dtype=y.dtype), list[float]()
         if power == 0:
             return c, Status.CONVERGED, history
-        model = Model(A, y)
+        model = Model(matrix, y)
         gamma = np.zeros(A.shape[1])
         price = entry_price(A.shape[1], np.iscomplexobj(y))
         noise = power * START_NOISE if noise_std is None else noise_std**2
         for n_iter in range(1, self.max_iter + 1):
             noise = max(noise, NOISE_FLOOR * power)
             c, s, q, explained = model.evidence(gamma, noise)
-            history.append(float(np.linalg.norm(y - A.forward(c))))
+            history.append(float(np.linalg.norm(y - matrix @ c)))
             best, gain = best_variances(gamma, s, q, price)
             j = int(gain.argmax())
             if callback is not None and callback(n_iter, c):
@@ -101,16 +107,16 @@ class SBL:
 class Model:
     """The matrix with those columns of its Gram matrix that have been needed."""
 
-    def __init__(self, A: Operator, y: Array) -> None:
-        self.A, self.b = A, A.adjoint(y)
-        self.norms = A.column_norms() ** 2
+    def __init__(self, A: Array, y: Array) -> None:
+        self.A, self.b = A, A.conj().T @ y
+        self.norms = np.einsum("ij,ij->j", A.conj(), A).real
         self.gram: dict[int, Array] = {}
 
     def columns(self, S: Array) -> Array:
         """`A^H A_S`, (n, |S|)."""
         for j in S:
             if j not in self.gram:
-                self.gram[j] = self.A.adjoint(self.A.columns([j])[:, 0])
+                self.gram[j] = self.A.conj().T @ self.A[:, j]
         return np.stack([self.gram[j] for j in S], axis=1)
 
     def evidence(self, gamma: Array, noise: float) -> tuple[Array, Array, Array, float]:

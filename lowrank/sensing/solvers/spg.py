@@ -7,25 +7,23 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from lowrank.sensing.operators import Array, Operator
-from lowrank.sensing.problems import BPDN, BasisPursuit, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import BPDN, BasisPursuit
 from lowrank.sensing.result import SolverResult, Status
-from lowrank.sensing.scaling import equilibrated, unscaled
 from lowrank.sensing.solvers.protocol import Callback
+from lowrank.sensing.solvers.scaling import equilibrated, unscaled
 from lowrank.sensing.terms import L1Ball
 
 
 class _Point(NamedTuple):
-    """An iterate of the inner problem: `c`, `r = y - A c`, `g = -A^H r`, iterations used.
-
-    `stopped` says that the callback asked to end the run.
-    """
+    """An iterate of the inner problem: `c`, `r = y - A c`, `g = -A^H r`, iterations used."""
 
     c: Array
     r: Array
     g: Array
     n_iter: int
-    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class SPG:
         """Takes one signal, free or non-negative."""
         if np.ndim(problem.y) != 1:
             return "takes one signal at a time"
-        if problem.bounded and not problem.nonneg:
+        if problem.bounded and not problem.nonneg:  # type: ignore[attr-defined]
             return "takes no bounds but c >= 0"
         return None
 
@@ -73,9 +71,9 @@ class SPG:
         """Newton steps on tau until gap and residual are within tol."""
         problem, S = equilibrated(problem)
         A, y = problem.operator, np.asarray(problem.y)
-        epsilon, size = problem.residual_bound or 0.0, float(np.linalg.norm(y))
+        epsilon, size = float(getattr(problem, "epsilon", 0.0)), float(np.linalg.norm(y))
         weights = np.asarray(problem.weights)[:, None]  # type: ignore[attr-defined]
-        ball = L1Ball(0.0, weights, problem.nonneg)
+        ball = L1Ball(0.0, weights, problem.nonneg)  # type: ignore[attr-defined]
         point = _Point(np.zeros(A.shape[1], problem.dtype), y, -A.adjoint(y), 0)
         dual, gaps = y, []
         seen = callback and (lambda k, c: callback(k, unscaled(problem, c[:, None], S)))
@@ -89,8 +87,6 @@ class SPG:
             gaps.append(float(max(gap, abs(rnorm - epsilon) / size)))  # c = 0 has no gap
             if bound > ball.tau:
                 dual = point.r
-            if point.stopped:
-                break
             if gaps[-1] <= self.tol / 2:
                 status = Status.OPTIMAL
                 break
@@ -145,7 +141,7 @@ class SPG:
             values.append(_square(r) / 2)
             step = float(np.vdot(d, d).real / curvature) if curvature > 0 else 10 * step
             if callback is not None and callback(k, c):
-                return _Point(c, r, g, k, stopped=True)
+                return _Point(c, r, g, self.max_iter)
         return _Point(c, r, g, k)
 
 

@@ -8,8 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank.sensing.operators import Array, Operator
-from lowrank.sensing.problems import KSparse, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.other import KSparse
 from lowrank.sensing.result import SolverResult, Status
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.support import each_column, fit, largest
@@ -21,7 +23,7 @@ class SubspacePursuit:
 
     Attributes:
         tol: stop when the residual norm is at most `tol ||y||`.
-        max_iter: most iterations, the first of which fits the columns that correlate most.
+        max_iter: most iterations.
 
     Example:
         >>> A = np.array([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]])
@@ -54,10 +56,9 @@ class SubspacePursuit:
         S = largest(A.adjoint(y), k)
         c, r = fit(A, S, y)
         history = [float(np.linalg.norm(r))]
-        stopped = callback is not None and callback(1, c)
-        while history[-1] > goal:
-            if stopped or len(history) >= self.max_iter:
-                return c, Status.MAX_ITER, history
+        while len(history) <= self.max_iter:
+            if history[-1] <= goal:
+                return c, Status.CONVERGED, history
             wide = np.union1d(S, largest(A.adjoint(r), k))
             S_next = largest(fit(A, wide, y)[0], k)
             c_next, r_next = fit(A, S_next, y)
@@ -65,5 +66,6 @@ class SubspacePursuit:
                 return c, Status.CONVERGED, history
             S, c, r = S_next, c_next, r_next
             history.append(float(np.linalg.norm(r)))
-            stopped = callback is not None and callback(len(history), c)
-        return c, Status.CONVERGED, history
+            if callback is not None and callback(len(history), c):
+                break
+        return c, Status.MAX_ITER, history

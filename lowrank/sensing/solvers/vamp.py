@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank.sensing.operators import Array, Operator
-from lowrank.sensing.problems import PosteriorMean, Problem
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.other import PosteriorMean
 from lowrank.sensing.result import SolverResult, Status
 from lowrank.sensing.solvers.bernoulli_gaussian import first_prior, posterior
 from lowrank.sensing.solvers.protocol import Callback
@@ -31,7 +33,7 @@ class VAMP:
         damping: share of the new pseudo-data in each step; below 1 is slower and steadier.
 
     Example:
-        >>> from lowrank.sensing.operators import partial_dct
+        >>> from lowrank.sensing.operators.subsampled import partial_dct
         >>> A = partial_dct(512, m=256, seed=0)
         >>> x = np.zeros(512)
         >>> x[[3, 99, 200]] = [1.0, -2.0, 0.5]
@@ -61,8 +63,7 @@ class VAMP:
         assert isinstance(problem, PosteriorMean)
         y = np.asarray(problem.y)
         columns = y.reshape(len(y), -1)
-        seen = callback and (lambda k, x: callback(k, x.reshape(problem.unknown_shape)))
-        x, status, n_iter = self._iterate(problem.operator, columns, problem.noise_std, seen)
+        x, status, n_iter = self._iterate(problem.operator, columns, problem.noise_std, callback)
         return SolverResult(x.reshape(problem.unknown_shape), status=status, n_iter=n_iter)
 
     def _iterate(
@@ -89,10 +90,8 @@ class VAMP:
                     noise = np.maximum(size - slope * tau / (1 - slope), 1e-6 * size)
             v = np.maximum(size - noise, 1e-4 * size)
             change = np.linalg.norm(x - before) / max(float(np.linalg.norm(x)), 1e-300)
-            if change < self.tol:
+            if change < self.tol or (callback and callback(it, x)):
                 return x, _fits(y - A.forward(x), noise_std, energy), it
-            if callback and callback(it, x):
-                return x, Status.MAX_ITER, it
             r = r2 + A.adjoint(z) / delta
             tau = np.maximum(v * (1 - delta) / delta + noise / delta, 1e-300)
         return x, Status.MAX_ITER, self.max_iter

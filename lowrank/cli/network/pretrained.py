@@ -1,0 +1,89 @@
+"""Models from folders that transformers' save_pretrained wrote; nothing is fetched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from lowrank.compression.network.example import Example
+from lowrank.errors import CheckpointError, InputError
+
+_TOKENS = 128
+"""Length of the example of a language model."""
+
+
+def load(folder: Path, *, allow_pickle: bool) -> nn.Module:
+    """The model whose class the folder's config names, with its weights.
+
+    Raises:
+        InputError: transformers is not installed, or the folder holds no model of its.
+        CheckpointError: the weights are missing, damaged, or pickled and not asked for.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(str(folder), "it holds no config.json", "name a save_pretrained folder")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the import, which reads it
+    try:
+        import transformers
+    except ImportError as error:
+        advice = "pip install 'lowrank-kit[transformers]'"
+        raise InputError(str(folder), "transformers is not installed", advice) from error
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        problem = f"its config is not readable ({_line(error)})"
+        raise InputError(str(folder), problem, "save it again") from error
+    builder = _class(transformers, config)
+    formats = None if allow_pickle else True  # True: safetensors or nothing
+    try:
+        model, info = builder.from_pretrained(
+            folder, local_files_only=True, use_safetensors=formats, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        advice = "save it again with save_pretrained, or add --allow-pickle for a .bin file"
+        raise CheckpointError(
+            str(folder), f"no weights to load ({_line(error)})", advice
+        ) from error
+    for name in sorted(info["missing_keys"]):  # transformers would go on with random numbers
+        raise CheckpointError(str(folder), f"the weights lack {name}", "save the whole model")
+    return model
+
+
+def _class(transformers: Any, config: Any) -> Any:
+    """The architecture that the config names, head and all; else the bare model."""
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    return transformers.AutoModel
+
+
+def example(model: Any) -> Example:
+    """One sequence of tokens or one picture, as the model's config describes them.
+
+    Raises:
+        InputError: the model takes neither.
+    """
+    config, name = model.config, model.main_input_name
+    like = next(model.parameters())
+    if name == "input_ids":
+        length = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
+        ids = torch.ones(1, length, dtype=torch.long, device=like.device)
+        both = {"input_ids": ids, "decoder_input_ids": ids[:, :1]}
+        return both if config.is_encoder_decoder else {"input_ids": ids}
+    size = getattr(config, "image_size", None) or 224
+    if name == "pixel_values" and isinstance(size, int):
+        shape = (1, getattr(config, "num_channels", 3), size, size)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        return {"pixel_values": noise.to(like.device, like.dtype)}
+    kind = type(model).__name__
+    advice = f"give --input {name}=SHAPE or --data"
+    raise InputError("example", f"{kind} takes {name}, of a size its config lacks", advice)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

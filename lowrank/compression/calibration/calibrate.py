@@ -1,0 +1,282 @@
+"""One pass over data: what every layer's inputs are like, and how much its output counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.compression.calibration.moments import (
+    Moments,
+    Sums,
+    faint,
+    moment_bytes,
+    rows_of_a_draw,
+)
+from lowrank.compression.calibration.patches import batched, chunks, n_positions, outputs, patches
+from lowrank.compression.gauges.quality import is_scores, vocabularies
+from lowrank.compression.network.cutting import batch_size
+from lowrank.compression.network.example import Example, call, evaluating
+from lowrank.compression.network.hooks import Seen, watching
+from lowrank.compression.network.layers import LayerView
+from lowrank.compression.network.tensors import describe, flatten, tensors
+from lowrank.errors import InputError
+from lowrank.linalg import wide
+
+Loss = Callable[[Any], Tensor]
+"""From a model's output on a batch to the sum of the examples' losses."""
+
+
+_POSITIONS = 1 << 18
+"""Most positions of a layer whose patches are summed, over all examples."""
+
+
+_UNSURE = 0.25
+"""Share of a moment left to chance from which more examples are advised."""
+
+
+_WORK = 1 << 36
+"""Most multiplications for one layer's moment, but at least four positions per input."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What one pass over the data found.
+
+    Args:
+        layers: layer -> moments of its inputs, and of its output's gradients if asked for.
+        never_ran: layers that no batch ran.
+        n_examples: examples seen.
+        seconds: time it took.
+        bytes: memory of all moments.
+        kronecker: layers whose moment is held as channels (x) kernel places.
+    """
+
+    layers: dict[str, Moments]
+    never_ran: tuple[str, ...]
+    n_examples: int
+    seconds: float
+    bytes: int
+    kronecker: tuple[str, ...] = ()
+
+    @property
+    def uncertain(self) -> dict[str, float]:
+        """Layers whose moment is to a quarter or more left to chance -> that share, largest first.
+
+        Where it is near 1 there were too few examples, and fits keep to the weights.
+        """
+        shares = {name: float(m.share.max()) for name, m in self.layers.items()}
+        unsure = {name: s for name, s in shares.items() if s >= _UNSURE}
+        return dict(sorted(unsure.items(), key=lambda item: -item[1]))
+
+    def __str__(self) -> str:
+        text = (
+            f"calibrated {len(self.layers)} layers on {self.n_examples} examples in "
+            f"{self.seconds:.1f} s; moments take {self.bytes / 1e6:.1f} MB"
+        )
+        if self.kronecker:
+            text += f"; as channels x kernel places: {', '.join(self.kronecker)}"
+        if unsure := self.uncertain:
+            first = ", ".join(f"{name} {share:.0%}" for name, share in list(unsure.items())[:3])
+            others = f" and {len(unsure) - 3} others" if len(unsure) > 3 else ""
+            text += f"; more examples would help: left to chance are {first}{others}"
+        if self.never_ran:
+            text += f"; never ran: {', '.join(self.never_ran)}"
+        return text
+
+
+def calibrate(
+    model: nn.Module,
+    views: Sequence[LayerView],
+    batches: Sequence[Example],
+    *,
+    gradients: bool = False,
+    loss: Loss | None = None,
+    seed: int = 0,
+) -> Calibration:
+    """Second moments of the inputs of every layer, in one pass.
+
+    Args:
+        model: the network, run in evaluation mode; left as it is.
+        views: its layers, from `scan`.
+        batches: inputs, from `calibration_batches`.
+        gradients: also the moments of the gradients at the layers' outputs.
+        loss: what is differentiated; by default the log-likelihood of a label drawn from
+            the model's own softmax (so that no labels are needed and the moment is the
+            Fisher information), or a random projection where the output is no score vector.
+        seed: of the positions that are drawn from large layers, and of those labels.
+
+    Raises:
+        InputError: no batch, or one that the model refuses; values whose squares overflow
+            or underflow.
+    """
+    started = time.perf_counter()
+    sums = {v.name: Sums(v.spec) for v in views}
+    positions = torch.Generator().manual_seed(seed)
+    labels = torch.Generator().manual_seed(seed)
+    gram: dict[str, Tensor] = {}
+    n = sum(batch_size(b) for b in batches)
+    _check_not_faint(batches)
+
+    def see(view: LayerView, x: Tensor, y: Tensor) -> None:
+        add_call(sums[view.name], view, x, y, len(batches), positions)
+
+    for batch in batches:
+        if gradients:
+            _backward(model, views, batch, see, gram, loss, labels)
+        else:
+            with evaluating(model), watching(views, see):
+                call(model, batch)
+    layers = {name: s.moments() for name, s in sums.items() if s.n}
+    for name, m in layers.items():
+        if not bool(m.C.isfinite().all()):
+            problem = f"squares of what {name or 'the model'} is given overflow"
+            raise InputError("data", problem, "scale the inputs down, or mend the layers before")
+    if gradients:
+        layers = {k: replace(m, G=gram[k] / n) if k in gram else m for k, m in layers.items()}
+    ran = [v for v in views if v.name in layers]
+    return Calibration(
+        layers,
+        tuple(v.name for v in views if v.name not in layers),
+        n,
+        time.perf_counter() - started,
+        sum(moment_bytes(v.spec) for v in ran),
+        tuple(v.name for v in ran if layers[v.name].space is not None),
+    )
+
+
+def _check_not_faint(batches: Sequence[Example]) -> None:
+    """Refuse inputs that are not zero, but so small that every layer's moment would be."""
+    every = [wide(t) for b in batches for t in tensors(b) if t.is_floating_point() and t.numel()]
+    largest = max((float(t.abs().max()) for t in every), default=0.0)
+    if largest > 0 and all(largest <= faint(t.dtype) for t in every):
+        problem = f"values up to {largest:.1e}, whose squares underflow"
+        raise InputError("data", problem, "scale the inputs up, or calibrate in float64")
+
+
+def add_call(
+    sums: Sums,
+    view: LayerView,
+    x: Tensor,
+    y: Tensor,
+    n_batches: int,
+    generator: torch.Generator,
+    target: Tensor | None = None,
+) -> None:
+    """Add one call of a layer to its sums, in chunks, at positions drawn where there are many.
+
+    A call with nothing in it, as an expert gets that no word is sent to, is none.
+    """
+    if not x.numel():
+        return
+    if view.spec.kind == "embedding":
+        sums.count(x)
+        return
+    n = n_positions(view.spec, y)
+    positions = _drawn(view, n, n_batches, generator)
+    examples = len(batched(view.spec, x)) if view.spec.kernel else len(x)
+    rows = rows_of_a_draw(len(positions), examples)
+    for part in chunks(view.spec, positions):
+        take = None if len(part) == n else part.to(x.device)  # all of them need no gathering
+        goal = None if target is None else outputs(view.spec, target, take)
+        sums.add(patches(view.spec, x, take), goal, rows=rows)
+
+
+def _drawn(view: LayerView, n: int, n_batches: int, generator: torch.Generator) -> Tensor:
+    fan_in = view.spec.n_weights // view.spec.out_channels
+    most = min(_POSITIONS, max(_WORK // (fan_in**2 * view.spec.groups), 4 * fan_in))
+    share = -(-most // (n_batches * max(1, len(view.calls))))
+    if n <= share:
+        return torch.arange(n)
+    return torch.randint(n, (share,), generator=generator).sort().values
+
+
+def _backward(
+    model: nn.Module,
+    views: Sequence[LayerView],
+    batch: Example,
+    see: Seen,
+    gram: dict[str, Tensor],
+    loss: Loss | None,
+    generator: torch.Generator,
+) -> None:
+    """One batch forward and back: `see` what comes in, and sum the gradients' products."""
+
+    def both(view: LayerView, x: Tensor, y: Tensor) -> Tensor:
+        see(view, x.detach(), y.detach())
+        if not y.numel():
+            return y
+        leaf = y if y.requires_grad else y.requires_grad_()
+
+        def add(g: Tensor) -> None:
+            rows = outputs(view.spec, g).movedim(0, 1).double()  # (g, p, o)
+            gram[view.name] = gram.get(view.name, 0.0) + rows.mT @ rows
+
+        leaf.register_hook(add)
+        return leaf.clone()  # what follows may work in place
+
+    with evaluating(model), _no_parameter_gradients(model), watching(views, both):
+        with torch.enable_grad():
+            output = call(model, batch)
+            total = loss(output) if loss else drawn_loss(output, generator, vocabularies(model))
+        _check_loss(total, "model" if loss is None else "loss")
+        total.backward()
+
+
+def _check_loss(total: Any, name: str) -> None:
+    if not isinstance(total, Tensor) or total.numel() != 1:
+        raise InputError(name, f"it returned {describe(total)}", "return a tensor of one number")
+    if not total.requires_grad:
+        problem = "its output does not depend on any layer, as far as gradients show"
+        advice = 'check the model and torch.inference_mode, or pass weighting="outputs"'
+        raise InputError(name, problem, advice)
+    if not bool(total.isfinite()):
+        raise InputError(name, f"on the data it gives {total.item()}", "look for what overflows")
+
+
+@contextmanager
+def _no_parameter_gradients(model: nn.Module) -> Iterator[None]:
+    wanted = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for p, _ in wanted:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p, flag in wanted:
+            p.requires_grad_(flag)
+
+
+def drawn_loss(output: Any, generator: torch.Generator, words: Collection[int] = ()) -> Tensor:
+    """A loss whose gradients' second moment is the Fisher information of the output.
+
+    For score vectors (see `is_scores`) the negative log-likelihood of a label drawn from their
+    softmax; for anything else a standard normal projection, whose moment is that of half
+    the squared error. Outputs that depend on no layer are left out. Those behind score
+    vectors are projected at the scale at which an example's mean square is one.
+    """
+    found = flatten(output)
+    if not found:
+        raise InputError("model", "it returns no floating-point tensor", "wrap it to do so")
+    first, *others = [y for y in found if y.requires_grad] or found[:1]
+    if not all(bool(y.isfinite().all()) for y in (first, *others)):
+        raise InputError("model", "its output on the data holds NaN or Inf", "check both")
+    if not is_scores(first, words):
+        return sum((_projected(y, generator) for y in others), _projected(first, generator))
+    logs = first.float().flatten(0, -2).log_softmax(-1)
+    drawn = torch.multinomial(logs.detach().exp().cpu(), 1, generator=generator)
+    total = -logs.gather(-1, drawn.to(logs.device)).sum()
+    for y in others:
+        size = y.detach().float().square().sum() / max(1, len(first))
+        total = total + _projected(y, generator) / size.sqrt().clamp_min(1e-12)
+    return total
+
+
+def _projected(output: Tensor, generator: torch.Generator) -> Tensor:
+    """The product with standard normal numbers, summed."""
+    noise = torch.randn(output.shape, generator=generator, dtype=torch.float32)
+    return (output.float() * noise.to(output.device)).sum()

@@ -1,0 +1,83 @@
+"""What the fits of all layers aim at, in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import nn
+
+from lowrank.compression.calibration.downstream import Sink
+from lowrank.compression.calibration.goal import Goal
+from lowrank.compression.calibration.prefix import Prefix
+from lowrank.compression.calibration.statistics import _BEHIND, Data
+
+How = Literal["sequential", "parallel"]
+"""Each layer to what the compressed prefix gives it, or to what the dense one does."""
+
+
+class Fitting:
+    """Goals for the layers of a model, one after another in the order in which they run.
+
+    Args:
+        data: what is known.
+        dense: the original.
+        small: the copy in which the layers are being replaced.
+        how: sequential or parallel.
+        seed: of positions drawn from large layers.
+    """
+
+    def __init__(
+        self, data: Data, dense: nn.Module, small: nn.Module, how: How, *, seed: int
+    ) -> None:
+        self.data, self.dense, self.how = data, dense, how
+        self._prefix = Prefix(dense, small, data.batches, seed=seed)
+
+    def place(self, names: Sequence[str]) -> tuple[bool, int]:
+        """When the layers of a unit are fitted: those apart from the others come first, then
+        the rest as they run."""
+        places = {name: k for k, name in enumerate(self.data.views)}
+        behind = all(self._alone(name) is None for name in names)
+        return behind, min(places.get(name, -1) for name in names)
+
+    def goals(self, names: Sequence[str]) -> tuple[list[Goal | None], str]:
+        """What the layers of a unit should become, all on the same inputs, and how that was
+        found, in words."""
+        found = [self.goal(name) for name in names]
+        goals, ways = [goal for goal, _ in found], [how for _, how in found]
+        if len(set(ways)) == 1:
+            return goals, ways[0]
+        why = next(how for how in ways if how != _BEHIND)
+        if None in goals:
+            return [None] * len(names), why
+        return [self.data.goal(self.dense, name) for name in names], why
+
+    def goal(self, name: str) -> tuple[Goal | None, str]:
+        """What a layer should become, and how that was found, in words."""
+        if (reason := self.data.reason(name)) is not None:
+            return None, f"to its weights alone: {reason}"
+        alone = self._alone(name)
+        if alone is None:
+            found = self._prefix.goal(
+                self.data.views[name],
+                self.data.sinks.get(name, Sink()),
+                self.data.weight_of_outputs(self.dense, name),
+                centred=self.data.centred(name),
+            )
+            if found is not None:
+                return found, _BEHIND
+            alone = "the compressed model does not run it on the same"
+        return self.data.goal(self.dense, name), f"to the dense model's inputs: {alone}"
+
+    def _alone(self, name: str) -> str | None:
+        """Why a layer is not fitted behind the compressed prefix, or None if it is."""
+        if (reason := self.data.reason(name)) is not None:
+            return reason
+        if self.how == "parallel":
+            return "as asked for"
+        view = self.data.views[name]
+        if view.spec.kind == "embedding":
+            return "nothing comes before an embedding"
+        if len(view.calls) > 1:
+            return f"it runs {len(view.calls)} times in a pass"
+        return None

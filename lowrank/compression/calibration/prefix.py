@@ -1,0 +1,176 @@
+"""Fitting layer by layer: each to the inputs that the compressed layers before it produce."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.compression.calibration.calibrate import add_call
+from lowrank.compression.calibration.downstream import (
+    ADDITIONS,
+    Sink,
+    Uses,
+    norm_scale,
+    other_operand,
+)
+from lowrank.compression.calibration.goal import Goal
+from lowrank.compression.calibration.moments import Sums, damped
+from lowrank.compression.network.example import Example
+from lowrank.compression.network.layers import LayerView
+from lowrank.compression.network.prefix_cache import MEMORY, Reached, Replay
+from lowrank.decompositions.metric import Metric
+
+_LEAST_SCALE = 0.05
+"""Channels that a batch norm scales by less than this share of the largest are not corrected."""
+
+
+class Prefix:
+    """The dense and the compressed model side by side, run up to one layer after another.
+
+    Args:
+        dense: the original.
+        small: the model that is being compressed; its layers may be replaced between calls.
+        batches: calibration inputs.
+        seed: of the positions drawn from large layers.
+    """
+
+    def __init__(
+        self, dense: nn.Module, small: nn.Module, batches: Sequence[Example], *, seed: int
+    ) -> None:
+        self.dense, self.small, self.batches = dense, small, list(batches)
+        self._replays = [Replay(m, len(self.batches), MEMORY // 2) for m in (dense, small)]
+        self._seed = seed
+
+    def goal(self, view: LayerView, sink: Sink, G: Tensor | None, *, centred: bool) -> Goal | None:
+        """What the layer should do behind the compressed prefix; None if it is never reached,
+        or not with as many examples, as where a router sends them elsewhere.
+
+        The target is the dense layer's output; where it is added to another branch, plus
+        what that branch has lost so far, in the units before the batch norm.
+
+        Args:
+            view: the layer in the dense model.
+            sink: where its output goes.
+            G: second moment of its output gradients, as `Metric` takes it, or None.
+            centred: its bias or batch norm takes the mean.
+        """
+        sums = Sums(view.spec, targets=True)
+        generator = torch.Generator().manual_seed(self._seed)
+        scale = norm_scale(self.dense, sink)
+        for k, batch in enumerate(self.batches):
+            wanted = self._reach(0, k, batch, view, sink)
+            given = self._reach(1, k, batch, view, sink)
+            if wanted is None or given is None or wanted.input.shape != given.input.shape:
+                return None
+            target = wanted.output
+            if wanted.other is not None and given.other is not None:
+                target = target + _unscaled(wanted.other - given.other, scale, view)
+            bias = getattr(view.module, "bias", None)
+            if bias is not None:
+                target = target - _per_channel(bias.detach(), view)
+            add_call(sums, view, given.input, target, len(self.batches), generator, target)
+        return _goal(view, sums, G, centred) if sums.n else None
+
+    def _reach(
+        self, which: int, k: int, batch: Example, view: LayerView, sink: Sink
+    ) -> _Reach | None:
+        model = (self.dense, self.small)[which]
+        module = model.get_submodule(view.name)
+        norm = None if sink.norm is None else model.get_submodule(sink.norm)
+        replay = self._replays[which]
+        reach = _Reach(module, norm, sink.added, replay.mark)
+        with reach:
+            ended = replay.run(k, batch)
+        return reach if ended else None
+
+
+class _Reach:
+    """Notes a layer's input and output and, at the sum, the other branch; then ends the pass."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        norm: nn.Module | None,
+        added: bool,
+        mark: Callable[[], None],
+    ) -> None:
+        self.module, self.norm, self.added, self.mark = module, norm, added, mark
+        self.input: Any = None
+        self.output: Any = None
+        self.other: Tensor | None = None
+
+    def __enter__(self) -> None:
+        self._mode = _AtSum(self)
+        self._handles = [self.module.register_forward_hook(self._see, with_kwargs=True)]
+        if self.norm is not None:
+            self._handles.append(self.norm.register_forward_hook(self._normed))
+        if self.added:
+            self._mode.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self.added:
+            self._mode.__exit__(None, None, None)
+        for handle in self._handles:
+            handle.remove()
+
+    def _see(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        self.input, self.output = next(iter([*args, *kwargs.values()])), output
+        self.mark()
+        if not self.added:
+            raise Reached
+        self._mode.follow("", output, 0)
+
+    def _normed(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self._mode.follow("", output, 1)
+
+
+class _AtSum(Uses):
+    def __init__(self, reach: _Reach) -> None:
+        super().__init__()
+        self._reach = reach
+        self._stage = 0 if reach.norm is None else 1
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func in ADDITIONS and self._owners:
+            for tensor in args[:2]:
+                owner = self.owner(tensor) if isinstance(tensor, Tensor) else None
+                if owner is not None and owner[1] == self._stage:
+                    self._reach.other = other_operand(args, kwargs or {}, tensor)
+                    raise Reached
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def _unscaled(difference: Tensor, scale: Tensor | None, view: LayerView) -> Tensor:
+    """A difference behind the batch norm in the units before it."""
+    if scale is None:
+        return difference
+    small = scale.abs() <= _LEAST_SCALE * scale.abs().max()
+    inverse = torch.where(small, 0.0, 1 / torch.where(small, 1.0, scale))
+    return difference * _per_channel(inverse.to(difference.dtype), view)
+
+
+def _per_channel(values: Tensor, view: LayerView) -> Tensor:
+    """(out,) so that it broadcasts with the layer's output."""
+    return values.reshape(-1, *(1,) * len(view.spec.kernel))
+
+
+def _goal(view: LayerView, sums: Sums, G: Tensor | None, centred: bool) -> Goal:
+    """The regression of the targets on the inputs, drawn towards the weight as it is."""
+    moments = sums.moments()
+    found = sums.regression()
+    weight = view.weight()
+    W = weight.flatten(2).to(sums.dtype)
+    if moments.space is not None:  # too wide for a regression: the weight stays the target
+        metric = moments.metric(centred=centred)
+        return Goal(weight, Metric(metric.C, G, metric.space), moments.mean, found.mean, centred)
+    C = moments.C
+    if not centred:
+        C = C + moments.mean[:, :, None] * moments.mean[:, None, :]
+        found = found.uncentred(moments.mean)
+    best = found.solution(W, C, moments.share.to(C)).reshape(weight.shape)
+    return Goal(best, Metric(damped(C, moments.share), G), moments.mean, found.mean, centred)

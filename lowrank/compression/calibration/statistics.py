@@ -1,0 +1,237 @@
+"""Where a layer's new weights come from: its weights alone, data, or data behind the prefix."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.compression.calibration.calibrate import Calibration, Loss, calibrate
+from lowrank.compression.calibration.downstream import Sink, find_sinks, norm_scale
+from lowrank.compression.calibration.goal import Goal
+from lowrank.compression.calibration.moments import Moments
+from lowrank.compression.gauges.quality import Scorer
+from lowrank.compression.network.cutting import held_out
+from lowrank.compression.network.example import Example
+from lowrank.compression.network.layers import LayerView, spec_of
+from lowrank.compression.network.units import Unit
+from lowrank.decompositions.metric import Metric
+from lowrank.errors import InputError
+
+Way = Literal["probe", "gradients", "outputs"]
+"""The named ways to weigh."""
+
+
+Weighting: TypeAlias = Way | Scorer
+"""How layers and their outputs are weighed: fits by the gradients that reach an output and
+layers by what replacing each alone does, to the output or to the user's quality of the model;
+both by gradients; or outputs as they are (behind a batch norm), without a backward pass."""
+
+
+_BEHIND = "to the inputs behind the compressed layers"
+"""How a layer was fitted that was not fitted apart."""
+
+
+_SAME = 1e-2
+"""Relative difference of weights up to which a layer is the same: half precision rounds."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much an error as large as a layer's whole output counts.
+
+    Args:
+        outputs: its squared norm, behind a batch norm if there is one, over all positions.
+        loss: the change of the model's output that it makes: by the gradients to first
+            order, in nats for class scores; None where there are none.
+    """
+
+    outputs: float
+    loss: float | None = None
+
+    def weight(self, exponent: float) -> float:
+        """outputs^(1 - exponent) loss^exponent."""
+        if self.loss is None:
+            return self.outputs
+        return self.outputs ** (1 - exponent) * self.loss**exponent
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What is known about a model from data: all that fitting a plan needs.
+
+    Args:
+        units: the layers, in the order in which they run, by the name of each unit's first.
+        sinks: layer -> where its output goes.
+        calibration: moments of the dense model.
+        batches: the inputs they are from.
+        weighting: how outputs are weighed.
+    """
+
+    units: dict[str, Unit]
+    sinks: dict[str, Sink]
+    calibration: Calibration
+    batches: Sequence[Example]
+    weighting: Weighting = "probe"
+
+    @cached_property
+    def views(self) -> dict[str, LayerView]:
+        """The layers that own their weight, in the order in which they run."""
+        return {name: unit.layers[0] for name, unit in self.units.items()}
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        units: Sequence[Unit],
+        batches: Sequence[Example],
+        *,
+        loss: Loss | None = None,
+        weighting: Weighting = "probe",
+        seed: int = 0,
+    ) -> Data:
+        """Calibrate a model on batches of inputs.
+
+        Args:
+            model: the dense network; left as it is.
+            units: its layers, from `scan`.
+            batches: inputs, from `calibration_batches`.
+            loss: whose gradients weigh the outputs; see `calibrate`.
+            weighting: "outputs" needs no backward pass, the others do.
+            seed: of everything drawn.
+        """
+        gradients = weighting != "outputs"
+        views = [unit.layers[0] for unit in units]
+        found = calibrate(model, views, batches, gradients=gradients, loss=loss, seed=seed)
+        sinks = find_sinks(model, views, batches[0])
+        named = {u.layers[0].name: u for u in units}
+        return cls(named, sinks, found, batches, weighting)
+
+    def bound(self, model: nn.Module) -> Data:
+        """The same for this very model: a copy of the one that was calibrated, or that one.
+
+        Raises:
+            InputError: layers of the model are missing, or have other weights.
+        """
+        modules = dict(model.named_modules())
+        units = {
+            name: unit.rebound([_bound(view, modules) for view in unit.layers])
+            for name, unit in self.units.items()
+        }
+        return replace(self, units=units)
+
+    def parted(self, model: nn.Module) -> tuple[Data, list[Example]]:
+        """The same without a quarter of the examples, and these; none of few examples.
+
+        The model, which is the dense one, is calibrated anew on those that are left.
+        """
+        rest, held = held_out(self.batches, model)
+        if not held:
+            return self, []
+        bound = self.bound(model)
+        found = calibrate(model, list(bound.views.values()), rest)
+        known = self.calibration.layers
+        layers = {name: replace(m, G=known[name].G) for name, m in found.layers.items()}
+        found = replace(found, layers=layers)
+        return replace(bound, calibration=found, batches=rest), held
+
+    def reason(self, name: str) -> str | None:
+        """Why data says nothing about how to fit the layer, or None."""
+        unit = self.units.get(name)
+        if unit is None or name not in self.calibration.layers:
+            return "no batch ran it"
+        return unit.fitted_to_weights
+
+    def centred(self, name: str) -> bool:
+        """Whether a bias or a batch norm of its own takes the mean of the layer's error."""
+        if self.sinks.get(name, Sink()).norm is not None:
+            return True
+        return self.views[name].spec.bias and name not in self._shared_biases
+
+    @property
+    def _shared_biases(self) -> set[str]:
+        biases = {n: getattr(v.module, "bias", None) for n, v in self.views.items()}
+        held = Counter(id(b) for b in biases.values() if b is not None)
+        return {n for n, b in biases.items() if b is not None and held[id(b)] > 1}
+
+    def weight_of_outputs(self, model: nn.Module, name: str) -> Tensor | None:
+        """The G (groups, o, o) that a layer is fitted with."""
+        moments, view = self.calibration.layers[name], self.views[name]
+        if self.weighting != "outputs" and moments.G is not None:
+            return moments.metric(weighted=True).G
+        return _of_norm(model, self.sinks.get(name, Sink()), view, moments)
+
+    def metric(self, model: nn.Module, name: str, *, seen: bool = False) -> Metric:
+        """The metric of a layer's output error in the dense model.
+
+        Args:
+            model: the dense one.
+            name: of the layer.
+            seen: on the calibration examples alone, without regard to others.
+        """
+        moments = self.calibration.layers[name]
+        metric = moments.metric(centred=self.centred(name), seen=seen)
+        return replace(metric, G=self.weight_of_outputs(model, name))
+
+    def importance(self, model: nn.Module, name: str) -> Importance:
+        """How much an error as large as the whole output of a layer counts."""
+        view, moments = self.views[name], self.calibration.layers[name]
+        W = view.weight().flatten(2)
+        plain = moments.metric(centred=self.centred(name))
+        normed = replace(plain, G=_of_norm(model, self.sinks.get(name, Sink()), view, moments))
+        positions = sum(c.batch * prod(view.spec.output_size(c.size)) for c in view.calls)
+        outputs = max(normed.error(W), 0.0) * positions
+        if moments.G is None:
+            return Importance(outputs)
+        whole = replace(plain, G=moments.G.to(plain.dtype))
+        return Importance(outputs, max(0.5 * whole.error(W), 0.0))
+
+    def importance_of_unseen(self, name: str) -> Importance:
+        """For a layer that data says nothing about: the squared norm of its weight."""
+        view = self.views[name]
+        positions = sum(c.batch * prod(view.spec.output_size(c.size)) for c in view.calls)
+        return Importance(float(view.weight().double().square().sum()) * positions)
+
+    def goal(self, model: nn.Module, name: str) -> Goal:
+        """The layer as it is, to be approximated on the dense model's own inputs."""
+        view, moments = self.views[name], self.calibration.layers[name]
+        weight = view.weight()
+        W = weight.flatten(2).to(moments.mean.dtype)
+        mean_out = (W @ moments.mean[..., None]).squeeze(-1)
+        metric, centred = self.metric(model, name), self.centred(name)
+        return Goal(weight, metric, moments.mean, mean_out, centred)
+
+
+def _bound(view: LayerView, modules: Mapping[str, nn.Module]) -> LayerView:
+    """The view, of the module that a model has under its name."""
+    module = modules.get(view.name)
+    if module is view.module:
+        return view
+    if module is None or spec_of(module) != view.spec:
+        problem = f"the model that it was calibrated on has another {view.name or 'layer'}"
+        raise InputError("data", problem, "measure this model")
+    found = replace(view, module=module)
+    own, other = view.weight(), found.weight()
+    if torch.linalg.vector_norm(own - other.to(own)) > _SAME * torch.linalg.vector_norm(own):
+        problem = f"it was calibrated on other weights of {view.name or 'the model'}"
+        raise InputError("data", problem, "measure this model")
+    return found
+
+
+def _of_norm(model: nn.Module, sink: Sink, view: LayerView, moments: Moments) -> Tensor | None:
+    """Outputs are compared behind the batch norm: its scales squared on a diagonal."""
+    scale = norm_scale(model, sink)
+    if scale is None:
+        return None
+    g, o, *_ = view.spec.weight_shape
+    squares = scale.square().reshape(g, o)
+    if not squares.any():  # its outputs go nowhere: as they are, for want of better
+        return None
+    floor = 1e-2 * squares.mean()
+    return torch.diag_embed(squares + floor).to(moments.mean.dtype)

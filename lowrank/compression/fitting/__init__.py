@@ -1,0 +1,1 @@
+"""Fill a plan: layer by layer, block by block, end to end."""

@@ -1,0 +1,166 @@
+"""Batch-norm statistics that fit a model's new weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lowrank.compression.fitting.distillation import Objective
+from lowrank.compression.gauges.quality import compare_on
+from lowrank.compression.network.batches import Batches, hold_out, placed
+from lowrank.compression.network.cutting import held_out
+from lowrank.compression.network.example import Example, call, evaluating
+from lowrank.errors import InputError
+
+Measure: TypeAlias = Callable[[nn.Module], float]
+"""How bad a model is: the lower the better."""
+
+
+def recalibrate_batchnorm(
+    model: nn.Module,
+    *,
+    teacher: nn.Module,
+    data: Any,
+    val: Any,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> bool:
+    """Re-estimate, in place, a model's batch-norm statistics; keep them only if val improves.
+
+    Running means and variances become the averages over all batches of the data. This gives
+    much back after a crude factorization, and harms where inputs are few or odd: hence the
+    check on data that was held out.
+
+    Args:
+        model: a compressed model; its statistics, and nothing else, may change.
+        teacher: the dense model.
+        data: batches of inputs, labels ignored; see `lowrank.compression.network.batches`.
+        val: batches on which the outputs' relative squared error against the teacher has to
+            fall; or a share in (0, 1) to hold out of data given as tensors; or a function of
+            the model that has to fall.
+        batch_size: examples in a batch, for data given as tensors.
+        seed: of the order and the held-out share.
+
+    Returns:
+        True if the new statistics were kept; False if the model is as it was.
+
+    Raises:
+        InputError: empty data, NaN or Inf, or batches that the model refuses.
+
+    Example:
+        >>> x = torch.randn(512, 8)
+        >>> teacher, model = nn.BatchNorm1d(8).eval(), nn.BatchNorm1d(8).eval()
+        >>> _ = model.running_mean.fill_(3.0)  # as if they were other weights' statistics
+        >>> recalibrate_batchnorm(model, teacher=teacher, data=x, val=0.25)
+        True
+        >>> recalibrate_batchnorm(teacher, teacher=teacher, data=x, val=0.25)  # nothing to mend
+        False
+    """
+    generator = torch.Generator().manual_seed(seed)
+    data, measure = measure_on(val, data, Objective("mse"), teacher, batch_size, generator)
+    batches = Batches.of(data, size=batch_size, generator=generator)
+    norms = batch_norms(model)
+    return improves(model, norms, (b.inputs for b in batches), measure) is not None
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The batch-norm layers that keep running statistics."""
+    layers = (m for m in model.modules() if isinstance(m, _BatchNorm))
+    return [m for m in layers if m.running_mean is not None]
+
+
+def improves(
+    model: nn.Module, norms: Sequence[_BatchNorm], inputs: Iterable[Example], measure: Measure
+) -> float | None:
+    """Re-estimate the layers' statistics; the new measure if lower, else None and no change."""
+    if not norms:
+        return None
+    before = measure(model)
+    kept = False
+    saved = [{k: v.clone() for k, v in m.named_buffers(recurse=False)} for m in norms]
+    try:
+        _estimate(model, norms, inputs)
+        after = measure(model)
+        kept = after < before  # False for NaN
+    finally:
+        if not kept:
+            for norm, buffers in zip(norms, saved, strict=True):
+                for name, value in buffers.items():
+                    norm.get_buffer(name).copy_(value)
+    return after if kept else None
+
+
+def measure_on(
+    val: Any,
+    data: Any,
+    objective: Objective,
+    teacher: nn.Module,
+    size: int,
+    generator: torch.Generator,
+) -> tuple[Any, Measure]:
+    """The data left to train on, and the measure that `val` stands for.
+
+    Raises:
+        InputError: held-out data that is empty, or a share that is not in (0, 1).
+    """
+    if callable(val):
+        return data, lambda model: float(val(model))
+    if isinstance(val, float | int):
+        data, val = hold_out(data, val, generator)
+    held = Batches.of(val, size=size, name="val")
+    held.first("val")
+
+    def measure(model: nn.Module) -> float:
+        total, n = 0.0, 0
+        with evaluating(model):
+            for batch in held:
+                loss = sum(objective.terms(model, teacher, batch).values(), torch.zeros(()))
+                total, n = total + float(loss) * len(batch), n + len(batch)
+        return total / n
+
+    return data, measure
+
+
+@contextmanager
+def _cumulative(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Statistics start anew and become the plain average over the batches that follow."""
+    momenta = [m.momentum for m in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum, norm.training = None, True
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _estimate(model: nn.Module, norms: Sequence[_BatchNorm], inputs: Iterable[Example]) -> None:
+    seen = False
+    with evaluating(model), _cumulative(norms):
+        for batch in inputs:
+            call(model, placed(batch, model))
+            seen = True
+    if not seen:
+        raise InputError("data", "it holds no batch", "pass at least one")
+
+
+def renormalise(model: nn.Module, small: nn.Module, batches: Sequence[Example]) -> bool:
+    """Estimate batch-norm statistics anew; kept only if outputs held out come closer.
+
+    A fourth of the examples is held out; of a single one nothing is, and nothing is kept.
+    True if they were kept.
+    """
+    rest, held = held_out(batches, model)
+    if not held:
+        return False
+
+    def lost(candidate: nn.Module) -> float:
+        return compare_on(model, candidate, held).loss
+
+    return improves(small, batch_norms(small), rest, lost) is not None

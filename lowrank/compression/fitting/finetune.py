@@ -1,0 +1,365 @@
+"""Train a compressed model to agree with the dense one again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import AdamW, Optimizer
+
+from lowrank.compression.fitting.batchnorm import Measure, batch_norms, improves, measure_on
+from lowrank.compression.fitting.brick_choice import free_codes
+from lowrank.compression.fitting.distillation import Loss, Objective, check_hints
+from lowrank.compression.fitting.trainer import _Best, _seeded, _Trainer, _training
+from lowrank.compression.network.batches import Batches
+from lowrank.compression.structure.choices import Dense
+from lowrank.compression.structure.history import history
+from lowrank.compression.structure.int8 import int8_layers
+from lowrank.errors import InputError
+from lowrank.progress import Progress
+
+_LR = 2e-4  # AdamW; at 1e-3 a network that is near its teacher only moves away from it
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+Optimizing: TypeAlias = Optimizer | Callable[..., Optimizer]
+"""An optimizer that holds parameters of the model, or what builds one from parameters."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch of fine-tuning came to.
+
+    Args:
+        index: from 1; 0 is the model as it came, measured where there is a `val`.
+        loss: mean over the epoch's batches; None where nothing was trained.
+        terms: its weighted parts, "distillation" and, where asked for, "labels" and "hints".
+        val: the validation measure after the epoch, lower is better; None without `val`.
+        lr: learning rate of the last step.
+        steps: optimizer steps.
+        seconds: wall-clock time, validation included.
+        best: these weights are the best so far.
+        recalibrated: the best weights so far with re-estimated batch-norm statistics.
+    """
+
+    index: int
+    loss: float | None = None
+    terms: dict[str, float] = field(default_factory=dict)
+    val: float | None = None
+    lr: float | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    best: bool = False
+    recalibrated: bool = False
+
+
+def cosine(t: float) -> float:
+    """Learning-rate multiplier at a share t of the training: short rise, then half a cosine.
+
+    Example:
+        >>> [round(cosine(t), 2) for t in (0.0, 0.05, 0.5, 1.0)]
+        [0.1, 0.99, 0.5, 0.0]
+    """
+    rise = min(1.0, 0.1 + 0.9 * t / 0.05)
+    return rise * (1 + math.cos(math.pi * t)) / 2
+
+
+def finetune(
+    model: nn.Module,
+    *,
+    teacher: nn.Module,
+    data: Any,
+    epochs: int = 2,
+    val: Any = None,
+    patience: int | None = None,
+    loss: Loss = "kl",
+    temperature: float = 4.0,
+    label_weight: float = 0.1,
+    hints: Sequence[str] = (),
+    hint_weight: float = 1.0,
+    mix: bool = False,
+    optimizer: Optimizing | None = None,
+    lr: float | None = None,
+    schedule: Callable[[float], float] = cosine,
+    max_norm: float | None = 1.0,
+    amp: torch.dtype | None = None,
+    only_factors: bool = False,
+    codes: bool = False,
+    recalibrate: bool = True,
+    batch_size: int = 64,
+    seed: int = 0,
+    callback: Callable[[Epoch], object] | None = None,
+    progress: Progress | bool = False,
+) -> nn.Module:
+    """Train a compressed model, in place, to give its teacher's outputs; returns the model.
+
+    Minimises (1 - label_weight) * distillation + label_weight * labels + hint_weight * hints,
+    see `lowrank.compression.fitting.distillation.Objective`. Afterwards the model holds the weights
+    of its best epoch, and every training flag and `requires_grad` is what it was. That also
+    holds when training ends by an exception (from the data, a callback, a loss that is not
+    finite) or by Ctrl-C, which are then raised again: what the epochs before brought is kept.
+
+    Args:
+        model: what `compress` or `apply` returned, or any model. One in evaluation mode is
+            trained in training mode, except that batch norm keeps to its running statistics:
+            a model near its teacher learns little from a batch's own. In a model that is in
+            training mode already each module keeps its flag, so `model.train()` trains with
+            the statistics of batches, and batch norm set to evaluation mode there is frozen.
+            Parameters with `requires_grad=False` stay as they are. Half-precision parameters
+            are refused: keep them in float32 and pass `amp`.
+        teacher: the dense model; run in evaluation mode, never changed.
+        data: a loader or list of batches, a tensor of inputs, or a tuple (inputs, labels) of
+            tensors, shuffled and split here; see `lowrank.compression.network.batches`. Batches are
+            moved to the models' devices.
+        epochs: times to go through the data.
+        val: what decides which epoch is best: batches on which the loss is taken, in
+            evaluation mode; a share in (0, 1) to hold out of data given as tensors; or a
+            function of the model, the lower the better. Without it the training loss decides.
+        patience: stop after so many epochs without a better `val`; None: never.
+        loss: "kl" for scores of classes, "mse" for anything else, or a function of the
+            student's and the teacher's output.
+        temperature: softens both models' scores for "kl".
+        label_weight: in [0, 1]; without labels in the data it has no effect.
+        hints: layers, by name, whose outputs are to agree as well.
+        hint_weight: weight of that.
+        mix: train on examples mixed in pairs by random shares, as the teacher scores the
+            mixture: a few hundred then say more. Inputs must be floating-point; labels are
+            not looked at.
+        optimizer: an optimizer of the model's parameters, or what builds one, such as
+            `functools.partial(torch.optim.SGD, momentum=0.9)`; AdamW by default. `SOAP`
+            gets factors closer to the teacher in as many steps.
+        lr: learning rate, given to what builds the optimizer; 2e-4 by default for AdamW, and
+            for others their own. `SOAP` likes 5e-4 near the teacher, 2e-3 far from it: about
+            half of what AdamW does there.
+        schedule: multiplier of the learning rate at a share in [0, 1] of the training.
+        max_norm: gradients are scaled down to this norm; None: never.
+        amp: `torch.bfloat16` or `torch.float16` for mixed precision.
+        only_factors: train only the layers that the plan replaced; the statistics of batch
+            norm may still change.
+        codes: train which brick each filter of a `LegoNet` layer takes as well, by
+            straight-through gradients; else its bricks and coefficients only.
+        recalibrate: before and after, re-estimate the batch-norm statistics on the data and
+            keep them if `val` gets better; not done without `val`.
+        batch_size: examples in a batch, for data given as tensors.
+        seed: of everything random, such as the order and dropout; the caller's random state
+            is left alone.
+        callback: called with an `Epoch` after each; `callback=records.append` keeps them.
+        progress: True draws a bar; or a function called as (what, done, total).
+
+    Raises:
+        InputError: empty data or bad arguments, before anything changes; NaN or Inf, as
+            they come up.
+
+    Example:
+        >>> import torch, lowrank
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)
+        ... )
+        >>> x, records = torch.randn(512, 32), []
+        >>> small, _ = lowrank.compress(model, x[:1], params=0.6)
+        >>> small = lowrank.finetune(
+        ...     small, teacher=model, data=x, val=0.1, loss="mse", epochs=5, lr=1e-2,
+        ...     callback=records.append,
+        ... )
+        >>> records[-1].val < 0.8 * records[0].val
+        True
+
+    Source: Hinton, Vinyals, Dean 2015; Romero et al. 2015; mixing: Beyer et al. 2022.
+    """
+    _check_counts(epochs=epochs, patience=patience, batch_size=batch_size)
+    _check_positive(temperature=temperature, max_norm=max_norm, lr=lr)
+    _check_weights(label_weight, hint_weight)
+    _check_arguments(val, patience, loss, amp, optimizer, schedule)
+    if not isinstance(teacher, nn.Module):
+        raise InputError("teacher", f"{teacher!r} is no model", "pass the dense one")
+    if names := int8_layers(model):
+        problem = f"{names[0]} is int8, which cannot be trained"
+        raise InputError("model", problem, "fine-tune first, then lowrank.quantize")
+    check_hints(hints, model=model, teacher=teacher)
+    objective = Objective(loss, temperature, label_weight, tuple(hints), hint_weight)
+    with ExitStack() as stack:
+        if codes:
+            stack.enter_context(free_codes(model))
+        trained = _trained(model, only_factors)
+        _check_teacher(teacher, trained)
+        generator = stack.enter_context(_seeded(trained, seed))
+        measure = None
+        if val is not None:
+            data, measure = measure_on(val, data, objective, teacher, batch_size, generator)
+        batches = Batches.of(data, size=batch_size, generator=generator)
+        trainer = _Trainer(
+            model, teacher, objective, batches, mix, trained, epochs, schedule, max_norm, amp,
+            _build(optimizer, trained, lr),
+        )  # fmt: skip
+        trainer.try_out()
+        best = _Best(model, trained)
+        norms = _free_norms(model) if recalibrate else []
+        with best.kept(), _training(model, trained), trainer.rates(), _bar(progress) as shown:
+            for record in _epochs(trainer, best, measure, norms, patience, shown):
+                if callback is not None:
+                    callback(record)
+    return model
+
+
+def _epochs(
+    trainer: _Trainer,
+    best: _Best,
+    measure: Measure | None,
+    norms: Sequence[_BatchNorm],
+    patience: int | None,
+    shown: Progress,
+) -> Iterator[Epoch]:
+    """Train epoch by epoch; each is offered as the best before it is yielded."""
+    if measure is not None:
+        start = time.perf_counter()
+        first = measure(trainer.model)
+        best.offer(first, 0)
+        yield Epoch(0, val=first, seconds=time.perf_counter() - start, best=True)
+        yield from _recalibrated(trainer, best, measure, norms)
+    for index in range(1, trainer.epochs + 1):
+        start = time.perf_counter()
+        terms, lr, steps = trainer.epoch(index, shown)
+        loss = sum(terms.values())
+        val = None if measure is None else measure(trainer.model)
+        improved = best.offer(loss if val is None else val, index)
+        seconds = time.perf_counter() - start
+        yield Epoch(index, loss, terms, val, lr, steps, seconds, improved)
+        if patience is not None and index - best.index >= patience:
+            break
+    if measure is not None:
+        best.restore()
+        yield from _recalibrated(trainer, best, measure, norms)
+
+
+def _recalibrated(
+    trainer: _Trainer, best: _Best, measure: Measure, norms: Sequence[_BatchNorm]
+) -> Iterator[Epoch]:
+    """The best weights, which the model holds, with statistics re-estimated if they gain."""
+    start = time.perf_counter()
+    val = improves(trainer.model, norms, (b.inputs for b in trainer.batches), measure)
+    if val is not None and best.offer(val, best.index):
+        seconds = time.perf_counter() - start
+        yield Epoch(best.index, val=val, seconds=seconds, best=True, recalibrated=True)
+
+
+def _trained(model: nn.Module, only_factors: bool) -> list[nn.Parameter]:
+    """The parameters to train."""
+    parts = [model]
+    if only_factors:
+        names = {
+            name: None
+            for applied in history(model)
+            for name, row in applied.plan.layers.items()
+            if not isinstance(row.choice, Dense)
+        }
+        if not names:
+            raise InputError(
+                "only_factors", "the model holds no factorized layer", "pass what apply returned"
+            )
+        parts = [model.get_submodule(name) for name in names]
+    trained = {p: n for part in parts for n, p in part.named_parameters() if p.requires_grad}
+    if not trained:
+        raise InputError("model", "no parameter requires a gradient", "unfreeze what is to learn")
+    for parameter, name in trained.items():
+        if parameter.dtype in _HALF:
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            advice = "train model.float() with amp=torch.bfloat16, and convert it afterwards"
+            raise InputError(name, f"{dtype} parameters lose small updates", advice)
+    return list(trained)
+
+
+def _free_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Batch norm but what is frozen by hand: in evaluation mode within a model in training."""
+    return [norm for norm in batch_norms(model) if norm.training or not model.training]
+
+
+def _build(
+    optimizer: Optimizing | None, trained: Sequence[nn.Parameter], lr: float | None
+) -> Optimizer:
+    if optimizer is None:
+        return AdamW(trained, lr=_LR if lr is None else lr, weight_decay=0.0)
+    if not isinstance(optimizer, Optimizer):
+        return optimizer(trained) if lr is None else optimizer(trained, lr=lr)
+    if lr is not None:
+        raise InputError("lr", "the optimizer has its own", "set it there, or pass its class")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not held & {id(p) for p in trained}:
+        problem = "it holds none of the parameters to train"
+        raise InputError("optimizer", problem, "build it from the compressed model's parameters")
+    return optimizer
+
+
+def _check_teacher(teacher: nn.Module, trained: Sequence[nn.Parameter]) -> None:
+    ours = {id(p) for p in trained}
+    for name, parameter in teacher.named_parameters():
+        if id(parameter) in ours:
+            problem = f"it shares {name} with the model that is trained"
+            raise InputError("teacher", problem, "pass a model of its own, such as the dense one")
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise InputError(name, f"is {value!r}", "pass a whole number of at least 1")
+
+
+def _check_positive(**numbers: float | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and not 0 < number < math.inf:
+            raise InputError(name, f"is {number!r}", "pass a number above 0")
+
+
+def _check_weights(label_weight: float, hint_weight: float) -> None:
+    if not 0 <= label_weight <= 1:
+        raise InputError("label_weight", f"is {label_weight!r}", "pass a number in [0, 1]")
+    if not 0 <= hint_weight < math.inf:
+        raise InputError("hint_weight", f"is {hint_weight!r}", "pass a number of at least 0")
+
+
+def _check_arguments(
+    val: Any,
+    patience: int | None,
+    loss: Loss,
+    amp: torch.dtype | None,
+    optimizer: object,
+    schedule: object,
+) -> None:
+    if patience is not None and val is None:
+        raise InputError("patience", "there is no val to wait for", "pass val, or drop patience")
+    if not callable(optimizer) and not isinstance(optimizer, Optimizer | None):
+        advice = "pass what builds one, such as lowrank.SOAP"
+        raise InputError("optimizer", f"is {optimizer!r}", advice)
+    if not callable(schedule):
+        advice = "pass a function of the share in [0, 1]"
+        raise InputError("schedule", f"is {schedule!r}", advice)
+    if not callable(loss) and loss not in ("kl", "mse"):
+        raise InputError("loss", f"is {loss!r}", 'pass "kl", "mse" or a function')
+    if amp is not None and amp not in _HALF:
+        raise InputError("amp", f"is {amp!r}", "pass torch.bfloat16, torch.float16 or None")
+
+
+@contextmanager
+def _bar(progress: Progress | bool) -> Iterator[Progress]:
+    """What to tell the progress to: the caller's function, a bar, or nothing."""
+    if callable(progress):
+        yield progress
+    elif not progress:
+        yield lambda what, done, total: None
+    else:
+        from rich.progress import Progress as Bar
+
+        with Bar() as bar:
+            task = bar.add_task("fine-tuning", total=None)
+            yield lambda what, done, total: bar.update(
+                task, description=what, completed=done, total=total
+            )

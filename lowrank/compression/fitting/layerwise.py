@@ -1,0 +1,153 @@
+"""Fit a plan layer by layer, each to what the compressed ones before it produce."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lowrank.compression.calibration.downstream import Sink
+from lowrank.compression.calibration.goal import Goal
+from lowrank.compression.calibration.goals import Fitting, How
+from lowrank.compression.calibration.statistics import Data
+from lowrank.compression.methods import Method
+from lowrank.compression.network.own_stages import bias_holder
+from lowrank.compression.network.stages import compose
+from lowrank.compression.network.units import Parts, Unit, owners_of
+from lowrank.compression.structure.history import _RECORD, Applied, copy_model, history
+from lowrank.compression.structure.plan import Plan
+from lowrank.compression.structure.swap import install_unit, planned_units
+from lowrank.decompositions.metric import Metric
+from lowrank.progress import Progress
+
+
+@dataclass(frozen=True)
+class Built:
+    """A layer that was replaced.
+
+    Args:
+        error: relative error of its weight, or of its output where it was fitted to data.
+        fitted: to what, in words.
+    """
+
+    error: float
+    fitted: str
+
+
+def replace_layers(
+    model: nn.Module,
+    plan: Plan,
+    data: Data | None = None,
+    how: How = "sequential",
+    *,
+    max_iter: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[nn.Module, dict[str, Built]]:
+    """A copy of the model with its layers replaced, and how close each came.
+
+    Args:
+        model: the network that the plan fits; left as it is.
+        plan: what becomes of every layer.
+        data: what fits are made to; without it, to the weights.
+        how: sequential or parallel.
+        max_iter: iterations of each fit; None leaves them to the methods.
+        progress: called as (layer, done, total).
+    """
+    built: dict[str, Built] = {}
+    originals: dict[str, nn.Module] = {}
+    with torch.inference_mode(False):  # its tensors could never be trained
+        small = copy_model(model)
+        fitting = None if data is None else Fitting(data, model, small, how, seed=plan.seed)
+        units = planned_units(small, plan)
+        if fitting is not None:
+            units.sort(key=lambda u: fitting.place(owners_of(u[0])))
+        for done, (unit, method) in enumerate(units):
+            if progress is not None:
+                progress(unit.layers[0].name, done, len(units))
+            names = owners_of(unit)
+            goals, fitted = _goals(fitting, names)
+            made = factorize(unit, method, plan.seed, goals, max_iter)
+            install_unit(small, unit, made.parts, originals)
+            for name, goal, weight, error in zip(
+                names, goals, made.weights, made.errors, strict=True
+            ):
+                if goal is not None and goal.centred and data is not None:
+                    norm = data.sinks.get(name, Sink()).norm
+                    take_mean(small, name, mean_lost(goal, weight), norm)
+                built[name] = Built(error, fitted)
+    if progress is not None:
+        progress("replaced", len(units), len(units))
+    small.__dict__[_RECORD] = (*history(small), Applied(plan, originals))
+    return small, built
+
+
+def _goals(fitting: Fitting | None, names: Sequence[str]) -> tuple[Sequence[Goal | None], str]:
+    """What the layers of a unit should become, and how that was found, in words."""
+    return ([None] * len(names), "to its weights") if fitting is None else fitting.goals(names)
+
+
+def take_mean(small: nn.Module, name: str, shift: Tensor, norm: str | None) -> None:
+    """Add a shift (out,) to a replaced layer's output, by its bias or the batch norm behind it."""
+    bias = bias_holder(small.get_submodule(name))._parameters.get("bias")
+    with torch.no_grad():
+        if bias is not None:
+            bias.add_(shift.to(bias.dtype))
+        elif norm is not None:
+            module = small.get_submodule(norm)
+            assert isinstance(module, _BatchNorm)
+            assert module.running_mean is not None
+            module.running_mean -= shift.to(module.running_mean.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """What replaces a unit.
+
+    Args:
+        parts: the modules.
+        weights: for each layer that owns one, the canonical weight that its stages amount to.
+        errors: likewise, how far that is off, relatively.
+    """
+
+    parts: Parts
+    weights: tuple[Tensor, ...]
+    errors: tuple[float, ...]
+
+
+def factorize(
+    unit: Unit,
+    method: Method,
+    seed: int,
+    goals: Sequence[Goal | None],
+    max_iter: int | None,
+) -> Replacement:
+    """The stages that replace a unit, closest to its layers' weights or to their goals."""
+    view = unit.layers[0]
+    (goal,) = goals
+    wide_type = torch.promote_types(view.parameter.dtype, torch.float32)
+    W = view.weight() if goal is None else goal.weight.to(wide_type)
+    stages, metric = method.stages(unit.spec), None if goal is None else goal.metric
+    factors = method.factor(unit.spec, W, seed=seed, metric=metric, max_iter=max_iter)
+    made = compose(unit.spec, stages, factors)
+    parts = unit.build(stages)
+    unit.write(parts, stages, factors)
+    return Replacement(parts, (made,), (_relative(W, made, metric),))
+
+
+def _relative(W: Tensor, made: Tensor, metric: Metric | None) -> float:
+    """Relative error in the metric, or of the weight."""
+    if metric is None:
+        norm = float(torch.linalg.vector_norm(W))
+        return float(torch.linalg.vector_norm(W - made)) / norm if norm else 0.0
+    energy = metric.error(W.flatten(2))
+    lost = metric.error((W - made).flatten(2))
+    return (max(lost, 0.0) / energy) ** 0.5 if energy else 0.0
+
+
+def mean_lost(goal: Goal, made: Tensor) -> Tensor:
+    """What the mean of the output lacks, (out,)."""
+    W = made.flatten(2).to(goal.mean_in.dtype)
+    return (goal.mean_out - (W @ goal.mean_in[..., None]).squeeze(-1)).flatten()

@@ -1,0 +1,274 @@
+"""Refinement without labels: block by block, then end to end, where held-out examples gain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import stdev
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.compression.fitting.blocks import STEPS, find_blocks, train_blocks
+from lowrank.compression.fitting.finetune import finetune
+from lowrank.compression.gauges.quality import compare, compare_on, vocabularies
+from lowrank.compression.network.batches import mixable
+from lowrank.compression.network.cutting import batch_size, split_batches
+from lowrank.compression.network.example import Example, run
+from lowrank.progress import Progress
+
+_BATCH = 32
+"""Examples in a step, at most."""
+
+
+_FAR = 0.1
+"""Relative error of the outputs from which the full rate is taken; below, in proportion."""
+
+
+_ROUNDS = 5
+"""Steps of training end to end, as a multiple of a block's."""
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What refinement came to.
+
+    Args:
+        blocks: block -> its relative error before and after, ||y' - y|| / ||y||.
+        lost: of a trial, how far the outputs were off on examples held out: at first, with
+            refined blocks, and after training end to end; empty if there was none.
+        done: how many of these steps were made in earnest, 0 to 2.
+    """
+
+    blocks: dict[str, tuple[float, float]]
+    lost: tuple[float, ...]
+    done: int
+
+    def __str__(self) -> str:
+        n = len(self.blocks)
+        if self.done == 0:
+            return "not refined: in a trial, examples held out lost by it"
+        if not n:
+            return "nothing was refined: no block holds a replaced layer that runs once"
+        before, after = (sum(b[k] for b in self.blocks.values()) / n for k in (0, 1))
+        said = f"refined {n} blocks, whose relative error fell from {before:.3f} to {after:.3f} "
+        if not self.lost:
+            return f"{said}on average; there were too few examples for a trial"
+        end = ", then trained end to end" if self.done > 1 else ""
+        lost = f"{self.lost[0]:.4g} to {self.lost[self.done]:.4g}"
+        return f"{said}on average{end}; in a trial the loss on examples held out went from {lost}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What examples held out say of refinement.
+
+    Args:
+        losses: for the model as it was, with refined blocks, and after training end to end:
+            how far the outputs are off on each few of the examples.
+    """
+
+    losses: tuple[tuple[float, ...], ...]
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """The mean loss of each."""
+        return tuple(sum(row) / len(row) for row in self.losses)
+
+    @property
+    def best(self) -> int:
+        """The last step that does no harm: 0 for none.
+
+        A loss that rises by less than a standard error does not count as harm, as a quarter
+        of a few hundred examples says little; and in earnest a step gains more than in short.
+        """
+        means = self.means
+        harmless = (k for k in range(1, len(means)) if means[k] - self._error(k) < means[0])
+        return max(harmless, default=0)
+
+    def _error(self, k: int) -> float:
+        """Standard error of the rise from the model as it was."""
+        rises = [b - a for a, b in zip(self.losses[0], self.losses[k], strict=True)]
+        return stdev(rises) / len(rises) ** 0.5 if len(rises) > 1 else 0.0
+
+
+def try_out(
+    small: nn.Module,
+    teacher: nn.Module,
+    batches: Sequence[Example],
+    held: Sequence[Example],
+    layers: Sequence[str],
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Trial:
+    """Refine a model in short, in place, to see what examples held out say of each step.
+
+    Args:
+        small: the compressed model, fitted without the examples held out.
+        teacher: the dense one.
+        batches: inputs, from `calibration_batches`.
+        held: others.
+        layers: names of the replaced layers.
+        steps: gradient steps for a block, and of training end to end, which parameters in
+            half precision are spared.
+        seed: of everything random.
+        progress: called as (what, done, total).
+    """
+    parts, few = split_batches(batches, _BATCH, teacher), split_batches(held, 4, teacher)
+    wanted, words = [run(teacher, batch) for batch in few], vocabularies(teacher)
+
+    def losses() -> tuple[float, ...]:
+        pairs = zip(wanted, few, strict=True)
+        return tuple(compare([(y, run(small, b))], words).loss for y, b in pairs)
+
+    found = [losses()]
+    train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
+    found.append(losses())
+    if all(p.dtype.itemsize >= 4 for p in small.parameters() if p.is_floating_point()):
+        distil(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
+        found.append(losses())
+    return Trial(tuple(found))
+
+
+def refine(
+    small: nn.Module,
+    teacher: nn.Module,
+    batches: Sequence[Example],
+    layers: Sequence[str],
+    *,
+    trial: Trial | None = None,
+    steps: int = STEPS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Refined:
+    """Train, in place, towards the dense model's outputs; no labels are needed.
+
+    Block after block first (see `train_blocks`), then the whole model on the outputs and
+    what the blocks give (see `distil`): as far as a trial gained by it.
+
+    Args:
+        small: the compressed model.
+        teacher: the dense one.
+        batches: inputs, from `calibration_batches`.
+        layers: names of the replaced layers.
+        trial: what `try_out` found; without it, blocks alone are refined.
+        steps: gradient steps for a block; five times as many follow end to end.
+        seed: of everything random.
+        progress: called as (what, done, total).
+
+    Raises:
+        InputError: steps that make no sense.
+    """
+    lost, stages = ((), 1) if trial is None else (trial.means, trial.best)
+    if not stages:
+        return Refined({}, lost, 0)
+    parts = split_batches(batches, _BATCH, teacher)
+    blocks = train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
+    if stages > 1:
+        steps *= _ROUNDS
+        distil(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
+    return Refined(blocks, lost, stages)
+
+
+def distil(
+    small: nn.Module,
+    teacher: nn.Module,
+    batches: Sequence[Example],
+    layers: Sequence[str],
+    *,
+    steps: int,
+    lr: float = 7e-4,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Train the whole model, in place, on the dense one's outputs and blocks.
+
+    A few hundred examples are soon known by heart. So they are mixed in pairs where they are
+    floating-point, and the blocks' outputs weigh more than the model's own.
+
+    Args:
+        small: the compressed model.
+        teacher: the dense one.
+        batches: inputs, a batch for each step.
+        layers: names of the replaced layers.
+        steps: gradient steps, at least; whole rounds through the batches are made.
+        lr: learning rate at the start, above 0; less where the outputs are close already.
+        seed: of everything random.
+        progress: called as (what, done, total).
+    """
+    found = compare_on(teacher, small, batches)
+    with _unfrozen(small):
+        finetune(
+            small,
+            teacher=teacher,
+            data=_joined(batches),
+            epochs=-(-steps // len(batches)),
+            lr=lr * min(1.0, max(found.relative_error, 1e-3) / _FAR),
+            loss="kl" if found.scores else "mse",
+            hints=_hints(teacher, layers, batches),
+            hint_weight=30.0,
+            mix=all(map(mixable, batches)),
+            recalibrate=False,
+            batch_size=max(map(batch_size, batches)),
+            seed=seed,
+            progress=_named("refining end to end", progress),
+        )
+
+
+@contextmanager
+def _unfrozen(model: nn.Module) -> Iterator[None]:
+    """A model of which nothing is to learn, frozen for its use, learns in the context."""
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    frozen = not any(p.requires_grad for p in parameters)
+    try:
+        for p in parameters if frozen else ():
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in parameters if frozen else ():
+            p.requires_grad_(False)
+
+
+def _named(name: str, progress: Progress | None) -> Callable[[str, int, int], None] | bool:
+    return False if progress is None else lambda what, done, total: progress(name, done, total)
+
+
+def _joined(batches: Sequence[Example]) -> Any:
+    """One tensor, to be shuffled anew every time, where the batches are tensors of one shape;
+    else batches without labels."""
+    tensors = [b for b in batches if isinstance(b, Tensor)]
+    same = len(tensors) == len(batches) and len({b.shape[1:] for b in tensors}) == 1
+    return torch.cat(tensors) if same else [(batch, None) for batch in batches]
+
+
+def _hints(teacher: nn.Module, layers: Sequence[str], batches: Sequence[Example]) -> list[str]:
+    """The last modules of the blocks, where they give a single tensor, once, in every batch,
+    and for every example, which experts behind a router do not."""
+    names = [b.names[-1] for b in find_blocks(teacher, layers)]
+    seen: dict[str, list[Any]] = {name: [] for name in names}
+    handles = [
+        teacher.get_submodule(n).register_forward_hook(lambda m, i, out, n=n: seen[n].append(out))
+        for n in names
+    ]
+    good = dict.fromkeys(names, True)
+    try:
+        for batch in batches:
+            run(teacher, batch)
+            for n, outs in seen.items():
+                good[n] &= len(outs) == 1 and _of_all(outs[0], batch_size(batch))
+                outs.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [n for n, single in good.items() if single]
+
+
+def _of_all(output: Any, n: int) -> bool:
+    """Whether an output is a tensor that holds something of each of n examples."""
+    if not isinstance(output, Tensor) or not output.ndim or not output.numel():
+        return False
+    return len(output) % n == 0 or n in output.shape[1:2]

@@ -1,0 +1,1 @@
+"""Measure a network: MACs, bytes, time, memory, quality."""

@@ -1,0 +1,1 @@
+"""What the methods have in common: the protocol, and fits in a metric."""

@@ -1,0 +1,153 @@
+"""What a replacement method is, and what every one of them gets for free.
+
+A method is a frozen dataclass that holds its ranks. It answers three questions about a
+layer: `supports` (a reason against it, or None), `stages` (the shapes of the stages), and
+`factor` (their weights). Cost, construction and the way back follow from these here, for
+all methods alike. `candidates` proposes the ranks worth planning with, each with its error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar, Protocol, TypeVar
+
+from torch import Tensor
+
+from lowrank.compression.network.stages import Factor, LayerSpec, Stage
+from lowrank.compression.network.units import Bond, Unit, names_of
+from lowrank.decompositions.metric import Metric
+from lowrank.errors import RankError
+
+M = TypeVar("M", bound="Method")
+
+
+class Method(Protocol):
+    """One way to replace a layer by a chain of smaller ones, or of small modules.
+
+    A class of methods is registered by its `name` in `METHODS`; its fields are JSON values.
+    `serves` says which units it can replace: a layer alone, an embedding with the output head
+    that reads its table, layers that read the same input.
+    Weights are canonical: (groups, out / groups, in / groups, *kernel).
+    """
+
+    name: ClassVar[str]
+    serves: ClassVar[tuple[Bond, ...]]
+
+    @classmethod
+    def supports(cls, spec: LayerSpec) -> str | None:
+        """Why the method cannot serve a layer of this shape, or None if it can."""
+
+    @classmethod
+    def full_rank(cls: type[M], spec: LayerSpec) -> M:
+        """The method at the ranks at which it reproduces every weight."""
+
+    @classmethod
+    def candidates(
+        cls: type[M],
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        round_to: int,
+        seed: int,
+        metric: Metric | None = None,
+    ) -> Iterable[tuple[M, float]]:
+        """Methods with the ranks worth considering, and their relative squared error.
+
+        The error is that of the outputs where there is a metric, else that of the weight.
+        """
+
+    def check(self, spec: LayerSpec) -> str | None:
+        """What is wrong with the ranks for a layer of this shape, or None."""
+
+    def stages(self, spec: LayerSpec) -> tuple[Stage, ...]:
+        """The stages that replace the layer, first to last."""
+
+    def factor(
+        self,
+        spec: LayerSpec,
+        weight: Tensor,
+        *,
+        seed: int,
+        metric: Metric | None = None,
+        max_iter: int | None = None,
+    ) -> tuple[Factor, ...]:
+        """What fills the stages, closest in the metric or the Frobenius norm.
+
+        `max_iter` limits a search in the metric, None leaves it to the method.
+        """
+
+
+def require(method: Method, unit: Unit) -> None:
+    """Raise a RankError with the unit's name unless the method fits it."""
+    name, spec = unit.layers[0].name, unit.spec
+    if unit.bond not in method.serves:
+        others = names_of(unit)[1:]
+        how = f"together with {', '.join(others)}" if others else "by itself"
+        problem = f"{method.name} does not serve it {how}"
+        raise RankError(name, problem, "choose another method, or another choice for these")
+    if (reason := method.supports(spec)) is not None:
+        raise RankError(name, f"{method.name} does not fit: {reason}", "choose another method")
+    if (wrong := method.check(spec)) is not None:
+        raise RankError(name, wrong, "change it, or leave the layer out of the plan")
+
+
+def outside(what: str, rank: int, full: int, spec: LayerSpec) -> str | None:
+    """The complaint about a rank outside 1..full, or None."""
+    if isinstance(rank, int) and not isinstance(rank, bool) and 1 <= rank <= full:
+        return None
+    g, o, i, *kernel = spec.weight_shape
+    shape = (g * o, i, *kernel)
+    return f"{what} {rank!r} is outside 1..{full} for weight {shape}"
+
+
+def no_kernel(spec: LayerSpec, axes: int, instead: str) -> str | None:
+    """The complaint about a kernel that extends along fewer than `axes` axes, or None."""
+    if sum(k > 1 for k in spec.kernel) >= axes:
+        return None
+    return f"its kernel extends along fewer than {axes} axes, where this is {instead}"
+
+
+def depthwise(spec: LayerSpec) -> str | None:
+    """The complaint about groups of a single input channel, or None."""
+    if spec.groups > 1 and spec.weight_shape[2] == 1:
+        return "a depthwise layer has one input channel per group"
+    return None
+
+
+def kernel_axes(spec: LayerSpec) -> list[list[int]]:
+    """Spatial axes of each one-dimensional stage; axes of extent 1 go with the first."""
+    long = [a for a, k in enumerate(spec.kernel) if k > 1]
+    flat = [a for a, k in enumerate(spec.kernel) if k == 1]
+    return [[a, *flat] if a == long[0] else [a] for a in long]
+
+
+def long_kernel(w: Tensor) -> Tensor:
+    """(o, i, *kernel) without the kernel axes of extent 1."""
+    o, i, *kernel = w.shape
+    return w.reshape(o, i, *(k for k in kernel if k > 1))
+
+
+def worthwhile(rank_one: Method, spec: LayerSpec, full: int) -> int:
+    """The largest rank in 1..full that has no more weights than the layer; 1 if none has."""
+    per_rank = sum(s.n_weights for s in rank_one.stages(spec))
+    return min(full, max(1, spec.n_weights // per_rank))
+
+
+def rank_grid(full: int, *, round_to: int, limit: int) -> list[int]:
+    """At most `limit` ranks in 1..full, evenly spread, multiples of `round_to`."""
+    step = max(round_to, -(-full // limit) if round_to == 1 else round_to)
+    n = full // step
+    stride = max(1, -(-n // limit))
+    return [step * k for k in range(1, n + 1, stride)]
+
+
+def lost_energy(singular_values: Tensor) -> list[float]:
+    """Relative squared error at rank 1, 2, ... of truncating every group at the same rank.
+
+    Args:
+        singular_values: (groups, n), descending.
+    """
+    energy = singular_values.double().square().sum(0)
+    tail = energy.flip(0).cumsum(0).flip(0)  # summed from the small end: no cancellation
+    total = float(tail[0])
+    return [float(t) / total if total else 0.0 for t in tail[1:]] + [0.0]

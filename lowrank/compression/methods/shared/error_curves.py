@@ -1,0 +1,94 @@
+"""Errors at many ranks from fits at a few."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from lowrank.decompositions.metric import _EXACT, Metric, energy, nested_gains
+
+
+def fitted_curve(
+    ranks: Sequence[int], error: Callable[[int], float], *, n_fits: int = 6
+) -> Iterator[tuple[int, float]]:
+    """The error at every rank, from fits at a few; in between its logarithm is interpolated.
+
+    Args:
+        ranks: ascending.
+        error: relative squared error of a fit at a rank.
+        n_fits: how many.
+    """
+    fitted = [ranks[j] for j in _places(len(ranks), n_fits)]
+    errors = np.minimum.accumulate([error(r) for r in fitted])  # more can always do as well
+    logs = np.log(np.maximum(errors, 1e-12))
+    for rank in ranks:
+        yield rank, float(np.exp(np.interp(rank, fitted, logs)))
+
+
+def _places(n: int, n_fits: int) -> list[int]:
+    """Places among n ranks, closer at low ones, where the error falls fastest."""
+    return sorted({round((n - 1) * x**1.5) for x in np.linspace(0, 1, n_fits)})
+
+
+def likened_curve(
+    ranks: Sequence[int],
+    known: Mapping[int, float],
+    error: Callable[[int], float],
+    *,
+    n_fits: int = 3,
+) -> Iterator[tuple[int, float]]:
+    """The error at every rank from a few fits and the curve of a similar method.
+
+    Between the fits the logarithm of the ratio of the two errors is interpolated.
+
+    Args:
+        ranks: ascending.
+        known: rank -> relative squared error of the other method, ascending.
+        error: relative squared error of a fit at a rank.
+        n_fits: how many.
+    """
+    x, y = np.array([*known]), np.log(np.maximum([*known.values()], 1e-12))
+    slope = (y[-1] - y[-2]) / (x[-1] - x[-2]) if len(x) > 1 else 0.0
+    logs = np.interp(ranks, x, y) + slope * np.maximum(0, ranks - x[-1])
+    places = _places(len(ranks), n_fits)
+    ratios = [np.log(max(error(ranks[j]), 1e-12)) - logs[j] for j in places]
+    shifted = np.exp(logs + np.interp(np.arange(len(ranks)), places, ratios))
+    yield from zip(ranks, map(float, np.minimum.accumulate(shifted)), strict=True)
+
+
+def nested_curve(weight: Tensor, metric: Metric, M: Tensor, width: int) -> list[float]:
+    """Relative squared error of the first 1, 2, ... blocks of features with the best last stage.
+
+    Args:
+        weight: canonical weight.
+        metric: the error.
+        M: features (groups, n * width, fan-in) in the order in which they are added.
+        width: features in a block.
+    """
+    total = energy(weight, metric)
+    gains = nested_gains(weight.flatten(2), metric, M, width)
+    lost = (total - gains.cumsum(0)).clamp_min(0)
+    return (lost / total if total else lost).tolist()
+
+
+def refined_curve(
+    ranks: Sequence[int],
+    nested: Sequence[float],
+    error: Callable[[int], float],
+    *,
+    n_fits: int = 3,
+) -> Iterator[tuple[int, float]]:
+    """The nested curve, lowered by what fits at a few ranks gain; the gain is interpolated.
+
+    Args:
+        ranks: ascending.
+        nested: relative squared error at rank 1, 2, ...
+        error: the same of a fit at a rank.
+        n_fits: how many.
+    """
+    fitted = sorted({ranks[int(j)] for j in np.linspace(0, len(ranks) - 1, n_fits)})
+    gains = [min(1.0, error(r) / nested[r - 1]) if nested[r - 1] > _EXACT else 1.0 for r in fitted]
+    for rank in ranks:
+        yield rank, nested[rank - 1] * float(np.interp(rank, fitted, gains))

@@ -1,0 +1,179 @@
+"""An example: the input that a model is run on, as a tensor, a tuple or a dict.
+
+| example | the model is called as |
+|---|---|
+| tensor `x` | `model(x)` |
+| tuple or list `(x, y)` | `model(x, y)` |
+| dict `{"input_ids": x}` | `model(input_ids=x)` |
+
+A model whose one argument is itself a tuple or a dict gets it wrapped: `({"a": x},)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from lowrank.compression.network.tensors import _is_float, _walk, describe, tensors
+from lowrank.errors import InputError
+
+Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
+"""What a model is run on: a tensor, positional inputs, or keyword inputs."""
+
+
+_FORMS = "pass a tensor, a tuple of inputs, or a dict of keyword inputs"
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No gradients, evaluation mode; every module's own training flag comes back after.
+
+    The flags are set directly, not through `model.train`, which a model may override with
+    side effects (merging adapters, freezing statistics) that no flag can take back.
+
+    Example:
+        >>> model = nn.Dropout()
+        >>> with evaluating(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def call(model: nn.Module, example: Example) -> Any:
+    """The model's output on the example, in whatever mode the model is.
+
+    Raises:
+        InputError: the model raised an exception, which the error names and chains.
+
+    Example:
+        >>> call(nn.Linear(3, 2), torch.zeros(4, 3)).shape
+        torch.Size([4, 2])
+    """
+    args, kwargs = arguments(example)
+    try:
+        return model(*args, **kwargs)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(
+            "example",
+            f"the model refused the example: {reason}; given {describe(example)}",
+            f"{_FORMS} that the model's forward takes",
+        ) from error
+
+
+def run(model: nn.Module, example: Example) -> Any:
+    """The model's output on the example, in evaluation mode and without gradients.
+
+    Nothing is moved between devices; every submodule's training flag is what it was
+    afterwards, also when the model fails.
+
+    Args:
+        model: any module.
+        example: a tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
+
+    Returns:
+        Whatever the model returns.
+
+    Raises:
+        InputError: the model raised an exception, which the error names and chains.
+
+    Example:
+        >>> run(nn.Linear(3, 2), torch.zeros(4, 3)).shape
+        torch.Size([4, 2])
+        >>> run(nn.Bilinear(3, 2, 5), (torch.zeros(4, 3), torch.zeros(4, 2))).shape
+        torch.Size([4, 5])
+        >>> run(nn.Linear(3, 2), {"input": torch.zeros(4, 3)}).shape
+        torch.Size([4, 2])
+    """
+    with evaluating(model):
+        return call(model, example)
+
+
+def check(example: Example, name: str = "example") -> None:
+    """Refuse an example without tensors, with an empty tensor, or with NaN or Inf.
+
+    Args:
+        example: inputs of one forward pass.
+        name: what the message calls it.
+
+    Raises:
+        InputError: says which input is at fault.
+
+    Example:
+        >>> check({"x": torch.tensor([1.0, float("nan")])})
+        Traceback (most recent call last):
+        lowrank.errors.InputError: example['x']: holds NaN or Inf in 1 of 2 values; ...
+    """
+    inputs = list(named_tensors(example, name))
+    if not inputs:
+        raise InputError(name, f"holds no tensor, given {describe(example)}", _FORMS)
+    for part, tensor in inputs:
+        if tensor.numel() == 0:
+            raise InputError(
+                part, f"is empty, shape {tuple(tensor.shape)}", "pass at least one example"
+            )
+        # Tensors without data (meta device, fake tensors) have no values to look at.
+        if tensor.is_meta or isinstance(tensor, FakeTensor) or not _is_float(tensor):
+            continue
+        bad = int(tensor.numel() - torch.isfinite(tensor).sum())
+        if bad:
+            problem = f"holds NaN or Inf in {bad} of {tensor.numel()} values"
+            raise InputError(part, problem, "clean the data before it is used")
+
+
+def named_tensors(example: Example, name: str = "example") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the example with the name that error messages use.
+
+    Example:
+        >>> [name for name, _ in named_tensors((torch.zeros(1), {"mask": torch.ones(1)}))]
+        ['example[0]', "example[1]['mask']"]
+    """
+    return _walk(example, name)
+
+
+def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model's forward.
+
+    Example:
+        >>> arguments({"x": 1})
+        ((), {'x': 1})
+    """
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, (tuple, list)):
+        return tuple(example), {}
+    raise InputError("example", f"is a {type(example).__name__}", _FORMS)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says, at most 200 characters of it."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return lines[0][:200]
+
+
+@contextmanager
+def _unchanged_rng(device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+def _device(model: nn.Module, example: Example) -> torch.device:
+    return next(iter([*model.parameters(), *model.buffers(), *tensors(example)])).device

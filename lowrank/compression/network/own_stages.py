@@ -1,0 +1,464 @@
+"""The few tiny modules that no stock layer can express, and the stages that stand for them.
+
+All are made of stock layers, index buffers and one line of forward pass; they copy, save,
+export and compile like any module. A stage is to its module what `LayerSpec` is to a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowrank.compression.network.stages import (
+    Call,
+    Factor,
+    LayerSpec,
+    Stage,
+    chain_macs,
+    chained,
+    module_layout,
+)
+
+Pattern = Literal["unstructured", "2:4"]
+
+
+class Select(nn.Module):
+    """Channels by number: y[:, c] = x[:, index[c]] (+ bias[c]).
+
+    Args:
+        n: number of output channels.
+        axis: of the channels, counted from the end.
+        device: of the numbers.
+    """
+
+    index: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(self, n: int, axis: int, *, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.axis = axis
+        self.register_buffer("index", torch.zeros(n, dtype=torch.long, device=device))
+        self.register_parameter("bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.index_select(self.axis, self.index)
+        if self.bias is None:
+            return y
+        return y + self.bias.reshape(-1, *(1,) * (-1 - self.axis))
+
+    def extra_repr(self) -> str:
+        return f"{len(self.index)}, axis={self.axis}, bias={self.bias is not None}"
+
+
+class Sum(nn.ModuleList):
+    """The sum of several branches on the same input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *rest = self
+        y = first(x)
+        for branch in rest:
+            y = y + branch(x)
+        return cast(Tensor, y)
+
+
+class Concat(nn.ModuleList):
+    """The outputs of several branches on the same input, one after another.
+
+    Args:
+        branches: the modules.
+        axis: of the channels, counted from the end.
+    """
+
+    def __init__(self, branches: Sequence[nn.Module], axis: int) -> None:
+        super().__init__(branches)
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self], dim=self.axis)
+
+
+class Shared(nn.Module):
+    """One convolution applied to every split of the channels: (b, s * i, ...) to (b, s * n, ...).
+
+    Args:
+        layer: a convolution from i to n channels.
+        splits: s.
+        axis: of the channels, counted from the end.
+    """
+
+    def __init__(self, layer: nn.Module, splits: int, axis: int) -> None:
+        super().__init__()
+        self.layer, self.splits, self.axis = layer, splits, axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[: self.axis]
+        parts = x.reshape(-1, x.shape[self.axis] // self.splits, *x.shape[self.axis + 1 :])
+        y = self.layer(parts)  # (b * s, n, ...)
+        return cast(Tensor, y.reshape(*batch, self.splits * y.shape[1], *y.shape[2:]))
+
+    def extra_repr(self) -> str:
+        return f"splits={self.splits}"
+
+
+class Sparse(nn.Module):
+    """A layer of which the non-zero weights alone are stored.
+
+    torch's convolutions take dense weights, so each pass scatters the non-zeros into one
+    and runs the dense layer: it saves memory and bytes on disk, and no time.
+
+    Args:
+        layer: the stock layer; its weight is taken away.
+        stage: its shape and pattern.
+    """
+
+    index: Tensor
+
+    def __init__(self, layer: nn.Module, stage: SparseStage) -> None:
+        super().__init__()
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        layer.register_parameter("weight", None)
+        self.layer, self.stage = layer, stage
+        self.weight = nn.Parameter(weight.new_zeros(stage.n_weights))
+        empty = torch.zeros(stage.n_weights, dtype=stage.index_dtype, device=weight.device)
+        self.register_buffer("index", empty)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = module_layout(self.stage.layer, self.stage.dense(self.weight, self.index))
+        return run_with(self.stage.layer, self.layer, weight, x)
+
+    def extra_repr(self) -> str:
+        return f"{self.stage.n_weights} of {self.stage.layer.n_weights}, {self.stage.pattern}"
+
+
+def run_with(spec: LayerSpec, layer: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
+    """The output of a stock layer with another weight in place of its own."""
+    bias = layer.bias
+    assert bias is None or isinstance(bias, Tensor)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return layer._conv_forward(x, weight, bias)
+    if spec.kind == "linear":
+        return F.linear(x, weight, bias)
+    run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(spec.kernel) - 1]
+    assert not isinstance(spec.padding, str)
+    places = (spec.stride, spec.padding, spec.output_padding, spec.groups, spec.dilation)
+    return run(x, weight, bias, *places)
+
+
+def bias_holder(module: nn.Module) -> nn.Module:
+    """The module whose bias is added to the output of a replacement."""
+    while isinstance(module, nn.Sequential | Sum | Sparse):
+        if isinstance(module, Sparse):
+            module = module.layer
+        else:
+            module = module[0] if isinstance(module, Sum) else module[-1]
+    return module
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters, and of the places of those that are stored sparse."""
+    places = [m.index for m in model.modules() if isinstance(m, Sparse)]
+    return sum(_stored_bytes(t) for t in (*model.parameters(), *places))
+
+
+def is_int8(tensor: Tensor) -> bool:
+    """Whether a weight is stored as int8 with scales, as torchao stores it."""
+    return type(tensor.data).__name__ == "Int8Tensor"
+
+
+def _stored_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor; of the tensors inside where it is made of others, as int8 ones are."""
+    if not hasattr(tensor.data, "__tensor_flatten__"):
+        return tensor.numel() * tensor.element_size()
+    names, _ = tensor.data.__tensor_flatten__()
+    return sum(_stored_bytes(getattr(tensor.data, name)) for name in names)
+
+
+@dataclass(frozen=True)
+class SelectStage:
+    """Channels by number; the factor holds the numbers, (groups, out / groups) within a group.
+
+    They are a buffer, as batch-norm statistics are, and count nowhere as weights.
+
+    Args:
+        in_channels: of the whole input.
+        out_channels: how many are taken.
+        groups: channels are taken within each.
+        n_axes: spatial axes of the input.
+        bias: whether a bias follows.
+    """
+
+    in_channels: int
+    out_channels: int
+    groups: int
+    n_axes: int
+    bias: bool = False
+
+    n_weights = 0
+
+    @property
+    def axis(self) -> int:
+        """The channels' axis, counted from the end."""
+        return -1 - self.n_axes
+
+    def n_bytes(self, element_size: int) -> int:
+        return 0
+
+    def macs(self, call: Call) -> int:
+        return 0
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return size
+
+    def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+        module = Select(self.out_channels, self.axis, device=device)
+        numbers = torch.arange(self.out_channels, device=device) % self.in_channels
+        module.index = numbers
+        if self.bias:
+            module.bias = nn.Parameter(torch.zeros(self.out_channels, dtype=dtype, device=device))
+        return module
+
+    def write(self, module: nn.Module, factor: Factor) -> None:
+        assert isinstance(module, Select)
+        assert isinstance(factor, Tensor)
+        width = self.in_channels // self.groups
+        offset = width * torch.arange(self.groups, device=factor.device)[:, None]
+        module.index = (factor + offset).flatten().to(module.index)
+
+    def read(self, module: nn.Module) -> Factor:
+        assert isinstance(module, Select)
+        return module.index.reshape(self.groups, -1) % (self.in_channels // self.groups)
+
+    def matrix(self, factor: Factor, like: Tensor) -> Tensor:
+        assert isinstance(factor, Tensor)
+        eye = torch.eye(self.in_channels // self.groups, dtype=like.dtype, device=like.device)
+        rows = eye[factor.to(like.device)]  # (g, o, i)
+        return rows.reshape(*rows.shape, *(1,) * self.n_axes)
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Branches on the same input, summed, or with `joined` one after another.
+
+    Args:
+        branches: the stages of each.
+        groups: of the layer that this replaces.
+        joined: their outputs are concatenated within each group, not summed.
+    """
+
+    branches: tuple[tuple[Stage, ...], ...]
+    groups: int
+    joined: bool = False
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return self.branches[0][0].in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        each = [branch[-1].out_channels for branch in self.branches]
+        return sum(each) if self.joined else each[0]
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights, without the bias."""
+        return sum(stage.n_weights for branch in self.branches for stage in branch)
+
+    def n_bytes(self, element_size: int) -> int:
+        return sum(s.n_bytes(element_size) for branch in self.branches for s in branch)
+
+    def macs(self, call: Call) -> int:
+        return sum(chain_macs(branch, call) for branch in self.branches)
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        for stage in self.branches[0]:
+            size = stage.output_size(size)
+        return size
+
+    def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+        built = [
+            nn.Sequential(*(s.build(dtype=dtype, device=device) for s in branch))
+            for branch in self.branches
+        ]
+        if not self.joined:
+            return Sum(built)
+        last = self.branches[0][-1]
+        assert isinstance(last, LayerSpec)
+        return Concat(built, -1 - len(last.kernel))
+
+    def write(self, module: nn.Module, factor: Factor) -> None:
+        assert isinstance(module, nn.ModuleList)
+        for branch, chain, part in zip(self.branches, module, factor, strict=True):
+            for stage, inner, values in zip(branch, chain.children(), part, strict=True):
+                stage.write(inner, values)
+
+    def read(self, module: nn.Module) -> Factor:
+        assert isinstance(module, nn.ModuleList)
+        return tuple(
+            tuple(stage.read(part) for stage, part in zip(branch, chain.children(), strict=True))
+            for branch, chain in zip(self.branches, module, strict=True)
+        )
+
+    def matrix(self, factor: Factor, like: Tensor) -> Tensor:
+        parts = [
+            chained(self.groups, branch, cast(tuple[Factor, ...], part))
+            for branch, part in zip(self.branches, factor, strict=True)
+        ]
+        kernel = torch.broadcast_shapes(*(p.shape[3:] for p in parts))
+        assert all(p.shape[3:] == kernel for p in parts)
+        return torch.cat(parts, 1) if self.joined else torch.stack(parts).sum(0)
+
+
+@dataclass(frozen=True)
+class SharedStage:
+    """One convolution for every split of the input's channels, as in `Shared`.
+
+    Args:
+        layer: the convolution.
+        splits: parts of the input.
+    """
+
+    layer: LayerSpec
+    splits: int
+
+    groups = 1
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return self.layer.in_channels * self.splits
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.layer.out_channels * self.splits
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights: those of one split."""
+        return self.layer.n_weights
+
+    def n_bytes(self, element_size: int) -> int:
+        return self.layer.n_bytes(element_size)
+
+    def macs(self, call: Call) -> int:
+        return self.layer.macs(Call(call.batch * self.splits, call.size))
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return self.layer.output_size(size)
+
+    def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+        layer = self.layer.build(dtype=dtype, device=device)
+        return Shared(layer, self.splits, -1 - len(self.layer.kernel))
+
+    def write(self, module: nn.Module, factor: Factor) -> None:
+        assert isinstance(module, Shared)
+        self.layer.write(module.layer, factor)
+
+    def read(self, module: nn.Module) -> Factor:
+        assert isinstance(module, Shared)
+        return self.layer.read(module.layer)
+
+    def matrix(self, factor: Factor, like: Tensor) -> Tensor:
+        assert isinstance(factor, Tensor)
+        _, n, c, *kernel = factor.shape
+        eye = torch.eye(self.splits, dtype=factor.dtype, device=factor.device)
+        blocks = torch.einsum("st,nck->snctk", eye, factor[0].flatten(2)).transpose(2, 3)
+        return blocks.reshape(1, self.splits * n, self.splits * c, *kernel)
+
+
+@dataclass(frozen=True)
+class SparseStage:
+    """A layer with few non-zero weights, stored as these and where they are.
+
+    Bytes count both: 4 for each place, or 1 in the 2:4 pattern, where two of every four
+    neighbours in a filter stay. MACs are those of the dense layer, which torch does; a kernel
+    that skips zeros would do `n_weights` at every position.
+
+    Args:
+        layer: the shape, without its zeros known.
+        n_weights: non-zeros.
+        pattern: which may stay.
+    """
+
+    layer: LayerSpec
+    n_weights: int
+    pattern: Pattern = "unstructured"
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return self.layer.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.layer.out_channels
+
+    @property
+    def groups(self) -> int:
+        """Of the layer."""
+        return self.layer.groups
+
+    @property
+    def index_dtype(self) -> torch.dtype:
+        """The type of what tells the places."""
+        return torch.uint8 if self.pattern == "2:4" else torch.int32
+
+    def n_bytes(self, element_size: int) -> int:
+        return self.n_weights * (element_size + self.index_dtype.itemsize)
+
+    def macs(self, call: Call) -> int:
+        return self.layer.macs(call)
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return self.layer.output_size(size)
+
+    def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+        return Sparse(self.layer.build(dtype=dtype, device=device), self)
+
+    def dense(self, values: Tensor, index: Tensor) -> Tensor:
+        """The canonical weight of the non-zeros and their places."""
+        shape, places = self.layer.weight_shape, index.long()
+        if self.pattern == "2:4":
+            quads = 4 * torch.arange(len(values) // 2, device=values.device)
+            places = places + quads.repeat_interleave(2)
+        flat = values.new_zeros(prod(shape)).scatter(0, places, values)
+        return flat.reshape(shape)
+
+    def sparse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and index of a canonical weight with at most the allowed non-zeros."""
+        flat = weight.flatten()
+        if self.pattern == "2:4":
+            quads = flat.reshape(-1, 4)
+            places = quads.abs().topk(2, dim=1).indices.sort(1).values
+            return quads.gather(1, places).flatten(), places.flatten().to(torch.uint8)
+        places = flat.abs().topk(self.n_weights).indices.sort().values
+        return flat[places], places.to(torch.int32)
+
+    def write(self, module: nn.Module, factor: Factor) -> None:
+        assert isinstance(module, Sparse)
+        values, index = factor
+        assert isinstance(values, Tensor)
+        assert isinstance(index, Tensor)
+        with torch.no_grad():
+            module.weight.copy_(values)
+        module.index = index.to(module.index)
+
+    def read(self, module: nn.Module) -> Factor:
+        assert isinstance(module, Sparse)
+        return module.weight.detach(), module.index
+
+    def matrix(self, factor: Factor, like: Tensor) -> Tensor:
+        values, index = factor
+        assert isinstance(values, Tensor)
+        assert isinstance(index, Tensor)
+        return self.dense(values, index)

@@ -1,0 +1,127 @@
+"""Run a model again and again up to ever later layers, without computing the start anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from lowrank.compression.network.example import Example, call, evaluating
+from lowrank.compression.network.tensors import tensors
+
+Key = tuple[nn.Module, int]
+"""A module, and which of its calls in a pass."""
+
+
+class Reached(BaseException):
+    """Ends a pass early; not an `Exception`, which a model's forward might catch."""
+
+
+class Replay:
+    """A model whose finished parts are not run again.
+
+    A pass over a batch is ended by raising `Reached`. Whatever module had finished when
+    `mark` was called is remembered with its output, the outermost ones only, and gives that
+    output at once in the next pass. So nothing that had finished by then may change later.
+
+    Args:
+        model: the network.
+        n_batches: how many batches there are.
+        limit: bytes of outputs that may be kept; beyond it, batches are run in full.
+    """
+
+    def __init__(self, model: nn.Module, n_batches: int, limit: int) -> None:
+        self.model, self.limit = model, limit
+        self._known: list[dict[Key, Any]] = [{} for _ in range(n_batches)]
+        self._bytes = [0] * n_batches
+        self._finished: list[tuple[Key, Any]] = []
+        self._marked: list[tuple[Key, Any]] = []
+
+    def run(self, k: int, batch: Example) -> bool:
+        """Run batch k; True if a `Reached` ended the pass, False if the model came to its end."""
+        self._finished, self._marked = [], []
+        with evaluating(self.model), _wrapped(self.model, self._known[k], self._finished):
+            try:
+                call(self.model, batch)
+                return False
+            except Reached:
+                self._remember(k, self._marked)
+                return True
+
+    def mark(self) -> None:
+        """What has finished by now will stay as it is."""
+        self._marked = list(self._finished)
+
+    def _remember(self, k: int, finished: list[tuple[Key, Any]]) -> None:
+        size = sum(t.numel() * t.element_size() for _, out in finished for t in tensors(out))
+        others = sum(self._bytes) - self._bytes[k]
+        if others + size <= self.limit:
+            self._known[k], self._bytes[k] = dict(finished), size
+
+    def output(self, model: nn.Module, k: int, batch: Example) -> Any:
+        """The output on batch k of a model that agrees with this one in all that is remembered.
+
+        Args:
+            model: its modules that had finished at the last mark have the same names and weights.
+            k: number of the batch.
+            batch: its inputs.
+        """
+        names = {module: name for name, module in self.model.named_modules()}
+        others = dict(model.named_modules())
+        known = {(others[names[m]], n): out for (m, n), out in self._known[k].items()}
+        with evaluating(model), _wrapped(model, known, None):
+            return call(model, batch)
+
+
+@contextmanager
+def _wrapped(
+    model: nn.Module, known: dict[Key, Any], finished: list[tuple[Key, Any]] | None
+) -> Iterator[None]:
+    """Every module with weights answers from memory, or is noted when it has finished."""
+    calls: dict[nn.Module, int] = {}
+    own: list[tuple[nn.Module, Any]] = []
+
+    def wrap(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            key = (module, calls.get(module, 0))
+            calls[module] = key[1] + 1
+            if key in known:
+                output = known[key]
+                if finished is not None:
+                    finished.append((key, output))
+                return copied(output)  # what follows may work in place
+            if finished is None:
+                return forward(*args, **kwargs)
+            mark = len(finished)
+            output = forward(*args, **kwargs)
+            del finished[mark:]
+            finished.append((key, copied(output)))
+            return output
+
+        return answer
+
+    try:
+        for module in list(model.modules())[1:]:
+            if any(p.ndim > 1 for p in module.parameters()):
+                own.append((module, module.__dict__.get("forward")))
+                module.__dict__["forward"] = wrap(module, module.forward)
+        yield
+    finally:
+        for module, before in own:
+            if before is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = before
+
+
+def copied(output: Any) -> Any:
+    """The same, with every tensor inside copied and cut off from gradients."""
+    return tree_map(lambda t: t.detach().clone() if isinstance(t, torch.Tensor) else t, output)
+
+
+MEMORY = 1 << 31
+"""Bytes of intermediate outputs kept between passes, for both models together: 2 GB."""

@@ -1,0 +1,419 @@
+"""Find every layer of a model: those that can be replaced, and why the others cannot.
+
+A layer may be replaced by a chain of stock layers only if the model uses nothing of it but
+its output. So the example is run once under watch: which layers run, at which sizes, which
+of them answer as their plain type would, and whose weights anyone else reads.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.utils import parametrize
+
+from lowrank.compression.network.example import Example, check, run
+from lowrank.compression.network.layers import LayerView, is_transposed_linear, own_shapes, spec_of
+from lowrank.compression.network.own_stages import is_int8
+from lowrank.compression.network.stages import Call
+from lowrank.compression.network.units import Alone, TiedTable, Unit
+from lowrank.errors import InputError
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Every layer of a model: `units` can be replaced, `reasons` says why the rest cannot.
+
+    Args:
+        units: the replaceable layers, in the order in which the example ran them, each in
+            one unit; an output head goes with the embedding whose table it reads.
+        reasons: name of every other module that holds parameters -> why it stays dense.
+        kinds: name of every module of the two above -> its class name.
+        shapes: name of every module of the two above -> shapes of its own parameters.
+    """
+
+    units: tuple[Unit, ...]
+    reasons: dict[str, str]
+    kinds: dict[str, str]
+    shapes: dict[str, dict[str, tuple[int, ...]]]
+
+    @property
+    def views(self) -> tuple[LayerView, ...]:
+        """The replaceable layers that own their weight: the first of every unit."""
+        return tuple(unit.layers[0] for unit in self.units)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every layer, in the model's order."""
+        return tuple(self.kinds)
+
+
+@dataclass
+class _Watch:
+    """What the run of the example showed, by the id of the module."""
+
+    calls: dict[int, list[Call]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    readers: dict[int, tuple[str, str]] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)
+
+
+def scan(model: nn.Module, example: Example) -> Scan:
+    """List every module that holds parameters, as a `LayerView` or with a reason.
+
+    Args:
+        model: the network; left as it is.
+        example: inputs of one forward pass: a tensor, a tuple, or a dict of inputs.
+
+    Raises:
+        InputError: the example is refused, or a weight holds NaN or Inf.
+    """
+    check(example)
+    _require_module(model)
+    paths = _paths(model)
+    modules = {p[0]: module for module, p in paths.items() if holds_parameters(module)}
+    held = held_elsewhere(model)
+    reasons = {
+        name: r
+        for name, m in modules.items()
+        if (r := static_reason(m) or held.get(id(m))) is not None
+    }
+    for name, module in modules.items():
+        refuse_valueless(name, module)
+    candidates = {name: m for name, m in modules.items() if name not in reasons}
+    watch = _watch_example(model, example, candidates)
+    for name, module in candidates.items():
+        if (reason := _run_reason(module, watch)) is not None:
+            reasons[name] = reason
+    views = {
+        name: _view(paths[module], module, watch)
+        for name, module in candidates.items()
+        if name not in reasons
+    }
+    order = {id_: i for i, id_ in enumerate(watch.order)}
+    units = _units(model, views, reasons)
+    return Scan(
+        units=tuple(sorted(units, key=lambda u: order[id(u.layers[0].module)])),
+        reasons={name: reasons[name] for name in modules if name in reasons},
+        kinds={name: type(m).__name__ for name, m in modules.items()},
+        shapes={name: own_shapes(m) for name, m in modules.items()},
+    )
+
+
+def _paths(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
+    paths: dict[nn.Module, tuple[str, ...]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        paths[module] = (*paths.get(module, ()), name)
+    return paths
+
+
+def holds_parameters(module: nn.Module) -> bool:
+    """Own parameters, or the packed ones of PyTorch's quantized layers."""
+    if isinstance(module, parametrize.ParametrizationList):
+        return False
+    own = next(module.parameters(recurse=False), None) is not None
+    return own or _is_quantized(module) or parametrize.is_parametrized(module)
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return "quantized" in type(module).__module__ and callable(getattr(module, "weight", None))
+
+
+def static_reason(module: nn.Module) -> str | None:
+    """Why a module stays dense, as far as its type and parameters tell."""
+    kind = type(module).__name__
+    if _is_quantized(module):
+        return f"{kind} is already quantized"
+    if isinstance(module, _RECURRENT):
+        return f"{kind} hands all its weights to one fused kernel"
+    if isinstance(module, nn.MultiheadAttention):
+        return "MultiheadAttention hands its packed projections to one fused kernel"
+    if parametrize.is_parametrized(module):
+        return "its weight is parametrized; remove_parametrizations first"
+    own = dict(module.named_parameters(recurse=False))
+    if any(nn.parameter.is_lazy(p) for p in own.values()):
+        return f"{kind} has no weights yet; run the model once"
+    if spec_of(module) is None:
+        matrix = any(p.ndim > 1 for p in own.values())
+        return f"{kind} is not a layer with one weight matrix" if matrix else "no weight matrix"
+    weight = own.get("weight")
+    if weight is None:
+        return f"its weight is recomputed from {', '.join(own)} by a hook; remove that first"
+    return _weight_reason(module, weight, own)
+
+
+def _weight_reason(
+    module: nn.Module, weight: nn.Parameter, own: dict[str, nn.Parameter]
+) -> str | None:
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}, not a real floating type"
+    if type(weight.data) is not Tensor:
+        return f"its weight is a {type(weight.data).__name__}, already quantized or distributed"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "max_norm rescales the rows of its table in place"
+    if others := set(own) - {"weight", "bias"}:
+        return f"it holds further parameters: {', '.join(sorted(others))}"
+    return None
+
+
+def held_elsewhere(model: nn.Module) -> dict[int, str]:
+    """Modules that would go on running dense after their replacement: id -> why.
+
+    The model's own module has no parent to be replaced in; a module that also stands in a
+    plain list, dict or function of another would be called there, past its replacement.
+    """
+    found = {id(model): "it is the whole model; wrap it in nn.Sequential"}
+    for name, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule":  # torch.compile's; it copies itself anew
+            continue
+        for key, value in vars(module).items():
+            if key in _TORCH_FIELDS or isinstance(value, Tensor | str | int | float):
+                continue
+            where = f"{name}.{key}" if name else key
+            for held in _modules_in(value, set()):
+                found.setdefault(id(held), f"{where} holds it too, outside of torch's modules")
+    return found
+
+
+_TORCH_FIELDS = frozenset(vars(nn.Module()))
+
+
+def _modules_in(value: Any, seen: set[int]) -> Iterator[nn.Module]:
+    """The modules that a plain value holds: in containers, methods, partials and closures."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    parts: list[Any] = []
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, dict):
+        parts = list(value.values())
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = list(value)
+    elif isinstance(value, functools.partial):
+        parts = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, types.MethodType):
+        parts = [value.__self__]
+    elif isinstance(value, types.FunctionType):
+        # a copy of the model keeps the function, and with it all that the function reaches
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # a variable not yet set
+                for held in _modules_in(cell.cell_contents, seen):
+                    yield from held.modules()
+    for part in parts:
+        yield from _modules_in(part, seen)
+
+
+def _require_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError("model", f"it is a {type(model).__name__}", "pass a torch.nn.Module")
+
+
+def refuse_valueless(name: str, module: nn.Module) -> None:
+    """Refuse a layer whose parameters hold no values, or NaN or Inf.
+
+    Raises:
+        InputError: names the parameter.
+    """
+    for key, p in module.named_parameters(recurse=False):
+        where = f"{name}.{key}" if name else key
+        if nn.parameter.is_lazy(p) or not p.is_floating_point() or is_int8(p):
+            continue
+        if p.is_meta:
+            raise InputError(where, "it is on the meta device and holds no values", "load weights")
+        bad = int((~torch.isfinite(p.detach())).sum())
+        if bad:
+            raise InputError(
+                where,
+                f"{bad} of {p.numel()} values are NaN or Inf",
+                "load weights that trained without overflow",
+            )
+
+
+def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.Module]) -> _Watch:
+    watch = _Watch()
+    names = {id(m): name or type(m).__name__ for name, m in model.named_modules()}
+    watched = {id(m) for m in candidates.values()}
+    running: list[nn.Module] = []
+    hooked: set[int] = set()
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if id(module) not in hooked:
+            running.append(module)
+
+    def enter_last(module: nn.Module, args: Any) -> None:
+        running.append(module)  # after its own hooks, which read from outside of its forward
+
+    def leave(module: nn.Module, args: Any, *rest: Any) -> None:
+        # kwargs and output; after an exception torch passes neither, and the run ends anyway
+        if len(rest) == 2 and id(module) in watched:
+            _record_call(watch, module, args, *rest)  # still running: our reads are its own
+        if running and running[-1] is module:
+            running.pop()
+
+    def read(module: nn.Module, attribute: str) -> None:
+        reader = running[-1] if running else model
+        if reader is not module and id(module) not in watch.readers:
+            watch.readers[id(module)] = (names.get(id(reader), type(reader).__name__), attribute)
+
+    with ExitStack() as stack:
+        # hooks for all modules: one on a layer itself would switch torch's fused encoder off
+        for module in model.modules():
+            if module._forward_pre_hooks:
+                hooked.add(id(module))
+                stack.callback(module.register_forward_pre_hook(enter_last).remove)
+        before = torch_module.register_module_forward_pre_hook(enter)
+        after = torch_module.register_module_forward_hook(leave, with_kwargs=True, always_call=True)
+        stack.callback(before.remove)
+        stack.callback(after.remove)
+        # torch's own handle forgets this entry, and torch.compile then warns of global hooks
+        stack.callback(torch_module._global_forward_hooks_with_kwargs.pop, after.id, None)
+        stack.enter_context(_attribute_reads(candidates.values(), read))
+        run(model, example)
+    return watch
+
+
+@contextmanager
+def _attribute_reads(modules: Any, read: Any) -> Iterator[None]:
+    """Call `read(module, name)` whenever a parameter is read, which a chain of layers lacks."""
+    own = {id(m): set(m._parameters) for m in modules}
+
+    def getattribute(self: nn.Module, name: str) -> Any:
+        if name[:1] != "_" and name in own.get(id(self), ()):
+            read(self, name)
+        return object.__getattribute__(self, name)
+
+    nn.Module.__getattribute__ = getattribute  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        del nn.Module.__getattribute__
+
+
+def _record_call(watch: _Watch, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    key = id(module)
+    if key not in watch.calls:
+        watch.order.append(key)
+    calls = watch.calls.setdefault(key, [])
+    inputs = [*args, *kwargs.values()]
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+        watch.reasons[key] = "it is called with more than one tensor (output_size, for example)"
+        return
+    calls.append(_call(module, inputs[0]))
+    if key not in watch.reasons and not _behaves_as_plain(module, inputs[0], output):
+        watch.reasons[key] = f"{type(module).__name__} does more than its base class's forward"
+
+
+def _call(module: nn.Module, x: Tensor) -> Call:
+    spec = spec_of(module)
+    assert spec is not None
+    n = len(spec.kernel)
+    if not n:
+        return Call(x.numel() if spec.kind == "embedding" else x.numel() // max(x.shape[-1], 1))
+    return Call(x.shape[0] if x.ndim == n + 2 else 1, tuple(x.shape[-n:]))
+
+
+def _behaves_as_plain(module: nn.Module, x: Tensor, output: Any) -> bool:
+    """Whether the module answers as the stock layer of its spec does.
+
+    Stock layers do by definition; a subclass (a static padding, a cast, an adapter) is
+    asked on the example's own input, and once more in training mode if it has a forward.
+    """
+    if _is_stock(module):
+        return True
+    spec = spec_of(module)
+    assert spec is not None
+    own = {k: p.detach() for k, p in module.named_parameters(recurse=False)}
+    plain = spec.build(dtype=own["weight"].dtype, device="meta")
+    try:
+        expected = torch.func.functional_call(plain, own, x)
+    except (RuntimeError, TypeError):
+        return False
+    if type(module).forward is type(plain).forward:
+        return _equal(output, expected)
+    return _equal(output, expected) and _equal(_trained_output(module, x), expected)
+
+
+def _equal(output: Any, expected: Tensor) -> bool:
+    same_type = isinstance(output, Tensor) and output.shape == expected.shape
+    return same_type and torch.equal(output, expected)
+
+
+def _trained_output(module: nn.Module, x: Tensor) -> Any:
+    """What a subclass's own forward gives in training mode, where it may add noise or dropout."""
+    flags = [(part, part.training) for part in module.modules()]
+    devices = [x.device] if x.is_cuda else []
+    try:
+        for part, _ in flags:
+            part.training = True
+        with torch.random.fork_rng(devices):
+            return module.forward(x)
+    finally:
+        for part, flag in flags:
+            part.training = flag
+
+
+def _is_stock(module: nn.Module) -> bool:
+    stock = type(module).__module__.startswith("torch.nn.modules.")
+    return stock or is_transposed_linear(module)
+
+
+def _run_reason(module: nn.Module, watch: _Watch) -> str | None:
+    key = id(module)
+    if key in watch.readers:
+        reader, attribute = watch.readers[key]
+        return f"{reader} reads its {attribute} directly"
+    if key in watch.reasons:
+        return watch.reasons[key]
+    if key not in watch.calls:
+        return "the example never runs it"
+    return None
+
+
+def _view(paths: tuple[str, ...], module: nn.Module, watch: _Watch) -> LayerView:
+    spec = spec_of(module)
+    assert spec is not None
+    return LayerView(paths[0], paths, module, spec, tuple(watch.calls[id(module)]))
+
+
+def _units(model: nn.Module, views: dict[str, LayerView], reasons: dict[str, str]) -> list[Unit]:
+    """An embedding with the head that reads its table, every other layer alone; layers that
+    share a weight in another way stay dense."""
+    tied: list[Unit] = []
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, p in module.named_parameters(recurse=False, remove_duplicate=False):
+            if key != "bias":  # a bias is carried over as it is, shared or not
+                holders.setdefault(id(p), []).append(name)
+    for names in holders.values():
+        if len(names) < 2:
+            continue
+        pair = _embedding_and_head([views[n] for n in names if n in views])
+        if pair is not None and len(names) == 2:
+            tied.append(pair)
+            for view in pair.layers:
+                del views[view.name]
+            continue
+        why = next((f" ({reasons[n]})" for n in names if n in reasons), "")
+        for name in names:
+            if name in views:
+                others = ", ".join(n for n in names if n != name)
+                reasons[name] = f"shares its weight with {others}{why}"
+                del views[name]
+    return [*tied, *map(Alone, views.values())]
+
+
+def _embedding_and_head(views: list[LayerView]) -> TiedTable | None:
+    if sorted(v.spec.kind for v in views) != ["embedding", "linear"]:
+        return None
+    embedding, head = sorted(views, key=lambda v: v.spec.kind)
+    return None if is_transposed_linear(head.module) else TiedTable(embedding, head)

@@ -1,0 +1,399 @@
+"""The shape of a layer and of the stages that replace it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal, Protocol, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["linear", "embedding", "conv", "conv_transpose"]
+
+
+Factor: TypeAlias = "Tensor | tuple[Factor, ...]"
+"""What fills a stage: its canonical weight; for stages with several parts a tuple of these."""
+
+
+_CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+_CONV_TRANSPOSE: dict[int, type[nn.Module]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a layer costs on one run of the example: weights, their bytes, and MACs.
+
+    Biases are left out: no replacement changes them.
+    """
+
+    params: int
+    bytes: int
+    macs: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.params + other.params, self.bytes + other.bytes, self.macs + other.macs)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.params - other.params, self.bytes - other.bytes, self.macs - other.macs)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer: how many maps it applied, and over which grid.
+
+    Args:
+        batch: pictures (convolutions) or vectors (linear layers and embeddings).
+        size: spatial size of the input, () for linear layers and embeddings.
+    """
+
+    batch: int
+    size: tuple[int, ...] = ()
+
+
+class Stage(Protocol):
+    """One module of a replacement without its weights: what it is, costs and amounts to."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+
+    @property
+    def groups(self) -> int:
+        """Blocks of `matrix`; the groups of the replaced layer divide them."""
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights, without the bias."""
+
+    def n_bytes(self, element_size: int) -> int:
+        """Bytes of the weights and of what tells where they belong."""
+
+    def macs(self, call: Call) -> int:
+        """Multiply-accumulates of one call."""
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Spatial size of the output for an input of spatial size `size`."""
+
+    def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+        """The module, with arbitrary weights."""
+
+    def write(self, module: nn.Module, factor: Factor) -> None:
+        """Put the factor into the module that `build` made."""
+
+    def read(self, module: nn.Module) -> Factor:
+        """The inverse of `write`."""
+
+    def matrix(self, factor: Factor, like: Tensor) -> Tensor:
+        """The canonical weight (groups, out / groups, in / groups, *kernel) it amounts to."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """The shape of one stock layer: everything but its weights.
+
+    Kernel, stride, padding, dilation and output padding have one entry per spatial axis;
+    for linear layers and embeddings they are empty. An embedding maps `in_channels` words
+    to `out_channels` features.
+    """
+
+    kind: Kind
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()
+    groups: int = 1
+    padding_mode: str = "zeros"
+    bias: bool = False
+    padding_idx: int | None = None
+    scale_grad_by_freq: bool = False
+    sparse: bool = False
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Canonical shape (groups, out / groups, in / groups, *kernel)."""
+        g = self.groups
+        return (g, self.out_channels // g, self.in_channels // g, *self.kernel)
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights, without the bias."""
+        return prod(self.weight_shape)
+
+    def n_bytes(self, element_size: int) -> int:
+        """Bytes of the weights."""
+        return self.n_weights * element_size
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Spatial size of the output for an input of spatial size `size`."""
+        if not self.kernel or self.padding == "same":
+            return size
+        pads = (0,) * len(size) if isinstance(self.padding, str) else self.padding
+        axes = zip(size, self.kernel, self.stride, pads, self.dilation, strict=True)
+        if self.kind == "conv":
+            return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
+        extra = self.output_padding
+        return tuple(
+            (n - 1) * s - 2 * p + d * (k - 1) + e + 1
+            for (n, k, s, p, d), e in zip(axes, extra, strict=True)
+        )
+
+    def macs(self, call: Call) -> int:
+        """Multiply-accumulates of one call; a lookup has none."""
+        if self.kind == "embedding":
+            return 0
+        grid = call.size if self.kind == "conv_transpose" else self.output_size(call.size)
+        return call.batch * prod(grid) * self.n_weights
+
+    def pointwise(
+        self, in_channels: int, out_channels: int, *, groups: int = 1, bias: bool = False
+    ) -> LayerSpec:
+        """A 1 x 1 (or linear) stage between the given channels."""
+        n = len(self.kernel)
+        return LayerSpec(
+            kind="conv" if n else "linear",
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel=(1,) * n,
+            stride=(1,) * n,
+            padding=(0,) * n,
+            dilation=(1,) * n,
+            output_padding=(0,) * n,
+            groups=groups,
+            bias=bias,
+        )
+
+    def along(
+        self,
+        axes: Sequence[int],
+        in_channels: int,
+        out_channels: int,
+        *,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> LayerSpec:
+        """A stage that does this layer's spatial work on `axes` and nothing on the others."""
+
+        def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
+            return tuple(v if a in axes else neutral for a, v in enumerate(values))
+
+        padding = self.padding if isinstance(self.padding, str) else pick(self.padding, 0)
+        return replace(
+            self,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel=pick(self.kernel, 1),
+            stride=pick(self.stride, 1),
+            padding=padding,
+            dilation=pick(self.dilation, 1),
+            output_padding=pick(self.output_padding, 0),
+            groups=groups,
+            bias=bias,
+        )
+
+    def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+        """The stock `torch.nn` layer of this shape, with uninitialised weights."""
+        return nn.utils.skip_init(self._module_class(), device=device, dtype=dtype, **self._args())
+
+    def write(self, module: nn.Module, factor: Factor) -> None:
+        """Copy a canonical weight into a module of this shape."""
+        assert isinstance(factor, Tensor)
+        with torch.no_grad():
+            weight_of(module).copy_(module_layout(self, factor))
+
+    def read(self, module: nn.Module) -> Factor:
+        """The canonical weight of a module of this shape, detached."""
+        return canonical(self, weight_of(module).detach())
+
+    def matrix(self, factor: Factor, like: Tensor) -> Tensor:
+        """The canonical weight itself."""
+        assert isinstance(factor, Tensor)
+        return factor
+
+    def _module_class(self) -> type[nn.Module]:
+        if self.kind in ("linear", "embedding"):
+            return nn.Linear if self.kind == "linear" else nn.Embedding
+        return (_CONV if self.kind == "conv" else _CONV_TRANSPOSE)[len(self.kernel)]
+
+    def _args(self) -> dict[str, object]:
+        if self.kind == "linear":
+            return {
+                "in_features": self.in_channels,
+                "out_features": self.out_channels,
+                "bias": self.bias,
+            }
+        if self.kind == "embedding":
+            return {
+                "num_embeddings": self.in_channels,
+                "embedding_dim": self.out_channels,
+                "padding_idx": self.padding_idx,
+                "scale_grad_by_freq": self.scale_grad_by_freq,
+                "sparse": self.sparse,
+            }
+        args: dict[str, object] = {
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "kernel_size": self.kernel,
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "bias": self.bias,
+            "padding_mode": self.padding_mode,
+        }
+        if self.kind == "conv_transpose":
+            args["output_padding"] = self.output_padding
+        return args
+
+
+def weight_of(module: nn.Module) -> nn.Parameter:
+    """The weight of a layer that is known to have one."""
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def canonical(spec: LayerSpec, weight: Tensor, *, transposed: bool = False) -> Tensor:
+    """A module's weight as (groups, out / groups, in / groups, *kernel); a view where possible.
+
+    Args:
+        spec: shape of the layer.
+        weight: the module's weight in its own layout.
+        transposed: the module is a `Conv1D`, whose weight is (in, out).
+    """
+    if spec.kind == "embedding" or transposed:
+        return weight.T.unsqueeze(0)  # (in, out) -> (1, out, in)
+    g, o, i, *kernel = spec.weight_shape
+    if spec.kind == "conv_transpose":
+        return weight.reshape(g, i, o, *kernel).transpose(1, 2)  # (in, out/g, *k)
+    return weight.reshape(g, o, i, *kernel)  # (out, in/g, *k)
+
+
+def module_layout(spec: LayerSpec, weight: Tensor, *, transposed: bool = False) -> Tensor:
+    """The inverse of `canonical`: a contiguous weight in the module's own layout."""
+    if spec.kind == "embedding" or transposed:
+        return weight[0].T.contiguous()
+    g, o, i, *kernel = spec.weight_shape
+    if spec.kind == "conv_transpose":
+        return weight.transpose(1, 2).reshape(g * i, o, *kernel).contiguous()
+    flat = (g * o, i, *kernel) if spec.kernel else (o, i)
+    return weight.reshape(flat).contiguous()
+
+
+def chain_macs(stages: Sequence[Stage], call: Call) -> int:
+    """Multiply-accumulates of stages in a row."""
+    total = 0
+    for stage in stages:
+        total += stage.macs(call)
+        call = Call(call.batch, stage.output_size(call.size))
+    return total
+
+
+def tied_head(stages: Sequence[Stage], head: LayerSpec) -> tuple[LayerSpec, ...]:
+    """The stages of an output head that shares the factorized embedding's table.
+
+    With the embedding `E = U B` (words x rank, rank x features) the head computes
+    `h -> U (B h)`: a small linear stage, then one whose weight is the table `U` itself.
+    """
+    rank = stages[0].out_channels
+    return (
+        head.pointwise(head.in_channels, rank),
+        head.pointwise(rank, head.out_channels, bias=head.bias),
+    )
+
+
+def leaves(factors: Sequence[Factor]) -> list[Tensor]:
+    """The tensors of factors, in order."""
+    out: list[Tensor] = []
+    for factor in factors:
+        out += [factor] if isinstance(factor, Tensor) else leaves(factor)
+    return out
+
+
+def with_leaves(factors: Sequence[Factor], values: Sequence[Tensor]) -> tuple[Factor, ...]:
+    """The same factors with other tensors in order: the inverse of `leaves`."""
+    rest = iter(values)
+
+    def fill(factor: Factor) -> Factor:
+        return next(rest) if isinstance(factor, Tensor) else tuple(fill(f) for f in factor)
+
+    return cast(tuple[Factor, ...], fill(tuple(factors)))
+
+
+def chained(groups: int, stages: Sequence[Stage], factors: Sequence[Factor]) -> Tensor:
+    """The canonical weight that stages in a row amount to.
+
+    Every spatial axis is worked on by one stage at most, so kernels multiply by
+    broadcasting and channels contract: W[g, o, j] = sum_i B[g, o, i] A[g, i, j].
+
+    Args:
+        groups: of the dense layer.
+        stages: first to last.
+        factors: what fills them.
+
+    Returns:
+        Weight (groups, out / groups, in / groups, *kernel).
+    """
+    like = next(f for f in leaves(factors) if f.is_floating_point())
+    total: Tensor | None = None
+    for stage, factor in zip(stages, factors, strict=True):
+        if total is None:
+            total = _within_groups(stage.matrix(factor, like), stage.groups // groups)
+        elif not stage.n_weights:  # a selection: rows by number
+            assert isinstance(factor, Tensor)
+            total = torch.stack([t[n] for t, n in zip(total, factor, strict=True)])
+        else:
+            blocks = total.unflatten(1, (stage.groups // groups, -1)).flatten(0, 1)
+            made = _after(stage.matrix(factor, like), blocks)
+            total = made.unflatten(0, (groups, -1)).flatten(1, 2)
+    assert total is not None
+    return total
+
+
+def _within_groups(weight: Tensor, n: int) -> Tensor:
+    """(g * n, o, i, *k) as (g, n * o, n * i, *k), block-diagonal over the n."""
+    if n == 1:
+        return weight
+    gn, o, i, *kernel = weight.shape
+    blocks = weight.reshape(gn // n, n, o, i, *kernel)
+    eye = torch.eye(n, dtype=weight.dtype, device=weight.device)
+    eye = eye.reshape(1, n, 1, n, 1, *(1,) * len(kernel))
+    return (blocks.unsqueeze(3) * eye).reshape(gn // n, n * o, n * i, *kernel)
+
+
+def _after(after: Tensor, before: Tensor) -> Tensor:
+    """sum_i after[g, o, i, *ka] before[g, i, j, *kb], kernels multiplied by broadcasting."""
+    kernel = torch.broadcast_shapes(after.shape[3:], before.shape[3:])
+    letters = "xyz"[: len(kernel)]
+    ka = "".join(c for c, n in zip(letters, after.shape[3:], strict=True) if n > 1)
+    kb = "".join(c for c, n in zip(letters, before.shape[3:], strict=True) if n > 1)
+    squeezed_a = after.reshape(*after.shape[:3], *(n for n in after.shape[3:] if n > 1))
+    squeezed_b = before.reshape(*before.shape[:3], *(n for n in before.shape[3:] if n > 1))
+    out = "".join(c for c in letters if c in ka + kb)
+    product = torch.einsum(f"goi{ka},gij{kb}->goj{out}", squeezed_a, squeezed_b)
+    return product.reshape(*product.shape[:3], *kernel)
+
+
+def compose(spec: LayerSpec, stages: Sequence[Stage], factors: Sequence[Factor]) -> Tensor:
+    """The canonical weight (groups, out / groups, in / groups, *kernel) of stages in a row.
+
+    Args:
+        spec: the dense layer.
+        stages: first to last.
+        factors: what fills them.
+    """
+    return chained(spec.groups, stages, factors)

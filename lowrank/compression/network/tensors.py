@@ -1,0 +1,88 @@
+"""The tensors inside nested inputs and outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def flatten(output: Any) -> list[Tensor]:
+    """The floating-point tensors of a model's output, in order.
+
+    Looks into tuples, lists, dicts (so transformers' ModelOutput too) and dataclasses;
+    anything else, caches and integer tensors among it, is left out.
+
+    Example:
+        >>> logits, ids = torch.zeros(2, 10), torch.zeros(2, dtype=torch.long)
+        >>> [tuple(t.shape) for t in flatten({"logits": logits, "ids": ids})]
+        [(2, 10)]
+    """
+    return [tensor for tensor in tensors(output) if _is_float(tensor)]
+
+
+def mapped(value: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    """The same tuples, dicts and dataclasses around other tensors.
+
+    Example:
+        >>> mapped({"x": torch.ones(1), "name": "a"}, lambda t: 2 * t)
+        {'x': tensor([2.]), 'name': 'a'}
+    """
+    if isinstance(value, Tensor):
+        return f(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(item, f) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(mapped(item, f) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = (field.name for field in dataclasses.fields(value))
+        return dataclasses.replace(value, **{n: mapped(getattr(value, n), f) for n in names})
+    return value
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor inside a tensor, tuple, list, dict or dataclass, in order.
+
+    Example:
+        >>> len(tensors((torch.zeros(1), {"mask": torch.ones(1)}, None)))
+        2
+    """
+    return [tensor for _, tensor in _walk(value, "")]
+
+
+def describe(example: Any) -> str:
+    """Shape, dtype and device of every tensor, as error messages say it.
+
+    Example:
+        >>> describe({"input_ids": torch.zeros(8, 128)})
+        'dict(input_ids=float32 (8, 128) on cpu)'
+    """
+    if isinstance(example, Tensor):
+        dtype = str(example.dtype).removeprefix("torch.")
+        return f"{dtype} {tuple(example.shape)} on {example.device}"
+    if isinstance(example, Mapping):
+        inside = ", ".join(f"{key}={describe(value)}" for key, value in example.items())
+        return f"{type(example).__name__}({inside})"
+    if isinstance(example, (tuple, list)):
+        return f"{type(example).__name__}({', '.join(map(describe, example))})"
+    return type(example).__name__
+
+
+def _walk(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _walk(item, f"{name}[{key!r}]")
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            yield from _walk(item, f"{name}[{index}]")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _walk(getattr(value, field.name), f"{name}.{field.name}")
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

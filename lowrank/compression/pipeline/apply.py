@@ -1,0 +1,268 @@
+"""Replace the layers of a model as a plan says, and put them back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import get_args
+
+from torch import nn
+
+from lowrank.compression.calibration.goals import How
+from lowrank.compression.calibration.statistics import Data
+from lowrank.compression.fitting.batchnorm import renormalise
+from lowrank.compression.fitting.layerwise import Built, replace_layers
+from lowrank.compression.gauges.quality import Quality, compare_on, compare_outputs
+from lowrank.compression.network.batches import calibration_batches, check_batches
+from lowrank.compression.network.cutting import in_memory
+from lowrank.compression.network.example import Example
+from lowrank.compression.network.scan import refuse_valueless, scan
+from lowrank.compression.network.units import names_of, total
+from lowrank.compression.pipeline.report import Figures, LayerReport, Report
+from lowrank.compression.structure.choices import Dense, Tied
+from lowrank.compression.structure.history import _check_choices
+from lowrank.compression.structure.int8 import (
+    linear_in,
+    quantize_linear,
+    reasons_against,
+    stage_bytes,
+    stages_fit,
+)
+from lowrank.compression.structure.plan import Plan
+from lowrank.compression.structure.swap import layer_spec, planned_units
+from lowrank.errors import InputError, PlanError
+from lowrank.progress import Progress
+
+_IN_SHORT = 150
+"""Iterations of a fit that only a trial of the refinement stands on."""
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    example: Example | None = None,
+    data: object = None,
+    val: object = None,
+    calibration: int = 256,
+    fit: How | None = None,
+    refine: bool | int = False,
+    progress: Progress | None = None,
+) -> tuple[nn.Module, Report]:
+    """A copy of the model with its layers replaced as the plan says.
+
+    Without data every replacement comes as close to the layer's weight as it can. With data
+    the layers are fitted one after another, in the order in which they run: each to the
+    inputs that the compressed layers before it really produce, towards the dense layer's
+    outputs, plus what the other branch of a residual sum has already lost. Biases and batch
+    norms take the shift of the mean; batch-norm statistics are estimated anew if that helps
+    on examples held out.
+
+    Args:
+        model: the network that the plan was made for; left as it is.
+        plan: what becomes of every layer.
+        example: inputs of one forward pass; with them the report holds MACs, latency and
+            the error of the outputs, measured.
+        data: batches of inputs to fit the layers to, or `curves.data` from `measure`.
+        val: batches on which the outputs of both models are compared; by default what the
+            data holds beyond the calibration examples, else those, else the example.
+        calibration: how many examples of the data are used.
+        fit: "sequential", as above, or "parallel", every layer to the dense model's own
+            inputs; by default sequential where there is data.
+        refine: then train block after block on the dense block's outputs, without labels:
+            True, or the number of gradient steps for a block (100); and the whole model on
+            the dense one's outputs, five times as many steps. A trial in short, with a quarter
+            of the examples held out, decides whether each is done. It needs data.
+        progress: called as (layer, done, total).
+
+    Returns:
+        The new model, made of stock `torch.nn` layers, and the report.
+
+    Raises:
+        PlanError: the plan is for another model, or asks for what would break this one.
+        RankError: a rank that does not fit its layer.
+        InputError: data without a batch, a way to fit that is unknown, or a plan with int8
+            where torchao is missing.
+
+    Example:
+        >>> import torch, lowrank
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
+        >>> plan = lowrank.measure(model, torch.zeros(1, 64)).plan(macs=0.5)
+        >>> small, report = lowrank.apply(model, plan)
+        >>> small[0]
+        Sequential(
+          (0): Linear(in_features=64, out_features=16, bias=False)
+          (1): Linear(in_features=16, out_features=64, bias=True)
+        )
+    """
+    _check_plan(model, plan)
+    known = _known(model, plan, example, data, calibration, fit)
+    plan = _without_stale_figures(model, plan)
+    small, built, notes = _made(model, plan, known, fit or "sequential", refine, progress)
+    if plan.int8:
+        quantize_linear(small, plan.int8)
+    rows = _rows(plan, built)
+    before, after = Figures.of(model, small, example)
+    quality = _quality(model, small, example, data, known, val)
+    return small, Report(rows, plan, before, after, quality, (*notes, *_int8_notes(plan)))
+
+
+def _check_plan(model: nn.Module, plan: Plan) -> None:
+    if not isinstance(plan, Plan):
+        raise PlanError("plan", f"{plan!r} is no plan", "read a file with lowrank.Plan.load")
+    plan.check_model(model)
+    _check_choices(model, plan)
+    _check_int8(model, plan)
+    for name in plan.replaced:
+        refuse_valueless(name, model.get_submodule(name))
+
+
+def _known(
+    model: nn.Module,
+    plan: Plan,
+    example: Example | None,
+    data: object,
+    calibration: int,
+    fit: How | None,
+) -> Data | None:
+    if fit is not None and fit not in get_args(How):
+        raise InputError("fit", f"{fit!r} is unknown", f"choose among {', '.join(get_args(How))}")
+    if data is None:
+        return None
+    if isinstance(data, Data):
+        return data.bound(model)
+    batches = calibration_batches(data, example, calibration)
+    shown = batches[0] if example is None else example
+    found = scan(model, shown)
+    batches = in_memory(batches, found.views, shown)
+    return Data.of(model, found.units, batches, seed=plan.seed)
+
+
+def _quality(
+    model: nn.Module,
+    small: nn.Module,
+    example: Example | None,
+    data: object,
+    known: Data | None,
+    val: object,
+) -> Quality | None:
+    if example is None and known is not None:
+        example = known.batches[0]  # what the model takes
+    if val is not None or known is None:
+        return compare_outputs(model, small, example, val)
+    if not isinstance(data, Data) and (rest := check_batches(data, example, known.batches)):
+        return compare_outputs(model, small, example, rest)
+    return replace(compare_on(model, small, known.batches), held_out=False)
+
+
+def _made(
+    model: nn.Module,
+    plan: Plan,
+    known: Data | None,
+    how: How,
+    steps: bool | int,
+    progress: Progress | None,
+) -> tuple[nn.Module, dict[str, Built], list[str]]:
+    """The new model, how close its layers came, and what there is to say of the data."""
+    if not isinstance(steps, int) or steps < 0:
+        raise InputError("refine", f"{steps!r} steps make no sense", "give a number such as 100")
+    if steps and known is None:
+        raise InputError("refine", "there is no data to refine on", "pass data=")
+    if known is None or not steps or not plan.replaced:
+        return _fitted(model, plan, known, how, progress)
+    from lowrank.compression.fitting.blocks import STEPS  # which trains, a floor above
+    from lowrank.compression.fitting.refine import refine, try_out
+
+    steps, layers = STEPS if steps is True else steps, list(plan.replaced)
+    part, held = known.parted(model)
+    trial = None
+    if held:
+        tried, _, _ = _fitted(model, plan, part, how, progress, max_iter=_IN_SHORT)
+        trial = try_out(
+            tried, model, part.batches, held, layers,
+            steps=steps, seed=plan.seed, progress=progress,
+        )  # fmt: skip
+    small, built, notes = _fitted(model, plan, known, how, progress)
+    found = refine(
+        small, model, known.batches, layers,
+        trial=trial, steps=steps, seed=plan.seed, progress=progress,
+    )  # fmt: skip
+    return small, built, [*notes, str(found)]
+
+
+def _fitted(
+    model: nn.Module,
+    plan: Plan,
+    known: Data | None,
+    how: How,
+    progress: Progress | None,
+    *,
+    max_iter: int | None = None,
+) -> tuple[nn.Module, dict[str, Built], list[str]]:
+    small, built = replace_layers(model, plan, known, how, max_iter=max_iter, progress=progress)
+    if known is None:
+        return small, built, []
+    notes = [str(known.calibration)]
+    if renormalise(model, small, known.batches):
+        notes.append("batch-norm statistics were estimated anew")
+    return small, built, notes
+
+
+def _int8_notes(plan: Plan) -> tuple[str, ...]:
+    if not plan.int8:
+        return ()
+    names = ", ".join(plan.int8)
+    return (
+        f"in int8, inputs rounded while the model runs: {names}; layers that are not linear "
+        "stay in their type, for which torchao has no int8 kernel",
+    )
+
+
+def _check_int8(model: nn.Module, plan: Plan) -> None:
+    """Refuse rows in int8 whose layer, or whose stages, torchao cannot serve."""
+    reasons = reasons_against(model) if plan.int8 else {}
+    for name in plan.int8:
+        choice, module = plan.layers[name].choice, model.get_submodule(name)
+        problem = reasons.get(name)
+        if len(unit := plan.unit(name)) > 1:
+            problem = f"it shares factors with {', '.join(n for n in unit if n != name)}"
+        elif not isinstance(choice, Dense | Tied):
+            linear = stages_fit(choice.stages(layer_spec(module)))
+            problem = None if linear else f"{choice.name} does not make it linear layers alone"
+        elif not linear_in(module):
+            problem = problem or "it is no linear layer"
+        if problem is not None:
+            raise PlanError(name or "model", f"it cannot be int8: {problem}", 'drop its "int8"')
+
+
+def _without_stale_figures(model: nn.Module, plan: Plan) -> Plan:
+    """The plan without the predictions of units whose method was changed by hand."""
+    layers = dict(plan.layers)
+    for unit, method in planned_units(model, plan):
+        stages, names = method.stages(unit.spec), names_of(unit)
+        costs = [cost for name in names if (cost := layers[name].cost) is not None]
+        known, real = total(costs), total(unit.costs(stages))
+        in_int8 = layers[names[0]].int8 and known.bytes != stage_bytes(stages)
+        if costs and (known.params != real.params or in_int8):
+            layers |= {n: replace(layers[n], cost=None, error=None) for n in names}
+    return replace(plan, layers=layers)
+
+
+def _rows(plan: Plan, built: dict[str, Built]) -> tuple[LayerReport, ...]:
+    rows = []
+    for name, row in plan.layers.items():
+        predicted = None if row.error is None else row.error**0.5
+        made = built.get(name)
+        rows.append(
+            LayerReport(
+                name,
+                row.kind,
+                row.choice,
+                row.dense,
+                row.cost,
+                predicted,
+                None if made is None else made.error,
+                None if made is None else made.fitted,
+                row.int8,
+            )
+        )
+    return tuple(rows)

@@ -1,0 +1,215 @@
+"""The report of a compression, and that of a recovery, as self-contained HTML pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank.errors import InputError
+from lowrank.html_page import Cell, Page, Section, Table, picture, versions
+from lowrank.tables import amount
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+Scores = Mapping[str, Sequence[float | None]]
+"""Name of a figure of quality -> dense, compressed and, where there is one, fine-tuned."""
+
+
+def save_compression(
+    report: Mapping[str, Any],
+    path: str | Path,
+    *,
+    finetuned: Mapping[str, Any] | None = None,
+    scores: Scores | None = None,
+    peak_memory: tuple[int, int] | None = None,
+    checkpoint: str | Path | None = None,
+    timed: str = "",
+    pictures: Iterable[tuple[str, Figure, str]] = (),
+    title: str = "Compression report",
+) -> None:
+    """Write a compression's report as one HTML page that needs nothing else.
+
+    `Report.save_html` calls it. From the JSON of a report, without pictures, it works too.
+
+    Args:
+        report: the figures, as `Report.to_dict` or `lowrank compress --json` gives them.
+        path: file to write.
+        finetuned: outputs of the fine-tuned model against the dense one's, as in the report.
+        scores: further figures of quality, such as `{"accuracy, %": (95.3, 93.6, 95.0)}`.
+        peak_memory: peak bytes of the activations, dense and compressed, as `profile` gives them.
+        checkpoint: the file that `lowrank.save` wrote, for the instructions.
+        timed: how the time was taken, in a sentence.
+        pictures: (heading, figure, caption) each.
+        title: of the page.
+
+    Raises:
+        InputError: a row of `scores` that has neither two nor three figures, or a file that
+            cannot be written.
+
+    Example:
+        >>> import tempfile, torch, lowrank
+        >>> net = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32))
+        >>> _, report = lowrank.compress(net, torch.zeros(1, 32), params=0.6)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_compression(report.to_dict(), f"{folder}/report.html")
+        ...     "<h1>Compression report</h1>" in Path(folder, "report.html").read_text("utf-8")
+        True
+    """
+    rows = [*_costs(report, peak_memory, finetuned is not None), *_quality(report, finetuned)]
+    rows += _scores(scores or {})
+    columns = (("figure", False), *((n, True) for n in ("dense", "compressed", "fine-tuned")))
+    headline = Table(columns, rows, "headline", sortable=False)
+    sections = [
+        Section("Before and after", table=headline, text=_how_measured(report, timed)),
+        *_layers(report["layers"]),
+        *(Section(name, picture=picture(drawn), caption=text) for name, drawn, text in pictures),
+        Section("How to load the result", code=_loading(checkpoint), text=LOADING),
+        Section("Budget, seed and versions", table=versions(*_settings(report["plan"]))),
+    ]
+    Page(title, [_summary(report)], report["notes"], sections).save(path)
+
+
+LOADING = "The file holds weights and the plan, no code: the model is built first, then filled."
+
+
+def _summary(report: Mapping[str, Any]) -> str:
+    """One sentence that says what came of it."""
+    kept = [
+        f"{100 * ratio:.1f} % of the {name.replace('latency_ms', 'time').replace('macs', 'MACs')}"
+        for name in ("parameters", "bytes", "macs", "latency_ms")
+        if (ratio := report["kept"][name]) is not None
+    ]
+    replaced = [row["replaced"] for row in report["layers"]]
+    return f"{sum(replaced)} of {len(replaced)} layers replaced. Kept: {', '.join(kept)}."
+
+
+def _how_measured(report: Mapping[str, Any], timed: str) -> str:
+    if report["dense"]["macs"] is None:
+        return "Nothing was run: no example was given."
+    return f"{timed} MACs are multiply-accumulates on the example; 1 MAC is 2 FLOPs.".lstrip()
+
+
+def _costs(
+    report: Mapping[str, Any], peak: tuple[int, int] | None, tuned: bool
+) -> Iterator[tuple[Cell, ...]]:
+    dense, small, memory = report["dense"], report["compressed"], report["memory"]
+    same = Cell("as compressed") if tuned else Cell.missing("not fine-tuned")
+    rows: dict[str, tuple[float | None, float | None, str]] = {
+        "parameters": (dense["parameters"], small["parameters"], ""),
+        "storage": (dense["bytes"], small["bytes"], "B"),
+        "MACs": (dense["macs"], small["macs"], ""),
+        "peak memory, activations": (*(peak or (None, None)), "B"),
+        "latency, ms": (dense["latency_ms"], small["latency_ms"], "ms"),
+    }
+    if memory is not None:
+        rows["peak memory, with weights"] = (memory["dense"], memory["measured"], "B")
+    for name, (before, after, unit) in rows.items():
+        yield Cell(name), _figure(before, unit), _figure(after, unit, before), same
+
+
+def _figure(value: float | None, unit: str, whole: float | None = None) -> Cell:
+    if value is None:
+        return Cell.missing("not measured")
+    text = f"{value:.3g}" if unit == "ms" else amount(value, unit)
+    return Cell(f"{text} ({100 * value / whole:.1f} %)" if whole else text, value)
+
+
+def _quality(
+    report: Mapping[str, Any], finetuned: Mapping[str, Any] | None
+) -> Iterator[tuple[Cell, ...]]:
+    names = {
+        "relative_error": ("error of the outputs", lambda v: f"{100 * v:.2f} %"),
+        "agreement": ("same answers", lambda v: f"{100 * v:.1f} %"),
+        "kl": ("KL divergence, nats", lambda v: f"{v:.3g}"),
+    }
+    tuned = "not measured" if finetuned is not None else "not fine-tuned"
+    for key, (name, show) in names.items():
+        cells = []
+        for q, why in ((report["quality"], "not measured"), (finetuned, tuned)):
+            without = q is not None and key != "relative_error" and q["agreement"] is None
+            if q is None or without:
+                cells.append(Cell.missing("no classes" if without else why))
+            else:
+                cells.append(Cell(show(q[key]), q[key]))
+        yield Cell(name), Cell("reference"), *cells
+
+
+def _scores(scores: Scores) -> Iterator[tuple[Cell, ...]]:
+    for name, values in scores.items():
+        if len(values) not in (2, 3):
+            text = f"{len(values)} figures for {name!r}"
+            raise InputError("scores", text, "give dense, compressed and, if any, fine-tuned")
+        cells = [Cell.missing("not measured") if v is None else Cell(f"{v:.4g}", v) for v in values]
+        yield Cell(name), *cells, *([Cell.missing("not fine-tuned")] * (3 - len(values)))
+
+
+_COLUMNS = (
+    ("layer", False),
+    ("kind", False),
+    ("became", False),
+    ("parameters", True),
+    ("kept", True),
+    ("MACs", True),
+    ("kept", True),
+    ("planned error", True),
+    ("built error", True),
+)
+
+
+def _layers(layers: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
+    replaced = [_replaced(row) for row in layers if row["replaced"]]
+    if replaced:
+        text = "Errors are relative to the layer's weights, or to its outputs where data was given."
+        yield Section("Layers that were replaced", text, Table(_COLUMNS, replaced))
+    dense = [
+        (Cell(row["name"] or "(model)"), Cell(row["kind"]), Cell(row["reason"]), _before(row))
+        for row in layers
+        if not row["replaced"]
+    ]
+    if dense:
+        columns = (*_COLUMNS[:2], ("why it stays dense", False), ("parameters", True))
+        yield Section("Layers that stay dense, and why", table=Table(columns, dense))
+
+
+def _replaced(row: Mapping[str, Any]) -> tuple[Cell, ...]:
+    fitted = f"; fitted {row['fitted']}" if row["fitted"] else ""
+    became = f"{row['choice']}{'; int8' if row['int8'] else ''}{fitted}"
+    cells = [Cell(row["name"]), Cell(row["kind"]), Cell(became)]
+    for measure in ("params", "macs"):
+        if row["cost_dense"] is None or row["cost"] is None:
+            cells += [Cell.missing("shared"), Cell.missing("–")]
+            continue
+        before, after = row["cost_dense"][measure], row["cost"][measure]
+        share = 100 * after / before if before else 100.0
+        cells += [Cell(f"{amount(before)} → {amount(after)}", before)]
+        cells += [Cell(f"{share:.0f} %", share)]
+    for error in (row["predicted_error"], row["measured_error"]):
+        missing = Cell.missing("not measured")
+        cells.append(missing if error is None else Cell(f"{100 * error:.2f} %", error))
+    return tuple(cells)
+
+
+def _before(row: Mapping[str, Any]) -> Cell:
+    cost = row["cost_dense"]
+    return Cell.missing("–") if cost is None else Cell(amount(cost["params"]), cost["params"])
+
+
+def _loading(checkpoint: str | Path | None) -> str:
+    name = "small.safetensors" if checkpoint is None else Path(checkpoint).name
+    saving = (
+        f'lowrank.save(small, "{name}")  # it was not saved yet\n' if checkpoint is None else ""
+    )
+    return (
+        "import lowrank\n\n"
+        f'{saving}model = lowrank.load("{name}", into=build_model())  # build_model: your own\n'
+        'lowrank.export_onnx(model, example, "small.onnx")\n'
+        'lowrank.export_program(model, example, "small.pt2")'
+    )
+
+
+def _settings(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    budget = ", ".join(f"{name} {value:g}" for name, value in plan["budget"].items())
+    return [("budget", budget or "a plan by hand"), ("seed", str(plan["seed"]))]

@@ -1,0 +1,317 @@
+"""The whole trade-off: size against quality, predicted and measured, from one calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from torch import nn
+
+from lowrank.compression.calibration.goals import How
+from lowrank.compression.fitting.finetune import finetune as tune
+from lowrank.compression.gauges.quality import Quality, Scorer, score
+from lowrank.compression.network.batches import check_batches
+from lowrank.compression.network.example import Example
+from lowrank.compression.pipeline.apply import apply
+from lowrank.compression.planning.budget import checked
+from lowrank.compression.planning.curves import Curves
+from lowrank.compression.planning.measure import measure
+from lowrank.compression.planning.weighting import weighed_plan
+from lowrank.compression.structure.history import copy_model
+from lowrank.compression.structure.plan import Plan
+from lowrank.errors import BudgetError, InputError
+from lowrank.progress import Progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+Measure = Literal["macs", "params", "bytes"]
+
+
+KEEPS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.12)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One compressed model of a sweep.
+
+    Args:
+        keep: the fraction that was asked for.
+        kept: fractions of "params", "bytes" and "macs" that are left.
+        predicted: error that the planner expected, as a share of losing every layer's output;
+            see `Curves.predicted`.
+        quality: outputs against the dense model's, measured.
+        metric: the user's metric, measured; None where none was given.
+        finetuned: the same after fine-tuning; None without.
+        plan: what became of every layer.
+    """
+
+    keep: float
+    kept: dict[str, float]
+    predicted: float
+    quality: Quality | None
+    metric: float | None
+    finetuned: float | None
+    plan: Plan
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON values, without the plan."""
+        return {
+            "keep": self.keep,
+            "kept": self.kept,
+            "predicted": self.predicted,
+            "quality": None if self.quality is None else self.quality.to_dict(),
+            "metric": self.metric,
+            "finetuned": self.finetuned,
+        }
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The trade-off curve of a model.
+
+    Args:
+        points: one for every budget that could be reached, largest first.
+        dense: the user's metric of the dense model; None where none was given.
+        measure: what was budgeted.
+        refused: budgets that could not be reached.
+    """
+
+    points: tuple[Point, ...]
+    dense: float | None
+    measure: Measure
+    refused: tuple[float, ...] = ()
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter(self.points)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return {
+            "measure": self.measure,
+            "dense": self.dense,
+            "points": [p.to_dict() for p in self.points],
+            "refused": list(self.refused),
+        }
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the measured metric against the kept fraction, before and after fine-tuning.
+
+        Without a metric, the outputs' relative error, and the error that was predicted.
+        """
+        from lowrank.compression.pictures.sweep import sweep_curve
+
+        kept = [p.kept[self.measure] for p in self]
+        if self.dense is not None:
+            metric = {
+                "compressed": [p.metric for p in self],
+                "fine-tuned": [p.finetuned for p in self],
+            }
+            return sweep_curve(kept, metric, measure=self.measure, dense=self.dense, ax=ax)
+        error = {
+            "measured": [p.quality.relative_error if p.quality else None for p in self],
+            "predicted": [p.predicted**0.5 for p in self],
+        }
+        label = "relative error of the output"
+        ax = sweep_curve(kept, error, measure=self.measure, ylabel=label, ax=ax)
+        ax.set_yscale("log")
+        return ax
+
+
+def sweep(
+    model: nn.Module,
+    example: Example,
+    data: object = None,
+    metric: Scorer | None = None,
+    *,
+    keeps: Sequence[float] = KEEPS,
+    budget: Measure = "macs",
+    curves: Curves | None = None,
+    val: object = None,
+    refine: bool | int = False,
+    finetune: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Sweep:
+    """Compress to several budgets from one calibration, and measure what each costs.
+
+    Args:
+        model: the trained network; left as it is.
+        example: inputs of one forward pass.
+        data: batches to calibrate and fit on; see `compress`.
+        metric: quality of a model, higher is better; without it, outputs are compared.
+        keeps: kept fractions in (0, 1].
+        budget: what the fractions are of: "macs", "params" or "bytes".
+        curves: from `measure`, to save measuring again; no `options` then.
+        val: batches on which outputs are compared; by default what the data holds beyond
+            the calibration examples, else those, else the example.
+        refine: block-wise refinement, as in `compress`.
+        finetune: arguments of `lowrank.finetune` other than the models, such as
+            `{"data": train, "epochs": 1}`; the metric is then measured after it too.
+        progress: called as (what, done, total).
+        options: further arguments of `measure`.
+
+    Returns:
+        A `Sweep`: data that prints as JSON, and a picture by `plot()`.
+
+    Raises:
+        BudgetError: none of the budgets can be reached, or one makes no sense.
+        InputError: no budgets, fine-tuning without a metric, a metric of the dense model that
+            is not finite, an unknown measure, or options beside curves.
+
+    Example:
+        >>> import torch, lowrank
+        >>> net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 4))
+        >>> found = sweep(net, torch.zeros(1, 64), torch.randn(64, 64), keeps=(0.8, 0.4))
+        >>> [p.keep for p in found]
+        [0.8, 0.4]
+    """
+    _check(keeps, budget, metric, finetune)
+    if curves is not None and options:
+        problem = f"{', '.join(options)} would have to be given to `measure`"
+        raise InputError("options", problem, "drop them, or the curves")
+    if curves is not None and curves.data is None and data is not None:
+        raise InputError("data", "the curves were measured without", "measure with it, or drop it")
+    dense = None if metric is None else score(metric, model, "the dense model")
+    if curves is None:
+        curves = measure(model, example, data=data, progress=progress, **options)
+    if val is None and data is not None and curves.data is not None:
+        val = check_batches(data, example, curves.data.batches) or None
+    points, refused = [], []
+    for done, keep in enumerate(sorted(keeps, reverse=True)):
+        if progress is not None:
+            progress(f"{budget} {keep}", done, len(keeps))
+        plan = _reachable(model, curves, budget, keep)
+        if plan is None:
+            refused.append(keep)
+        else:
+            points.append(_point(model, example, curves, plan, keep, metric, val, refine, finetune))
+    if not points:
+        raise BudgetError("keeps", f"none of {tuple(keeps)} can be reached", "raise them")
+    return Sweep(tuple(points), dense, budget, tuple(refused))
+
+
+def _point(
+    model: nn.Module,
+    example: Example,
+    curves: Curves,
+    plan: Plan,
+    keep: float,
+    metric: Scorer | None,
+    val: object,
+    refine: bool | int,
+    finetune: Mapping[str, Any] | None,
+) -> Point:
+    small, report = apply(model, plan, data=curves.data, val=val, refine=refine)
+    if report.quality is None:
+        _, report = apply(model, plan, example=example)
+    measured = None if metric is None else float(metric(small))
+    tuned = None
+    if finetune is not None and metric is not None:
+        tuned = float(metric(tune(copy_model(small), teacher=model, **finetune)))
+    kept = {k: v / getattr(plan.total, k) for k, v in asdict(plan.cost).items() if v}
+    return Point(keep, kept, curves.predicted(plan), report.quality, measured, tuned, plan)
+
+
+def smallest(
+    model: nn.Module,
+    curves: Curves,
+    metric: Scorer,
+    max_drop: float,
+    *,
+    budget: Measure = "macs",
+    exponent: float | None = None,
+    fit: How | None = None,
+    refine: bool | int = False,
+    tol: float = 0.01,
+    progress: Progress | None = None,
+) -> tuple[float, Plan] | None:
+    """The smallest kept fraction whose model loses at most `max_drop` of the metric.
+
+    Bisection on the trade-off curve, each model fitted and measured for real.
+
+    Args:
+        model: the dense network.
+        curves: from `measure`.
+        metric: quality of a model, higher is better.
+        max_drop: how much lower it may be, in its own units, from 0 up.
+        budget: what is made small: "macs", "params" or "bytes".
+        exponent: how layers are weighed; see `compress`.
+        fit: how they are fitted; see `apply`.
+        refine: block-wise refinement of every model that is tried.
+        tol: width of the last interval of kept fractions.
+        progress: called as (what, done, total).
+
+    Returns:
+        The fraction and the plan, or None if not even the largest compressed model does.
+
+    Raises:
+        InputError: a drop that is negative or no number, a metric of the dense model that is
+            not finite, or an unknown measure.
+    """
+    if not isinstance(max_drop, int | float) or not max_drop >= 0:
+        raise InputError("max_drop", f"{max_drop!r} is no drop from 0 up", "give 0.01, say")
+    _check_measure(budget)
+    wanted = score(metric, model, "the dense model") - max_drop
+    low, high, best = 0.0, 1.0, None
+    while high - low > tol:
+        keep = (low + high) / 2
+        if progress is not None:
+            progress(f"trying {budget} {keep:.3f}", 0, 1)
+        plan = _reachable(model, curves, budget, keep, exponent, fit)
+        good = False
+        if plan is not None:
+            small, _ = apply(model, plan, data=curves.data, fit=fit, refine=refine)
+            good = float(metric(small)) >= wanted
+        if plan is not None and good:
+            best, high = (keep, plan), keep
+        else:
+            low = keep
+    return best
+
+
+def _reachable(
+    model: nn.Module,
+    curves: Curves,
+    budget: Measure,
+    keep: float,
+    exponent: float | None = None,
+    fit: How | None = None,
+) -> Plan | None:
+    try:
+        return weighed_plan(model, curves, {budget: keep}, exponent, fit=fit)
+    except BudgetError:
+        return None
+
+
+def _check_measure(budget: str) -> None:
+    if budget not in get_args(Measure):
+        known = ", ".join(get_args(Measure))
+        raise InputError("budget", f"{budget!r} is no measure of size", f"choose among {known}")
+
+
+def _check(
+    keeps: Sequence[float],
+    budget: str,
+    metric: Scorer | None,
+    finetune: Mapping[str, Any] | None,
+) -> None:
+    _check_measure(budget)
+    if not len(keeps):
+        raise InputError("keeps", "it is empty", "give kept fractions such as (0.5, 0.3)")
+    for keep in keeps:
+        checked("keeps", keep)
+    if finetune is None:
+        return
+    if metric is None:
+        raise InputError("finetune", "there is no metric to measure it by", "pass metric=")
+    known = set(signature(tune).parameters) - {"model", "teacher"}
+    if "data" not in finetune or not set(finetune) <= known:
+        strange = ", ".join(sorted(set(finetune) - known)) or "data is missing"
+        raise InputError("finetune", f"its arguments: {strange}", 'give {"data": train, ...}')

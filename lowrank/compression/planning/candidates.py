@@ -1,0 +1,95 @@
+"""What the planner chooses among: candidates and their curves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lowrank.compression.calibration.statistics import Importance
+from lowrank.compression.methods import Method
+from lowrank.compression.network.stages import Cost
+from lowrank.compression.network.units import key_of
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one layer of a unit has of a candidate.
+
+    Args:
+        cost: of what stands in its place; what is shared counts with the first layer.
+        error: of its own weight or output; None where that is another layer's.
+    """
+
+    cost: Cost
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to replace a unit: all that the planner ever sees.
+
+    Args:
+        layer: name of the unit's first layer, mostly its only one.
+        method: the method with its ranks.
+        cost: parameters, bytes and MACs of the replacement's weights.
+        error: relative squared error of the weight, ||W - W'||^2 / ||W||^2; with data, of
+            the layer's output. Of several layers the sum.
+        int8: its linear layers are quantized; the cost and the error are those of that.
+        shares: what each layer has of it, where the unit holds several.
+    """
+
+    layer: str
+    method: Method
+    cost: Cost
+    error: float
+    int8: bool = False
+    shares: tuple[Share, ...] = ()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A linear layer's own weight in int8.
+
+    Args:
+        cost: of the quantized layer.
+        error: relative squared error of its rounding, as for `Candidate`.
+    """
+
+    cost: Cost
+    error: float
+    int8: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The candidates of one unit.
+
+    Args:
+        layer: name of its first layer, mostly its only one.
+        dense: cost of its weights as they are.
+        candidates: every method at every rank worth considering.
+        members: each layer and its dense cost, where the unit holds several.
+        behind: the module behind which what they share runs once, if there is one.
+        fixed: the unit must take its one candidate, by the user's rule.
+        importance: how much an error of the whole output counts; None without data.
+        int8: the layer's own weight and its candidates in int8, where that was asked for.
+    """
+
+    layer: str
+    dense: Cost
+    candidates: tuple[Candidate, ...]
+    members: tuple[tuple[str, Cost], ...] = ()
+    behind: str | None = None
+    fixed: bool = False
+    importance: Importance | None = None
+    int8: tuple[Whole | Candidate, ...] = ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that the candidates cover."""
+        return tuple(name for name, _ in self.members) or (self.layer,)
+
+    @property
+    def key(self) -> str:
+        """The unit's name among those that are timed and followed."""
+        return key_of(self.layers)

@@ -1,0 +1,351 @@
+"""Measure once, plan often: the cost and the error of every layer x method x rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.compression.calibration.statistics import Data
+from lowrank.compression.gauges.memory import Peaks
+from lowrank.compression.network.stages import Cost
+from lowrank.compression.planning.budget import Budget, budget_of
+from lowrank.compression.planning.candidates import Candidate, Curve, Share, Whole
+from lowrank.compression.planning.knapsack import Choices, choose, smallest
+from lowrank.compression.planning.layer_times import Timing
+from lowrank.compression.structure.choices import Dense, PlannedLayer, Tied
+from lowrank.compression.structure.plan import Plan
+from lowrank.errors import BudgetError, InputError
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The cost and the error of every layer x method x rank; plans for any budget at once.
+
+    Args:
+        curves: the layers that some method can serve.
+        reasons: every other layer -> why it stays dense.
+        kinds: every layer, in the model's order -> its class name.
+        shapes: every layer -> the shapes of its own parameters.
+        total: cost of the whole model on the example.
+        seed: seed of the randomised fits.
+        data: what was found out from data; None where errors are those of the weights.
+        timing: how long the candidates take; None where that was not asked for.
+        memory: what the model holds while it runs; None where that was not asked for.
+    """
+
+    curves: tuple[Curve, ...]
+    reasons: dict[str, str]
+    kinds: dict[str, str]
+    shapes: dict[str, dict[str, tuple[int, ...]]]
+    total: Cost
+    seed: int = 0
+    data: Data | None = field(default=None, compare=False, repr=False)
+    timing: Timing | None = field(default=None, compare=False, repr=False)
+    memory: Peaks | None = field(default=None, compare=False, repr=False)
+
+    def plot(
+        self, layers: Sequence[str] | None = None, *, method: str = "channel_svd", ax: Any = None
+    ) -> Any:
+        """Draw the relative error of the weights against the rank, a line for each layer.
+
+        A line is solid and marked where the replacement runs fewer MACs than the dense layer,
+        and faint beyond.
+
+        Args:
+            layers: names of up to 6 layers; by default 4 large ones, spread over the depth.
+            method: a method with a single rank. Of its variants the layer's best is drawn.
+            ax: matplotlib axes to draw on; new ones by default.
+
+        Returns:
+            The axes.
+
+        Raises:
+            InputError: a layer that has no such curve, more than 6, or a method with several
+                ranks.
+        """
+        from lowrank.compression.pictures.curves import error_against_rank
+        from lowrank.compression.planning.rank_lines import rank_lines
+
+        lines = rank_lines(self.curves, layers, method)
+        return error_against_rank(lines, xlabel=f"rank of {method}", ax=ax)
+
+    def plot_trade_off(
+        self,
+        budgets: Sequence[float] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
+        *,
+        measure: Literal["macs", "params", "bytes"] = "macs",
+        label: str | None = None,
+        ax: Any = None,
+    ) -> Any:
+        """Draw the predicted error of the best plan for each budget.
+
+        Args:
+            budgets: kept fractions in (0, 1]; those out of reach are left out.
+            measure: "macs", "params" or "bytes".
+            label: name of the line in the legend.
+            ax: matplotlib axes to draw on, which may hold other lines; new ones by default.
+
+        Returns:
+            The axes.
+
+        Raises:
+            InputError: an unknown measure.
+            BudgetError: no budget can be reached.
+        """
+        from lowrank.compression.pictures.curves import trade_off
+        from lowrank.drawing import check_measure
+
+        check_measure(measure)
+        plans, refused = [], BudgetError("budgets", "there are none", "pass fractions such as 0.5")
+        for budget in budgets:
+            try:
+                plans.append(self.plan(**{measure: budget}))
+            except BudgetError as error:
+                refused = error
+        if not plans:
+            raise refused
+        kept = [asdict(p.cost)[measure] / asdict(p.total)[measure] for p in plans]
+        return trade_off(kept, [p.error for p in plans], measure=measure, label=label, ax=ax)
+
+    def plan(
+        self,
+        *,
+        params: float | None = None,
+        bytes: float | None = None,
+        macs: float | None = None,
+        latency: float | None = None,
+        memory: float | None = None,
+        exponent: float = 0.5,
+    ) -> Plan:
+        """The method and rank, or dense, of every layer: least summed error in the budget.
+
+        Every budget is a kept fraction in (0, 1] of the whole model, or an absolute figure
+        as a whole number; several at once must all be met. A layer is replaced only where
+        each given measure gets smaller. The plan's error is within 1e-4 (relative) of the
+        optimum with one budget.
+
+        Args:
+            params: parameters to keep.
+            bytes: bytes of parameters to keep.
+            macs: multiply-accumulates to keep, on the example.
+            latency: time of a forward pass to keep, a fraction, as predicted from timed
+                layers; needs `measure(..., latency=True)`. Where no layer can get faster
+                all stay dense.
+            memory: peak bytes of a forward pass to keep, weights and activations; needs
+                `measure(..., memory=True)`.
+            exponent: with data, layers are weighed by outputs^(1 - exponent) loss^exponent:
+                from the size of the output that is lost (0) to what the loss feels of it (1).
+
+        Raises:
+            InputError: an exponent outside 0..1.
+            BudgetError: the budget makes no sense, or is below the smallest that can be
+                reached, which the message names.
+        """
+        values = {"params": params, "bytes": bytes, "macs": macs}
+        budget = budget_of(self._wholes, {**values, "latency": latency, "memory": memory})
+        _check_exponent(exponent)
+        offers = [self._offer(curve, budget.names, exponent) for curve in self.curves]
+        fixed = np.array(budget.wholes, float)
+        fixed -= np.sum([self._dense(c, budget.names) for c in self.curves], axis=0)
+        choices = [offer.choices for offer in offers]
+        picked = choose(choices, np.array(budget.limits) - fixed)
+        if picked is None and budget.names == ("latency",):
+            picked = _all_dense(offers)
+        if picked is None:
+            _refuse(budget, fixed + smallest(choices))
+        taken = {
+            c.layer: offer.options[p] or Dense(_why_dense(c, offer, budget))
+            for c, offer, p in zip(self.curves, offers, picked, strict=True)
+        }
+        return self._planned(taken, budget.given)
+
+    def dense(self, reason: str, given: Mapping[str, float]) -> Plan:
+        """The plan that leaves every layer as it is.
+
+        Args:
+            reason: why, for the layers that could be replaced.
+            given: the budget that it answers.
+        """
+        return self._planned({c.layer: Dense(reason) for c in self.curves}, given)
+
+    def _planned(
+        self, taken: Mapping[str, Dense | Candidate | Whole], given: Mapping[str, float]
+    ) -> Plan:
+        rows = {
+            name: PlannedLayer(self.kinds[name], self.shapes[name], Dense(reason))
+            for name, reason in self.reasons.items()
+        }
+        for curve in self.curves:
+            for name, row in _rows(curve, taken[curve.layer]).items():
+                rows[name] = replace(row, kind=self.kinds[name], shapes=self.shapes[name])
+        layers = {name: rows[name] for name in self.kinds}
+        return Plan(layers, self.total, dict(given), self.seed)
+
+    def predicted(self, plan: Plan, exponent: float = 0.5) -> float:
+        """The plan's error as the planner weighs it, as a share of losing every output."""
+        lost = whole = 0.0
+        for curve in self.curves:
+            weight = 1.0 if curve.importance is None else curve.importance.weight(exponent)
+            whole += weight
+            lost += weight * (plan.layers[curve.layer].error or 0.0)
+        return lost / whole if whole else 0.0
+
+    @property
+    def fixed(self) -> bool:
+        """Whether some layer is replaced in any plan, by the user's rule."""
+        return any(curve.fixed for curve in self.curves)
+
+    @property
+    def _wholes(self) -> dict[str, float]:
+        """Measure -> what the dense model has of it."""
+        wholes: dict[str, float] = asdict(self.total)
+        if self.timing is not None:
+            wholes["latency"] = _NS * self.timing.whole
+        if self.memory is not None:
+            wholes["memory"] = self.memory.dense.total
+        return wholes
+
+    def _dense(self, curve: Curve, names: Sequence[str]) -> list[float]:
+        """The measures of a layer as it is."""
+        costs: dict[str, float] = asdict(curve.dense)
+        if self.timing is not None and "latency" in names:
+            costs["latency"] = _NS * self.timing.dense(curve.key)
+        costs["memory"] = curve.dense.bytes  # beside the peak of the activations
+        return [costs[name] for name in names]
+
+    def _costs(self, curve: Curve, names: Sequence[str]) -> NDArray[np.float64]:
+        """The measures of a layer's candidates, (n, n_names)."""
+        columns = []
+        for name in names:
+            if name == "latency" and self.timing is not None:
+                columns.append(_NS * self.timing.predict(curve.key, curve.candidates))
+                continue
+            field_ = "bytes" if name == "memory" else name
+            column = np.array([getattr(c.cost, field_) for c in curve.candidates], float)
+            if name == "memory" and self.memory is not None:
+                column += self.memory.rises[curve.key]
+            columns.append(column)
+        return np.stack(columns, axis=1)
+
+    def _offer(self, curve: Curve, names: Sequence[str], exponent: float) -> _Offer:
+        """Dense, and what makes every budgeted measure of the layer smaller."""
+        dense, costs = np.array(self._dense(curve, names)), self._costs(curve, names)
+        weight = 1.0 if curve.importance is None else curve.importance.weight(exponent)
+        errors = weight * np.array([c.error for c in curve.candidates])
+        if curve.fixed:
+            return _Offer([curve.candidates[0]], Choices(costs[:1], errors[:1]))
+        smaller = np.all(costs < dense, axis=1)
+        if not {"bytes", "latency"} & set(names):  # zeros are stored away, but computed
+            stored = [getattr(c.method, "stored_sparse", False) for c in curve.candidates]
+            smaller &= ~np.array(stored, bool)
+        kept = np.flatnonzero(smaller)
+        whole = _Offer(
+            [None, *(curve.candidates[i] for i in kept)],
+            Choices(np.vstack([dense, costs[kept]]), np.append(0.0, errors[kept])),
+        )
+        return _with_int8(whole, curve, names, weight)
+
+
+NO_FASTER = "no rank makes it faster here"
+"""Why a layer stays dense under a latency budget alone."""
+
+
+_NS = 1e9
+"""Seconds are planned in nanoseconds: figures far below 1 are rounding to a linear program."""
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What a layer may become within the budget's measures; None is dense."""
+
+    options: Sequence[Whole | Candidate | None]
+    choices: Choices
+
+
+def _with_int8(offer: _Offer, curve: Curve, names: Sequence[str], weight: float) -> _Offer:
+    """The offer with what int8 makes smaller in a budgeted measure, and larger in none."""
+    dense = np.array([getattr(curve.dense, n, 0) for n in names])
+    found = [
+        (option, cost)
+        for option in curve.int8
+        if np.all((cost := np.array([getattr(option.cost, n, 0) for n in names])) <= dense)
+        and np.any(cost < dense)
+    ]
+    if not found:
+        return offer
+    costs = np.vstack([offer.choices.costs, *(cost for _, cost in found)])
+    errors = np.append(offer.choices.errors, [weight * option.error for option, _ in found])
+    return _Offer([*offer.options, *(option for option, _ in found)], Choices(costs, errors))
+
+
+def _check_exponent(exponent: float) -> None:
+    if not isinstance(exponent, int | float) or not 0 <= exponent <= 1:
+        raise InputError("exponent", f"{exponent!r} is outside 0..1", "give 0, 0.5 or 1")
+
+
+def _all_dense(offers: Sequence[_Offer]) -> list[int] | None:
+    """No layer has a candidate: nothing can get faster, which is no mistake in the budget."""
+    return None if any(len(o.options) > 1 or o.options[0] for o in offers) else [0] * len(offers)
+
+
+def _rows(curve: Curve, taken: Dense | Candidate | Whole) -> dict[str, PlannedLayer]:
+    """The rows of a unit's layers; their kinds and shapes are put in by the caller."""
+    first, *others = curve.members or ((curve.layer, curve.dense),)
+    rows = {curve.layer: _row(taken, first[1])}
+    for k, (name, dense) in enumerate(others, 1):
+        if isinstance(taken, Candidate):
+            share = taken.shares[k]
+            choice = Tied(curve.layer)
+            rows[name] = PlannedLayer("", {}, choice, dense, share.cost, share.error)
+        else:
+            rows[name] = PlannedLayer("", {}, Dense(f"shares the weight of {curve.layer}"), dense)
+    return rows
+
+
+def _row(taken: Dense | Candidate | Whole, dense: Cost) -> PlannedLayer:
+    if isinstance(taken, Candidate):
+        first = taken.shares[0] if taken.shares else Share(taken.cost, taken.error)
+        return PlannedLayer("", {}, taken.method, dense, first.cost, first.error, taken.int8)
+    if isinstance(taken, Whole):
+        kept = Dense("its own weight, in int8")
+        return PlannedLayer("", {}, kept, dense, taken.cost, taken.error, taken.int8)
+    return PlannedLayer("", {}, taken, dense)
+
+
+def _why_dense(curve: Curve, offer: _Offer, budget: Budget) -> str:
+    if not curve.candidates:
+        return "no method fits a layer of this shape"
+    if len(offer.options) > 1:
+        return "worth more than it costs"
+    if budget.names == ("latency",):
+        return NO_FASTER
+    return f"no rank makes it smaller in {' and '.join(budget.given)}"
+
+
+def _refuse(budget: Budget, least: NDArray[np.float64]) -> NoReturn:
+    parts = []
+    for name, low, whole in zip(budget.given, least, budget.wholes, strict=True):
+        figures = f"{int(low):,} of {int(whole):,}"
+        if name == "latency":
+            figures = f"{1e3 * low / _NS:.2f} of {1e3 * whole / _NS:.2f} ms"
+        parts.append(f"{name}={low / whole:.4f} ({figures})")
+    given = ", ".join(f"{k}={v}" for k, v in budget.given.items())
+    alone = " (each alone)" if len(parts) > 1 else ""
+    raise BudgetError(
+        "budget",
+        f"{given} cannot be reached; the smallest is {', '.join(parts)}{alone}",
+        "raise it, or allow more layers or methods",
+    )
+
+
+def all_dense(curves: Curves, reason: str) -> Plan:
+    """A plan that replaces nothing."""
+    rows = {
+        name: PlannedLayer(kind, curves.shapes[name], Dense(curves.reasons.get(name, reason)))
+        for name, kind in curves.kinds.items()
+    }
+    return Plan(rows, curves.total, seed=curves.seed)

@@ -1,0 +1,229 @@
+"""The planner's mathematics: one choice per layer, least error, within every limit.
+
+A multiple-choice knapsack. Dominated choices are dropped, the linear relaxation prices the
+budgets, choices whose reduced cost rules them out are dropped
+too (Dembo and Hammer 1980), and the few that are left are searched to within 1e-4 of the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linprog
+from scipy.sparse import block_diag, csr_array
+
+_GAP = 1e-4
+"""Plans are sought until none can be better by more than this share of the error."""
+
+
+_WIDTH = 1_000
+"""Partial plans kept after each layer; reached only with several budgets at once."""
+
+
+_MOVES = 600
+"""Single changes that are tried in pairs."""
+
+
+_ROUNDS = 40
+"""Rounds of such changes."""
+
+
+_TINY = 1e-12
+"""Errors below this, on a scale where the largest single one is 1, are rounding."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What one layer may become.
+
+    Args:
+        costs: (n, n_budgets) non-negative.
+        errors: (n,) non-negative.
+    """
+
+    costs: NDArray[np.float64]
+    errors: NDArray[np.float64]
+
+
+def choose(layers: Sequence[Choices], limits: Sequence[float]) -> list[int] | None:
+    """Index of the choice per layer with the least summed error within all the limits.
+
+    minimise   sum_l errors[l][c_l]   subject to   sum_l costs[l][c_l] <= limits
+
+    Args:
+        layers: the choices of each layer.
+        limits: (n_budgets,) upper bounds on the summed costs.
+
+    Returns:
+        One index per layer, within 1e-4 of the optimum, or None where nothing fits.
+
+    Example:
+        >>> import numpy as np
+        >>> layer = Choices(np.array([[4.0], [1.0]]), np.array([0.0, 0.5]))
+        >>> choose([layer, layer], [5.0])
+        [0, 1]
+    """
+    if not layers:
+        return []
+    kept = [_undominated(layer) for layer in layers]
+    unit = max(max(float(layer.errors.max()) for layer in layers), np.finfo(float).tiny)
+    thinned = [
+        Choices(layer.costs[k], layer.errors[k] / unit)
+        for layer, k in zip(layers, kept, strict=True)
+    ]
+    picked = _solve(thinned, np.asarray(limits, float))
+    return None if picked is None else [int(k[p]) for k, p in zip(kept, picked, strict=True)]
+
+
+def smallest(layers: Sequence[Choices]) -> NDArray[np.float64]:
+    """The least summed cost that can be reached, for each budget alone."""
+    return np.sum([layer.costs.min(axis=0) for layer in layers], axis=0)
+
+
+def _undominated(layer: Choices) -> NDArray[np.int64]:
+    """Choices that no other one beats in error and in every cost."""
+    order = np.lexsort((*layer.costs.T[::-1], layer.errors))  # by rising error
+    costs = layer.costs[order]
+    if costs.shape[1] == 1:
+        before = np.minimum.accumulate(np.append(np.inf, costs[:-1, 0]))
+        return order[costs[:, 0] < before]
+    beaten = np.all(costs[None] <= costs[:, None], axis=2)  # [j, i]: i costs no more than j
+    return order[~np.any(np.tril(beaten, -1), axis=1)]
+
+
+def _solve(layers: Sequence[Choices], limits: NDArray[np.float64]) -> list[int] | None:
+    """Price the budgets by the relaxation, then solve over what it cannot rule out."""
+    if np.any(smallest(layers) > limits):
+        return None
+    scale = np.maximum(limits, 1.0)
+    relaxed = linprog(
+        np.concatenate([c.errors for c in layers]),
+        A_ub=np.concatenate([c.costs / scale for c in layers]).T,
+        b_ub=limits / scale,
+        A_eq=_one_each(layers),
+        b_eq=np.ones(len(layers)),
+        method="highs",
+    )
+    if relaxed.x is None:
+        return None
+    price = -relaxed.ineqlin.marginals / scale  # error per unit of each budget
+    excess = [e - e.min() for e in (c.errors + c.costs @ price for c in layers)]
+    best = _rounded(layers, _split(relaxed.x, layers), limits)
+    if best is not None:
+        best = _improve(layers, limits, excess, best, relaxed.fun)
+        if _error(layers, best) <= relaxed.fun * (1 + _GAP) + _TINY:
+            return best
+    return _search(layers, limits, excess, best, relaxed.fun) or best
+
+
+def _search(
+    layers: Sequence[Choices],
+    limits: NDArray[np.float64],
+    excess: Sequence[NDArray[np.float64]],
+    best: list[int] | None,
+    floor: float,
+) -> list[int] | None:
+    """Grow all partial plans layer by layer; drop those that cannot fit or cannot win.
+
+    A plan's error is at least `floor` plus the excess, at the relaxation's prices, of
+    every choice made so far.
+    """
+    room = np.inf if best is None else _error(layers, best) * (1 - _GAP) - floor
+    core = [np.flatnonzero(e <= room + _TINY) for e in excess]
+    order = sorted(range(len(layers)), key=lambda l: len(core[l]))
+    least = [layers[l].costs[core[l]].min(axis=0) for l in order]
+    to_come = np.cumsum([*least[1:], np.zeros_like(limits)][::-1], axis=0)[::-1]
+    errors, spent, over = np.zeros(1), np.zeros((1, len(limits))), np.zeros(1)
+    trail: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    for l, later in zip(order, to_come, strict=True):
+        layer, j = layers[l], core[l]
+        over_ = (over[:, None] + excess[l][j]).ravel()
+        spent_ = (spent[:, None] + layer.costs[j]).reshape(-1, len(limits))
+        errors_ = (errors[:, None] + layer.errors[j]).ravel()
+        alive = np.flatnonzero((over_ <= room + _TINY) & np.all(spent_ + later <= limits, axis=1))
+        alive = alive[_front(spent_[alive], errors_[alive], over_[alive])]
+        if not len(alive):
+            return None
+        parents, choices = np.divmod(alive, len(j))
+        trail.append((parents, j[choices]))
+        errors, spent, over = errors_[alive], spent_[alive], over_[alive]
+    return _walk_back(trail, order, int(np.argmin(errors)))
+
+
+def _front(
+    costs: NDArray[np.float64], errors: NDArray[np.float64], over: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """The most promising partial plans; with one budget, only those that no other beats."""
+    order = np.arange(len(errors))
+    if costs.shape[1] == 1:
+        order = np.lexsort((errors, costs[:, 0]))
+        best_before = np.minimum.accumulate(np.append(np.inf, errors[order][:-1]))
+        order = order[errors[order] < best_before]
+    return order if len(order) <= _WIDTH else order[np.argpartition(over[order], _WIDTH)[:_WIDTH]]
+
+
+def _walk_back(
+    trail: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]], order: Sequence[int], state: int
+) -> list[int]:
+    picks = [0] * len(order)
+    for (parents, choices), l in zip(reversed(trail), reversed(order), strict=True):
+        picks[l] = int(choices[state])
+        state = int(parents[state])
+    return picks
+
+
+def _improve(
+    layers: Sequence[Choices],
+    limits: NDArray[np.float64],
+    excess: Sequence[NDArray[np.float64]],
+    picks: list[int],
+    floor: float,
+) -> list[int]:
+    """Change one or two layers at a time while that lowers the error within the limits."""
+    for _ in range(_ROUNDS):
+        if (error := _error(layers, picks)) <= floor * (1 + _GAP) + _TINY:
+            break
+        moves = [
+            (l, j) for l, e in enumerate(excess) for j in np.flatnonzero(e <= error - floor + _TINY)
+        ]
+        moves = sorted(moves, key=lambda m: float(excess[m[0]][m[1]]))[:_MOVES]
+        l, j = np.array(moves).T
+        gain = np.array([layers[a].errors[picks[a]] - layers[a].errors[b] for a, b in moves])
+        cost = np.array([layers[a].costs[b] - layers[a].costs[picks[a]] for a, b in moves])
+        slack = limits - _spent(layers, picks)
+        fits = np.all(cost[:, None] + cost <= slack, axis=2) & (l[:, None] != l)
+        both = np.where(fits, gain[:, None] + gain, -np.inf)
+        a, b = np.unravel_index(int(np.argmax(both)), both.shape)
+        if both[a, b] <= _TINY:
+            break
+        picks = picks.copy()
+        picks[l[a]], picks[l[b]] = int(j[a]), int(j[b])
+    return picks
+
+
+def _one_each(layers: Sequence[Choices]) -> csr_array:
+    return csr_array(block_diag([np.ones((1, len(c.errors))) for c in layers]))
+
+
+def _split(x: NDArray[np.float64], layers: Sequence[Choices]) -> list[NDArray[np.float64]]:
+    return np.split(x, np.cumsum([len(c.errors) for c in layers])[:-1])
+
+
+def _error(layers: Sequence[Choices], picks: Sequence[int]) -> float:
+    return float(sum(c.errors[p] for c, p in zip(layers, picks, strict=True)))
+
+
+def _spent(layers: Sequence[Choices], picks: Sequence[int]) -> NDArray[np.float64]:
+    return np.sum([c.costs[p] for c, p in zip(layers, picks, strict=True)], axis=0)
+
+
+def _rounded(
+    layers: Sequence[Choices], shares: Sequence[NDArray[np.float64]], limits: NDArray[np.float64]
+) -> list[int] | None:
+    """The relaxation rounded to the cheapest choice in use, or None if that does not fit."""
+    used = [np.flatnonzero(x > 1e-9) for x in shares]
+    picks = [int(u[np.argmin(c.costs[u].sum(1))]) for c, u in zip(layers, used, strict=True)]
+    return picks if np.all(_spent(layers, picks) <= limits) else None

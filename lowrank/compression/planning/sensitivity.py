@@ -1,0 +1,205 @@
+"""What a model's output feels of each layer, asked of the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import ceil
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowrank.compression.calibration.statistics import Data
+from lowrank.compression.fitting.layerwise import replace_layers
+from lowrank.compression.gauges.quality import Scorer, compare, positions, score, vocabularies
+from lowrank.compression.network.cutting import batch_size
+from lowrank.compression.network.example import Example, run
+from lowrank.compression.network.prefix_cache import MEMORY, Reached, Replay
+from lowrank.compression.network.tensors import tensors
+from lowrank.compression.planning.candidates import Candidate, Curve
+from lowrank.compression.planning.curves import Curves, all_dense
+from lowrank.compression.structure.plan import Plan
+from lowrank.compression.structure.swap import folded_weight
+from lowrank.errors import InputError
+from lowrank.progress import Progress
+
+_ERRORS = (0.02, 0.1)
+"""Relative squared errors of a layer's output at which it is probed."""
+
+
+_TOO_SMALL = 1e-6
+"""Relative squared error from which a probe tells something."""
+
+
+_EXAMPLES, _FEWEST, _FEW = 128, 16, 4
+"""Most and fewest calibration examples that a probe runs; the least of all where each has
+several outputs to compare, as sequences and pictures have."""
+
+
+_WORK = 2e12
+"""Multiplications that all probes together may take; it decides on the examples."""
+
+
+def probe(
+    model: nn.Module,
+    curves: Curves,
+    *,
+    metric: Scorer | None = None,
+    progress: Progress | None = None,
+) -> Curves:
+    """The curves with layers weighed by what replacing one alone does to the output.
+
+    Every layer is replaced by itself at one or two ranks, and the loss per error of its
+    output becomes its weight. `measure` has a cheaper weight, to first order, from gradients.
+
+    Args:
+        model: the dense network; left as it is.
+        curves: from `measure` with data.
+        metric: quality of a model, higher is better; by default the KL divergence of class
+            scores from the dense model's, and the squared error of any other output.
+        progress: called as (layer, done, total).
+
+    Returns:
+        Curves for the same budgets.
+
+    Raises:
+        InputError: curves without data, or a metric that is not finite.
+
+    Example:
+        >>> import torch, lowrank
+        >>> net = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 4))
+        >>> curves = lowrank.measure(net, torch.zeros(1, 32), data=torch.randn(64, 32))
+        >>> plan = probe(net, curves).plan(params=0.5)
+    """
+    if curves.data is None:
+        raise InputError("curves", "they were measured without data", "pass data= to measure")
+    one = _some(curves.data.batches, 1)[0]
+    n = _n_examples(curves, positions(run(model, one)))
+    loss = _loss_of(model, _some(curves.data.batches, n), metric)
+    places = {name: k for k, name in enumerate(curves.data.views)}  # in the order they run
+    found: dict[str, Curve] = {}
+    for curve in sorted(curves.curves, key=lambda c: places.get(c.layer, -1)):
+        if progress is not None:
+            progress(f"probing {curve.layer}", len(found), len(curves.curves))
+        found[curve.layer] = _probed(model, curves, curve, loss)
+    return replace(curves, curves=tuple(found[c.layer] for c in curves.curves))
+
+
+Loss = Callable[[nn.Module, str], float]
+"""Of a model in which the named layer is another."""
+
+
+def _loss_of(model: nn.Module, batches: Sequence[Example], metric: Scorer | None) -> Loss:
+    if metric is not None:
+        best = score(metric, model, "the dense model")
+        return lambda small, layer: best - score(metric, small, f"the model without {layer}")
+    return _Outputs(model, batches).loss
+
+
+class _Outputs:
+    """What the dense model gives, and what finishes before the layer that is probed.
+
+    Layers are asked for in the order in which they run.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Example]) -> None:
+        self.model, self.batches = model, batches
+        self._words = vocabularies(model)
+        self._replay = Replay(model, len(batches), MEMORY // 2)
+        self._layer = ""
+        self._given: list[Any] = []
+        size = 0
+        for batch in batches:
+            if size <= MEMORY // 4:  # what is beyond is computed again
+                self._given.append(run(model, batch))
+                size += sum(t.numel() * t.element_size() for t in tensors(self._given[-1]))
+
+    def loss(self, small: nn.Module, layer: str) -> float:
+        """The divergence of class scores, and the relative squared error of any other output."""
+        if layer != self._layer:
+            self._reach(layer)
+        pairs = (
+            (self._dense(k), self._replay.output(small, k, batch))
+            for k, batch in enumerate(self.batches)
+        )
+        found = compare(pairs, self._words)
+        return found.loss if found.scores else found.relative_error**2
+
+    def _dense(self, k: int) -> Any:
+        return self._given[k] if k < len(self._given) else run(self.model, self.batches[k])
+
+    def _reach(self, layer: str) -> None:
+        """Remember what finishes before the layer."""
+        self._layer = layer
+
+        def stop(module: nn.Module, args: Any) -> None:
+            self._replay.mark()
+            raise Reached
+
+        handle = self.model.get_submodule(layer).register_forward_pre_hook(stop)
+        try:
+            for k, batch in enumerate(self.batches):
+                self._replay.run(k, batch)
+        finally:
+            handle.remove()
+
+
+def _n_examples(curves: Curves, n_positions: float) -> int:
+    """How many examples a probe runs, of which each gives outputs at so many positions."""
+    fewest = max(_FEW, ceil(_FEWEST / max(1.0, n_positions)))
+    runs = len(_ERRORS) * len(curves.curves)
+    affordable = int(_WORK / max(1, runs * curves.total.macs))
+    return min(_EXAMPLES, max(fewest, affordable))
+
+
+def _some(batches: Sequence[Example], n: int) -> list[Example]:
+    """The first n examples, or a few more where batches cannot be cut."""
+    found: list[Example] = []
+    for batch in batches:
+        room = n - sum(batch_size(b) for b in found)
+        if room <= 0:
+            break
+        found.append(batch[:room] if isinstance(batch, Tensor) else batch)
+    return found
+
+
+def _probed(model: nn.Module, curves: Curves, curve: Curve, loss: Loss) -> Curve:
+    if curve.importance is None or not curve.candidates or curves.data is None:
+        return curve
+    rates = []
+    for wanted in _ERRORS:
+        near = min(curve.candidates, key=lambda c: abs(c.error - wanted))
+        if near.error > 0:
+            small, _ = replace_layers(
+                model, _alone(curves, near), curves.data, "parallel", max_iter=0
+            )
+            error = _error_seen(model, small, curves.data, near)
+            if error > _TOO_SMALL:
+                rates.append(max(loss(small, curve.layer), 0.0) / error)
+    if not rates:
+        return curve
+    importance = replace(curve.importance, loss=max(sum(rates) / len(rates), 1e-12))
+    return replace(curve, importance=importance)
+
+
+def _error_seen(model: nn.Module, small: nn.Module, data: Data, candidate: Candidate) -> float:
+    """A replaced layer's error on the examples that the probe runs, in units of the curve's.
+
+    A few examples say less of a layer's inputs than `Candidate.error` allows for, and what
+    the model's output loses on them comes of their own error.
+    """
+    name = candidate.layer
+    if data.reason(name) is not None:
+        return candidate.error
+    view = data.views[name]
+    made = folded_weight(small.get_submodule(name), candidate.method, view.spec)
+    W = view.weight()
+    seen = data.metric(model, name, seen=True).error((W - made).flatten(2))
+    whole = data.metric(model, name).error(W.flatten(2))
+    return seen / whole if whole else candidate.error
+
+
+def _alone(curves: Curves, candidate: Candidate) -> Plan:
+    """A plan that replaces one layer."""
+    dense = all_dense(curves, "not probed")
+    return dense.with_choice(candidate.layer, candidate.method)

@@ -1,0 +1,1 @@
+"""Plans, and the networks that they make."""

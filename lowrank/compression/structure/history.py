@@ -1,0 +1,136 @@
+"""What was done to a model: the record of a plan, and the way back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from lowrank.compression.methods.shared.base import require
+from lowrank.compression.network.layers import LayerView
+from lowrank.compression.network.scan import held_elsewhere, static_reason
+from lowrank.compression.network.units import names_of
+from lowrank.compression.structure.choices import Dense, Tied
+from lowrank.compression.structure.int8 import dequantize, int8_layers
+from lowrank.compression.structure.plan import Plan
+from lowrank.compression.structure.swap import install_unit, planned_units, restore_units
+from lowrank.errors import InputError, PlanError
+
+_RECORD = "_lowrank_applied"
+
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """A plan that a model has been through, and what it takes to undo it.
+
+    Args:
+        plan: the plan.
+        originals: replaced layer -> the dense module, without its weights.
+    """
+
+    plan: Plan
+    originals: dict[str, nn.Module]
+
+
+def history(model: nn.Module) -> tuple[Applied, ...]:
+    """The plans that a model has been through, first to last."""
+    return tuple(model.__dict__.get(_RECORD, ()))
+
+
+def build_structure(model: nn.Module, plan: Plan) -> None:
+    """Replace the layers in place by stages of the plan's shapes with arbitrary weights."""
+    plan.check_model(model)
+    _check_choices(model, plan)
+    originals: dict[str, nn.Module] = {}
+    for unit, method in planned_units(model, plan):
+        install_unit(model, unit, unit.build(method.stages(unit.spec)), originals)
+    model.__dict__[_RECORD] = (*history(model), Applied(plan, originals))
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """A copy in which every replaced layer is one dense layer of its original class again.
+
+    Layers in int8 become floating-point ones of the same, rounded, weights.
+
+    The weights are the products of the factors, so the outputs stay the same up to
+    rounding; training the factors in between is fine.
+
+    Raises:
+        PlanError: the model has not been through `apply` or `quantize`.
+
+    Example:
+        >>> import torch, lowrank
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64))
+        >>> small, _ = lowrank.compress(model, torch.zeros(1, 64), params=0.5)
+        >>> lowrank.densify(small)
+        Sequential(
+          (0): Linear(in_features=64, out_features=64, bias=True)
+        )
+    """
+    if not history(model) and not int8_layers(model):
+        raise PlanError("model", "it holds no factorized layers", "pass what apply returned")
+    dense = copy_model(model)
+    dequantize(dense)
+    for applied in reversed(history(dense)):
+        restore_units(dense, applied.plan, applied.originals)
+    dense.__dict__.pop(_RECORD, None)
+    return dense
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy of the model.
+
+    Raises:
+        InputError: the model holds tensors that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise InputError(
+            "model", f"it cannot be copied ({error})", "run it under torch.no_grad() first"
+        ) from error
+
+
+def _check_choices(model: nn.Module, plan: Plan) -> None:
+    """Refuse, before anything is built, a plan edited into something that would break."""
+    held = held_elsewhere(model)
+    for name, row in plan.layers.items():
+        if isinstance(row.choice, Dense):
+            continue
+        module = model.get_submodule(name)
+        if (reason := static_reason(module) or held.get(id(module))) is not None:
+            raise PlanError(
+                name or "model", f"it cannot be replaced: {reason}", "make it dense in the plan"
+            )
+        if isinstance(row.choice, Tied) and row.choice.to not in plan.replaced:
+            problem = f"it is tied to {row.choice.to}, which no method replaces"
+            raise PlanError(name, problem, "make it dense, or tie it to the first of its unit")
+    users = _users_of_weights(model)
+    for unit, method in planned_units(model, plan):
+        require(method, unit)
+        names = names_of(unit)
+        for view, owner in zip(unit.layers, unit.owners, strict=True):
+            own = {n for n, other in zip(names, unit.owners, strict=True) if other == owner}
+            _check_sharing(view, users[id(view.parameter)], own)
+
+
+def _users_of_weights(model: nn.Module) -> dict[int, dict[str, nn.Module]]:
+    """The modules that hold each parameter, by the parameter's id."""
+    users: dict[int, dict[str, nn.Module]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(id(parameter), {})[name] = module
+    return users
+
+
+def _check_sharing(view: LayerView, users: Mapping[str, nn.Module], own: set[str]) -> None:
+    """Refuse a layer whose weight others hold than those of its unit that should."""
+    held = {n for n, m in users.items() if m is not view.module} | {view.name}
+    if others := sorted(held - own):
+        problem = f"it shares its weight with {', '.join(others)}"
+        raise PlanError(view.name, problem, "make it dense in the plan")
+    if others := sorted(own - held):
+        problem = f"{', '.join(others)} is tied to it and has a weight of its own"
+        raise PlanError(view.name, problem, "untie it in the plan")

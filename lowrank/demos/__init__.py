@@ -1,0 +1,1 @@
+"""The bundled network and signals, and what the demonstrations do with them."""

@@ -1,0 +1,63 @@
+"""Measurement operators `A`: dense or matrix-free, real or complex, with what is known of them.
+
+Every operator is a `scipy.sparse.linalg.LinearOperator`, so `A @ x`, `A.H @ y` and SciPy's
+iterative methods work on it. Signals of more than one dimension are flattened in C order.
+"""
+
+from __future__ import annotations
+
+from lowrank.sensing.operators.algebra import for_real_signals
+from lowrank.sensing.operators.arrays import (
+    Array,
+    Map,
+    MatrixLike,
+    as_double,
+    is_torch,
+    to_numpy,
+    to_tensor,
+)
+from lowrank.sensing.operators.convolution import circular_convolution, toeplitz
+from lowrank.sensing.operators.masks import radial_mask, variable_density_mask
+from lowrank.sensing.operators.operator import (
+    Operator,
+    adjoint_error,
+    as_operator,
+    from_functions,
+    from_matrix,
+)
+from lowrank.sensing.operators.random import gaussian, rademacher, sparse_binary
+from lowrank.sensing.operators.subsampled import (
+    partial_dct,
+    partial_fourier,
+    partial_hadamard,
+    random_convolution,
+    sampling,
+)
+
+__all__ = [
+    "Array",
+    "Map",
+    "MatrixLike",
+    "Operator",
+    "adjoint_error",
+    "as_double",
+    "as_operator",
+    "circular_convolution",
+    "for_real_signals",
+    "from_functions",
+    "from_matrix",
+    "gaussian",
+    "is_torch",
+    "partial_dct",
+    "partial_fourier",
+    "partial_hadamard",
+    "rademacher",
+    "radial_mask",
+    "random_convolution",
+    "sampling",
+    "sparse_binary",
+    "to_numpy",
+    "to_tensor",
+    "toeplitz",
+    "variable_density_mask",
+]

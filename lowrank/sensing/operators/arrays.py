@@ -1,0 +1,93 @@
+"""Arrays of NumPy and torch as the operators take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.errors import InputError
+
+Array: TypeAlias = NDArray[Any]
+
+
+Map: TypeAlias = Callable[[Array], Array]
+
+
+MatrixLike: TypeAlias = Any
+"""An array (m, n), a sparse matrix, a LinearOperator, an Operator or a torch tensor."""
+
+
+SMALLEST, LARGEST = 1e-140, 1e150
+"""The largest value of data lies between these: squares of it and of its last digits are floats."""
+
+
+def to_numpy(value: Any) -> Array:
+    """An array, list or torch tensor (any device) as a NumPy array.
+
+    Raises:
+        InputError: a list whose rows differ in length.
+    """
+    if is_torch(value):
+        if value.is_meta:
+            raise InputError("data", "a tensor on the meta device holds no values", "pass data")
+        return _from_tensor(value.detach().cpu().resolve_conj().resolve_neg())
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        text = f"{np.ma.count_masked(value)} of {value.size} values are masked"
+        raise InputError("data", text, "leave those rows out, or fill them")
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError("data", "rows of different lengths", "pass an array") from error
+
+
+def _from_tensor(tensor: Any) -> Array:
+    import torch
+
+    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    return np.asarray((dense.float() if dense.dtype == torch.bfloat16 else dense).numpy())
+
+
+def is_torch(value: Any) -> bool:
+    """Whether the value is a torch tensor; does not import torch."""
+    return type(value).__module__.split(".")[0] == "torch"
+
+
+def to_tensor(array: Array, like: Any) -> Any:
+    """The array as a torch tensor on the device of `like`, single where that is; complex stays."""
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if like.dtype in (torch.float32, torch.complex64):
+        tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
+    return tensor.to(like.device)
+
+
+def as_double(array: Array, where: str) -> Array:
+    """The array in float64 or complex128.
+
+    Raises:
+        InputError: not numeric, with NaN or Inf, or so large or small that squares leave the range.
+    """
+    if array.dtype.kind not in "biufc":
+        raise InputError(where, f"dtype {array.dtype} is not numeric", "pass real or complex data")
+    double = array.astype(np.result_type(array.dtype, np.float64), copy=False)
+    flat = double.ravel(order="K")
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        squares = abs(np.dot(flat, flat))  # one pass, which settles all but extreme and bad data
+    if not SMALLEST**2 <= squares <= LARGEST**2:
+        _check_range(double, where)
+    return double
+
+
+def _check_range(double: Array, where: str) -> None:
+    if not np.isfinite(double).all():
+        bad = int((~np.isfinite(double)).sum())
+        raise InputError(where, f"{bad} of {double.size} values are NaN or Inf", "clean the data")
+    largest = float(np.abs(double).max(initial=0.0))
+    if largest and not SMALLEST <= largest <= LARGEST:
+        over = "over" if largest > 1 else "under"
+        text = f"values up to {largest:.1e}, whose squares {over}flow"
+        raise InputError(where, text, f"rescale {where}")

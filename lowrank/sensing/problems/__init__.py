@@ -1,0 +1,45 @@
+"""What is minimised, problem by problem, and never how."""
+
+from __future__ import annotations
+
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.checks import checked_number
+from lowrank.sensing.problems.l1 import (
+    BPDN,
+    BasisPursuit,
+    ConstrainedLasso,
+    DantzigSelector,
+    ElasticNet,
+    L1Fit,
+    Lasso,
+    SqrtLasso,
+)
+from lowrank.sensing.problems.other import KSparse, OneBit, PosteriorMean
+from lowrank.sensing.problems.structured import (
+    Analysis,
+    AnalysisLasso,
+    GroupLasso,
+    JointSparse,
+    total_variation,
+)
+
+__all__ = [
+    "BPDN",
+    "Analysis",
+    "AnalysisLasso",
+    "BasisPursuit",
+    "ConstrainedLasso",
+    "DantzigSelector",
+    "ElasticNet",
+    "GroupLasso",
+    "JointSparse",
+    "KSparse",
+    "L1Fit",
+    "Lasso",
+    "OneBit",
+    "PosteriorMean",
+    "Problem",
+    "SqrtLasso",
+    "checked_number",
+    "total_variation",
+]

@@ -1,0 +1,347 @@
+"""Sparse recovery by the l1 norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from lowrank.errors import InputError
+from lowrank.sensing import terms
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import _L1Problem
+from lowrank.sensing.problems.checks import checked_number
+
+
+@dataclass(frozen=True, eq=False)
+class BasisPursuit(_L1Problem):
+    """Basis pursuit: `min ||w c||_1  subject to  A Psi c = y,  lower <= c <= upper`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, at most 0; 0 makes it non-negative basis pursuit.
+        upper: upper bound of c, at least 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, bounds on complex data.
+
+    Example:
+        >>> BasisPursuit([[1.0, 2.0]], [2.0]).n_unknowns
+        2
+
+    Source: Chen, Donoho, Saunders 1998, equation (1.3).
+    """
+
+    @property
+    def loss(self) -> terms.Loss:
+        """`M c = b`."""
+        return terms.Ball(0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class BPDN(_L1Problem):
+    """Basis pursuit denoising: `min ||w c||_1  subject to  ||A Psi c - y||_2 <= epsilon`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch); the bound holds for each column.
+        epsilon: bound on the residual norm, >= 0 (0 is basis pursuit).
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, at most 0.
+        upper: upper bound of c, at least 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, negative epsilon, bounds on complex data.
+
+    Example:
+        >>> BPDN([[1.0, 2.0]], [2.0], 0.1).epsilon
+        0.1
+
+    Source: van den Berg, Friedlander 2008, equation (BP_sigma).
+    """
+
+    epsilon: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("epsilon", checked_number("epsilon", self.epsilon, zero=True))
+
+    @property
+    def loss(self) -> terms.Loss:
+        """`||M c - b||_2 <= epsilon`."""
+        return terms.Ball(self.epsilon)
+
+
+@dataclass(frozen=True, eq=False)
+class Lasso(_L1Problem):
+    """Penalised LASSO: `min 1/2 ||A Psi c - y||_2^2 + lam ||w c||_1`.
+
+    scikit-learn's `alpha` is `lam / m`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        lam: penalty, > 0; from `max |A^H y|` on the answer is 0.
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, at most 0.
+        upper: upper bound of c, at least 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, lam not positive, bounds on complex data.
+
+    Example:
+        >>> Lasso([[1.0, 2.0]], [2.0], 0.1).lam
+        0.1
+
+    Source: Tibshirani 1996, in the form of Chen, Donoho, Saunders 1998, equation (5.1).
+    """
+
+    lam: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("lam", checked_number("lam", self.lam))
+
+    @property
+    def loss(self) -> terms.Loss:
+        """`1/2 ||M c - b||_2^2`."""
+        return terms.HalfSquare()
+
+    @cached_property
+    def penalty(self) -> terms.Term:
+        """`lam ||w c||_1` within the bounds."""
+        return self._l1(self.lam)
+
+    @cached_property
+    def lam_max(self) -> float:
+        """Smallest lam at which the answer is 0 (for every signal), whatever `lam` is."""
+        z = self.operator.adjoint(np.asarray(self.y)).reshape(self.n_unknowns, -1)
+        if not self.bounded:
+            size = np.abs(z)
+        else:  # where c cannot move up, a positive correlation is no reason to
+            up, down = np.asarray(self.upper) > 0, np.asarray(self.lower) < 0
+            size = np.maximum(np.where(up[:, None], z, 0), np.where(down[:, None], -z, 0))
+        return float((size / np.asarray(self.weights)[:, None]).max(initial=0.0))
+
+
+@dataclass(frozen=True, eq=False)
+class ConstrainedLasso(_L1Problem):
+    """Constrained LASSO: `min 1/2 ||A Psi c - y||_2^2  subject to  ||w c||_1 <= tau`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch); the bound holds for each column.
+        tau: bound on the L1 norm, >= 0.
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, 0 or -inf (non-negative or free).
+        upper: must stay inf.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, negative tau, bounds other than c >= 0.
+
+    Example:
+        >>> ConstrainedLasso([[1.0, 2.0]], [2.0], 0.5).tau
+        0.5
+
+    Source: Tibshirani 1996, equation (1).
+    """
+
+    tau: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("tau", checked_number("tau", self.tau, zero=True))
+        if self.bounded and not self.nonneg:
+            problem = "only c >= 0 can join the bound on the L1 norm"
+            raise InputError("lower, upper", problem, "pass lower=0, or use Lasso for boxes")
+
+    @property
+    def loss(self) -> terms.Loss:
+        """`1/2 ||M c - b||_2^2`."""
+        return terms.HalfSquare()
+
+    @property
+    def penalty(self) -> terms.Term:
+        """`||w c||_1 <= tau`."""
+        return terms.L1Ball(self.tau, np.asarray(self.weights)[:, None], self.nonneg)
+
+
+@dataclass(frozen=True, eq=False)
+class DantzigSelector(_L1Problem):
+    """Dantzig selector: `min ||w c||_1  subject to  ||(A Psi)^H (A Psi c - y)||_inf <= lam`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        lam: bound on the correlation of the residual with every column, >= 0.
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, at most 0.
+        upper: upper bound of c, at least 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, negative lam, bounds on complex data.
+
+    Example:
+        >>> DantzigSelector([[1.0, 2.0]], [2.0], 0.1).lam
+        0.1
+
+    Source: Candes, Tao 2007, equation (1.7).
+    """
+
+    lam: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("lam", checked_number("lam", self.lam, zero=True))
+
+    @property
+    def loss(self) -> terms.Loss:
+        """`||M c - b||_inf <= lam`."""
+        return terms.BallInf(self.lam)
+
+    @cached_property
+    def design(self) -> Operator:
+        """The Gram operator `M = (A Psi)^H A Psi`, (p, p)."""
+        return self.operator.H.compose(self.operator)
+
+    @cached_property
+    def target(self) -> Array:
+        """`b = (A Psi)^H y`."""
+        return self.operator.adjoint(np.asarray(self.y))
+
+
+@dataclass(frozen=True, eq=False)
+class ElasticNet(_L1Problem):
+    """Elastic net: `min 1/2 ||A Psi c - y||_2^2 + lam ||w c||_1 + ridge/2 ||c||_2^2`.
+
+    scikit-learn's `alpha` and `l1_ratio` are `lam = m alpha l1_ratio` and
+    `ridge = m alpha (1 - l1_ratio)`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        lam: L1 penalty, > 0.
+        ridge: squared penalty, > 0 (0 is `Lasso`).
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, at most 0.
+        upper: upper bound of c, at least 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, a penalty not positive, bounds on complex data.
+
+    Example:
+        >>> ElasticNet([[1.0, 2.0]], [2.0], 0.1, 0.01).ridge
+        0.01
+
+    Source: Zou, Hastie 2005, equation (3).
+    """
+
+    lam: float
+    ridge: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("lam", checked_number("lam", self.lam))
+        self._set("ridge", checked_number("ridge", self.ridge))
+
+    @property
+    def loss(self) -> terms.Loss:
+        """`1/2 ||M c - b||_2^2`."""
+        return terms.HalfSquare()
+
+    @property
+    def penalty(self) -> terms.Term:
+        """`lam ||w c||_1 + ridge/2 ||c||^2` within the bounds."""
+        return self._l1(self.lam, self.ridge)
+
+
+@dataclass(frozen=True, eq=False)
+class SqrtLasso(_L1Problem):
+    """Square-root LASSO: `min ||A Psi c - y||_2 + lam ||w c||_1`.
+
+    The right lam does not depend on the noise level.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        lam: penalty, > 0.
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, at most 0.
+        upper: upper bound of c, at least 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, lam not positive, bounds on complex data.
+
+    Example:
+        >>> SqrtLasso([[1.0, 2.0]], [2.0], 0.1).lam
+        0.1
+
+    Source: Belloni, Chernozhukov, Wang 2011, equation (3), with lam in place of lam / n.
+    """
+
+    lam: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("lam", checked_number("lam", self.lam))
+
+    @property
+    def loss(self) -> terms.Loss:
+        """`||M c - b||_2`."""
+        return terms.Norm2()
+
+    @property
+    def penalty(self) -> terms.Term:
+        """`lam ||w c||_1` within the bounds."""
+        return self._l1(self.lam)
+
+
+@dataclass(frozen=True, eq=False)
+class L1Fit(_L1Problem):
+    """L1 data fit, for outliers: `min ||A Psi c - y||_1 + lam ||w c||_1`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch), a few of them grossly wrong.
+        lam: penalty, > 0.
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+        lower: lower bound of c, at most 0.
+        upper: upper bound of c, at least 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, lam not positive, bounds on complex data.
+
+    Example:
+        >>> L1Fit([[1.0, 2.0]], [2.0], 0.1).lam
+        0.1
+
+    Source: Wright, Ma 2010, equation (3), in penalised form.
+    """
+
+    lam: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("lam", checked_number("lam", self.lam))
+
+    @property
+    def loss(self) -> terms.Loss:
+        """`||M c - b||_1`."""
+        return terms.Norm1()
+
+    @property
+    def penalty(self) -> terms.Term:
+        """`lam ||w c||_1` within the bounds."""
+        return self._l1(self.lam)

@@ -1,0 +1,113 @@
+"""Problems that are not convex, or no optimisation at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from lowrank.errors import InputError
+from lowrank.sensing.operators.arrays import MatrixLike
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.checks import checked_number
+
+
+@dataclass(frozen=True, eq=False)
+class OneBit(Problem):
+    """1-bit measurements: `max <y, A Psi c>  subject to  ||c||_2 <= 1, ||c||_1 <= radius`.
+
+    The length of the signal is lost in `y = sign(A x)`; the answer has length 1.
+
+    Args:
+        A: measurement operator (m, n), real.
+        y: signs (m,) or (m, batch), each -1 or 1; some may be flipped.
+        radius: bound on the L1 norm, >= 1; sqrt(k) for a k-sparse signal of length 1.
+        basis: `Psi` (n, p); None is the identity.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, y not of signs, complex A, radius below 1.
+
+    Example:
+        >>> OneBit(np.eye(3), [1, -1, 1], 1.5).radius
+        1.5
+
+    Source: Plan, Vershynin 2013, equation (1.4).
+    """
+
+    radius: float
+    basis: MatrixLike | None = field(default=None, kw_only=True)
+
+    def _check(self) -> None:
+        self._set("radius", checked_number("radius", self.radius))
+        if self.is_complex or not np.isin(self.y, (-1, 1)).all():
+            raise InputError("y", "not all values are -1 or 1", "pass np.sign(measurements), real")
+        if self.radius < 1:
+            raise InputError("radius", f"{self.radius} is below 1", "pass sqrt(k) for sparsity k")
+
+
+@dataclass(frozen=True, eq=False)
+class KSparse(Problem):
+    """k-sparse least squares: `min ||A Psi c - y||_2  subject to  ||c||_0 <= k`. Not convex.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        k: largest number of non-zeros of each column, 1 .. min(m, p).
+        basis: `Psi` (n, p); None is the identity.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, k outside 1 .. min(m, p).
+
+    Example:
+        >>> KSparse(np.eye(3), np.ones(3), 2).k
+        2
+
+    Source: Mallat, Zhang 1993; Tropp, Gilbert 2007.
+    """
+
+    k: int
+    basis: MatrixLike | None = field(default=None, kw_only=True)
+
+    convex: ClassVar[bool] = False
+
+    def _check(self) -> None:
+        limit = min(self.operator.shape)
+        whole = np.ndim(self.k) == 0 and not isinstance(self.k, bool) and int(self.k) == self.k
+        if not whole or not 1 <= self.k <= limit:
+            problem = f"{self.k} is outside 1..{limit} for A of shape {self.operator.shape}"
+            raise InputError("sparsity", problem, "lower it or measure more")
+        self._set("k", int(self.k))
+
+
+@dataclass(frozen=True, eq=False)
+class PosteriorMean(Problem):
+    """Bayes estimate `E[c | y]` for `y = A Psi c + e` under a sparse prior. Not convex.
+
+    The coefficients are independent, each zero with an unknown probability and else Gaussian of
+    unknown variance; e is white and Gaussian.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        noise_std: standard deviation of each measurement's noise, >= 0; None learns it.
+        basis: `Psi` (n, p); None is the identity.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, negative noise.
+
+    Example:
+        >>> PosteriorMean(np.eye(3), np.ones(3), 0.1).noise_std
+        0.1
+
+    Source: Vila, Schniter 2013, section II; Tipping 2001 for sparse Bayesian learning.
+    """
+
+    noise_std: float | None = None
+    basis: MatrixLike | None = field(default=None, kw_only=True)
+
+    convex: ClassVar[bool] = False
+
+    def _check(self) -> None:
+        if self.noise_std is not None:
+            self._set("noise_std", checked_number("noise_std", self.noise_std, zero=True))

@@ -1,0 +1,262 @@
+"""Groups, several signals, and sparsity under an analysis operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from lowrank.errors import InputError
+from lowrank.sensing import terms
+from lowrank.sensing.operators.arrays import MatrixLike
+from lowrank.sensing.operators.operator import Operator, as_operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.checks import _checked_weights, checked_number
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True, eq=False)
+class GroupLasso(Problem):
+    """Group LASSO: `min 1/2 ||A Psi c - y||_2^2 + lam sum_g w_g ||c_g||_2`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,) or (m, batch).
+        lam: penalty, > 0.
+        groups: label of each coefficient's group, integers (p,); every coefficient has one.
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w_g` (number of groups,) in the order of the sorted labels, positive;
+            None is sqrt(size of the group).
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, lam not positive.
+
+    Example:
+        >>> GroupLasso(np.eye(4), np.ones(4), 0.1, [0, 0, 1, 1]).weights
+        array([1.41421356, 1.41421356])
+
+    Source: Yuan, Lin 2006, equation (2.1).
+    """
+
+    lam: float
+    groups: ArrayLike
+    basis: MatrixLike | None = field(default=None, kw_only=True)
+    weights: ArrayLike | None = field(default=None, kw_only=True)
+
+    def _check(self) -> None:
+        self._set("lam", checked_number("lam", self.lam))
+        labels = np.asarray(self.groups)
+        if labels.shape != (self.n_unknowns,) or labels.dtype.kind not in "iu":
+            problem = f"{labels.dtype} of shape {labels.shape} for {self.n_unknowns} coefficients"
+            raise InputError("groups", problem, "give one integer label per coefficient")
+        _, index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        self._set("groups", index)
+        weights = np.sqrt(sizes) if self.weights is None else self.weights
+        self._set("weights", _checked_weights(weights, sizes.size))
+
+    @property
+    def loss(self) -> terms.Loss:
+        """`1/2 ||M c - b||_2^2`."""
+        return terms.HalfSquare()
+
+    @cached_property
+    def penalty(self) -> terms.Term:
+        """`lam sum_g w_g ||c_g||_2`."""
+        return terms.Groups(np.asarray(self.groups), self.lam * np.asarray(self.weights)[:, None])
+
+
+@dataclass(frozen=True, eq=False)
+class JointSparse(Problem):
+    """Joint-sparse MMV: `min 1/2 ||A Psi C - Y||_F^2 + lam sum_i w_i ||C[i, :]||_2`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m, L) of L signals with the same support.
+        lam: penalty, > 0.
+        basis: `Psi` (n, p); None is the identity.
+        weights: `w` (p,), positive; None is 1.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, lam not positive, y not (m, L).
+
+    Example:
+        >>> JointSparse(np.eye(3), np.ones((3, 2)), 0.1).unknown_shape
+        (3, 2)
+
+    Source: Malioutov, Cetin, Willsky 2005, equation (16).
+    """
+
+    lam: float
+    basis: MatrixLike | None = field(default=None, kw_only=True)
+    weights: ArrayLike | None = field(default=None, kw_only=True)
+
+    coupled: ClassVar[bool] = True
+
+    def _check(self) -> None:
+        self._set("lam", checked_number("lam", self.lam))
+        self._set("weights", _checked_weights(self.weights, self.n_unknowns))
+        if np.ndim(self.y) != 2:
+            problem = f"shape {np.shape(self.y)} is not (m, L)"
+            raise InputError(
+                "y", problem, "stack the signals' measurements as columns, or use Lasso"
+            )
+
+    @property
+    def loss(self) -> terms.Loss:
+        """`1/2 ||M c - b||_2^2`."""
+        return terms.HalfSquare()
+
+    @property
+    def penalty(self) -> terms.Term:
+        """`lam sum_i w_i ||C[i, :]||_2`."""
+        return terms.Rows(self.lam * np.asarray(self.weights)[:, None])
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis(Problem):
+    """Analysis-L1 and TV: `min ||D x||_1  subject to  ||A x - y||_2 <= epsilon`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,).
+        D: analysis operator (q, n), such as `bases.finite_differences(shape)`.
+        epsilon: bound on the residual norm, >= 0.
+        components: d > 1 sums the length of the d components `(D x).reshape(d, q/d)` at each
+            point, `||D x||_{2,1}`: isotropic TV. 1 is the plain L1 norm: anisotropic.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, negative epsilon.
+
+    Example:
+        >>> Analysis(np.eye(3), np.ones(3), np.array([[-1.0, 1, 0], [0, -1, 1]])).components
+        1
+
+    Source: Rudin, Osher, Fatemi 1992; Elad, Milanfar, Rubinstein 2007, equation (2).
+    """
+
+    D: MatrixLike
+    epsilon: float = 0.0
+    components: int = 1
+
+    def _check(self) -> None:
+        self._set("epsilon", checked_number("epsilon", self.epsilon, zero=True))
+        self._set("D", _checked_analysis(self.A, self.D, self.components))
+        _single_signal(self.y)
+
+    @property
+    def loss(self) -> terms.Loss:
+        """`||M c - b||_2 <= epsilon`."""
+        return terms.Ball(self.epsilon)
+
+    @cached_property
+    def penalty(self) -> terms.Term:
+        """The sum of lengths, as a function of `D x`."""
+        return _lengths(self.D, self.components, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class AnalysisLasso(Problem):
+    """Penalised analysis-L1 and TV: `min 1/2 ||A x - y||_2^2 + lam ||D x||_1`.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,).
+        D: analysis operator (q, n), such as `bases.finite_differences(shape)`.
+        lam: penalty, > 0.
+        components: d > 1 sums the length of the d components `(D x).reshape(d, q/d)` at each
+            point, `||D x||_{2,1}`: isotropic TV. 1 is the plain L1 norm: anisotropic.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, lam not positive.
+
+    Example:
+        >>> AnalysisLasso(np.eye(3), np.ones(3), np.eye(3), 0.1).lam
+        0.1
+
+    Source: Rudin, Osher, Fatemi 1992; Elad, Milanfar, Rubinstein 2007, equation (3).
+    """
+
+    D: MatrixLike
+    lam: float
+    components: int = 1
+
+    def _check(self) -> None:
+        self._set("lam", checked_number("lam", self.lam))
+        self._set("D", _checked_analysis(self.A, self.D, self.components))
+        _single_signal(self.y)
+
+    @property
+    def loss(self) -> terms.Loss:
+        """`1/2 ||M c - b||_2^2`."""
+        return terms.HalfSquare()
+
+    @cached_property
+    def penalty(self) -> terms.Term:
+        """The sum of lengths, as a function of `D x`."""
+        return _lengths(self.D, self.components, self.lam)
+
+
+def total_variation(
+    A: MatrixLike,
+    y: ArrayLike,
+    shape: int | Sequence[int],
+    *,
+    epsilon: float = 0.0,
+    lam: float | None = None,
+    isotropic: bool = True,
+) -> Analysis | AnalysisLasso:
+    """Total variation of a signal or picture: `min TV(x)  subject to  ||A x - y||_2 <= epsilon`.
+
+    With `lam`: `min 1/2 ||A x - y||_2^2 + lam TV(x)`. The differences do not wrap around.
+
+    Args:
+        A: measurement operator (m, n), n the product of the shape.
+        y: measurements (m,).
+        shape: length, or (rows, columns, ...), of the signal.
+        epsilon: bound on the residual norm; unused with lam.
+        lam: penalty, > 0; None is the constrained form.
+        isotropic: length of the gradient at each point; else the sum of its components.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, negative epsilon, lam not positive.
+
+    Example:
+        >>> total_variation(np.eye(6), np.ones(6), (2, 3)).components
+        2
+
+    Source: Rudin, Osher, Fatemi 1992; Candes, Romberg, Tao 2006 for the constrained form.
+    """
+    from lowrank.sensing.bases import finite_differences
+
+    D = finite_differences(shape)
+    components = D.shape[0] // D.shape[1] if isotropic else 1
+    if lam is None:
+        return Analysis(A, y, D, epsilon, components)
+    return AnalysisLasso(A, y, D, lam, components)
+
+
+def _checked_analysis(A: Operator, D: MatrixLike, components: int) -> Operator:
+    analysis = as_operator(D)
+    if analysis.shape[1] != A.shape[1]:
+        problem = f"D has {analysis.shape[1]} columns and A has {A.shape[1]}"
+        raise InputError("D", problem, "both act on the signal")
+    if components < 1 or analysis.shape[0] % components:
+        problem = f"{components} does not divide the {analysis.shape[0]} rows of D"
+        raise InputError("components", problem, "pass 1, or the dimension of the picture")
+    return analysis
+
+
+def _lengths(D: Operator, components: int, weight: float) -> terms.Groups:
+    n_groups = D.shape[0] // components
+    return terms.Groups(np.tile(np.arange(n_groups), components), np.full((n_groups, 1), weight))
+
+
+def _single_signal(y: ArrayLike) -> None:
+    if np.ndim(y) != 1:
+        problem = f"y has shape {np.shape(y)}"
+        raise InputError("y", problem, "analysis problems take one signal at a time, (m,)")

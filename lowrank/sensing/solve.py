@@ -1,0 +1,227 @@
+"""Run a solver on a problem, and have the answer certified."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from dataclasses import fields, replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lowrank.errors import InputError
+from lowrank.sensing.certificates import Certificate, certify
+from lowrank.sensing.operators.arrays import Array, to_numpy
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.checks import checked_number
+from lowrank.sensing.result import Recovery, SolverResult, Status
+from lowrank.sensing.solvers import Callback, Solver
+from lowrank.sensing.solvers.choose import _candidates, _with, describe
+from lowrank.sensing.verdict import _constant_if_optimal, _finish, _why_zero, _zero_if_optimal
+
+TOL = 1e-8
+"""Default accuracy: relative duality gap and relative violation of the constraints."""
+
+
+def solve(
+    problem: Problem,
+    solver: str | Solver = "auto",
+    *,
+    tol: float | None = None,
+    max_iter: int | None = None,
+    x0: ArrayLike | None = None,
+    debias: bool = False,
+    callback: Callback | None = None,
+) -> Recovery:
+    """Solve a problem and certify the answer from outside the solver.
+
+    Args:
+        problem: one of `lowrank.sensing.problems`.
+        solver: a name in `SOLVERS`, a solver object, or "auto", which tries the solvers in the
+            order of `AUTO` until one answer is certified.
+        tol: relative gap to reach; None is the solver's own, 1e-8 by default.
+        max_iter: limit of the solver's iterations; None is its own.
+        x0: coefficients to start from, (p,) or (p, batch).
+        debias: also give least squares on the support.
+        callback: `callback(iteration, coefficients)`; a true return value stops the run.
+
+    Returns:
+        `Recovery`.
+
+    Raises:
+        InputError: an unknown solver, or one that does not take this problem; a tol or max_iter
+            that is not positive.
+
+    Example:
+        >>> result = solve(Lasso(np.eye(2), [3.0, 0.5], lam=1.0))
+        >>> result.x.round(6).tolist(), result.status.name
+        ([2.0, 0.0], 'OPTIMAL')
+    """
+    _check_limits(tol, max_iter)
+    _warn(problem, TOL if tol is None else tol)
+    start = _checked_start(problem, x0)
+    stops: list[int] = []
+    watched = None if callback is None else _watched(callback, stops)
+    for shortcut, why in ((_zero_if_optimal, "0"), (_constant_if_optimal, "a constant")):
+        if (trivial := shortcut(problem, tol or TOL)) is not None:
+            text = f"{why} is the optimum"
+            return _finish(problem, *trivial, "none", text, 0.0, tol or TOL, debias)
+    tried: list[str] = []
+    best: Recovery | None = None
+    later = 0  # where those tried after the best begin
+    for name, candidate, why in _candidates(problem, solver):
+        ready = _with(candidate, tol=tol, max_iter=max_iter)
+        result, products, seconds = _run(ready, problem, start, watched)
+        certificate = _certified(problem, result)
+        accuracy = float(getattr(ready, "tol", tol or TOL))
+        why = "; ".join(filter(None, [*tried, why, result.note, _why_zero(problem, result)]))
+        result = replace(result, n_products=products)
+        args = (describe(name, ready), why, seconds, accuracy, debias)
+        found = _finish(problem, result, certificate, *args)
+        if best is None or _is_better(found, best):
+            best, later = found, len(tried) + 1
+        settled = found.status in (Status.INFEASIBLE, Status.UNBOUNDED)
+        if found.status.ok or settled or stops:
+            return found
+        tried.append(f"{name} ended {found.status.name} with gap {found.gap}")
+    assert best is not None  # `_candidates` raises rather than being empty
+    return replace(best, why="; ".join([best.why, *tried[later:]]))
+
+
+def _check_limits(tol: float | None, max_iter: int | None) -> None:
+    if tol is not None:
+        checked_number("tol", tol)
+    whole = isinstance(max_iter, int | np.integer) and not isinstance(max_iter, bool)
+    if max_iter is not None and not (whole and max_iter >= 1):
+        raise InputError("max_iter", f"{max_iter!r} is no integer from 1 on", "pass one, or None")
+
+
+def _checked_start(problem: Problem, x0: ArrayLike | None) -> Array | None:
+    if x0 is None:
+        return None
+    start = to_numpy(x0)
+    if np.iscomplexobj(start) and not problem.is_complex:
+        raise InputError("x0", "complex, and the coefficients are real", "pass its real part")
+    if start.shape != problem.unknown_shape or not np.isfinite(start).all():
+        text = f"shape {start.shape}, or NaN, for coefficients {problem.unknown_shape}"
+        raise InputError("x0", text, "pass finite coefficients in the basis")
+    return start.astype(problem.dtype)
+
+
+class _CallbackError(Exception):
+    """What a callback raised, on its way out of the solver."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _watched(callback: Callback, stops: list[int]) -> Callback:
+    """The callback, which notes when it stops a run, so that no other solver takes over."""
+
+    def call(k: int, coefficients: Array) -> bool:
+        try:
+            stop = bool(callback(k, coefficients))
+        except (ArithmeticError, np.linalg.LinAlgError) as error:
+            raise _CallbackError(error) from error  # else it would pass for a solver's breakdown
+        if stop:
+            stops.append(k)
+        return stop
+
+    return call
+
+
+def reweighted(
+    problem: Problem, solver: str | Solver = "auto", *, rounds: int = 4, floor: float | None = None
+) -> Recovery:
+    """Iteratively reweighted L1: `w_i <- 1 / (|c_i| + floor)`, for `min sum_i log(|c_i| + floor)`.
+
+    Each round is a convex problem whose certificate holds for that round's weights; the whole is
+    not convex.
+
+    Args:
+        problem: one of the L1 formulations; its weights are the first round's.
+        solver: as in `solve`.
+        rounds: number of weighted problems after the first, >= 1.
+        floor: > 0, below the non-zeros' size; None is a tenth of the first round's largest.
+
+    Returns:
+        The last round's `Recovery`, of the problem with the last weights.
+
+    Raises:
+        InputError: the problem has no weights, or rounds or floor are not positive.
+
+    Example:
+        >>> A = np.array([[1.0, 0.9, 0.0], [0.0, 0.9, 1.0]])
+        >>> reweighted(BasisPursuit(A, [1.0, 1.0])).support.tolist()
+        [1]
+
+    Source: Candes, Wakin, Boyd 2008, section 2.2.
+    """
+    if "lower" not in {f.name for f in fields(problem)}:
+        text = f"{type(problem).__name__} has no weighted L1 norm"
+        raise InputError("reweighted", text, "pass BasisPursuit, BPDN, Lasso or a sibling")
+    if rounds < 1 or (floor is not None and floor <= 0):
+        text = f"rounds={rounds}, floor={floor}"
+        raise InputError("reweighted", text, "both must be positive")
+    found = solve(problem, solver)
+    for _ in range(rounds):
+        size = np.abs(to_numpy(found.coefficients))
+        size = size if size.ndim == 1 else np.linalg.norm(size, axis=1)
+        if floor is None:
+            floor = 0.1 * float(size.max()) or 1.0
+        weights = floor / (size + floor)  # in units of the floor, so that lam keeps its meaning
+        problem = replace(problem, weights=weights)  # type: ignore[call-arg]
+        found = solve(problem, solver)
+    return found
+
+
+def _run(
+    solver: Solver, problem: Problem, x0: Array | None, callback: Callback | None
+) -> tuple[SolverResult, int, float]:
+    """Run with the operator's products counted and the clock on."""
+    counts: list[int] = []
+    counted = copy.copy(problem)
+    for derived in ("design", "target"):
+        counted.__dict__.pop(derived, None)  # cached properties that hold the uncounted operator
+    counted.__dict__["operator"] = problem.operator.counting(counts.append)
+    begin = time.perf_counter()
+    try:
+        with np.errstate(all="ignore"):  # what overflows or is 0 / 0, the certificate will tell
+            result = solver.solve(counted, x0=x0, callback=callback)
+    except _CallbackError as error:
+        raise error.error from None
+    except (ArithmeticError, np.linalg.LinAlgError) as error:
+        zero = np.zeros(problem.unknown_shape, problem.dtype)
+        result = SolverResult(zero, status=Status.DIVERGED, note=f"broke down: {error}")
+    seconds = time.perf_counter() - begin
+    products = sum(counts) if result.n_products is None else result.n_products
+    return result, products, seconds
+
+
+def _certified(problem: Problem, result: SolverResult) -> Certificate | None:
+    if not problem.convex:
+        return None
+    with np.errstate(all="ignore"):  # a diverged run may hold anything
+        return certify(problem, result.coefficients, result.dual, result.analysis_dual)
+
+
+def _is_better(found: Recovery, best: Recovery) -> bool:
+    def badness(r: Recovery) -> float:
+        worst = max(r.gap or 0.0, r.infeasibility or 0.0)
+        return worst if np.isfinite(worst) else np.inf
+
+    return badness(found) < badness(best)
+
+
+def _warn(problem: Problem, tol: float) -> None:
+    A = problem.operator
+    if A.is_dense:
+        return
+    if not A.trusted and (error := A.dot_test) > 1e-5:
+        text = f"{A.name}: the adjoint fails the dot test with relative error {error:.1e}"
+        warnings.warn(f"{text}; results cannot be trusted, correct rmatvec", stacklevel=3)
+    if A.dtype in (np.float32, np.complex64) and tol < 1e-6:
+        text = f"{A.name} computes in {A.dtype}, which cannot reach the tolerance {tol:g}"
+        warnings.warn(f"{text}; pass tol=1e-5 or a float64 operator", stacklevel=3)
