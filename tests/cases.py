@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression import LayerSpec
+from lowrank.compression import GroupedLinear, LayerSpec
 from lowrank.compression.methods import METHODS, ChannelSVD, LowRankSparse, Method, SpatialSVD
 
 Build = Callable[[], nn.Module]
@@ -21,6 +21,9 @@ def _conv(cls: type[nn.Module], i: int, o: int, k: object, **kwargs: object) -> 
 LAYERS: dict[str, tuple[Build, tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(7, 5), (3, 7)),
     "linear, no bias, 3-d input": (lambda: nn.Linear(6, 9, bias=False), (2, 4, 6)),
+    "linear, even": (lambda: nn.Linear(8, 12), (2, 3, 8)),
+    "linear, one input": (lambda: nn.Linear(8, 4, bias=False), (8,)),
+    "linear grouped": (lambda: GroupedLinear(12, 8, groups=2), (2, 3, 12)),
     "embedding": (lambda: nn.Embedding(11, 6, padding_idx=2), (3, 5)),
     "conv1d": (_conv(nn.Conv1d, 4, 6, 5, padding=2), (2, 4, 12)),
     "conv1d dilated, strided": (_conv(nn.Conv1d, 4, 6, 3, stride=2, dilation=2), (2, 4, 15)),

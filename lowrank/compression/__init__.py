@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from lowrank.compression.network.cutting import split_batches as split_batches
     from lowrank.compression.network.example import check as check
     from lowrank.compression.network.example import run as run
+    from lowrank.compression.network.grouped import GroupedLinear as GroupedLinear
     from lowrank.compression.network.layers import LayerView as LayerView
     from lowrank.compression.network.layers import spec_of as spec_of
     from lowrank.compression.network.own_stages import Branches as Branches
@@ -116,6 +117,7 @@ _HOME = {
     "Dense": "structure.choices",
     "Fitting": "calibration.goals",
     "GRID": "planning.layer_times",
+    "GroupedLinear": "network.grouped",
     "LayerSpec": "network.stages",
     "LayerTimer": "planning.layer_times",
     "LayerView": "network.layers",

@@ -38,7 +38,8 @@ def patches(spec: LayerSpec, x: Tensor, take: Tensor | None = None) -> Tensor:
     """
     if not spec.kernel:
         rows = x.reshape(-1, spec.in_channels)
-        return (rows if take is None else rows[take])[:, None]
+        rows = rows if take is None else rows[take]
+        return rows.reshape(len(rows), spec.groups, -1)
     windows = _windows(spec, batched(spec, x))  # (b, c, *out, *k)
     n = len(spec.kernel)
     grid = (windows.shape[0], *windows.shape[2 : 2 + n])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -25,8 +25,19 @@ _CLUSTERS = ((2, 2), (4, 2), (2, 4), (4, 4))
 """Numbers of clusters (in, out) that are tried."""
 
 
+_MOST = 2048
+"""Channels up to which it is planned with: assigning more of them to places takes minutes."""
+
+
+_Orders: TypeAlias = "dict[tuple[str, int], Tensor]"
+
+
 _N_STEPS = 8
 """Alternations between clusters and their directions."""
+
+
+_N_POWERS = 10
+"""Steps of the power method towards a cluster's direction; the next alternation goes on."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,8 @@ class BiClustering:
 
     The input channels are put in order, a grouped k x k convolution maps each cluster to
     `rank` channels for every cluster of filters, a grouped 1 x 1 convolution makes each of
-    these from its own, and the outputs are put back in order. Clusters are equally large.
+    these from its own, and the outputs are put back in order. Clusters are equally large. For
+    a linear layer both are block-diagonal, with a permutation in between: a Monarch matrix.
 
     Costs rank * (out_clusters * in * kernel + in_clusters * out).
 
@@ -46,7 +58,8 @@ class BiClustering:
 
     Source: Denton, Zaremba, Bruna, LeCun, Fergus 2014, section 3.3. Clusters hold channels
         that lie along one direction, up to sign; the maps of a cluster of filters are fitted
-        together, as in `GroupSVD`, where the paper takes them pair by pair.
+        together, as in `GroupSVD`, where the paper takes them pair by pair. Monarch matrices:
+        Dao et al. 2022.
     """
 
     name: ClassVar[str] = "biclustering"
@@ -57,8 +70,8 @@ class BiClustering:
 
     @classmethod
     def supports(cls, spec: LayerSpec) -> str | None:
-        if not spec.kernel:
-            return "a linear layer has no grouped form among the stock layers"
+        if spec.kind == "embedding":
+            return "the rows of a table are words, not channels"
         if spec.groups > 1:
             return depthwise(spec) or "the channels of a grouped layer are in clusters already"
         if not _splits(spec):
@@ -81,13 +94,16 @@ class BiClustering:
         metric: Metric | None = None,
     ) -> Iterable[tuple[BiClustering, float]]:
         metric = identity(weight) if metric is None else metric
+        if max(spec.in_channels, spec.out_channels) > _MOST:
+            return
+        known: _Orders = {}
         for a, b in _splits(spec):
             top = worthwhile(cls(a, b, 1), spec, _full(spec, a, b))
             ranks = rank_grid(top, round_to=round_to, limit=12)
             if not ranks:
                 continue
             widest = cls(a, b, ranks[-1])
-            parts = widest._clustered(spec, weight.to(metric.dtype), metric)
+            parts = widest._clustered(spec, weight.to(metric.dtype), metric, known)
             engine = GroupSVD(a, ranks[-1])
             (start,) = engine.starts(parts.spec, parts.weight, parts.metric, seed=seed)
             features = engine.features(parts.spec, start)
@@ -132,14 +148,23 @@ class BiClustering:
 
         return fit_from(spec, self.stages(spec), weight, metric, start, max_iter=n)
 
-    def _clustered(self, spec: LayerSpec, W: Tensor, metric: Metric) -> _Clustered:
-        """The layer with its channels in order and its clusters of filters as groups."""
+    def _clustered(
+        self, spec: LayerSpec, W: Tensor, metric: Metric, known: _Orders | None = None
+    ) -> _Clustered:
+        """The layer with its channels in order and its clusters of filters as groups.
+
+        `known` holds the orders of the same weight that were found before.
+        """
         a, b = self.in_clusters, self.out_clusters
         _, o, i, *kernel = spec.weight_shape
         scaled = metric.left(W.flatten(2)) * _spread(metric, i, prod(kernel)).sqrt()
         rows = scaled[0].reshape(o, i, -1)
-        inputs = clusters(rows.transpose(0, 1).flatten(1), a)
-        outputs = clusters(rows.flatten(1), b)
+        known = {} if known is None else known
+        if ("in", a) not in known:
+            known["in", a] = clusters(rows.transpose(0, 1).flatten(1), a)
+        if ("out", b) not in known:
+            known["out", b] = clusters(rows.flatten(1), b)
+        inputs, outputs = known["in", a], known["out", b]
         weight = W[0, outputs][:, inputs].reshape(b, o // b, i, *kernel)
         shape = replace(spec, groups=b, in_channels=b * i, bias=False)
         return _Clustered(inputs, outputs, shape, weight, _of_clusters(metric, inputs, outputs, b))
@@ -198,9 +223,16 @@ def clusters(X: Tensor, n: int) -> Tensor:
         if torch.equal(new, of):
             break
         of = new
-        parts = [unit[of == c] for c in range(n)]
-        centres = torch.stack([torch.linalg.svd(p, full_matrices=False).Vh[0] for p in parts])
+        centres = torch.stack([_lead(unit[of == c], centres[c]) for c in range(n)])
     return of.argsort(stable=True)
+
+
+def _lead(rows: Tensor, start: Tensor) -> Tensor:
+    """The leading right singular vector of rows, by the power method from a direction near it."""
+    for _ in range(_N_POWERS):
+        start = (rows @ start) @ rows
+        start = start / start.norm().clamp_min(torch.finfo(rows.dtype).tiny)
+    return start
 
 
 def _apart(unit: Tensor, n: int) -> list[int]:

@@ -55,7 +55,7 @@ class LegoNet:
     @classmethod
     def supports(cls, spec: LayerSpec) -> str | None:
         if not spec.kernel:
-            return "a linear layer has no grouped form among the stock layers"
+            return "bricks are pieces of kernels, and a linear layer has none"
         if spec.groups > 1:
             return depthwise(spec) or "a grouped layer's filters do not read the same channels"
         if not _splits(spec):

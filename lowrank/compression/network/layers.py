@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lowrank.compression.network.grouped import GroupedLinear
 from lowrank.compression.network.stages import (
     _CONV,
     _CONV_TRANSPOSE,
@@ -31,12 +32,15 @@ from lowrank.linalg import wide
 def spec_of(module: nn.Module) -> LayerSpec | None:
     """The shape of a supported layer, or None for any other module.
 
-    Supported are linear layers, transformers' `Conv1D`, embeddings, convolutions and
+    Supported are linear layers, in groups too, transformers' `Conv1D`, embeddings, convolutions and
     transposed convolutions in one to three dimensions, and their subclasses.
     """
     bias = getattr(module, "bias", None) is not None
     if isinstance(module, nn.Linear):
         return LayerSpec("linear", module.in_features, module.out_features, bias=bias)
+    if isinstance(module, GroupedLinear):
+        sizes = module.in_features, module.out_features
+        return LayerSpec("linear", *sizes, groups=module.groups, bias=bias)
     if is_transposed_linear(module):
         weight = module.weight
         assert isinstance(weight, Tensor)

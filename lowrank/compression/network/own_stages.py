@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowrank.compression.network.grouped import grouped_linear
 from lowrank.compression.network.stages import (
     Call,
     Factor,
@@ -144,7 +145,7 @@ def run_with(spec: LayerSpec, layer: nn.Module, weight: Tensor, x: Tensor) -> Te
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return layer._conv_forward(x, weight, bias)
     if spec.kind == "linear":
-        return F.linear(x, weight, bias)
+        return grouped_linear(x, weight, bias, spec.groups)
     run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(spec.kernel) - 1]
     assert not isinstance(spec.padding, str)
     places = (spec.stride, spec.padding, spec.output_padding, spec.groups, spec.dilation)

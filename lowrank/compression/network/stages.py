@@ -10,6 +10,8 @@ from typing import Literal, Protocol, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from lowrank.compression.network.grouped import GroupedLinear
+
 Kind = Literal["linear", "embedding", "conv", "conv_transpose"]
 
 
@@ -101,7 +103,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """The shape of one stock layer: everything but its weights.
+    """The shape of one stock layer, or of a grouped linear one: everything but its weights.
 
     Kernel, stride, padding, dilation and output padding have one entry per spatial axis;
     for linear layers and embeddings they are empty. An embedding maps `in_channels` words
@@ -206,7 +208,7 @@ class LayerSpec:
         )
 
     def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
-        """The stock `torch.nn` layer of this shape, with uninitialised weights."""
+        """The `torch.nn` layer (or `GroupedLinear`) of this shape, with uninitialised weights."""
         return nn.utils.skip_init(self._module_class(), device=device, dtype=dtype, **self._args())
 
     def write(self, module: nn.Module, factor: Factor) -> None:
@@ -225,17 +227,17 @@ class LayerSpec:
         return factor
 
     def _module_class(self) -> type[nn.Module]:
-        if self.kind in ("linear", "embedding"):
-            return nn.Linear if self.kind == "linear" else nn.Embedding
+        if self.kind == "linear":
+            return nn.Linear if self.groups == 1 else GroupedLinear
+        if self.kind == "embedding":
+            return nn.Embedding
         return (_CONV if self.kind == "conv" else _CONV_TRANSPOSE)[len(self.kernel)]
 
     def _args(self) -> dict[str, object]:
         if self.kind == "linear":
-            return {
-                "in_features": self.in_channels,
-                "out_features": self.out_channels,
-                "bias": self.bias,
-            }
+            sizes = {"in_features": self.in_channels, "out_features": self.out_channels}
+            grouped = {"groups": self.groups} if self.groups > 1 else {}
+            return {**sizes, **grouped, "bias": self.bias}
         if self.kind == "embedding":
             return {
                 "num_embeddings": self.in_channels,
@@ -290,8 +292,7 @@ def module_layout(spec: LayerSpec, weight: Tensor, *, transposed: bool = False) 
     g, o, i, *kernel = spec.weight_shape
     if spec.kind == "conv_transpose":
         return weight.transpose(1, 2).reshape(g * i, o, *kernel).contiguous()
-    flat = (g * o, i, *kernel) if spec.kernel else (o, i)
-    return weight.reshape(flat).contiguous()
+    return weight.reshape(g * o, i, *kernel).contiguous()
 
 
 def chain_macs(stages: Sequence[Stage], call: Call) -> int:
