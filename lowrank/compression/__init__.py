@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from lowrank.compression.network.cutting import split_batches as split_batches
     from lowrank.compression.network.example import check as check
     from lowrank.compression.network.example import run as run
-    from lowrank.compression.network.grouped import GroupedLinear as GroupedLinear
     from lowrank.compression.network.layers import LayerView as LayerView
     from lowrank.compression.network.layers import spec_of as spec_of
     from lowrank.compression.network.own_stages import Branches as Branches
@@ -73,6 +72,7 @@ if TYPE_CHECKING:
     from lowrank.compression.network.prefix_cache import Replay as Replay
     from lowrank.compression.network.scan import scan as scan
     from lowrank.compression.network.stages import Call as Call
+    from lowrank.compression.network.stages import GroupedLinear as GroupedLinear
     from lowrank.compression.network.stages import LayerSpec as LayerSpec
     from lowrank.compression.network.stages import canonical as canonical
     from lowrank.compression.network.stages import compose as compose
@@ -117,7 +117,7 @@ _HOME = {
     "Dense": "structure.choices",
     "Fitting": "calibration.goals",
     "GRID": "planning.layer_times",
-    "GroupedLinear": "network.grouped",
+    "GroupedLinear": "network.stages",
     "LayerSpec": "network.stages",
     "LayerTimer": "planning.layer_times",
     "LayerView": "network.layers",

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lowrank.compression.network.grouped import GroupedLinear
 from lowrank.compression.network.stages import (
     _CONV,
     _CONV_TRANSPOSE,
     Call,
     Cost,
+    GroupedLinear,
     LayerSpec,
     Stage,
     canonical,

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank.compression.network.grouped import grouped_linear
 from lowrank.compression.network.stages import (
     Call,
     Factor,
@@ -23,6 +22,7 @@ from lowrank.compression.network.stages import (
     Stage,
     chain_macs,
     chained,
+    grouped_linear,
     module_layout,
 )
 
