@@ -113,7 +113,9 @@ def with_data(out: Path) -> None:
         for weighed in (False, True):
             pca = weighed_plan(dense, svd, {"macs": keep}, None if weighed else 0.0)
             name = f"output-PCA, ranks by {'probes' if weighed else 'output energy'}"
-            tests[name], _ = lowrank.apply(dense, pca, data=curves.data, fit="parallel")
+            tests[name], _ = lowrank.apply(
+                dense, pca, data=curves.data, calibration=lowrank.Calibration(fit="parallel")
+            )
         ours = weighed_plan(dense, curves, {"macs": keep}, None)
         tests["data-aware, sequential"], _ = lowrank.apply(dense, ours, data=curves.data)
         tests["refined"], _ = lowrank.apply(dense, ours, data=curves.data, refine=STEPS)

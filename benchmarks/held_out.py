@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression import Calibration, LayerView, Moments, calibrate, compose, scan
+from lowrank.compression import Calibrated, LayerView, Moments, calibrate, compose, scan
 from lowrank.compression.methods import METHODS, Method
 from lowrank.decompositions.metric import Metric
 from lowrank.demos.bundled import fashion_mnist, resnet20
@@ -53,8 +53,8 @@ class Pictures:
     """Moments of the bundled network's layers on calibration and on other pictures."""
 
     views: dict[str, LayerView]
-    seen: Calibration
-    held: Calibration
+    seen: Calibrated
+    held: Calibrated
 
     @classmethod
     def of(cls, n: int, seed: int = SEED) -> Pictures:

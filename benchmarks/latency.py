@@ -112,7 +112,9 @@ def run(name: str, batch: int, threads: int, channels_last: bool) -> dict[str, A
             x.to(memory_format=torch.channels_last),
         )
     began = time.perf_counter()
-    small, report = lowrank.compress(model, x, latency=WANTED, methods=METHODS, round_to=8)
+    small, report = lowrank.compress(
+        model, x, latency=WANTED, methods=METHODS, rules=lowrank.Rules(round_to=8)
+    )
     took = time.perf_counter() - began
     found, check = compare(model, small, x, rounds=(25, 60), enough=2.0), report.latency
     assert check is not None

@@ -36,7 +36,11 @@ def main() -> None:
     torch.manual_seed(0)
     pictures = torch.randn(8, 3, 64, 64)
     curves = lowrank.measure(
-        resnet50(), pictures[:1], data=pictures, methods=args.methods, weighting="outputs"
+        resnet50(),
+        pictures[:1],
+        data=pictures,
+        methods=args.methods,
+        calibration=lowrank.Calibration(weighting="outputs"),
     )
     assert curves.data is not None
     rows: list[dict[str, Any]] = []
@@ -53,7 +57,7 @@ def main() -> None:
         "machine": platform.machine(),
         "layers": len(curves.curves),
         "candidates": sum(len(c.candidates) for c in curves.curves),
-        "calibration": str(curves.data.calibration),
+        "calibration": str(curves.data.calibrated),
         "all_budgets_cpu_seconds": round(sum(r["cpu_seconds"] for r in rows), 4),
     }
     print(json.dumps(about, indent=1))

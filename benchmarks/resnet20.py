@@ -103,7 +103,9 @@ def draw(
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     picked = images[order[:256]]
     started = time.process_time()
-    curves = lowrank.measure(model, images[:1], data=picked, seed=seed)
+    curves = lowrank.measure(
+        model, images[:1], data=picked, calibration=lowrank.Calibration(seed=seed)
+    )
     measured = time.process_time() - started
     for keep, names in missing.items():
         if not names:

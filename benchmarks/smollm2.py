@@ -102,17 +102,17 @@ def main() -> None:
     os.environ["TQDM_DISABLE"] = "1"
     net, passages = load()
     data, test = passages[:CALIBRATION], passages[1000 : 1000 + TEST]
-    same = uniform(net)
+    same = lowrank.Rules(overrides=uniform(net))
     saved: dict[str, Any] = {
         "about": {"torch": torch.__version__, "tokens": data.numel(), "test_tokens": test.numel()},
         "rows": {"dense": {"perplexity": perplexity(net, test), "parameters_kept": 1.0}},
     }
     svd: dict[str, Any] = {"methods": ["channel_svd"], "skip": ["*embed*"]}
     ways: dict[str, dict[str, Any]] = {
-        "uniform, weights": {"overrides": same, "params": 1.0},
+        "uniform, weights": {"rules": same, "params": 1.0},
         "uniform, outputs": {
-            "overrides": same, "params": 1.0, "data": data, "fit": "parallel",
-            "weighting": "outputs",
+            "rules": same, "params": 1.0, "data": data,
+            "calibration": lowrank.Calibration(fit="parallel", weighting="outputs"),
         },
         "planned": {"params": KEEP, "data": data},
     }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lowrank.version import __version__
 
 if TYPE_CHECKING:
+    from lowrank.compression.calibration.settings import Calibration
     from lowrank.compression.fitting.batchnorm import recalibrate_batchnorm
     from lowrank.compression.fitting.finetune import finetune
     from lowrank.compression.fitting.soap import SOAP
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from lowrank.compression.pipeline.quantize import quantize
     from lowrank.compression.pipeline.report import Report
     from lowrank.compression.pipeline.sweep import sweep
+    from lowrank.compression.planning.curves import Curves
     from lowrank.compression.planning.measure import measure
+    from lowrank.compression.planning.rules import Rules
     from lowrank.compression.structure.checkpoint import load, save
     from lowrank.compression.structure.choices import Dense, Tied
     from lowrank.compression.structure.history import densify
@@ -45,7 +48,9 @@ if TYPE_CHECKING:
 _HOME = {
     "BiClustering": "lowrank.compression.methods",
     "CP": "lowrank.compression.methods",
+    "Calibration": "lowrank.compression.calibration.settings",
     "ChannelSVD": "lowrank.compression.methods",
+    "Curves": "lowrank.compression.planning.curves",
     "Dense": "lowrank.compression.structure.choices",
     "DepthwiseSeparable": "lowrank.compression.methods",
     "GroupSVD": "lowrank.compression.methods",
@@ -56,6 +61,7 @@ _HOME = {
     "Plan": "lowrank.compression.structure.plan",
     "Profile": "lowrank.compression.gauges.profile_table",
     "Report": "lowrank.compression.pipeline.report",
+    "Rules": "lowrank.compression.planning.rules",
     "SOAP": "lowrank.compression.fitting.soap",
     "SpatialSVD": "lowrank.compression.methods",
     "TensorTrain": "lowrank.compression.methods",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lowrank
 from lowrank.compression import (
     DAMPING,
-    Calibration,
+    Calibrated,
     LayerSpec,
     Moments,
     Sums,
@@ -58,7 +58,7 @@ def _randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def _calibrated(model: nn.Module, batches: Any, **settings: Any) -> Calibration:
+def _calibrated(model: nn.Module, batches: Any, **settings: Any) -> Calibrated:
     return calibrate(model, scan(model, batches[0]).views, batches, **settings)
 
 
@@ -324,7 +324,7 @@ def test_a_layer_that_never_ran_is_listed() -> None:
     net, x = Unused(), torch.randn(40, 24)
     example = torch.full((1, 24), 101.0)
     small, report = lowrank.compress(net, example, params=0.6, data=[x[:20], x[20:]])
-    calibration = lowrank.measure(net, example, data=[x]).data.calibration
+    calibration = lowrank.measure(net, example, data=[x]).data.calibrated
     assert calibration.never_ran == ("spare",)
     assert "spare" not in calibration.layers
     assert any("never ran: spare" in note for note in report.notes)
@@ -587,7 +587,7 @@ def test_what_is_wrong_with_data_is_said_of_data() -> None:
 
 def test_a_metric_that_is_no_number_is_refused() -> None:
     with pytest.raises(InputError, match=r"^metric: "):
-        lowrank.compress(_net(), X[:1], data=X, max_drop=0.1, metric=lambda model: float("nan"))
+        lowrank.compress(_net(), X[:1], data=X, max_drop=(lambda model: float("nan"), 0.1))
 
 
 # --- the model is left as it was ---------------------------------------------------------
@@ -671,11 +671,11 @@ def test_bad_data_gets_a_sentence(data: Any, words: str) -> None:
 @pytest.mark.parametrize("calibration", [0, -3, 2.5], ids=str)
 def test_a_number_of_examples_that_makes_no_sense(calibration: Any) -> None:
     with pytest.raises(InputError, match="no number of examples"):
-        lowrank.measure(_net(), X[:1], data=[X], calibration=calibration)
+        lowrank.measure(_net(), X[:1], data=[X], calibration=lowrank.Calibration(count=calibration))
 
 
 def test_the_sentence_names_time_memory_and_form() -> None:
-    found = Calibration({}, ("late",), 8, 1.25, 3_400_000, ("wide",))
+    found = Calibrated({}, ("late",), 8, 1.25, 3_400_000, ("wide",))
     assert str(found) == (
         "calibrated 0 layers on 8 examples in 1.2 s; moments take 3.4 MB; "
         "as channels x kernel places: wide; never ran: late"

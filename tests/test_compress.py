@@ -80,8 +80,10 @@ def test_never_larger_in_the_budgeted_measure() -> None:
 
 def test_rules_are_followed() -> None:
     curves = lowrank.measure(
-        _net(), X, skip=["9"], round_to=4,
-        overrides={"7": lowrank.ChannelSVD(5), "0": lowrank.Dense("the input layer matters")},
+        _net(), X, skip=["9"], rules=lowrank.Rules(
+            overrides={"7": lowrank.ChannelSVD(5), "0": lowrank.Dense("the input layer matters")},
+            round_to=4,
+        ),
     )  # fmt: skip
     plan = curves.plan(macs=0.5)
     assert plan["7"] == lowrank.ChannelSVD(5)
@@ -91,14 +93,14 @@ def test_rules_are_followed() -> None:
         if name != "7":
             ranks = [v for v in vars(method).values() if isinstance(v, int) and v > 2]
             assert all(r % 4 == 0 for r in ranks)
-    only = lowrank.measure(_net(), X, only=["3"]).plan(macs=0.6)
+    only = lowrank.measure(_net(), X, rules=lowrank.Rules(only=["3"])).plan(macs=0.6)
     assert set(only.replaced) == {"3"}
     assert only["7"] == lowrank.Dense("not among the layers chosen by the user")
 
 
 def test_same_seed_same_plan_and_weights() -> None:
-    a, report_a = lowrank.compress(_net(), X, macs=0.3, seed=3)
-    b, report_b = lowrank.compress(_net(), X, macs=0.3, seed=3)
+    a, report_a = lowrank.compress(_net(), X, macs=0.3, calibration=lowrank.Calibration(seed=3))
+    b, report_b = lowrank.compress(_net(), X, macs=0.3, calibration=lowrank.Calibration(seed=3))
     assert report_a.plan == report_b.plan
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
@@ -199,7 +201,7 @@ BAD_CALLS = [
     ({"methods": ["svd"]}, InputError, "methods: 'svd' is unknown; choose among channel_svd"),
     ({"methods": []}, InputError, "methods"),
     ({"round_to": 0}, InputError, "round_to: 0 is not a whole number from 1 up"),
-    ({"overrides": {"17": lowrank.Dense()}}, InputError, "'17' is no layer"),
+    ({"overrides": {"17": lowrank.Dense()}}, InputError, "'17' matches no layer"),
     ({"overrides": {"3": "cp"}}, InputError, "'cp' for 3 is neither a method nor Dense"),
     ({"overrides": {"3": lowrank.ChannelSVD(0)}}, RankError, "3: rank 0 is outside 1..32"),
     ({"overrides": {"3": lowrank.ChannelSVD(900)}}, RankError, "3: rank 900 is outside 1..32"),
@@ -211,7 +213,7 @@ BAD_CALLS = [
 @pytest.mark.parametrize(("call", "error", "sentence"), BAD_CALLS, ids=str)
 def test_bad_calls(call: dict[str, object], error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
-        lowrank.compress(_net(), X, macs=0.5, **call)
+        lowrank.compress(_net(), X, macs=0.5, rules=lowrank.Rules(**call))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -76,6 +76,6 @@ def test_layers_are_weighed_by_the_fits_that_will_be_made(
 
     monkeypatch.setattr(compress, "replace_layers", noted)
     monkeypatch.setattr(compress, "_TRIAL_WORK", work)
-    lowrank.compress(net, x[:1], data=x, params=0.6, fit=fit_)
+    lowrank.compress(net, x[:1], data=x, params=0.6, calibration=lowrank.Calibration(fit=fit_))
     assert seen
     assert set(seen) == {expected}

@@ -88,8 +88,8 @@ class Residual(nn.Module):
 def test_a_batch_norm_of_zeros(weighting: Any, method: str) -> None:
     pictures = torch.randn(24, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     small, report = lowrank.compress(
-        Residual().eval(), pictures[:1], params=0.8, data=pictures, weighting=weighting,
-        methods=[method, "channel_svd"],
+        Residual().eval(), pictures[:1], params=0.8, data=pictures,
+        calibration=lowrank.Calibration(weighting=weighting), methods=[method, "channel_svd"],
     )  # fmt: skip
     assert report.quality is not None
     assert report.quality.relative_error < 0.5
@@ -184,9 +184,9 @@ def test_a_metric_promise_holds_for_parallel_fits() -> None:
     def closeness(model: nn.Module) -> float:
         return -float((run(model, x) - run(net, x)).norm() / run(net, x).norm())
 
-    for settings in ({"fit": "parallel"}, {"exponent": 0.0}):
-        how: Any = settings | FEW
-        small, _ = lowrank.compress(net, x[:1], data=x, max_drop=0.2, metric=closeness, **how)
+    for settings in (lowrank.Calibration(fit="parallel"), lowrank.Calibration(exponent=0.0)):
+        how: Any = {"calibration": settings} | FEW
+        small, _ = lowrank.compress(net, x[:1], data=x, max_drop=(closeness, 0.2), **how)
         assert closeness(small) >= -0.2
 
 
@@ -266,7 +266,9 @@ def test_layers_count_by_the_users_own_metric(cared_for: int) -> None:
         with torch.no_grad():
             return -float((run(model, X)[cared_for] - target).square().mean())
 
-    small, _ = lowrank.compress(net, X[:1], data=X, params=0.45, weighting=closeness, **FEW)
+    small, _ = lowrank.compress(
+        net, X[:1], data=X, params=0.45, calibration=lowrank.Calibration(weighting=closeness), **FEW
+    )
     cared, other = (small.get_submodule(name) for name in ("ab"[cared_for], "ab"[1 - cared_for]))
     assert closeness(small) > -0.3 * float(target.square().mean())
     assert sum(p.numel() for p in other.parameters()) < 0.3 * sum(
@@ -281,19 +283,29 @@ NAN = float("nan")
 REFUSED: dict[str, Callable[[], object]] = {
     "data: squares of what 0 is given overflow": lambda: _with(data=1e25 * X),
     "data: values up to 4.1e-25, whose squares underflow": lambda: _with(data=1e-25 * X),
-    "weighting: 'probes' is unknown": lambda: _with(weighting="probes"),
-    "metric: of the dense model it is nan;": lambda: _with(weighting=lambda m: NAN),
-    "loss: on the data it gives nan": lambda: _with(loss=lambda y: y.sum() * NAN),
-    "loss: it returned float32": lambda: _with(loss=lambda y: y.sum(1)),
-    "loss: it returned float;": lambda: _with(loss=lambda y: 1.0),
+    "weighting: 'probes' is unknown": lambda: _with(
+        calibration=lowrank.Calibration(weighting="probes")
+    ),
+    "metric: of the dense model it is nan;": lambda: _with(
+        calibration=lowrank.Calibration(weighting=lambda m: NAN)
+    ),
+    "loss: on the data it gives nan": lambda: _with(
+        calibration=lowrank.Calibration(loss=lambda y: y.sum() * NAN)
+    ),
+    "loss: it returned float32": lambda: _with(
+        calibration=lowrank.Calibration(loss=lambda y: y.sum(1))
+    ),
+    "loss: it returned float;": lambda: _with(calibration=lowrank.Calibration(loss=lambda y: 1.0)),
     "refine: 'a' steps make no sense": lambda: _with(refine="a"),
     "refine: 1.5 steps make no sense": lambda: _with(refine=1.5),
-    "metric: there is no max_drop": lambda: _with(metric=lambda m: 1.0),
+    "max_drop: 0.01 is no metric with a drop": lambda: _with(params=None, max_drop=0.01),
+    "max_drop: -1 is no drop": lambda: _with(params=None, max_drop=(_one, -1)),
+    "metric: 'accuracy' is no function": lambda: _with(params=None, max_drop=("accuracy", 0.1)),
     "metric: of the dense model it is nan": lambda: _sweep(metric=lambda m: NAN),
-    "calibration: 'many'": lambda: _with(data=None, calibration="many"),
+    "count: 'many'": lambda: _with(data=None, calibration=lowrank.Calibration(count="many")),
     "keeps: 1.5 is above 1": lambda: _sweep(keeps=(1.5, 0.6)),
     "budget: 'latency' is no measure": lambda: _sweep(budget="latency"),
-    "options: methods": lambda: _sweep(data=None, curves=CURVES, methods=["cp"]),
+    "rules: given beside curves": lambda: _sweep(data=None, curves=CURVES, methods=["cp"]),
     "data: the curves were measured without": lambda: _sweep(curves=CURVES),
     "finetune: its arguments: data is missing": lambda: _sweep(metric=_one, finetune={}),
     "finetune: its arguments: epoch;": lambda: _sweep(
@@ -337,7 +349,15 @@ def test_shares_may_come_as_an_array() -> None:
 
 
 def test_a_sweep_compares_on_what_the_calibration_did_not_see() -> None:
-    found = lowrank.sweep(NET, X[:1], X, keeps=(0.6,), budget="params", calibration=64, **FEW)
+    found = lowrank.sweep(
+        NET,
+        X[:1],
+        X,
+        keeps=(0.6,),
+        budget="params",
+        calibration=lowrank.Calibration(count=64),
+        **FEW,
+    )
     quality = found.points[0].quality
     assert quality is not None
     assert (quality.n_examples, quality.held_out) == (32, True)

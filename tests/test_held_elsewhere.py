@@ -55,7 +55,9 @@ def test_a_layer_called_past_the_modules_stays_dense(hold: Callable[[_Held], obj
     assert "held holds it too" in report.left_alone["a"]
     assert isinstance(small.b, nn.Sequential)
     assert report.kept("macs") <= 0.7
-    plan = lowrank.measure(_Held(lambda m: m.a), X, overrides={"a": ChannelSVD(4)}).plan(params=0.9)
+    plan = lowrank.measure(
+        _Held(lambda m: m.a), X, rules=lowrank.Rules(overrides={"a": ChannelSVD(4)})
+    ).plan(params=0.9)
     with pytest.raises(PlanError, match="held holds it too"):
         lowrank.apply(model, plan)
 
@@ -159,5 +161,5 @@ def test_layers_that_share_a_weight_name_each_other_once() -> None:
 def test_channels_last_survives_factors_that_are_one_wide() -> None:
     model = nn.Sequential(nn.Conv2d(8, 16, 3)).to(memory_format=torch.channels_last)
     x = torch.randn(1, 8, 9, 9)
-    small, _ = lowrank.compress(model, x, params=1.0, overrides={"0": CP(6)})
+    small, _ = lowrank.compress(model, x, params=1.0, rules=lowrank.Rules(overrides={"0": CP(6)}))
     assert lowrank.densify(small)[0].weight.is_contiguous(memory_format=torch.channels_last)

@@ -27,7 +27,9 @@ class Wrapped(nn.Module):
 
 
 def _replaced(layer: nn.Module, x: torch.Tensor, method: object) -> nn.Module:
-    curves = lowrank.measure(Wrapped(layer).eval(), x, overrides={"layer": method})
+    curves = lowrank.measure(
+        Wrapped(layer).eval(), x, rules=lowrank.Rules(overrides={"layer": method})
+    )
     small, _ = lowrank.apply(Wrapped(layer).eval(), curves.plan(params=10**9))
     return small.layer
 
@@ -122,7 +124,7 @@ def test_transposed_linear_of_transformers_becomes_two_linear_layers() -> None:
     nn.init.normal_(model.layer.bias)
     x = torch.randn(3, 10).double()
     small, _ = lowrank.compress(
-        model, x, params=10**9, overrides={"layer": METHODS["channel_svd"](6)}
+        model, x, params=10**9, rules=lowrank.Rules(overrides={"layer": METHODS["channel_svd"](6)})
     )
     assert [type(m) for m in small.layer] == [nn.Linear, nn.Linear]
     assert (small(x) - model(x)).abs().max() < 1e-10
@@ -139,7 +141,9 @@ def test_densify_gives_the_layer_back(name: str) -> None:
     x = layer_input(model.layer, shape, torch.float64)
     [view] = scan(model, x).views
     for method in full_rank_methods(view.spec):
-        small, _ = lowrank.compress(model, x, params=10**9, overrides={"layer": method})
+        small, _ = lowrank.compress(
+            model, x, params=10**9, rules=lowrank.Rules(overrides={"layer": method})
+        )
         dense = lowrank.densify(small)
         assert repr(dense) == repr(model)
         assert (dense(x) - model(x)).abs().max() < 1e-10

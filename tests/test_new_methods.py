@@ -102,7 +102,9 @@ class Net(nn.Module):
 def test_a_network_with_it_saves_exports_and_comes_back(method: Method, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = Net().eval(), torch.randn(2, 12, 8, 8)
-    small, report = lowrank.compress(net, x, params=10**9, overrides={"a": method})
+    small, report = lowrank.compress(
+        net, x, params=10**9, rules=lowrank.Rules(overrides={"a": method})
+    )
     assert report.plan["a"] == method
     assert lowrank.Plan.from_json(report.plan.to_json()) == report.plan
 
@@ -126,7 +128,7 @@ def test_a_network_with_it_saves_exports_and_comes_back(method: Method, tmp_path
 def test_it_runs_under_compile(method: Method) -> None:
     torch.manual_seed(0)
     net, x = Net().eval(), torch.randn(2, 12, 8, 8)
-    small, _ = lowrank.compress(net, x, params=10**9, overrides={"a": method})
+    small, _ = lowrank.compress(net, x, params=10**9, rules=lowrank.Rules(overrides={"a": method}))
     torch.compiler.reset()
     with torch.no_grad():
         fast = torch.compile(small, backend="eager", fullgraph=True)
@@ -142,8 +144,12 @@ def test_fitted_to_data_it_serves_the_network_better(method: Method) -> None:
         + torch.randn(64, 12, 1, 1) * torch.linspace(0, 2, 12)[:, None, None]
     )
     x = base + 0.3 * torch.randn(64, 12, 8, 8)
-    blind, _ = lowrank.compress(net, x[:1], params=10**9, overrides={"a": method})
-    seen, _ = lowrank.compress(net, x[:1], params=10**9, overrides={"a": method}, data=[x[:48]])
+    blind, _ = lowrank.compress(
+        net, x[:1], params=10**9, rules=lowrank.Rules(overrides={"a": method})
+    )
+    seen, _ = lowrank.compress(
+        net, x[:1], params=10**9, rules=lowrank.Rules(overrides={"a": method}), data=[x[:48]]
+    )
     with torch.no_grad():
         lost = [(m(x[48:]) - net(x[48:])).square().sum() for m in (blind, seen)]
     assert lost[1] < lost[0]
@@ -340,7 +346,9 @@ def test_impossible_bricks_are_refused(n: int, splits: int, words: str) -> None:
 
 
 def _lego(net: nn.Module, x: Tensor) -> nn.Module:
-    small, _ = lowrank.compress(net, x[:1], params=10**9, overrides={"a": LegoNet(6, 2)})
+    small, _ = lowrank.compress(
+        net, x[:1], params=10**9, rules=lowrank.Rules(overrides={"a": LegoNet(6, 2)})
+    )
     return small
 
 

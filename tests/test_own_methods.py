@@ -86,11 +86,13 @@ def test_a_registered_method_is_known_to_plans_and_an_unregistered_one_works_mea
 
 
 def test_rules_take_methods_that_are_not_registered() -> None:
-    _, report = lowrank.compress(_net(), X, params=0.9, overrides={"0": Own(3)})
+    _, report = lowrank.compress(
+        _net(), X, params=0.9, rules=lowrank.Rules(overrides={"0": Own(3)})
+    )
     assert report.plan["0"] == Own(3)
     for wrong in (Own, "own", 3):
         with pytest.raises(InputError, match="neither a method with its ranks nor Dense"):
-            lowrank.measure(_net(), X, overrides={"0": wrong})
+            lowrank.measure(_net(), X, rules=lowrank.Rules(overrides={"0": wrong}))
 
 
 def test_names_do_not_clash() -> None:

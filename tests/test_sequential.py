@@ -281,7 +281,13 @@ def test_replay_gives_the_output_of_a_model_that_differs_behind_the_mark() -> No
 def test_probes_from_the_middle_of_the_model_are_those_of_whole_passes() -> None:
     model = _seeded(Residual)
     x = _pictures(48, 2)
-    curves = lowrank.measure(model, x[:1], data=[x], methods=["channel_svd"], weighting="gradients")
+    curves = lowrank.measure(
+        model,
+        x[:1],
+        data=[x],
+        methods=["channel_svd"],
+        calibration=lowrank.Calibration(weighting="gradients"),
+    )
 
     def whole(small: nn.Module) -> float:
         found = compare_outputs(model, small, None, [x])
@@ -361,7 +367,9 @@ def test_sequential_beats_parallel_beats_weights_alone_on_held_out_data() -> Non
     x, held = _pictures(128, 2), _pictures(128, 3)
     lowrank.recalibrate_batchnorm(model, teacher=_seeded(Residual, 1), data=x, val=lambda m: 0.0)
     overrides = {f"convs.{k}": ChannelSVD(3) for k in range(6)}
-    curves = lowrank.measure(model, x[:1], data=[x], overrides=overrides, only=["convs.*"])
+    curves = lowrank.measure(
+        model, x[:1], data=[x], rules=lowrank.Rules(overrides=overrides, only=["convs.*"])
+    )
     plan = curves.plan(params=10**9)
     assert len(plan.replaced) == 6
     blind, _ = replace_layers(model, plan)
@@ -403,7 +411,7 @@ def test_layers_are_fitted_in_the_order_in_which_they_run() -> None:
 
     model, x = _seeded(Backwards), torch.randn(40, 8)
     overrides = {"last": ChannelSVD(3), "first": ChannelSVD(3)}
-    curves = lowrank.measure(model, x[:1], data=[x], overrides=overrides)
+    curves = lowrank.measure(model, x[:1], data=[x], rules=lowrank.Rules(overrides=overrides))
     order: list[str] = []
     lowrank.apply(
         model,
@@ -428,9 +436,11 @@ def test_a_layer_makes_up_for_what_the_other_branch_lost() -> None:
     model = _seeded(Sum)
     x = torch.randn(400, 8)
     plan = lowrank.measure(
-        model, x[:1], overrides={"left": ChannelSVD(3), "right": ChannelSVD(8)}
+        model, x[:1], rules=lowrank.Rules(overrides={"left": ChannelSVD(3), "right": ChannelSVD(8)})
     ).plan(params=10**9)
-    data = lowrank.measure(model, x[:1], data=[x], weighting="outputs").data
+    data = lowrank.measure(
+        model, x[:1], data=[x], calibration=lowrank.Calibration(weighting="outputs")
+    ).data
     small, _ = replace_layers(model, plan, data, "sequential")
     assert _lost(model, small, torch.randn(50, 8)) < 0.01  # left lost a half, right makes it up
 
@@ -495,7 +505,9 @@ class Words(nn.Module):
 def test_layers_that_cannot_be_ordered_fall_back_and_say_so() -> None:
     model, ids = _seeded(Words), torch.randint(0, 40, (30, 6))
     overrides = {name: ChannelSVD(6) for name in ("words", "twice", "once")}
-    small, report = lowrank.compress(model, ids[:1], data=[ids], params=10**9, overrides=overrides)
+    small, report = lowrank.compress(
+        model, ids[:1], data=[ids], params=10**9, rules=lowrank.Rules(overrides=overrides)
+    )
     fitted = {row.name: row.fitted for row in report.layers}
     assert fitted == {
         "words": "to the dense model's inputs: nothing comes before an embedding",
@@ -512,7 +524,14 @@ def test_layers_that_cannot_be_ordered_fall_back_and_say_so() -> None:
 def test_parallel_is_said_too() -> None:
     model = _seeded(Residual)
     x = _pictures(16, 2)
-    _, report = lowrank.compress(model, x[:1], data=[x], params=0.6, fit="parallel", methods=FEW)
+    _, report = lowrank.compress(
+        model,
+        x[:1],
+        data=[x],
+        params=0.6,
+        calibration=lowrank.Calibration(fit="parallel"),
+        methods=FEW,
+    )
     fitted = {row.fitted for row in report.layers if row.fitted is not None}
     assert fitted == {"to the dense model's inputs: as asked for"}
 
@@ -584,8 +603,16 @@ def test_data_aware_models_save_load_and_come_back(tmp_path: Path) -> None:
 
 def test_one_seed_one_answer() -> None:
     model, x = _seeded(Residual), _pictures(48, 2)
-    settings: dict[str, Any] = {"data": [x], "macs": 0.95, "methods": ["cp"], "only": ["convs.0"]}
-    nets = [lowrank.compress(model, x[:1], seed=3, **settings)[0] for _ in range(2)]
+    settings: dict[str, Any] = {
+        "data": [x],
+        "macs": 0.95,
+        "methods": ["cp"],
+        "rules": lowrank.Rules(only=["convs.0"]),
+    }
+    nets = [
+        lowrank.compress(model, x[:1], calibration=lowrank.Calibration(seed=3), **settings)[0]
+        for _ in range(2)
+    ]
     states = [net.state_dict() for net in nets]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
@@ -594,7 +621,9 @@ def test_one_seed_one_answer() -> None:
 def test_data_serve_a_copy_of_the_model_and_no_other() -> None:
     """Curves may have been pickled, and the network loaded anew: fits see the same inputs."""
     model, x = _seeded(Residual), _pictures(64, 2)
-    curves = lowrank.measure(model, x[:1], data=[x], methods=FEW, only=["convs.[01]"])
+    curves = lowrank.measure(
+        model, x[:1], data=[x], methods=FEW, rules=lowrank.Rules(only=["convs.[01]"])
+    )
     plan = curves.plan(macs=0.9, exponent=0.5)
     assert curves.data is not None
     again, kept = copy.deepcopy(model), copy.deepcopy(curves.data)
@@ -602,9 +631,9 @@ def test_data_serve_a_copy_of_the_model_and_no_other() -> None:
     two, _ = lowrank.apply(again, plan, data=kept)
     assert torch.equal(run(one, x), run(two, x))
     (part, _), (same, _) = curves.data.parted(model), kept.parted(again)
-    assert same.calibration.layers.keys() == part.calibration.layers.keys() == kept.views.keys()
-    for name, moments in part.calibration.layers.items():
-        assert torch.equal(moments.C, same.calibration.layers[name].C)
+    assert same.calibrated.layers.keys() == part.calibrated.layers.keys() == kept.views.keys()
+    for name, moments in part.calibrated.layers.items():
+        assert torch.equal(moments.C, same.calibrated.layers[name].C)
     with torch.no_grad():
         again.convs[0].weight.mul_(2)
     with pytest.raises(InputError, match=r"data: it was calibrated on other weights of convs\.0"):
@@ -620,7 +649,9 @@ def test_curves_carry_their_data_to_apply() -> None:
     curves = lowrank.measure(model, x[:1], data=[x], methods=FEW)
     plan = curves.plan(macs=0.5, exponent=0.5)
     one, _ = lowrank.apply(model, plan, example=x[:1], data=curves.data)
-    two, _ = lowrank.compress(model, x[:1], macs=0.5, data=[x], exponent=0.5, methods=FEW)
+    two, _ = lowrank.compress(
+        model, x[:1], macs=0.5, data=[x], calibration=lowrank.Calibration(exponent=0.5), methods=FEW
+    )
     assert torch.equal(run(one, x), run(two, x))
     three, _ = lowrank.apply(model, plan, example=x[:1], data=calibration_batches([x], x[:1]))
     assert torch.allclose(run(one, x), run(three, x), atol=1e-4)

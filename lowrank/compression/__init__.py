@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lowrank.compression.calibration.calibrate import Calibration as Calibration
+    from lowrank.compression.calibration.calibrate import Calibrated as Calibrated
     from lowrank.compression.calibration.calibrate import calibrate as calibrate
     from lowrank.compression.calibration.downstream import Sink as Sink
     from lowrank.compression.calibration.downstream import find_sinks as find_sinks
@@ -106,7 +106,7 @@ _HOME = {
     "Batch": "network.batches",
     "Batches": "network.batches",
     "Branches": "network.own_stages",
-    "Calibration": "calibration.calibrate",
+    "Calibrated": "calibration.calibrate",
     "Call": "network.stages",
     "Candidate": "planning.candidates",
     "Choices": "planning.knapsack",

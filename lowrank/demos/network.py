@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrank.atomic import replacing
+from lowrank.compression.calibration.settings import Calibration
 from lowrank.compression.fitting.finetune import finetune
 from lowrank.compression.gauges.counting import model_cost
 from lowrank.compression.gauges.profile import profile
@@ -129,7 +130,7 @@ def run(
     one = test[0][:1]
     tell("profiling", 0, 1)
     cost = profile(model, one)
-    curves = measure(model, one, methods=METHODS, seed=seed, progress=tell)
+    curves = measure(model, one, methods=METHODS, calibration=Calibration(seed=seed), progress=tell)
     plan = curves.plan(macs=macs)
     compressed, _ = apply(model, plan, progress=tell)
     finetuned = finetune(

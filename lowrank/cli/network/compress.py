@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _BUDGETS = ("macs", "params", "bytes", "latency", "memory", "max_drop")
 
 
+_RULES = ("methods", "skip", "only", "round_to", "int8")
+
+
 @click.command(
     short_help="A smaller copy of a model, within a budget.",
     help=f"""Replace the layers of a trained model by smaller ones, within a budget.
@@ -75,7 +78,12 @@ _BUDGETS = ("macs", "params", "bytes", "latency", "memory", "max_drop")
 @click.option(
     "--round-to", type=click.IntRange(min=1), metavar="N", help="Make ranks multiples of this."
 )
-@click.option("--seed", type=int, metavar="N", help="Seed of the randomised fits; 0 by default.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Seed of the randomised fits; 0 by default.",
+)
 @click.option("--plan", "plan_file", type=FILE, metavar="FILE", help="Apply this plan instead.")
 @click.option("--save-plan", type=FILE, metavar="FILE", help="Write the plan as JSON.")
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the model: .safetensors")
@@ -134,18 +142,26 @@ def _check_choice(plan_file: Path | None, settings: Mapping[str, Any]) -> None:
 def _compressed(
     loaded: Loaded, plan_file: Path | None, settings: Mapping[str, Any], progress: Progress
 ) -> tuple[nn.Module, Report]:
+    from lowrank.compression.calibration.settings import Calibration
     from lowrank.compression.gauges.quality import labelled_accuracy
     from lowrank.compression.pipeline.apply import apply
     from lowrank.compression.pipeline.compress import compress
+    from lowrank.compression.planning.rules import Rules
     from lowrank.compression.structure.plan import Plan
 
     model, example, data = loaded.model, loaded.example, loaded.data
     if plan_file is not None:
         settings = {**settings, "example": example}
         return apply(model, Plan.load(plan_file), data=data, progress=progress, **settings)
+    rules = Rules(**{k: v for k, v in settings.items() if k in _RULES})
+    calibration = Calibration(seed=settings.get("seed", 0))
+    settings = {k: v for k, v in settings.items() if k not in (*_RULES, "seed")}
     if "max_drop" in settings:
-        settings = {**settings, "metric": labelled_accuracy(data)}
-    return compress(model, example, data=data, progress=progress, **settings)
+        settings["max_drop"] = (labelled_accuracy(data), settings["max_drop"])
+    return compress(
+        model, example, data=data, calibration=calibration, rules=rules, progress=progress,
+        **settings,
+    )  # fmt: skip
 
 
 def _peaks(loaded: Loaded, small: nn.Module) -> tuple[int, int] | None:

@@ -1,1 +1,1 @@
-"""What is found out from data: moments, and what a fit aims at."""
+"""What data says of every layer."""

@@ -45,7 +45,7 @@ _WORK = 1 << 36
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
+class Calibrated:
     """What one pass over the data found.
 
     Args:
@@ -98,7 +98,7 @@ def calibrate(
     gradients: bool = False,
     loss: Loss | None = None,
     seed: int = 0,
-) -> Calibration:
+) -> Calibrated:
     """Second moments of the inputs of every layer, in one pass.
 
     Args:
@@ -140,7 +140,7 @@ def calibrate(
     if gradients:
         layers = {k: replace(m, G=gram[k] / n) if k in gram else m for k, m in layers.items()}
     ran = [v for v in views if v.name in layers]
-    return Calibration(
+    return Calibrated(
         layers,
         tuple(v.name for v in views if v.name not in layers),
         n,

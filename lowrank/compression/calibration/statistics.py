@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.calibration.calibrate import Calibration, Loss, calibrate
+from lowrank.compression.calibration.calibrate import Calibrated, Loss, calibrate
 from lowrank.compression.calibration.downstream import Sink, find_sinks, norm_scale
 from lowrank.compression.calibration.goal import Goal
 from lowrank.compression.calibration.moments import Moments
@@ -69,14 +69,14 @@ class Data:
     Args:
         units: the layers, in the order in which they run, by the name of each unit's first.
         sinks: layer -> where its output goes.
-        calibration: moments of the dense model.
+        calibrated: moments of the dense model.
         batches: the inputs they are from.
         weighting: how outputs are weighed.
     """
 
     units: dict[str, Unit]
     sinks: dict[str, Sink]
-    calibration: Calibration
+    calibrated: Calibrated
     batches: Sequence[Example]
     weighting: Weighting = "probe"
 
@@ -136,15 +136,15 @@ class Data:
             return self, []
         bound = self.bound(model)
         found = calibrate(model, list(bound.views.values()), rest)
-        known = self.calibration.layers
+        known = self.calibrated.layers
         layers = {name: replace(m, G=known[name].G) for name, m in found.layers.items()}
         found = replace(found, layers=layers)
-        return replace(bound, calibration=found, batches=rest), held
+        return replace(bound, calibrated=found, batches=rest), held
 
     def reason(self, name: str) -> str | None:
         """Why data says nothing about how to fit the layer, or None."""
         unit = self.units.get(name)
-        if unit is None or name not in self.calibration.layers:
+        if unit is None or name not in self.calibrated.layers:
             return "no batch ran it"
         return unit.fitted_to_weights
 
@@ -162,7 +162,7 @@ class Data:
 
     def weight_of_outputs(self, model: nn.Module, name: str) -> Tensor | None:
         """The G (groups, o, o) that a layer is fitted with."""
-        moments, view = self.calibration.layers[name], self.views[name]
+        moments, view = self.calibrated.layers[name], self.views[name]
         if self.weighting != "outputs" and moments.G is not None:
             return moments.metric(weighted=True).G
         return _of_norm(model, self.sinks.get(name, Sink()), view, moments)
@@ -175,13 +175,13 @@ class Data:
             name: of the layer.
             seen: on the calibration examples alone, without regard to others.
         """
-        moments = self.calibration.layers[name]
+        moments = self.calibrated.layers[name]
         metric = moments.metric(centred=self.centred(name), seen=seen)
         return replace(metric, G=self.weight_of_outputs(model, name))
 
     def importance(self, model: nn.Module, name: str) -> Importance:
         """How much an error as large as the whole output of a layer counts."""
-        view, moments = self.views[name], self.calibration.layers[name]
+        view, moments = self.views[name], self.calibrated.layers[name]
         W = view.weight().flatten(2)
         plain = moments.metric(centred=self.centred(name))
         normed = replace(plain, G=_of_norm(model, self.sinks.get(name, Sink()), view, moments))
@@ -200,7 +200,7 @@ class Data:
 
     def goal(self, model: nn.Module, name: str) -> Goal:
         """The layer as it is, to be approximated on the dense model's own inputs."""
-        view, moments = self.views[name], self.calibration.layers[name]
+        view, moments = self.views[name], self.calibrated.layers[name]
         weight = view.weight()
         W = weight.flatten(2).to(moments.mean.dtype)
         mean_out = (W @ moments.mean[..., None]).squeeze(-1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import inf, isfinite
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -37,6 +38,29 @@ def score(scorer: Scorer, model: nn.Module, whose: str) -> float:
     if not isfinite(found):
         raise InputError("metric", f"of {whose} it is {found}", "return a finite number")
     return found
+
+
+def check_metric(metric: object) -> None:
+    """Refuse what is no quality of a model.
+
+    Raises:
+        InputError: says so.
+    """
+    if not callable(metric):
+        problem = f"{metric!r} is no function of a model"
+        raise InputError("metric", problem, "pass one, the higher the better: accuracy, say")
+
+
+def check_drop(metric: object, most: object) -> None:
+    """Refuse a metric that is none, or a drop that is no number from 0 up.
+
+    Raises:
+        InputError: says so.
+    """
+    check_metric(metric)
+    number = isinstance(most, Real) and not isinstance(most, bool)
+    if not number or not 0 <= float(most) < inf:  # type: ignore[arg-type]
+        raise InputError("max_drop", f"{most!r} is no drop from 0 up", "give 0.01, say")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def left_out(
 
 
 def matching(what: str, patterns: str | Sequence[str], names: Collection[str]) -> set[str]:
-    """The names that a pattern matches, as file names are matched.
+    """The names that a pattern matches, as file names are matched; a name itself comes first.
 
     Args:
         what: the argument that the patterns came in, for the message.
@@ -48,10 +48,12 @@ def matching(what: str, patterns: str | Sequence[str], names: Collection[str]) -
     Example:
         >>> sorted(matching("only", "conv*", ["conv1", "conv2", "fc"]))
         ['conv1', 'conv2']
+        >>> matching("skip", "conv[0]", ["conv[0]", "conv0"])
+        {'conv[0]'}
     """
     found: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matched = {n for n in names if fnmatchcase(n, pattern)}
+        matched = {pattern} & set(names) or {n for n in names if fnmatchcase(n, pattern)}
         if not matched:
             raise InputError(what, f"{pattern!r} matches no layer", suggestion(pattern, names))
         found |= matched

@@ -78,7 +78,7 @@ def scan(model: nn.Module, example: Example) -> Scan:
         InputError: the example is refused, or a weight holds NaN or Inf.
     """
     check(example)
-    _require_module(model)
+    require_module(model)
     paths = _paths(model)
     modules = {p[0]: module for module, p in paths.items() if holds_parameters(module)}
     held = held_elsewhere(model)
@@ -213,7 +213,12 @@ def _modules_in(value: Any, seen: set[int]) -> Iterator[nn.Module]:
         yield from _modules_in(part, seen)
 
 
-def _require_module(model: object) -> None:
+def require_module(model: object) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        InputError: says what it is.
+    """
     if not isinstance(model, nn.Module):
         raise InputError("model", f"it is a {type(model).__name__}", "pass a torch.nn.Module")
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
 
 from torch import nn
 
 from lowrank.compression.calibration.goals import How
+from lowrank.compression.calibration.settings import Calibration, calibration_of, check_progress
 from lowrank.compression.calibration.statistics import Data
 from lowrank.compression.fitting.batchnorm import renormalise
 from lowrank.compression.fitting.layerwise import Built, replace_layers
 from lowrank.compression.gauges.quality import Quality, compare_on, compare_outputs
-from lowrank.compression.network.batches import calibration_batches, check_batches
+from lowrank.compression.network.batches import batches_of, calibration_batches, check_batches
 from lowrank.compression.network.cutting import in_memory
-from lowrank.compression.network.example import Example
+from lowrank.compression.network.example import Example, check
 from lowrank.compression.network.scan import refuse_valueless, scan
 from lowrank.compression.network.units import names_of, total
 from lowrank.compression.pipeline.report import Figures, LayerReport, Report
@@ -43,9 +43,8 @@ def apply(
     example: Example | None = None,
     data: object = None,
     val: object = None,
-    calibration: int = 256,
-    fit: How | None = None,
     refine: bool | int = False,
+    calibration: Calibration | None = None,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, Report]:
     """A copy of the model with its layers replaced as the plan says.
@@ -65,13 +64,13 @@ def apply(
         data: batches of inputs to fit the layers to, or `curves.data` from `measure`.
         val: batches on which the outputs of both models are compared; by default what the
             data holds beyond the calibration examples, else those, else the example.
-        calibration: how many examples of the data are used.
-        fit: "sequential", as above, or "parallel", every layer to the dense model's own
-            inputs; by default sequential where there is data.
         refine: then train block after block on the dense block's outputs, without labels:
             True, or the number of gradient steps for a block (100); and the whole model on
             the dense one's outputs, five times as many steps. A trial in short, with a quarter
             of the examples held out, decides whether each is done. It needs data.
+        calibration: how many examples of the data are used, what weighs the layers' outputs,
+            and how layers are fitted; beside `curves.data`, how they are fitted only. The seed
+            of the plan governs by default.
         progress: called as (layer, done, total).
 
     Returns:
@@ -95,9 +94,38 @@ def apply(
         )
     """
     _check_plan(model, plan)
-    known = _known(model, plan, example, data, calibration, fit)
+    measured = Calibration(seed=plan.seed)
+    if isinstance(data, Data):
+        measured = replace(measured, weighting=data.weighting)
+    given = calibration is not None and not isinstance(data, Data)
+    settings = calibration_of(calibration, None if given else measured)
+    check_refine(refine, data)
+    check_val(val, example)
+    check_progress(progress)
+    if example is not None:
+        check(example)
+    return applied(
+        model, plan, example=example, data=data, val=val,
+        settings=settings, refine=refine, progress=progress,
+    )  # fmt: skip
+
+
+def applied(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    example: Example | None,
+    data: object,
+    val: object,
+    settings: Calibration,
+    refine: bool | int,
+    progress: Progress | None,
+) -> tuple[nn.Module, Report]:
+    """What `apply` gives, of arguments that were checked."""
+    known = _known(model, example, data, settings)
     plan = _without_stale_figures(model, plan)
-    small, built, notes = _made(model, plan, known, fit or "sequential", refine, progress)
+    how = settings.fit or "sequential"
+    small, built, notes = _made(model, plan, known, how, refine, progress)
     if plan.int8:
         quantize_linear(small, plan.int8)
     rows = _rows(plan, built)
@@ -116,25 +144,43 @@ def _check_plan(model: nn.Module, plan: Plan) -> None:
         refuse_valueless(name, model.get_submodule(name))
 
 
+def check_refine(refine: object, data: object) -> None:
+    """Refuse steps that make no sense, and steps without data.
+
+    Raises:
+        InputError: says so.
+    """
+    if not isinstance(refine, int) or refine < 0:
+        raise InputError("refine", f"{refine!r} steps make no sense", "give a number such as 100")
+    if refine and data is None:
+        raise InputError("refine", "there is no data to refine on", "pass data=")
+
+
+def check_val(val: object, example: Example | None) -> None:
+    """Refuse batches to compare on that are none.
+
+    Raises:
+        InputError: says so.
+    """
+    if val is not None and next(iter(batches_of(val, example)), None) is None:
+        raise InputError("val", "it holds no batch", "pass at least one")
+
+
 def _known(
-    model: nn.Module,
-    plan: Plan,
-    example: Example | None,
-    data: object,
-    calibration: int,
-    fit: How | None,
+    model: nn.Module, example: Example | None, data: object, settings: Calibration
 ) -> Data | None:
-    if fit is not None and fit not in get_args(How):
-        raise InputError("fit", f"{fit!r} is unknown", f"choose among {', '.join(get_args(How))}")
     if data is None:
         return None
     if isinstance(data, Data):
         return data.bound(model)
-    batches = calibration_batches(data, example, calibration)
+    batches = calibration_batches(data, example, settings.count)
     shown = batches[0] if example is None else example
     found = scan(model, shown)
     batches = in_memory(batches, found.views, shown)
-    return Data.of(model, found.units, batches, seed=plan.seed)
+    return Data.of(
+        model, found.units, batches,
+        loss=settings.loss, weighting=settings.weighting, seed=settings.seed,
+    )  # fmt: skip
 
 
 def _quality(
@@ -163,10 +209,6 @@ def _made(
     progress: Progress | None,
 ) -> tuple[nn.Module, dict[str, Built], list[str]]:
     """The new model, how close its layers came, and what there is to say of the data."""
-    if not isinstance(steps, int) or steps < 0:
-        raise InputError("refine", f"{steps!r} steps make no sense", "give a number such as 100")
-    if steps and known is None:
-        raise InputError("refine", "there is no data to refine on", "pass data=")
     if known is None or not steps or not plan.replaced:
         return _fitted(model, plan, known, how, progress)
     from lowrank.compression.fitting.blocks import STEPS  # which trains, a floor above
@@ -201,7 +243,7 @@ def _fitted(
     small, built = replace_layers(model, plan, known, how, max_iter=max_iter, progress=progress)
     if known is None:
         return small, built, []
-    notes = [str(known.calibration)]
+    notes = [str(known.calibrated)]
     if renormalise(model, small, known.batches):
         notes.append("batch-norm statistics were estimated anew")
     return small, built, notes

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
-from lowrank.compression.calibration.calibrate import Loss
-from lowrank.compression.calibration.goals import How
-from lowrank.compression.calibration.statistics import Weighting
+from lowrank.compression.calibration.settings import Calibration, calibration_of
 from lowrank.compression.gauges.memory import MemoryCheck, measure_memory
-from lowrank.compression.gauges.quality import Scorer
+from lowrank.compression.gauges.quality import Scorer, check_drop
 from lowrank.compression.gauges.timing import LatencyCheck, compare
 from lowrank.compression.methods import MethodsLike
 from lowrank.compression.network.batches import check_batches
 from lowrank.compression.network.example import Example
-from lowrank.compression.pipeline.apply import apply
+from lowrank.compression.pipeline.apply import applied, check_refine, check_val
 from lowrank.compression.pipeline.report import Report
+from lowrank.compression.planning.budget import given_of
 from lowrank.compression.planning.clock import Timed, plan_on_the_clock
-from lowrank.compression.planning.curves import Curves, all_dense
-from lowrank.compression.planning.measure import measure
+from lowrank.compression.planning.curves import Curves
+from lowrank.compression.planning.measure import check_asked, measured
+from lowrank.compression.planning.rules import Rules, rules_of
 from lowrank.compression.planning.weighting import weighing
-from lowrank.compression.structure.choices import Choice
 from lowrank.compression.structure.plan import Plan
 from lowrank.errors import BudgetError, InputError
 from lowrank.progress import Progress
@@ -38,23 +36,14 @@ def compress(
     macs: float | None = None,
     latency: float | None = None,
     memory: float | None = None,
+    max_drop: tuple[Scorer, float] | None = None,
     data: object = None,
     val: object = None,
-    calibration: int = 256,
-    loss: Loss | None = None,
-    weighting: Weighting = "probe",
-    exponent: float | None = None,
-    fit: How | None = None,
     refine: bool | int = False,
-    max_drop: float | None = None,
-    metric: Scorer | None = None,
     methods: MethodsLike = None,
-    skip: Sequence[str] = (),
-    only: Sequence[str] | None = None,
-    overrides: Mapping[str, Choice] | None = None,
-    round_to: int = 1,
-    int8: bool = False,
-    seed: int = 0,
+    skip: str | Sequence[str] = (),
+    calibration: Calibration | None = None,
+    rules: Rules | None = None,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, Report]:
     """A smaller copy of a trained network: factorized layers in place of dense ones.
@@ -63,7 +52,7 @@ def compress(
     within the budget: without data the relative squared error of the weights; with data that
     of the layers' outputs, weighed by what the model's output feels of them. With data the
     layers are then fitted one after another to what the compressed ones before them produce,
-    without gradient steps on the network.
+    without gradient steps on the network. All arguments are checked before the model is run.
 
     Args:
         model: the trained network; left as it is.
@@ -77,32 +66,23 @@ def compress(
             that cannot get faster comes back dense.
         memory: peak bytes of a forward pass (weights and activations) to keep, a fraction in
             (0, 1] or a whole number.
+        max_drop: instead of a budget, a metric and a drop, such as (accuracy, 0.01): the
+            smallest model in MACs whose metric, a function of a model, the higher the better,
+            is at most so much lower; `lowrank.compression.pipeline.sweep.smallest` finds that in
+            parameters too.
         data: batches of inputs (a loader, a list, one tensor, or a pair with labels, which
             are not looked at) to plan and fit on; a few hundred examples do.
         val: batches on which the outputs of both models are compared; by default what the
             data holds beyond the calibration examples, else those, else the example.
-        calibration: how many examples of the data are used.
-        loss: whose gradients weigh the layers' outputs; see `measure`.
-        weighting: "probe", "gradients", "outputs", or a function of a model whose value, the
-            higher the better, tells what layers matter; see `measure`.
-        exponent: how strongly layers are weighed by what the loss feels of them, 0 to 1; by
-            default the best of 0, 0.5, 0.75 and 1 on the calibration examples.
-        fit: "sequential" or "parallel"; see `apply`.
         refine: block-wise refinement on the calibration data, without labels: True, or the
             number of gradient steps for a block; see `apply`.
-        max_drop: instead of a budget: the smallest model in MACs whose metric is at most so
-            much lower; `lowrank.compression.pipeline.sweep.smallest` finds that in parameters too.
-        metric: quality of a model, higher is better, for `max_drop`: accuracy, for instance.
-        methods: names or classes of methods that may be used, or a single one; by default
-            all of `lowrank.compression.methods.METHODS`.
-        skip: layers to leave dense: names or patterns such as "layer1.*".
-        only: the only layers to consider.
-        overrides: layer name -> the method to use there, or `Dense(reason)`.
-        round_to: ranks are multiples of this, where the layer is large enough.
-        int8: linear layers, dense or factorized, may also be quantized to int8 (by torchao)
-            after they are fitted, so that ranks and bits share the budget of `bytes`; where
-            it serves the budget, that is. Convolutions stay in their type.
-        seed: seed of the randomised fits.
+        methods: names such as "channel_svd", or classes, of the methods that may be used, one
+            or several; all by default.
+        skip: layers to leave dense: names or patterns such as "layer1.*", one or several.
+        calibration: how many examples are used, what weighs the layers, how they are fitted,
+            and the seed; see `Calibration`.
+        rules: the other rules for layers: `only`, `overrides`, `round_to`, and `int8`, by which
+            ranks and bits share the budget of `bytes`; see `Rules`.
         progress: called as (what, done, total).
 
     Returns:
@@ -123,70 +103,66 @@ def compress(
         >>> small(torch.randn(3, 256)).shape
         torch.Size([3, 256])
     """
-    if metric is not None and max_drop is None:
-        raise InputError("metric", "there is no max_drop that it measures", "pass max_drop=0.01")
-    if int8 and bytes is None:
-        raise InputError("int8", "there is no budget of bytes", "pass bytes=0.2, or drop int8")
-    curves = measure(
-        model,
-        example,
-        data=data,
-        calibration=calibration,
-        loss=loss,
-        weighting=weighting,
-        methods=methods,
-        skip=skip,
-        only=only,
-        overrides=overrides,
-        round_to=round_to,
-        latency=latency is not None,
-        memory=memory is not None,
-        int8=int8,
-        seed=seed,
-        progress=progress,
-    )
+    rules, settings = rules_of(rules, methods, skip), calibration_of(calibration)
     budget = {"params": params, "bytes": bytes, "macs": macs, "latency": latency, "memory": memory}
+    _check_size(budget, max_drop, rules)
+    check_refine(refine, data)
+    check_val(val, example)
+    timed_too = {"latency": latency is not None, "memory": memory is not None}
+    check_asked(model, example, rules, **timed_too, progress=progress)
+    curves = measured(model, example, data, settings, rules, **timed_too, progress=progress)
     if max_drop is not None:
-        how = {"exponent": exponent, "fit": fit, "refine": refine, "progress": progress}
-        plan, timed = _within_drop(model, curves, budget, metric, max_drop, how), None
+        plan, timed = _within_drop(model, curves, *max_drop, refine, progress), None
     else:
-        exponent = weighing(model, curves, budget, exponent, progress, fit=fit)
+        exponent = weighing(model, curves, budget, settings.exponent, progress, fit=settings.fit)
         plan, timed = _planned(model, example, curves, budget, exponent)
     rest = None if data is None else check_batches(data, example, _used(curves))
-    small, report = apply(
+    small, report = applied(
         model,
         plan,
         example=example,
         data=curves.data,
         val=val if val is not None else rest or None,
-        fit=fit,
+        settings=settings,
         refine=refine,
         progress=progress,
     )
     return small, _checked(model, small, example, curves, timed, report)
 
 
+def _check_size(
+    budget: Mapping[str, float | None], max_drop: tuple[Scorer, float] | None, rules: Rules
+) -> None:
+    """Refuse a budget that makes no sense, none, or two that settle the same."""
+    if max_drop is None:
+        given_of(budget)
+    elif given := [name for name, value in budget.items() if value is not None]:
+        problem = f"given beside {', '.join(given)}, which settles the size already"
+        raise BudgetError("max_drop", problem, "give one or the other")
+    else:
+        if not isinstance(max_drop, tuple | list) or len(max_drop) != 2:
+            problem = f"{max_drop!r} is no metric with a drop"
+            raise InputError("max_drop", problem, "give (accuracy, 0.01), say")
+        check_drop(*max_drop)
+    if rules.int8 and budget["bytes"] is None:
+        raise InputError("int8", "there is no budget of bytes", "pass bytes=0.2, or drop int8")
+
+
 def _within_drop(
     model: nn.Module,
     curves: Curves,
-    budget: Mapping[str, float | None],
-    metric: Scorer | None,
-    max_drop: float,
-    how: Mapping[str, Any],
+    metric: Scorer,
+    most: float,
+    refine: bool | int,
+    progress: Progress | None,
 ) -> Plan:
     """The plan of the smallest model within the drop; all dense if there is none."""
     from lowrank.compression.pipeline.sweep import smallest
 
-    given = [name for name, value in budget.items() if value is not None]
-    if given:
-        problem = f"given beside {', '.join(given)}, which settles the size already"
-        raise BudgetError("max_drop", problem, "give one or the other")
-    if metric is None:
-        raise InputError("max_drop", "there is no metric to measure it by", "pass metric=")
-    found = smallest(model, curves, metric, max_drop, **how)
+    found = smallest(model, curves, metric, most, refine=refine, progress=progress)
     if found is not None:
         return found[1]
-    return all_dense(curves, f"no smaller model loses at most {max_drop:g} of the metric")
+    return curves.dense(f"no smaller model loses at most {most:g} of the metric", {})
 
 
 def _planned(

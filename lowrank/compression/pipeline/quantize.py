@@ -63,7 +63,7 @@ def quantize(
     Weights are stored as int8 with one scale a row; inputs are rounded token by token while
     the model runs. Convolutions and embeddings stay as they are: torchao has no such kernels
     for them. The result saves, loads and exports; `densify` takes it back to floating point.
-    To choose ranks and int8 together under one budget of bytes, see `compress(int8=True)`.
+    To choose ranks and int8 together under one budget of bytes, see `lowrank.Rules(int8=True)`.
 
     Args:
         model: any model, such as `compress` or `finetune` returned; left as it is.

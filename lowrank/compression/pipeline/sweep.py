@@ -9,15 +9,24 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
 
-from lowrank.compression.calibration.goals import How
+from lowrank.compression.calibration.settings import Calibration, calibration_of, check_progress
 from lowrank.compression.fitting.finetune import finetune as tune
-from lowrank.compression.gauges.quality import Quality, Scorer, score
+from lowrank.compression.gauges.quality import (
+    Quality,
+    Scorer,
+    check_drop,
+    check_metric,
+    compare_outputs,
+    score,
+)
+from lowrank.compression.methods import MethodsLike
 from lowrank.compression.network.batches import check_batches
 from lowrank.compression.network.example import Example
-from lowrank.compression.pipeline.apply import apply
+from lowrank.compression.pipeline.apply import applied, check_refine, check_val
 from lowrank.compression.planning.budget import checked
 from lowrank.compression.planning.curves import Curves
-from lowrank.compression.planning.measure import measure
+from lowrank.compression.planning.measure import check_asked, measured
+from lowrank.compression.planning.rules import Rules, rules_of
 from lowrank.compression.planning.weighting import weighed_plan
 from lowrank.compression.structure.history import copy_model
 from lowrank.compression.structure.plan import Plan
@@ -136,8 +145,11 @@ def sweep(
     val: object = None,
     refine: bool | int = False,
     finetune: Mapping[str, Any] | None = None,
+    methods: MethodsLike = None,
+    skip: str | Sequence[str] = (),
+    calibration: Calibration | None = None,
+    rules: Rules | None = None,
     progress: Progress | None = None,
-    **options: Any,
 ) -> Sweep:
     """Compress to several budgets from one calibration, and measure what each costs.
 
@@ -148,14 +160,18 @@ def sweep(
         metric: quality of a model, higher is better; without it, outputs are compared.
         keeps: kept fractions in (0, 1].
         budget: what the fractions are of: "macs", "params" or "bytes".
-        curves: from `measure`, to save measuring again; no `options` then.
+        curves: from `measure`, to save measuring again; no rules then, and of the calibration
+            only `fit` and `exponent`.
         val: batches on which outputs are compared; by default what the data holds beyond
             the calibration examples, else those, else the example.
         refine: block-wise refinement, as in `compress`.
         finetune: arguments of `lowrank.finetune` other than the models, such as
             `{"data": train, "epochs": 1}`; the metric is then measured after it too.
+        methods: which may be used, as in `compress`.
+        skip: layers to leave dense, likewise.
+        calibration: how many examples are used, what weighs the layers, how they are fitted.
+        rules: the other rules for layers.
         progress: called as (what, done, total).
-        options: further arguments of `measure`.
 
     Returns:
         A `Sweep`: data that prints as JSON, and a picture by `plot()`.
@@ -163,7 +179,7 @@ def sweep(
     Raises:
         BudgetError: none of the budgets can be reached, or one makes no sense.
         InputError: no budgets, fine-tuning without a metric, a metric of the dense model that
-            is not finite, an unknown measure, or options beside curves.
+            is not finite, an unknown measure, or rules beside curves.
 
     Example:
         >>> import torch, lowrank
@@ -173,28 +189,39 @@ def sweep(
         [0.8, 0.4]
     """
     _check(keeps, budget, metric, finetune)
-    if curves is not None and options:
-        problem = f"{', '.join(options)} would have to be given to `measure`"
-        raise InputError("options", problem, "drop them, or the curves")
-    if curves is not None and curves.data is None and data is not None:
-        raise InputError("data", "the curves were measured without", "measure with it, or drop it")
+    rules = rules_of(rules, methods, skip)
+    calibration = calibration_of(calibration, None if curves is None else curves.calibration)
+    check_refine(refine, data if curves is None else curves.data)
+    check_val(val, example)
+    check_asked(model, example, rules, latency=False, memory=False, progress=progress)
+    if curves is not None:
+        _check_curves(curves, data, rules)
     dense = None if metric is None else score(metric, model, "the dense model")
     if curves is None:
-        curves = measure(model, example, data=data, progress=progress, **options)
+        curves = measured(model, example, data, calibration, rules, progress=progress)
     if val is None and data is not None and curves.data is not None:
         val = check_batches(data, example, curves.data.batches) or None
+    how = {"val": val, "refine": refine, "settings": calibration}
     points, refused = [], []
     for done, keep in enumerate(sorted(keeps, reverse=True)):
         if progress is not None:
             progress(f"{budget} {keep}", done, len(keeps))
-        plan = _reachable(model, curves, budget, keep)
+        plan = _reachable(model, curves, budget, keep, calibration)
         if plan is None:
             refused.append(keep)
         else:
-            points.append(_point(model, example, curves, plan, keep, metric, val, refine, finetune))
+            points.append(_point(model, example, curves, plan, keep, metric, how, finetune))
     if not points:
         raise BudgetError("keeps", f"none of {tuple(keeps)} can be reached", "raise them")
     return Sweep(tuple(points), dense, budget, tuple(refused))
+
+
+def _check_curves(curves: Curves, data: object, rules: Rules) -> None:
+    if rules != Rules():
+        problem = "given beside curves, which were measured by their own"
+        raise InputError("rules", problem, "give them to measure, or drop the curves")
+    if curves.data is None and data is not None:
+        raise InputError("data", "the curves were measured without", "measure with it, or drop it")
 
 
 def _point(
@@ -204,19 +231,17 @@ def _point(
     plan: Plan,
     keep: float,
     metric: Scorer | None,
-    val: object,
-    refine: bool | int,
+    how: Mapping[str, Any],
     finetune: Mapping[str, Any] | None,
 ) -> Point:
-    small, report = apply(model, plan, data=curves.data, val=val, refine=refine)
-    if report.quality is None:
-        _, report = apply(model, plan, example=example)
-    measured = None if metric is None else float(metric(small))
+    small, report = applied(model, plan, example=None, data=curves.data, progress=None, **how)
+    quality = report.quality or compare_outputs(model, small, example)
+    found = None if metric is None else float(metric(small))
     tuned = None
     if finetune is not None and metric is not None:
         tuned = float(metric(tune(copy_model(small), teacher=model, **finetune)))
     kept = {k: v / getattr(plan.total, k) for k, v in asdict(plan.cost).items() if v}
-    return Point(keep, kept, curves.predicted(plan), report.quality, measured, tuned, plan)
+    return Point(keep, kept, curves.predicted(plan), quality, found, tuned, plan)
 
 
 def smallest(
@@ -226,9 +251,8 @@ def smallest(
     max_drop: float,
     *,
     budget: Measure = "macs",
-    exponent: float | None = None,
-    fit: How | None = None,
     refine: bool | int = False,
+    calibration: Calibration | None = None,
     tol: float = 0.01,
     progress: Progress | None = None,
 ) -> tuple[float, Plan] | None:
@@ -242,9 +266,9 @@ def smallest(
         metric: quality of a model, higher is better.
         max_drop: how much lower it may be, in its own units, from 0 up.
         budget: what is made small: "macs", "params" or "bytes".
-        exponent: how layers are weighed; see `compress`.
-        fit: how they are fitted; see `apply`.
         refine: block-wise refinement of every model that is tried.
+        calibration: how layers are weighed and fitted, `exponent` and `fit`; by default as
+            the curves were measured.
         tol: width of the last interval of kept fractions.
         progress: called as (what, done, total).
 
@@ -255,19 +279,24 @@ def smallest(
         InputError: a drop that is negative or no number, a metric of the dense model that is
             not finite, or an unknown measure.
     """
-    if not isinstance(max_drop, int | float) or not max_drop >= 0:
-        raise InputError("max_drop", f"{max_drop!r} is no drop from 0 up", "give 0.01, say")
+    check_drop(metric, max_drop)
     _check_measure(budget)
+    check_refine(refine, curves.data)
+    check_progress(progress)
+    how = calibration_of(calibration, curves.calibration)
     wanted = score(metric, model, "the dense model") - max_drop
     low, high, best = 0.0, 1.0, None
     while high - low > tol:
         keep = (low + high) / 2
         if progress is not None:
             progress(f"trying {budget} {keep:.3f}", 0, 1)
-        plan = _reachable(model, curves, budget, keep, exponent, fit)
+        plan = _reachable(model, curves, budget, keep, how)
         good = False
         if plan is not None:
-            small, _ = apply(model, plan, data=curves.data, fit=fit, refine=refine)
+            small, _ = applied(
+                model, plan, example=None, data=curves.data, val=None,
+                settings=how, refine=refine, progress=None,
+            )  # fmt: skip
             good = float(metric(small)) >= wanted
         if plan is not None and good:
             best, high = (keep, plan), keep
@@ -281,11 +310,10 @@ def _reachable(
     curves: Curves,
     budget: Measure,
     keep: float,
-    exponent: float | None = None,
-    fit: How | None = None,
+    how: Calibration,
 ) -> Plan | None:
     try:
-        return weighed_plan(model, curves, {budget: keep}, exponent, fit=fit)
+        return weighed_plan(model, curves, {budget: keep}, how.exponent, fit=how.fit)
     except BudgetError:
         return None
 
@@ -303,6 +331,8 @@ def _check(
     finetune: Mapping[str, Any] | None,
 ) -> None:
     _check_measure(budget)
+    if metric is not None:
+        check_metric(metric)
     if not len(keeps):
         raise InputError("keeps", "it is empty", "give kept fractions such as (0.5, 0.3)")
     for keep in keeps:

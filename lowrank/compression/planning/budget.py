@@ -48,10 +48,7 @@ def budget_of(wholes: Mapping[str, float], values: Mapping[str, float | None]) -
         >>> budget_of({"params": 100, "macs": 1000}, {"params": None, "macs": 0.5})
         Budget(given={'macs': 0.5}, limits=(500.0,), wholes=(1000,))
     """
-    given = {name: checked(name, v) for name, v in values.items() if v is not None}
-    if not given:
-        names = ", ".join(f"{name}=" for name in values)
-        raise BudgetError("budget", "none was given", f"pass one of {names} such as 0.5")
+    given = given_of(values)
     limits = []
     for name, value in given.items():
         whole = wholes.get(name)
@@ -61,6 +58,23 @@ def budget_of(wholes: Mapping[str, float], values: Mapping[str, float | None]) -
             raise BudgetError(name, "the model has none on this example", "budget another measure")
         limits.append(value * whole if value <= 1 else float(value))
     return Budget(given, tuple(limits), tuple(wholes[name] for name in given))
+
+
+def given_of(values: Mapping[str, float | None]) -> dict[str, float]:
+    """The measures that were given, each a fraction as a float or a figure as an int.
+
+    Raises:
+        BudgetError: nothing was given, or a value that is neither of the two.
+
+    Example:
+        >>> given_of({"params": None, "macs": 0.5})
+        {'macs': 0.5}
+    """
+    given = {name: checked(name, v) for name, v in values.items() if v is not None}
+    if not given:
+        names = ", ".join(f"{name}=" for name in values)
+        raise BudgetError("budget", "none was given", f"pass one of {names} such as 0.5")
+    return given
 
 
 def checked(name: str, value: object) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank.compression.calibration.settings import Calibration, check_exponent
 from lowrank.compression.calibration.statistics import Data
 from lowrank.compression.gauges.memory import Peaks
 from lowrank.compression.network.stages import Cost
@@ -18,7 +19,7 @@ from lowrank.compression.planning.knapsack import Choices, choose, smallest
 from lowrank.compression.planning.layer_times import Timing
 from lowrank.compression.structure.choices import Dense, PlannedLayer, Tied
 from lowrank.compression.structure.plan import Plan
-from lowrank.errors import BudgetError, InputError
+from lowrank.errors import BudgetError
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Curves:
         kinds: every layer, in the model's order -> its class name.
         shapes: every layer -> the shapes of its own parameters.
         total: cost of the whole model on the example.
-        seed: seed of the randomised fits.
+        calibration: what they were measured with.
         data: what was found out from data; None where errors are those of the weights.
         timing: how long the candidates take; None where that was not asked for.
         memory: what the model holds while it runs; None where that was not asked for.
@@ -42,7 +43,7 @@ class Curves:
     kinds: dict[str, str]
     shapes: dict[str, dict[str, tuple[int, ...]]]
     total: Cost
-    seed: int = 0
+    calibration: Calibration = field(default_factory=Calibration)
     data: Data | None = field(default=None, compare=False, repr=False)
     timing: Timing | None = field(default=None, compare=False, repr=False)
     memory: Peaks | None = field(default=None, compare=False, repr=False)
@@ -119,7 +120,7 @@ class Curves:
         macs: float | None = None,
         latency: float | None = None,
         memory: float | None = None,
-        exponent: float = 0.5,
+        exponent: float | None = None,
     ) -> Plan:
         """The method and rank, or dense, of every layer: least summed error in the budget.
 
@@ -138,7 +139,8 @@ class Curves:
             memory: peak bytes of a forward pass to keep, weights and activations; needs
                 `measure(..., memory=True)`.
             exponent: with data, layers are weighed by outputs^(1 - exponent) loss^exponent:
-                from the size of the output that is lost (0) to what the loss feels of it (1).
+                from the size of the output that is lost (0) to what the loss feels of it (1);
+                by default that of the calibration, else 0.5.
 
         Raises:
             InputError: an exponent outside 0..1.
@@ -147,7 +149,9 @@ class Curves:
         """
         values = {"params": params, "bytes": bytes, "macs": macs}
         budget = budget_of(self._wholes, {**values, "latency": latency, "memory": memory})
-        _check_exponent(exponent)
+        if exponent is None:
+            exponent = 0.5 if self.calibration.exponent is None else self.calibration.exponent
+        check_exponent(exponent)
         offers = [self._offer(curve, budget.names, exponent) for curve in self.curves]
         fixed = np.array(budget.wholes, float)
         fixed -= np.sum([self._dense(c, budget.names) for c in self.curves], axis=0)
@@ -183,7 +187,7 @@ class Curves:
             for name, row in _rows(curve, taken[curve.layer]).items():
                 rows[name] = replace(row, kind=self.kinds[name], shapes=self.shapes[name])
         layers = {name: rows[name] for name in self.kinds}
-        return Plan(layers, self.total, dict(given), self.seed)
+        return Plan(layers, self.total, dict(given), self.calibration.seed)
 
     def predicted(self, plan: Plan, exponent: float = 0.5) -> float:
         """The plan's error as the planner weighs it, as a share of losing every output."""
@@ -282,11 +286,6 @@ def _with_int8(offer: _Offer, curve: Curve, names: Sequence[str], weight: float)
     return _Offer([*offer.options, *(option for option, _ in found)], Choices(costs, errors))
 
 
-def _check_exponent(exponent: float) -> None:
-    if not isinstance(exponent, int | float) or not 0 <= exponent <= 1:
-        raise InputError("exponent", f"{exponent!r} is outside 0..1", "give 0, 0.5 or 1")
-
-
 def _all_dense(offers: Sequence[_Offer]) -> list[int] | None:
     """No layer has a candidate: nothing can get faster, which is no mistake in the budget."""
     return None if any(len(o.options) > 1 or o.options[0] for o in offers) else [0] * len(offers)
@@ -348,4 +347,4 @@ def all_dense(curves: Curves, reason: str) -> Plan:
         name: PlannedLayer(kind, curves.shapes[name], Dense(curves.reasons.get(name, reason)))
         for name, kind in curves.kinds.items()
     }
-    return Plan(rows, curves.total, seed=curves.seed)
+    return Plan(rows, curves.total, seed=curves.calibration.seed)

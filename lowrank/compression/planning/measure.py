@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 from torch import nn
 
-from lowrank.compression.calibration.calibrate import Loss
-from lowrank.compression.calibration.statistics import Data, Importance, Way, Weighting
+from lowrank.compression.calibration.settings import Calibration, calibration_of, check_progress
+from lowrank.compression.calibration.statistics import Data, Importance, Weighting
 from lowrank.compression.gauges.counting import model_cost
 from lowrank.compression.gauges.memory import Peaks
-from lowrank.compression.methods import Method, MethodsLike, check_class, resolve
+from lowrank.compression.methods import Method, MethodsLike
 from lowrank.compression.methods.shared.base import require
 from lowrank.compression.network.batches import calibration_batches
 from lowrank.compression.network.cutting import in_memory
-from lowrank.compression.network.example import Example
-from lowrank.compression.network.layer_names import left_out, suggestion
+from lowrank.compression.network.example import Example, check
 from lowrank.compression.network.layers import LayerView
-from lowrank.compression.network.scan import Scan, scan
+from lowrank.compression.network.scan import (
+    Scan,
+    holds_parameters,
+    refuse_valueless,
+    require_module,
+    scan,
+)
 from lowrank.compression.network.stages import compose
 from lowrank.compression.network.units import Unit, key_of, names_of, total
 from lowrank.compression.planning.candidates import Candidate, Curve, Share, Whole
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.layer_times import Timing, time_layers
 from lowrank.compression.planning.rounding import Rounding
+from lowrank.compression.planning.rules import Rules, rules_of
 from lowrank.compression.structure.choices import Choice, Dense, Tied
-from lowrank.compression.structure.int8 import require_torchao
 from lowrank.decompositions.metric import Metric, identity
-from lowrank.errors import InputError, PlanError
+from lowrank.errors import InputError
 from lowrank.progress import Progress
 
 
@@ -38,19 +43,13 @@ def measure(
     model: nn.Module,
     example: Example,
     *,
-    methods: MethodsLike = None,
-    skip: Sequence[str] = (),
-    only: Sequence[str] | None = None,
     data: object = None,
-    calibration: int = 256,
-    loss: Loss | None = None,
-    weighting: Weighting = "probe",
-    overrides: Mapping[str, Choice] | None = None,
-    round_to: int = 1,
+    methods: MethodsLike = None,
+    skip: str | Sequence[str] = (),
+    calibration: Calibration | None = None,
+    rules: Rules | None = None,
     latency: bool = False,
     memory: bool = False,
-    int8: bool = False,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Curves:
     """The cost and the error of every layer x method x rank of a model.
@@ -58,33 +57,19 @@ def measure(
     Args:
         model: the trained network; left as it is.
         example: inputs of one forward pass (tensor, tuple or dict). MACs are counted on it.
-        methods: names or classes of methods that may be used, or a single one; by default
-            all of `lowrank.compression.methods.METHODS`.
-        skip: layers to leave dense: names or patterns such as "layer1.*".
-        only: the only layers to consider; all by default.
         data: batches of inputs (a loader, a list, a tensor, or a pair with labels, which are
             not looked at). With them errors are those of the layers' outputs, and layers
             count by what the model's output feels of them; else errors are the weights'.
             One tensor is cut into batches whose pass, with gradients, holds about 2 GB at most.
-        calibration: how many examples of the data are used.
-        loss: from the model's output to the sum of the examples' losses, whose gradients
-            weigh the outputs. By default the log-likelihood of labels drawn from the
-            model's own scores, or a random projection where the output is no score matrix.
-        weighting: "probe" fits layers by those gradients and weighs each by what replacing
-            it alone does to the model's output; "gradients" weighs by them too, to first
-            order, which is cheaper and sees no errors that add up over positions;
-            "outputs" needs no backward pass and takes outputs as they are. A function of a
-            model, its quality on examples of yours, the higher the better, is what probes
-            ask instead of the output.
-        overrides: layer name -> the method to use, or `Dense(reason)`.
-        round_to: ranks are multiples of this, where the layer is large enough.
+        methods: names such as "channel_svd", or classes, of the methods that may be used, one
+            or several; all by default.
+        skip: layers to leave dense: names or patterns such as "layer1.*".
+        calibration: how many examples are used, what weighs the layers, and the seed; see
+            `Calibration`.
+        rules: the other rules for layers; see `Rules`.
         latency: time the layers and a grid of candidates on the model's device, at the sizes
             of the example and the number of threads that is set; needed to plan by latency.
         memory: follow what the model allocates; needed to plan by memory.
-        int8: every linear layer, dense or factorized, may also be quantized, at a quarter of
-            its bytes in float32 and the error that rounding its weights adds; budgets of bytes
-            then choose ranks and int8 together. Needs torchao.
-        seed: seed of the randomised fits (CP).
         progress: called as (what, done, total).
 
     Returns:
@@ -96,13 +81,58 @@ def measure(
             without torchao or beside latency or memory, which are measured in full precision.
         RankError: an override whose ranks do not fit its layer.
     """
-    chosen = resolve(methods)
-    _check_round_to(round_to)
-    if int8:
-        _check_int8(latency=latency, memory=memory)
+    known = Calibration(weighting=data.weighting) if isinstance(data, Data) else None
+    rules, settings = rules_of(rules, methods, skip), calibration_of(calibration, known)
+    check_asked(model, example, rules, latency=latency, memory=memory, progress=progress)
+    return measured(
+        model, example, data, settings, rules,
+        latency=latency, memory=memory, progress=progress,
+    )  # fmt: skip
+
+
+def check_asked(
+    model: nn.Module,
+    example: Example,
+    rules: Rules,
+    *,
+    latency: bool,
+    memory: bool,
+    progress: object,
+) -> None:
+    """Refuse, before the model is run, what cannot be measured.
+
+    Raises:
+        InputError: a model or an example that is none, rules that name no layer, or int8 beside
+            what is measured in full precision.
+        RankError: an override whose ranks do not fit its layer.
+    """
+    require_module(model)
+    check(example)
+    check_progress(progress)
+    for name, module in model.named_modules():
+        if holds_parameters(module):
+            refuse_valueless(name, module)
+    rules.check(model)
+    if rules.int8 and (others := [n for n, v in (("latency", latency), ("memory", memory)) if v]):
+        problem = f"candidates in int8 are not measured for {' and '.join(others)}"
+        raise InputError("int8", problem, "budget bytes, params or macs")
+
+
+def measured(
+    model: nn.Module,
+    example: Example,
+    data: object,
+    settings: Calibration,
+    rules: Rules,
+    *,
+    latency: bool = False,
+    memory: bool = False,
+    progress: Progress | None = None,
+) -> Curves:
+    """What `measure` gives, of arguments that were checked."""
     found = scan(model, example)
-    overrides = dict(overrides or {})
-    reasons = found.reasons | _ruled_out(found, skip, only, overrides)
+    reasons, overrides = rules.ruled_out(found)
+    reasons = found.reasons | reasons
     units = [u for u in found.units if u.layers[0].name not in reasons]
     for unit in found.units:
         if (name := unit.layers[0].name) in reasons:
@@ -110,7 +140,7 @@ def measure(
             reasons |= dict.fromkeys(others, f"shares the weight of {name}")
     if not units:
         _refuse_model(found, reasons)
-    known = _calibrated(model, example, found, data, calibration, loss, weighting, seed, progress)
+    known = _calibrated(model, example, found, data, settings, progress)
     curves = []
     for done, unit in enumerate(units):
         view = unit.layers[0]
@@ -118,28 +148,28 @@ def measure(
             progress(view.name, done, len(units))
         metric, importance = _on_data(model, view, known)
         if view.name in overrides:
-            forced = (_forced(unit, overrides[view.name], seed, metric),)
+            forced = (_forced(unit, overrides[view.name], settings.seed, metric),)
             curves.append(replace(_curve(unit, forced, importance), fixed=True))
             continue
-        candidates = tuple(_candidates(unit, chosen, round_to, seed, metric))
-        rounding = Rounding(view, metric, seed) if int8 else None
+        candidates = tuple(_candidates(unit, rules.classes, rules.round_to, settings.seed, metric))
+        rounding = Rounding(view, metric, settings.seed) if rules.int8 else None
         coarse = () if rounding is None else _in_int8(rounding, candidates)
         curves.append(replace(_curve(unit, candidates, importance), int8=coarse))
     if progress is not None:
         progress("measured", len(units), len(units))
     named = {key_of(names_of(u)): u for u in units}
-    measured = Curves(
+    whole = Curves(
         tuple(curves),
         reasons,
         found.kinds,
         found.shapes,
         model_cost(model, example),
-        seed,
+        settings,
         known,
         _timed(model, example, named, curves, progress) if latency else None,
         _followed(model, example, named, curves) if memory else None,
     )
-    return _probed(model, measured, weighting, progress)
+    return _probed(model, whole, settings.weighting, progress)
 
 
 def _probed(
@@ -179,26 +209,21 @@ def _calibrated(
     example: Example,
     found: Scan,
     data: object,
-    calibration: int,
-    loss: Loss | None,
-    weighting: Weighting,
-    seed: int,
+    settings: Calibration,
     progress: Progress | None,
 ) -> Data | None:
-    if not callable(weighting) and weighting not in get_args(Way):
-        advice = f"{_known(get_args(Way))}, or pass a function of a model"
-        raise InputError("weighting", f"{weighting!r} is unknown", advice)
-    if not isinstance(calibration, int) or calibration < 1:
-        raise InputError("calibration", f"{calibration!r} is no number of examples", "give 256")
     if data is None:
         return None
     if isinstance(data, Data):
         return data.bound(model)
     if progress is not None:
         progress("calibrating", 0, 1)
-    batches = calibration_batches(data, example, calibration)
+    batches = calibration_batches(data, example, settings.count)
     batches = in_memory(batches, found.views, example)
-    return Data.of(model, found.units, batches, loss=loss, weighting=weighting, seed=seed)
+    return Data.of(
+        model, found.units, batches,
+        loss=settings.loss, weighting=settings.weighting, seed=settings.seed,
+    )  # fmt: skip
 
 
 def _on_data(
@@ -207,7 +232,7 @@ def _on_data(
     """The metric and the importance of a layer; without a metric its weight alone counts."""
     if data is None:
         return None, None
-    if view.name not in data.calibration.layers:
+    if view.name not in data.calibrated.layers:
         return None, data.importance_of_unseen(view.name)
     if data.reason(view.name) is not None:
         return None, data.importance(model, view.name)
@@ -272,55 +297,6 @@ def _forced(unit: Unit, choice: Choice, seed: int, metric: Metric | None) -> Can
     energy = measured.error(weight.flatten(2))
     error = measured.error((weight - made).flatten(2)) / energy if energy else 0.0
     return _candidate(unit, choice, (error, *(None,) * (len(unit.layers) - 1)))
-
-
-def _known(names: Iterable[str]) -> str:
-    return f"choose among {', '.join(names)}"
-
-
-def _check_round_to(round_to: int) -> None:
-    if not isinstance(round_to, int) or round_to < 1:
-        raise InputError("round_to", f"{round_to!r} is not a whole number from 1 up", "give 8, say")
-
-
-def _check_int8(**others: bool) -> None:
-    if given := [name for name, value in others.items() if value]:
-        problem = f"candidates in int8 are not measured for {' and '.join(given)}"
-        raise InputError("int8", problem, "budget bytes, params or macs")
-    require_torchao()
-
-
-def _ruled_out(
-    found: Scan,
-    skip: Sequence[str],
-    only: Sequence[str] | None,
-    overrides: Mapping[str, Choice],
-) -> dict[str, str]:
-    """The replaceable layers that the user's rules leave dense -> why."""
-    reasons = left_out([v.name for v in found.views], skip, only, found.kinds)
-    for name, choice in overrides.items():
-        _check_override(name, choice, found)
-        if isinstance(choice, Dense):
-            reasons[name] = choice.reason
-        else:
-            reasons.pop(name, None)
-    return reasons
-
-
-def _check_override(name: str, choice: Choice, found: Scan) -> None:
-    if name not in found.kinds:
-        raise InputError("overrides", f"{name!r} is no layer", suggestion(name, found.kinds))
-    if isinstance(choice, Dense):
-        return
-    if isinstance(choice, type | str) or not is_dataclass(choice):
-        problem = f"{choice!r} for {name} is neither a method with its ranks nor Dense"
-        raise InputError("overrides", problem, "pass one such as lowrank.ChannelSVD(rank=8)")
-    check_class(type(choice), "overrides")
-    if name not in {v.name for v in found.views}:
-        reason = found.reasons.get(
-            name, "it goes with the embedding that it shares its weight with"
-        )
-        raise PlanError(name, f"it cannot be replaced: {reason}", "drop its override")
 
 
 def _refuse_model(found: Scan, reasons: Mapping[str, str]) -> NoReturn:

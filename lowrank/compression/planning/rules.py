@@ -1,0 +1,191 @@
+"""The user's rules for layers: which may be replaced, and by what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
+
+from torch import nn
+
+from lowrank.compression.calibration.settings import is_whole
+from lowrank.compression.methods import Method, MethodsLike, check_class, resolve
+from lowrank.compression.methods.shared.base import require
+from lowrank.compression.network.layer_names import left_out, matching
+from lowrank.compression.network.scan import Scan, holds_parameters, static_reason
+from lowrank.compression.structure.choices import Choice, Dense, Tied
+from lowrank.compression.structure.int8 import require_torchao
+from lowrank.compression.structure.swap import layer_spec
+from lowrank.errors import InputError, PlanError
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which layers may be replaced, and by what.
+
+    Layers go by their names or by patterns as file names do: "layer1.*", "*.attn.[qkv]".
+
+    Args:
+        methods: names of methods such as "channel_svd" or their classes, one or several;
+            all by default.
+        skip: layers to leave dense.
+        only: the only layers to consider; all by default.
+        overrides: layer or pattern -> the method with its ranks to use there, or
+            `Dense(reason)`. A pattern speaks of the layers that can be replaced among those
+            it matches; where several match, a layer's own name comes first, then the last.
+        round_to: ranks are multiples of this, where the layer is large enough.
+        int8: linear layers, dense or factorized, may also be quantized to int8 (by torchao)
+            after they are fitted: a quarter of their bytes in float32, and the error that
+            rounding their weights adds. Convolutions stay in their type.
+
+    Raises:
+        InputError: a value that is none of these, or int8 where torchao is missing.
+
+    Example:
+        >>> import torch, lowrank
+        >>> net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 4))
+        >>> rules = lowrank.Rules(overrides={"*": lowrank.ChannelSVD(3)}, skip="1")
+        >>> _, report = lowrank.compress(net, torch.zeros(1, 64), params=0.9, rules=rules)
+        >>> {row.name: row.choice for row in report.layers}["0"]
+        ChannelSVD(rank=3, fold='kernel_first')
+    """
+
+    methods: MethodsLike = None
+    skip: str | Sequence[str] = ()
+    only: str | Sequence[str] | None = None
+    overrides: Mapping[str, Choice] = field(default_factory=dict)
+    round_to: int = 1
+    int8: bool = False
+
+    def __post_init__(self) -> None:
+        if self.methods is not None:
+            self._set("methods", tuple(resolve(self.methods)))
+        self._set("skip", _patterns("skip", self.skip))
+        if self.only is not None:
+            self._set("only", _patterns("only", self.only))
+        self._set("overrides", _choices(self.overrides))
+        if not is_whole(self.round_to) or self.round_to < 1:
+            problem = f"{self.round_to!r} is not a whole number from 1 up"
+            raise InputError("round_to", problem, "give 8, say")
+        if self.int8:
+            require_torchao()
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def classes(self) -> tuple[type[Method], ...]:
+        """The classes of the methods that may be used."""
+        return tuple(resolve(self.methods))
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse, before the model is run, what its layers' names and weights speak against.
+
+        Raises:
+            InputError: a pattern matches no layer, or an empty `only`.
+            PlanError: an override of a layer that cannot be replaced.
+            RankError: an override whose ranks do not fit its layer.
+        """
+        modules = {n: m for n, m in model.named_modules() if holds_parameters(m)}
+        left_out(list(modules), self.skip, self.only, modules)
+        for pattern in self.overrides:
+            matching("overrides", pattern, modules)
+        replaceable = [n for n, m in modules.items() if static_reason(m) is None]
+        for name, choice in self.expanded(list(modules), replaceable).items():
+            if isinstance(choice, Dense | Tied):
+                continue
+            if (reason := static_reason(modules[name])) is not None:
+                raise PlanError(name, f"it cannot be replaced: {reason}", "drop its override")
+            require(choice, layer_spec(modules[name]), name)
+
+    def ruled_out(self, found: Scan) -> tuple[dict[str, str], dict[str, Choice]]:
+        """The replaceable layers that the rules leave dense -> why, and the overrides by name.
+
+        Raises:
+            PlanError: an override of a layer that cannot be replaced, as running it showed.
+        """
+        served = [v.name for v in found.views]
+        reasons = left_out(served, self.skip, self.only, found.kinds)
+        overrides = self.expanded(list(found.kinds), served)
+        for name, choice in overrides.items():
+            if isinstance(choice, Dense):
+                reasons[name] = choice.reason
+                continue
+            reasons.pop(name, None)
+            if name not in served:
+                paired = "it goes with the embedding that it shares its weight with"
+                reason = found.reasons.get(name, paired)
+                raise PlanError(name, f"it cannot be replaced: {reason}", "drop its override")
+        return reasons, overrides
+
+    def expanded(self, names: Sequence[str], served: Sequence[str]) -> dict[str, Choice]:
+        """Layer -> choice, of the overrides' names and patterns.
+
+        Args:
+            names: of all layers.
+            served: of those that can be replaced, which patterns speak of.
+        """
+        own = {n: c for n, c in self.overrides.items() if n in names}
+        patterns = {p: c for p, c in self.overrides.items() if p not in names}
+        found: dict[str, Choice] = {}
+        for pattern, choice in patterns.items():
+            if not (hit := matching("overrides", pattern, names) & set(served)):
+                problem = f"{pattern!r} matches no layer that can be replaced"
+                raise InputError("overrides", problem, "see the report for reasons")
+            found |= dict.fromkeys((n for n in names if n in hit), choice)
+        return found | own
+
+
+def rules_of(rules: object, methods: object = None, skip: object = ()) -> Rules:
+    """The rules, with what was given as arguments of their own.
+
+    Args:
+        rules: a `Rules`, or None.
+        methods: as in `Rules`; None for what the rules say.
+        skip: likewise; empty for what the rules say.
+
+    Raises:
+        InputError: it is no `Rules`, or something was given twice.
+
+    Example:
+        >>> rules_of(None, methods="channel_svd", skip="fc").skip
+        ('fc',)
+    """
+    if rules is None:
+        rules = Rules()
+    if not isinstance(rules, Rules):
+        raise InputError("rules", f"{rules!r} is no Rules", 'pass lowrank.Rules(only="fc"), say')
+    if methods is not None:
+        if rules.methods is not None:
+            raise InputError("methods", "given twice, in the rules too", "give them once")
+        rules = replace(rules, methods=methods)  # type: ignore[arg-type]
+    if skip is not None and not (isinstance(skip, Sequence) and not skip):
+        if rules.skip:
+            raise InputError("skip", "given twice, in the rules too", "give it once")
+        rules = replace(rules, skip=skip)  # type: ignore[arg-type]
+    return rules
+
+
+def _patterns(what: str, given: object) -> tuple[str, ...]:
+    several = [given] if isinstance(given, str) else given
+    if not isinstance(several, Sequence | set | frozenset) or not all(
+        isinstance(one, str) for one in several
+    ):
+        advice = 'give a name or pattern, or several: "fc", ["conv1", "layer1.*"]'
+        raise InputError(what, f"{given!r} names no layers", advice)
+    return tuple(several)
+
+
+def _choices(given: object) -> dict[str, Choice]:
+    if not isinstance(given, Mapping):
+        advice = 'give a dict of layers: {"fc": lowrank.ChannelSVD(8)}'
+        raise InputError("overrides", f"{given!r} is no dict", advice)
+    for name, choice in given.items():
+        if not isinstance(name, str):
+            raise InputError("overrides", f"{name!r} is no name of a layer", "give a text")
+        if isinstance(choice, Dense):
+            continue
+        if isinstance(choice, type | str) or not is_dataclass(choice):
+            problem = f"{choice!r} for {name} is neither a method with its ranks nor Dense"
+            raise InputError("overrides", problem, "pass one such as lowrank.ChannelSVD(rank=8)")
+        check_class(type(choice), "overrides")
+    return dict(given)
