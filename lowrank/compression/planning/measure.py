@@ -34,6 +34,7 @@ from lowrank.compression.planning.layer_times import Timing, time_layers
 from lowrank.compression.planning.rounding import Rounding
 from lowrank.compression.planning.rules import Rules, rules_of
 from lowrank.compression.structure.choices import Choice, Dense, Tied
+from lowrank.compression.structure.int8 import require_torchao
 from lowrank.decompositions.metric import Metric, identity
 from lowrank.errors import InputError
 from lowrank.progress import Progress
@@ -116,6 +117,8 @@ def check_asked(
     if rules.int8 and (others := [n for n, v in (("latency", latency), ("memory", memory)) if v]):
         problem = f"candidates in int8 are not measured for {' and '.join(others)}"
         raise InputError("int8", problem, "budget bytes, params or macs")
+    if rules.int8:
+        require_torchao()
 
 
 def measured(

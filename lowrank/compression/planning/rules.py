@@ -13,7 +13,6 @@ from lowrank.compression.methods.shared.base import require
 from lowrank.compression.network.layer_names import left_out, matching
 from lowrank.compression.network.scan import Scan, holds_parameters, static_reason
 from lowrank.compression.structure.choices import Choice, Dense, Tied
-from lowrank.compression.structure.int8 import require_torchao
 from lowrank.compression.structure.swap import layer_spec
 from lowrank.errors import InputError, PlanError
 
@@ -38,7 +37,7 @@ class Rules:
             rounding their weights adds. Convolutions stay in their type.
 
     Raises:
-        InputError: a value that is none of these, or int8 where torchao is missing.
+        InputError: a value that is none of these.
 
     Example:
         >>> import torch, lowrank
@@ -66,8 +65,6 @@ class Rules:
         if not is_whole(self.round_to) or self.round_to < 1:
             problem = f"{self.round_to!r} is not a whole number from 1 up"
             raise InputError("round_to", problem, "give 8, say")
-        if self.int8:
-            require_torchao()
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
