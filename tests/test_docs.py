@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot
 import pytest
 
 import lowrank
