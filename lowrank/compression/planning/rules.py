@@ -11,7 +11,9 @@ from lowrank.compression.calibration.settings import is_whole
 from lowrank.compression.methods import Method, MethodsLike, check_class, resolve
 from lowrank.compression.methods.shared.base import require
 from lowrank.compression.network.layer_names import left_out, matching
+from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import Scan, holds_parameters, static_reason
+from lowrank.compression.network.units import Alone
 from lowrank.compression.structure.choices import Choice, Dense, Tied
 from lowrank.compression.structure.swap import layer_spec
 from lowrank.errors import InputError, PlanError
@@ -92,7 +94,9 @@ class Rules:
                 continue
             if (reason := static_reason(modules[name])) is not None:
                 raise PlanError(name, f"it cannot be replaced: {reason}", "drop its override")
-            require(choice, layer_spec(modules[name]), name)
+            if "alone" in choice.serves:  # what else it serves, running the model shows
+                view = LayerView(name, (name,), modules[name], layer_spec(modules[name]), ())
+                require(choice, Alone(view))
 
     def ruled_out(self, found: Scan) -> tuple[dict[str, str], dict[str, Choice]]:
         """The replaceable layers that the rules leave dense -> why, and the overrides by name.
