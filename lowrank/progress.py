@@ -6,7 +6,3 @@ from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and how many there are."""
-
-
-Progress = Callable[[str, int, int], None]
-"""Called as (block, done, total)."""

@@ -202,7 +202,11 @@ BAD_CALLS = [
     ({"methods": []}, InputError, "methods"),
     ({"round_to": 0}, InputError, "round_to: 0 is not a whole number from 1 up"),
     ({"overrides": {"17": lowrank.Dense()}}, InputError, "'17' matches no layer"),
-    ({"overrides": {"3": "cp"}}, InputError, "'cp' for 3 is neither a method with its ranks nor Dense"),
+    (
+        {"overrides": {"3": "cp"}},
+        InputError,
+        "'cp' for 3 is neither a method with its ranks nor Dense",
+    ),
     ({"overrides": {"3": lowrank.ChannelSVD(0)}}, RankError, "3: rank 0 is outside 1..32"),
     ({"overrides": {"3": lowrank.ChannelSVD(900)}}, RankError, "3: rank 900 is outside 1..32"),
     ({"overrides": {"7": lowrank.CP(3)}}, RankError, "7: cp does not fit"),
