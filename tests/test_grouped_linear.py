@@ -73,7 +73,9 @@ X = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(1))
 @pytest.mark.parametrize("method", GROUPED, ids=str)
 def test_a_compressed_block_saves_loads_densifies_and_exports(method, tmp_path) -> None:
     model, path = _block(), tmp_path / "small.safetensors"
-    small, report = lowrank.compress(model, X, params=0.9, rules=lowrank.Rules(overrides={"up": method}))
+    small, report = lowrank.compress(
+        model, X, params=0.9, rules=lowrank.Rules(overrides={"up": method})
+    )
     grouped = [m for m in small.up.modules() if isinstance(m, GroupedLinear)]
     assert grouped
     expected = small(X)
@@ -95,7 +97,9 @@ def test_a_compressed_block_saves_loads_densifies_and_exports(method, tmp_path) 
 @pytest.mark.parametrize("method", GROUPED, ids=str)
 def test_onnx_computes_the_same(method, tmp_path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    small, _ = lowrank.compress(_block(), X, params=0.9, rules=lowrank.Rules(overrides={"up": method}))
+    small, _ = lowrank.compress(
+        _block(), X, params=0.9, rules=lowrank.Rules(overrides={"up": method})
+    )
     path = tmp_path / "small.onnx"
     lowrank.export_onnx(small, X, path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -107,11 +111,15 @@ def test_onnx_computes_the_same(method, tmp_path) -> None:
 @pytest.mark.parametrize("method", GROUPED, ids=str)
 def test_half_types(method, dtype: torch.dtype) -> None:
     model = _block().to(dtype)
-    small, report = lowrank.compress(model, X.to(dtype), params=0.9, rules=lowrank.Rules(overrides={"up": method}))
+    small, report = lowrank.compress(
+        model, X.to(dtype), params=0.9, rules=lowrank.Rules(overrides={"up": method})
+    )
     assert {p.dtype for p in small.parameters()} == {dtype}
     assert report.compressed.bytes == report.plan.cost.bytes
     full = type(method).full_rank(spec_of(model.up))
-    exact, _ = lowrank.compress(model, X.to(dtype), params=10**9, rules=lowrank.Rules(overrides={"up": full}))
+    exact, _ = lowrank.compress(
+        model, X.to(dtype), params=10**9, rules=lowrank.Rules(overrides={"up": full})
+    )
     want, got = model(X.to(dtype)).float(), exact(X.to(dtype)).float()
     assert (want - got).norm() < 0.02 * want.norm()
 
@@ -139,7 +147,12 @@ def test_data_of_grouped_layers_are_seen_group_by_group() -> None:
     x = torch.randn(128, 16) * torch.logspace(-2, 0.5, 8).repeat(2)
     plan = {"0": lowrank.ChannelSVD(3)}
     seen, _ = lowrank.compress(
-        model, x[:1], data=x, calibration=lowrank.Calibration(weighting="outputs"), params=0.99, rules=lowrank.Rules(overrides=plan)
+        model,
+        x[:1],
+        data=x,
+        calibration=lowrank.Calibration(weighting="outputs"),
+        params=0.99,
+        rules=lowrank.Rules(overrides=plan),
     )
     blind, _ = lowrank.compress(model, x[:1], params=0.99, rules=lowrank.Rules(overrides=plan))
     assert [type(m) for m in seen[0]] == [GroupedLinear, GroupedLinear]
@@ -149,7 +162,9 @@ def test_data_of_grouped_layers_are_seen_group_by_group() -> None:
 
 def test_int8_says_why_a_grouped_layer_stays() -> None:
     pytest.importorskip("torchao")
-    small, _ = lowrank.compress(_block(), X, params=0.9, rules=lowrank.Rules(overrides={"up": GROUPED[0]}))
+    small, _ = lowrank.compress(
+        _block(), X, params=0.9, rules=lowrank.Rules(overrides={"up": GROUPED[0]})
+    )
     quantized, found = lowrank.quantize(small)
     assert "up.1" in found.layers
     assert found.reasons["up.0"].endswith("and this is a GroupedLinear")
