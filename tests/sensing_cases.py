@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -215,3 +216,49 @@ ZERO: dict[str, Case] = {
     "l1 fit": lambda: L1Fit(np.eye(3, 5), np.ones(3), 1.5),
 }
 """Problems whose optimum is 0."""
+
+
+def _run(kind: str) -> Problem:
+    """A problem of this kind that takes a handful of iterations at least."""
+    rng = np.random.default_rng(11)
+    A, x = rng.standard_normal((30, 60)) / np.sqrt(30), sparse_signal(60, 6, seed=5)
+    y = A @ x + 0.02 * rng.standard_normal(30)
+    dct, spikes = operators.partial_dct(64, m=32, seed=0), sparse_signal(64, 6, seed=5)
+    made: dict[str, Case] = {
+        "basis pursuit": lambda: BasisPursuit(A, y),
+        "matrix-free": lambda: BasisPursuit(dct, dct @ spikes),
+        "bpdn": lambda: BPDN(A, y, 0.1),
+        "lasso": lambda: Lasso(A, y, 0.01),
+        "l1 fit": lambda: L1Fit(A, y, 0.05),
+        "one bit": lambda: OneBit(A, np.sign(y), 2.0),
+        "k-sparse": lambda: KSparse(A, y, 6),
+        "posterior mean": lambda: PosteriorMean(A, y),
+        "orthonormal rows": lambda: PosteriorMean(dct, dct @ spikes),
+    }
+    return made[kind]()
+
+
+RUNS: dict[str, Case] = {
+    name: partial(_run, kind)
+    for name, kind in {
+        "admm": "lasso",
+        "amp": "basis pursuit",
+        "bg_amp": "posterior mean",
+        "cosamp": "k-sparse",
+        "cross_bouquet": "l1 fit",
+        "cvxpy": "lasso",
+        "exact_l1": "basis pursuit",
+        "exact_l1_matrix_free": "matrix-free",
+        "fista": "lasso",
+        "homotopy": "bpdn",
+        "iht": "k-sparse",
+        "interior_point": "basis pursuit",
+        "omp": "k-sparse",
+        "one_bit": "one bit",
+        "sbl": "posterior mean",
+        "spg": "bpdn",
+        "subspace_pursuit": "k-sparse",
+        "vamp": "orthonormal rows",
+    }.items()
+}
+"""Solver -> a problem on which its iterations are watched; every solver has its row."""

@@ -1,11 +1,16 @@
 """CVXPY as a solver: compiled once, any backend, refusals that help."""
 
+import gc
+import tracemalloc
+import weakref
+
 import numpy as np
 import pytest
 
 from lowrank.errors import InputError
 from lowrank.sensing import BPDN, BasisPursuit, Lasso, Status, operators, solve, sparse_signal
-from lowrank.sensing.solvers.cvx import CVXPY, _compiled
+from lowrank.sensing.solvers import cvx
+from lowrank.sensing.solvers.cvx import CVXPY
 
 
 @pytest.fixture(name="instance")
@@ -17,20 +22,65 @@ def random_instance():
 def test_statements_follow_the_parameter_rules(instance):
     from sensing_cases import PROBLEMS
 
-    from lowrank.sensing.solvers.cvx import _Structure
-
     for name in [n for n in PROBLEMS if n.startswith(("random", "complex"))]:
-        assert _compiled(_Structure.of(PROBLEMS[name]())).statement.is_dcp(dpp=True), name
+        structure = cvx._Structure.of(PROBLEMS[name]())
+        assert cvx._Compiled(structure).statement.is_dcp(dpp=True), name
 
 
 def test_new_measurements_reuse_the_statement(instance):
     A, y = instance
     solve(Lasso(A, y, 0.1), "cvxpy")
-    before = _compiled.cache_info()
+    statement = cvx._SHELF.held.statement
     result = solve(Lasso(A.copy(), -2 * y, 0.3, weights=np.arange(1, 51)), "cvxpy")
-    after = _compiled.cache_info()
-    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
+    assert cvx._SHELF.held.statement is statement
     assert result.status is Status.OPTIMAL
+
+
+def test_one_statement_is_held_and_none_that_is_large(instance, monkeypatch):
+    A, y = instance
+    held = []
+    for scale in (1.0, 2.0, 3.0, 4.0):
+        solve(Lasso(scale * A, y, 0.1), "cvxpy")
+        held.append(weakref.ref(cvx._SHELF.held.statement))
+        gc.collect()
+        assert [ref() is not None for ref in held] == [False] * (len(held) - 1) + [True]
+    monkeypatch.setattr(cvx, "MAX_HELD", A.size * cvx.BYTES_PER_ELEMENT - 1)
+    solve(Lasso(5 * A, y, 0.1), "cvxpy")
+    gc.collect()
+    assert cvx._SHELF.held is None
+    assert held[-1]() is None
+
+
+def test_what_is_held_does_not_grow_with_the_solves():
+    rng = np.random.default_rng(0)
+    matrices = [rng.standard_normal((40, 100)) for _ in range(5)]
+    solve(Lasso(matrices[0], np.ones(40), 0.1), "cvxpy")  # what CVXPY imports once
+    gc.collect()
+    tracemalloc.start()
+    for A in matrices[1:]:
+        solve(Lasso(A, np.ones(40), 0.1), "cvxpy")
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held <= A.size * cvx.BYTES_PER_ELEMENT
+
+
+def test_a_statement_in_use_is_no_one_elses(instance):
+    A, y = instance
+    structure = cvx._Structure.of(Lasso(A, y, 0.1))
+    mine, theirs = cvx._SHELF.take(structure), cvx._SHELF.take(structure)
+    assert mine is not theirs
+    cvx._SHELF.put(mine)
+    assert cvx._SHELF.take(structure) is mine
+
+
+def test_an_equation_and_a_ball_are_two_statements(instance):
+    A, y = instance
+    exact = solve(BPDN(A, y, 0.0), "cvxpy")
+    noisy = solve(BPDN(A, y, 0.5), "cvxpy")
+    assert exact.status is noisy.status is Status.OPTIMAL
+    assert noisy.residual_norm == pytest.approx(0.5, rel=1e-5)
+    assert exact.residual_norm < 1e-6
 
 
 def test_changed_matrix_is_a_new_statement(instance):

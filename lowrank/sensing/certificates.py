@@ -14,23 +14,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq, minimize_scalar
-from scipy.sparse.linalg import LinearOperator, cg
+from scipy.optimize import minimize_scalar
+from scipy.sparse.linalg import LinearOperator, lsqr
 
 from lowrank.errors import InputError
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
-from lowrank.sensing.problems.l1 import ConstrainedLasso
-from lowrank.sensing.problems.other import OneBit
-from lowrank.sensing.problems.structured import Analysis, AnalysisLasso
-from lowrank.sensing.terms import HalfSquare, Norm1, Norm2, Term, soft
+from lowrank.sensing.terms import Term
 
-TIE = 1e-12
-"""Entries this close, relatively, count as equal in 1-bit recovery."""
+JOINED = 1e-9
+"""Size of `M^H v - D^H p`, relative to `||M|| ||v||`, up to which a pair counts as feasible."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,17 +94,13 @@ def certify(
     if c.shape != problem.unknown_shape:
         text = f"shape {c.shape}, and the problem has {problem.unknown_shape}"
         raise InputError("coefficients", text, "pass the coefficients in the basis")
-    if isinstance(problem, OneBit):
-        return _certify_one_bit(problem, c)
     r = _columns(problem.design.forward(c) - problem.target)
-    if isinstance(problem, Analysis | AnalysisLasso):
-        return _certify_analysis(problem, c, r, dual, analysis_dual)
-    candidates = [] if dual is None else [_columns(np.asarray(dual))]
-    candidates += _suggested_duals(problem, c, r) if _residual_is_dual(problem, dual) else []
-    values, best = _best_dual(problem, candidates)
+    if problem.analysis is not None:
+        return _certify_analysis(problem, problem.analysis, c, r, dual, analysis_dual)
+    values, best = _best_dual(problem, _candidates(problem, c, r, dual))
     primal = _summed(problem, problem.loss.value(r)) + problem.penalty.value(_columns(c))
     violation = _violation(problem, r, problem.penalty.violation(_columns(c)))
-    residual = r if problem.design is problem.operator else _plain_residual(problem, c)
+    residual = _columns(problem.operator.forward(c) - problem.y)
     price = problem.loss.violation(r) * problem.loss.price(best)
     return _certificate(problem, primal, values, violation, best, residual, price)
 
@@ -116,6 +109,12 @@ def relative_gap(primal: Array, dual: Array, floor: Any = 0.0) -> Array:
     """`|P - D| / max(|P|, |D|, floor)`, 0 where both are 0."""
     scale = np.maximum(np.maximum(np.abs(primal), np.abs(dual)), floor)
     return np.asarray(np.abs(primal - dual) / np.where(scale > 0, scale, 1))
+
+
+def gap_floor(problem: Problem) -> Array:
+    """What a gap is measured against at least, (batch,): not 0 where the minimum may be 0."""
+    sizes = np.linalg.norm(_columns(problem.target), axis=0)
+    return np.asarray(problem.floor_share * sizes**2 / 2)
 
 
 def _certificate(
@@ -127,9 +126,7 @@ def _certificate(
     residual: Array,
     price: Array | float = 0.0,
 ) -> Certificate:
-    shares = {ConstrainedLasso: 1.0, AnalysisLasso: 1e-8}
-    share = shares.get(type(problem), 0.0)
-    floor = share * np.linalg.norm(_columns(problem.target), axis=0) ** 2 / 2 if share else 0.0
+    floor = gap_floor(problem)
     gap = relative_gap(primal + price, dual, floor)
     finite = np.isfinite(gap) & np.isfinite(violation)
     return Certificate(
@@ -151,48 +148,46 @@ def _summed(problem: Problem, values: Array) -> Array:
     return values.sum(keepdims=True) if problem.coupled else values
 
 
-def _plain_residual(problem: Problem, c: Array) -> Array:
-    return _columns(problem.operator.forward(c) - problem.y)
-
-
 def _violation(problem: Problem, r: Array, of_penalty: Array) -> Array:
-    size = np.abs(_columns(problem.target)).max(axis=0)
-    if not isinstance(problem.loss, HalfSquare | Norm1 | Norm2) and problem.design is (
-        problem.operator
-    ):
-        size = np.linalg.norm(_columns(problem.target), axis=0)
+    size = problem.loss.size(_columns(problem.target))
     of_loss = problem.loss.violation(r) / np.where(size > 0, size, 1)
     return np.maximum(_summed(problem, of_loss), of_penalty)
 
 
-def _residual_is_dual(problem: Problem, dual: Array | None) -> bool:
-    return dual is None or isinstance(problem.loss, HalfSquare | Norm2)
+def _candidates(problem: Problem, c: Array, r: Array, dual: Array | None) -> list[Array]:
+    """The dual candidate, and what the residual suggests where that may do."""
+    given = [] if dual is None else [_columns(np.asarray(dual))]
+    if given and not problem.loss.residual_is_dual:
+        return given
+    return [*given, _suggested_dual(problem, c, r)]
 
 
-def _suggested_duals(problem: Problem, c: Array, r: Array) -> list[Array]:
-    """`-r`, a subgradient of every loss here up to scale; with no residual to speak of, the
-    least-norm `v` whose correlations are the signs on the support.
+def _suggested_dual(problem: Problem, c: Array, r: Array) -> Array:
+    """A subgradient of the loss, up to scale; with no residual to speak of, the least-norm `v`
+    whose correlations are the signs on the support.
     """
-    size = np.linalg.norm(problem.target)
-    if isinstance(problem.loss, HalfSquare | Norm2) or np.linalg.norm(r) > 1e-6 * size:
-        return [-r if not isinstance(problem.loss, Norm1) else -r / np.maximum(np.abs(r), 1e-300)]
-    return [_sign_dual(problem, _columns(c))]
+    speaks = np.linalg.norm(r) > 1e-6 * np.linalg.norm(problem.target)
+    if problem.loss.residual_is_dual or speaks:
+        return -problem.loss.subgradient(r)
+    return _sign_dual(problem, _columns(c))
 
 
 def _sign_dual(problem: Problem, c: Array) -> Array:
     m = problem.design.shape[0]
     v = np.zeros((m, c.shape[1]), dtype=np.result_type(c, problem.design.dtype))
-    weights = np.asarray(getattr(problem, "weights", 1.0)) * np.ones(c.shape[0])
+    signs = problem.penalty.subgradient(c)
     for j, column in enumerate(c.T):
-        J = np.flatnonzero(np.abs(column) > 1e-9 * np.abs(column).max(initial=0))
-        signs = weights[J] * column[J] / np.abs(column[J])
-        M_J = problem.design.columns(J[:m])
-        v[:, j] = np.linalg.lstsq(M_J.conj().T, signs[:m], rcond=None)[0]
+        J = np.flatnonzero(np.abs(column) > 1e-9 * np.abs(column).max(initial=0))[:m]
+        M_J = problem.design.columns(J)
+        v[:, j] = np.linalg.lstsq(M_J.conj().T, signs[J, j], rcond=None)[0]
     return v
 
 
 def _best_dual(problem: Problem, candidates: list[Array]) -> tuple[Array, Array]:
     """The best dual value of every column over the candidates, and the points behind it."""
+    if problem.only_dual is not None:
+        v = _columns(problem.only_dual)
+        return -problem.penalty.conjugate(_columns(problem.design.adjoint(v))), v
     b = _columns(problem.target)
     dtype = np.result_type(b, *candidates)
     best = np.zeros(b.shape, dtype=dtype)
@@ -222,11 +217,10 @@ def scaled_dual(problem: Problem, v: Array, z: Array) -> tuple[Array, Array]:
     f, g = problem.loss, problem.penalty
     correlation = _summed(problem, (v.conj() * _columns(problem.target)).real.sum(axis=0))
     cap = np.minimum(g.cap(z), f.cap(v).min(keepdims=True) if problem.coupled else f.cap(v))
-    quadratic = (
-        _summed(problem, 2 * f.conjugate(v)) if isinstance(f, HalfSquare) else np.zeros_like(cap)
-    )
-    slope = correlation - (0 if isinstance(f, HalfSquare) else _summed(problem, f.conjugate(v)))
-    if _is_linear(g):
+    curvature = f.curvature(v)
+    slope = correlation - _summed(problem, np.where(curvature > 0, 0, f.conjugate(v)))
+    quadratic = np.broadcast_to(_summed(problem, curvature), cap.shape)
+    if g.is_ray_linear:
         slope = slope - g.conjugate(z)
         with np.errstate(divide="ignore", invalid="ignore"):
             a = np.where(quadratic > 0, slope / quadratic, np.inf)
@@ -240,19 +234,6 @@ def scaled_dual(problem: Problem, v: Array, z: Array) -> tuple[Array, Array]:
     ]
     scales, values = np.array(found).T
     return scales, values
-
-
-def _is_linear(g: Term) -> bool:
-    """Whether `g*(a z)` is linear in a, so that the best scale has a closed form."""
-    return not (getattr(g, "bounded", False) or getattr(g, "ridge", 0.0) > 0) or _is_cone(g)
-
-
-def _is_cone(g: Term) -> bool:
-    """Whether the bounds are only 0 and infinite, where `g*` is 0 within the cap."""
-    if getattr(g, "ridge", 0.0) > 0:
-        return False
-    bounds = (np.asarray(getattr(g, "lower", 0.0)), np.asarray(getattr(g, "upper", 0.0)))
-    return all(bool(((bound == 0) | np.isinf(bound)).all()) for bound in bounds)
 
 
 def _conjugate_at(g: Term, z: Array, j: int, a: float) -> float:
@@ -276,69 +257,39 @@ def _best_scale(slope: float, quadratic: float, cap: float, conjugate: Any) -> t
 
 
 def _certify_analysis(
-    problem: Analysis | AnalysisLasso, c: Array, r: Array, dual: Array | None, p: Array | None
+    problem: Problem, D: Operator, c: Array, r: Array, dual: Array | None, p: Array | None
 ) -> Certificate:
-    D = cast(Operator, problem.D)
-    Dx = D.forward(c)
-    values = problem.loss.value(r) + problem.penalty.value(_columns(Dx))
+    values = problem.loss.value(r) + problem.penalty.value(_columns(D.forward(c)))
     v = -r[:, 0] if dual is None else np.asarray(dual)
-    p_start = np.zeros(D.shape[0], dtype=v.dtype) if p is None else np.asarray(p)
-    v, p, rest = _joined(problem.design, D, v, p_start)
+    p = np.zeros(D.shape[0], dtype=v.dtype) if p is None else np.asarray(p)
+    best, at = np.zeros(1), np.zeros_like(_columns(v))  # v = 0 is feasible, of value 0
+    for pair in ((v, p), _joined(problem.design, D, v, p)):
+        if np.linalg.norm(pair[0]) < JOINED * np.linalg.norm(v):
+            continue  # what is left of v is rounding noise, which scaling would blow up
+        value, point = _pair_value(problem, D, c, *pair)
+        best, at = (value, point) if value > best else (best, at)
+    price = problem.loss.violation(r) * problem.loss.price(at)
+    return _certificate(problem, values, best, _violation(problem, r, np.zeros(1)), at, r, price)
+
+
+def _pair_value(problem: Problem, D: Operator, c: Array, v: Array, p: Array) -> tuple[Array, Array]:
+    """Dual value at the best multiple of a pair, and that `v`; nothing unless `M^H v = D^H p`."""
+    M = problem.design
+    rest = float(np.linalg.norm(M.adjoint(v) - D.adjoint(p)))
+    if not rest <= JOINED * M.norm() * float(np.linalg.norm(v)):
+        return np.zeros(1), np.zeros_like(_columns(v))
     scale, value = scaled_dual(problem, _columns(v), _columns(p))
-    value = value - scale * np.linalg.norm(rest) * np.linalg.norm(c)  # what CG left undone
-    keep = value > 0  # v = 0 is feasible, of value 0
-    value, scale = np.where(keep, value, 0.0), np.where(keep, scale, 0.0)
-    violation, dual = _violation(problem, r, np.zeros(1)), scale * _columns(v)
-    price = problem.loss.violation(r) * problem.loss.price(dual)
-    return _certificate(problem, values, value, violation, dual, r, price)
+    return value - scale * rest * np.linalg.norm(c), scale * _columns(v)
 
 
-def _joined(M: Operator, D: Operator, v: Array, p: Array) -> tuple[Array, Array, Array]:
-    """The nearest pair with `M^H v = D^H p`, and what remains of the difference.
-
-    With `d = D^H p - M^H v` and `(M^H M + D^H D) t = d`, the pair is `v + M t` and `p - D t`.
-    """
-
-    def normal(t: Array) -> Array:
-        return M.adjoint(M.forward(t)) + D.adjoint(D.forward(t))
-
-    d = D.adjoint(p) - M.adjoint(v)
-    n = M.shape[1]
-    system = LinearOperator((n, n), matvec=normal, dtype=np.result_type(M.dtype, D.dtype, d))
-    size = np.linalg.norm(M.adjoint(v)) + np.linalg.norm(D.adjoint(p))
-    t, _ = cg(system, d, rtol=0, atol=1e-13 * size, maxiter=2000)
-    v, p = v + M.forward(t), p - D.forward(t)
-    return v, p, D.adjoint(p) - M.adjoint(v)
-
-
-def one_bit_threshold(z: Array, radius: float) -> float:
-    """The `t >= 0` with `||soft(z, t)||_1 = radius ||soft(z, t)||_2`, 0 if z is within.
-
-    Soft thresholding at t gives the direction that maximises `<z, c>` over `||c||_2 <= 1`,
-    `||c||_1 <= radius`. Where `radius^2` entries or more tie for the largest, t is the largest.
-    """
-
-    def excess(t: float) -> float:
-        s = soft(z, t)
-        return float(np.abs(s).sum() - radius * np.linalg.norm(s))
-
-    if excess(0.0) <= 0:
-        return 0.0
-    size = np.abs(z)
-    top = float(size.max())
-    tied = size >= top * (1 - TIE)
-    if np.sqrt(tied.sum()) >= radius:
-        return top
-    return float(brentq(excess, 0.0, size[~tied].max(), xtol=1e-15 * top, rtol=1e-15))
-
-
-def _certify_one_bit(problem: OneBit, c: Array) -> Certificate:
-    z = _columns(problem.operator.adjoint(np.asarray(problem.y)))
-    c = _columns(c)
-    primal = -(z * c).sum(axis=0)
-    t = np.array([one_bit_threshold(column, problem.radius) for column in z.T])
-    dual = -(np.linalg.norm(soft(z, t), axis=0) + problem.radius * t)
-    excess = np.maximum(np.linalg.norm(c, axis=0) - 1, np.abs(c).sum(axis=0) / problem.radius - 1)
-    residual = _plain_residual(problem, c.reshape(problem.unknown_shape))
-    violation = np.maximum(excess, 0)
-    return _certificate(problem, primal, dual, violation, np.asarray(problem.y), residual)
+def _joined(M: Operator, D: Operator, v: Array, p: Array) -> tuple[Array, Array]:
+    """The nearest pair with `M^H v = D^H p`: `(v + M t, p - D t)` where `t` minimises its size."""
+    m = M.shape[0]
+    K = LinearOperator(
+        (m + D.shape[0], M.shape[1]),
+        matvec=lambda t: np.concatenate([M.forward(t), D.forward(t)]),
+        rmatvec=lambda z: M.adjoint(z[:m]) + D.adjoint(z[m:]),
+        dtype=np.result_type(M.dtype, D.dtype, v, p),
+    )
+    t = lsqr(K, np.concatenate([-v, p]), atol=1e-15, btol=1e-15, conlim=0, iter_lim=2000)[0]
+    return v + M.forward(t), p - D.forward(t)

@@ -267,7 +267,7 @@ class ElasticNet(_SparseRegressor):
 
     def _recover(self, X: Array, y: Array) -> Recovery:
         lower = 0.0 if self.nonneg else -np.inf
-        size = problems.Lasso(X, y, 1.0, lower=lower).lam_max
+        size = problems.ElasticNet(X, y, 1.0, 1.0, lower=lower).lam_max
         lam = share_of(self.lam_fraction, size) if self.lam is None else self.lam
         ridge = lam if self.ridge is None else self.ridge
         options = self._options()
@@ -316,11 +316,7 @@ class GroupLasso(_SparseRegressor):
     def _recover(self, X: Array, y: Array) -> Recovery:
         groups = np.arange(X.shape[1]) if self.groups is None else np.asarray(self.groups)
         problem = problems.GroupLasso(X, y, 1.0, groups)
-        if self.lam is None:
-            lengths = np.sqrt(np.bincount(np.asarray(problem.groups), (X.T @ y) ** 2))
-            lam = share_of(self.lam_fraction, float((lengths / problem.weights).max()))
-        else:
-            lam = self.lam
+        lam = share_of(self.lam_fraction, problem.lam_max) if self.lam is None else self.lam
         return solve(replace(problem, lam=lam), **self._options())
 
 

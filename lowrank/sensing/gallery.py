@@ -52,7 +52,7 @@ class Example:
     @property
     def basis(self) -> Operator | None:
         """The basis Psi with `signal = Psi coefficients`, or None."""
-        return getattr(self.problem, "basis", None)
+        return self.problem.synthesis
 
     def error(self, x: Array) -> float:
         """`||x - signal|| / ||signal||`."""

@@ -92,7 +92,7 @@ def estimate_noise(
         chosen = support_of(np.asarray(found.coefficients))
         if chosen.size > m // 2:  # too many to leave a residual: keep what the last round gave
             break
-        r = values - problem.operator.forward(debiased(problem, chosen))
+        r = values - problem.operator.forward(debiased(problem, np.asarray(found.coefficients)))
         last, std = std, float(np.linalg.norm(r)) / math.sqrt(m - chosen.size)
         support = chosen
         if abs(std - last) <= 1e-3 * last:

@@ -415,7 +415,7 @@ def _checked_lams(
 
 def _refitted(problem: Lasso, found: Recovery) -> float:
     """Squared residual of least squares on the support of a solution."""
-    fitted = debiased(problem, found.support)
+    fitted = debiased(problem, np.asarray(found.coefficients))
     return float(np.linalg.norm(problem.operator.forward(fitted) - np.asarray(problem.y))) ** 2
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
-from dataclasses import fields, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,7 +18,8 @@ from lowrank.sensing.problems.checks import checked_number
 from lowrank.sensing.result import Recovery, SolverResult, Status
 from lowrank.sensing.solvers import Callback, Solver
 from lowrank.sensing.solvers.choose import _candidates, _with, describe
-from lowrank.sensing.verdict import _constant_if_optimal, _finish, _why_zero, _zero_if_optimal
+from lowrank.sensing.solvers.protocol import settings_of
+from lowrank.sensing.verdict import _finish, _why_zero, _zero_if_optimal
 
 TOL = 1e-8
 """Default accuracy: relative duality gap and relative violation of the constraints."""
@@ -54,6 +55,7 @@ def solve(
             that is not positive.
 
     Example:
+        >>> from lowrank.sensing import Lasso
         >>> result = solve(Lasso(np.eye(2), [3.0, 0.5], lam=1.0))
         >>> result.x.round(6).tolist(), result.status.name
         ([2.0, 0.0], 'OPTIMAL')
@@ -61,32 +63,39 @@ def solve(
     _check_limits(tol, max_iter)
     _warn(problem, TOL if tol is None else tol)
     start = _checked_start(problem, x0)
-    stops: list[int] = []
-    watched = None if callback is None else _watched(callback, stops)
-    for shortcut, why in ((_zero_if_optimal, "0"), (_constant_if_optimal, "a constant")):
-        if (trivial := shortcut(problem, tol or TOL)) is not None:
-            text = f"{why} is the optimum"
-            return _finish(problem, *trivial, "none", text, 0.0, tol or TOL, debias)
+    calls: list[bool] = []
+    watched = None if callback is None else _watched(callback, calls)
+    if (trivial := _zero_if_optimal(problem, tol or TOL)) is not None:
+        result, certificate, what = trivial
+        why = f"{what} is the optimum"
+        return _finish(problem, result, certificate, "none", why, tol or TOL, debias)
     tried: list[str] = []
     best: Recovery | None = None
-    later = 0  # where those tried after the best begin
+    later, cost = 0, np.zeros(3)  # where those tried after the best begin, and what all cost
     for name, candidate, why in _candidates(problem, solver):
-        ready = _with(candidate, tol=tol, max_iter=max_iter)
-        result, products, seconds = _run(ready, problem, start, watched)
-        certificate = _certified(problem, result)
-        accuracy = float(getattr(ready, "tol", tol or TOL))
-        why = "; ".join(filter(None, [*tried, why, result.note, _why_zero(problem, result)]))
-        result = replace(result, n_products=products)
-        args = (describe(name, ready), why, seconds, accuracy, debias)
-        found = _finish(problem, result, certificate, *args)
+        ready, unheard = _with(candidate, tol=tol, max_iter=max_iter)
+        seen = len(calls)
+        result, seconds = _run(ready, problem, start, watched)
+        if callback is not None and len(calls) == seen and result.n_iter:
+            unheard.append("callback")
+        cost += result.n_iter, result.n_products or 0, seconds
+        silent = f"{name} has no {' and no '.join(unheard)}" if unheard else ""
+        said = [*tried, why, result.note, silent, _why_zero(problem, result)]
+        why, stopped = "; ".join(filter(None, said)), bool(calls and calls[-1])
+        accuracy = float(settings_of(ready).get("tol", tol or TOL))
+        args = (describe(name, ready), why, accuracy, debias, stopped)
+        found = _finish(problem, result, _certified(problem, result), *args)
         if best is None or _is_better(found, best):
             best, later = found, len(tried) + 1
         settled = found.status in (Status.INFEASIBLE, Status.UNBOUNDED)
-        if found.status.ok or settled or stops:
-            return found
+        if found.status.ok or settled or stopped:
+            best, tried = found, []
+            break
         tried.append(f"{name} ended {found.status.name} with gap {found.gap}")
     assert best is not None  # `_candidates` raises rather than being empty
-    return replace(best, why="; ".join([best.why, *tried[later:]]))
+    totals: dict[str, Any] = dict(zip(("n_iter", "n_products"), map(int, cost), strict=False))
+    why = "; ".join([best.why, *tried[later:]])
+    return replace(best, why=why, seconds=float(cost[2]), **totals)
 
 
 def _check_limits(tol: float | None, max_iter: int | None) -> None:
@@ -117,17 +126,15 @@ class _CallbackError(Exception):
         self.error = error
 
 
-def _watched(callback: Callback, stops: list[int]) -> Callback:
-    """The callback, which notes when it stops a run, so that no other solver takes over."""
+def _watched(callback: Callback, calls: list[bool]) -> Callback:
+    """The callback, whose answers are kept, so that no other solver takes over from a stop."""
 
     def call(k: int, coefficients: Array) -> bool:
         try:
-            stop = bool(callback(k, coefficients))
+            calls.append(bool(callback(k, coefficients)))
         except (ArithmeticError, np.linalg.LinAlgError) as error:
             raise _CallbackError(error) from error  # else it would pass for a solver's breakdown
-        if stop:
-            stops.append(k)
-        return stop
+        return calls[-1]
 
     return call
 
@@ -153,18 +160,18 @@ def reweighted(
         InputError: the problem has no weights, or rounds or floor are not positive.
 
     Example:
+        >>> from lowrank.sensing import BasisPursuit
         >>> A = np.array([[1.0, 0.9, 0.0], [0.0, 0.9, 1.0]])
         >>> reweighted(BasisPursuit(A, [1.0, 1.0])).support.tolist()
         [1]
 
     Source: Candes, Wakin, Boyd 2008, section 2.2.
     """
-    if "lower" not in {f.name for f in fields(problem)}:
-        text = f"{type(problem).__name__} has no weighted L1 norm"
-        raise InputError("reweighted", text, "pass BasisPursuit, BPDN, Lasso or a sibling")
-    if rounds < 1 or (floor is not None and floor <= 0):
-        text = f"rounds={rounds}, floor={floor}"
-        raise InputError("reweighted", text, "both must be positive")
+    whole = isinstance(rounds, int | np.integer) and not isinstance(rounds, bool)
+    if not whole or rounds < 1:
+        raise InputError("reweighted", f"rounds={rounds}", "rounds must be positive and whole")
+    floor = None if floor is None else checked_number("floor", floor)
+    problem.reweighted(np.ones(problem.n_unknowns))  # refuses what has no weights, at once
     found = solve(problem, solver)
     for _ in range(rounds):
         size = np.abs(to_numpy(found.coefficients))
@@ -172,20 +179,17 @@ def reweighted(
         if floor is None:
             floor = 0.1 * float(size.max()) or 1.0
         weights = floor / (size + floor)  # in units of the floor, so that lam keeps its meaning
-        problem = replace(problem, weights=weights)  # type: ignore[call-arg]
+        problem = problem.reweighted(weights)
         found = solve(problem, solver)
     return found
 
 
 def _run(
     solver: Solver, problem: Problem, x0: Array | None, callback: Callback | None
-) -> tuple[SolverResult, int, float]:
+) -> tuple[SolverResult, float]:
     """Run with the operator's products counted and the clock on."""
     counts: list[int] = []
-    counted = copy.copy(problem)
-    for derived in ("design", "target"):
-        counted.__dict__.pop(derived, None)  # cached properties that hold the uncounted operator
-    counted.__dict__["operator"] = problem.operator.counting(counts.append)
+    counted = problem.counting(counts.append)
     begin = time.perf_counter()
     try:
         with np.errstate(all="ignore"):  # what overflows or is 0 / 0, the certificate will tell
@@ -197,7 +201,7 @@ def _run(
         result = SolverResult(zero, status=Status.DIVERGED, note=f"broke down: {error}")
     seconds = time.perf_counter() - begin
     products = sum(counts) if result.n_products is None else result.n_products
-    return result, products, seconds
+    return replace(result, n_products=products), seconds
 
 
 def _certified(problem: Problem, result: SolverResult) -> Certificate | None:

@@ -11,9 +11,6 @@ from scipy.sparse.linalg import LinearOperator, lsqr
 from lowrank.sensing.certificates import Certificate, certify
 from lowrank.sensing.operators.arrays import Array, to_tensor
 from lowrank.sensing.problems.base import Problem
-from lowrank.sensing.problems.l1 import BPDN, BasisPursuit
-from lowrank.sensing.problems.other import OneBit
-from lowrank.sensing.problems.structured import Analysis, AnalysisLasso
 from lowrank.sensing.result import Recovery, SolverResult, Status
 
 
@@ -28,41 +25,19 @@ def _why_zero(problem: Problem, result: SolverResult) -> str:
 
 def _zero_if_optimal(
     problem: Problem, tol: float
-) -> tuple[SolverResult, Certificate | None] | None:
-    """The zero answer if it is the optimum: y = 0, epsilon >= ||y||, or lam >= lam_max."""
-    zero = np.zeros(problem.unknown_shape, dtype=problem.dtype)
-    if not problem.convex:
-        return None if np.any(problem.y) else (SolverResult(zero, n_products=0), None)
-    if isinstance(problem, OneBit):
-        return None  # its answer has length 1
-    b = problem.target
-    if problem.loss.violation(-b.reshape(b.shape[0], -1)).max() > 0:
-        return None
-    certificate = certify(problem, zero, b)
-    optimal = certificate.holds(min(tol, 1e-12))
-    return (SolverResult(zero, n_products=1), certificate) if optimal else None
-
-
-def _constant_if_optimal(
-    problem: Problem, tol: float
-) -> tuple[SolverResult, Certificate | None] | None:
-    """The constant closest to the data, if its variation is 0 and nothing is better.
-
-    Its objective is 0, so a gap relative to the objective would never close on the way to it.
-    """
-    if not isinstance(problem, Analysis | AnalysisLasso):
-        return None
-    one = np.ones(problem.unknown_shape, dtype=problem.dtype)
-    if np.any(problem.D.forward(one)):
-        return None
-    seen, b = problem.operator.forward(one), np.asarray(problem.y)
-    size = np.vdot(seen, seen).real
-    if not size > 0:
-        return None
-    constant = np.vdot(seen, b) / size * one
-    certificate = certify(problem, constant)
-    optimal = certificate.holds(min(tol, 1e-12))
-    return (SolverResult(constant, n_products=1), certificate) if optimal else None
+) -> tuple[SolverResult, Certificate | None, str] | None:
+    """An answer known beforehand, if it is the optimum: 0 for y = 0 or lam >= lam_max, mostly."""
+    for c, what in problem.simple_answers():
+        if not problem.convex:
+            return None if np.any(problem.y) else (SolverResult(c, n_products=0), None, what)
+        at_zero = not np.any(c)
+        b = problem.target.reshape(len(problem.target), -1)
+        if at_zero and problem.loss.violation(-b).max() > 0:
+            continue
+        certificate = certify(problem, c, problem.target if at_zero else None)
+        if certificate.holds(min(tol, 1e-12)):
+            return SolverResult(c, n_products=1), certificate, what
+    return None
 
 
 def _finish(
@@ -71,15 +46,21 @@ def _finish(
     certificate: Certificate | None,
     name: str,
     why: str,
-    seconds: float,
     tol: float,
     debias: bool,
+    stopped: bool = False,
 ) -> Recovery:
     c = np.asarray(result.coefficients)
     status, detail = _judge(problem, result, certificate, tol)
     size = certificate.residual_norm if certificate else _residual_norm(problem, c)
     support = support_of(c)
-    fitted = debiased(problem, support) if debias else None
+    fitted = debiased(problem, c) if debias else None
+    impossible = status in (Status.INFEASIBLE, Status.UNBOUNDED)  # no answer is near an optimum
+    advice = status.value
+    if stopped and not status.ok:
+        advice = "stopped by the callback before the tolerance: let it go on, or loosen tol"
+    elif status is Status.STALLED and name.startswith("cvxpy"):
+        advice = "no further progress above the tolerance: loosen tol, or scale the columns of A"
     return Recovery(
         x=_back(problem, problem.signal(c)),
         coefficients=_back(problem, c),
@@ -87,18 +68,18 @@ def _finish(
         status=status,
         objective=certificate.objective if certificate else size,
         residual_norm=size,
-        gap=certificate.gap if certificate else None,
+        gap=None if certificate is None or impossible else certificate.gap,
         infeasibility=certificate.infeasibility if certificate else None,
         dual=_back(problem, certificate.dual) if certificate else None,
         dual_objective=certificate.dual_objective if certificate else None,
         debiased=None if fitted is None else _back(problem, problem.signal(fitted)),
         n_iter=result.n_iter,
         n_products=result.n_products or 0,
-        seconds=seconds,
+        seconds=0.0,
         history=result.history,
         solver=name,
         why=why,
-        message=f"{detail}{status.value}",
+        message=f"{detail}{advice}",
     )
 
 
@@ -121,7 +102,7 @@ def _judge(
         share = distance / float(np.linalg.norm(problem.y))
         text = f"the closest A x is {distance:.6g} away from y ({share:.2g} of ||y||): "
         return Status.INFEASIBLE, text
-    measured = isinstance(problem, BasisPursuit | BPDN | Analysis)
+    measured = problem.residual_bound is not None
     if result.status in (Status.INFEASIBLE, Status.UNBOUNDED) and not measured:
         return result.status, "by the solver's word alone: "
     lost = result.status in (Status.OPTIMAL, Status.CONVERGED, Status.INFEASIBLE)
@@ -130,8 +111,7 @@ def _judge(
 
 def _distance_if_infeasible(problem: Problem, tol: float) -> float:
     """Distance from y to what `A c` can be within the bounds, if it rules out every c; else 0."""
-    allowed = getattr(problem, "epsilon", 0.0 if isinstance(problem, BasisPursuit) else None)
-    if allowed is None:
+    if (allowed := problem.residual_bound) is None:
         return 0.0
     y = np.asarray(problem.y)
     worst = 0.0
@@ -144,15 +124,13 @@ def _distance_if_infeasible(problem: Problem, tol: float) -> float:
 
 def _distance(problem: Problem, y: Array) -> float:
     """`min ||A c - y||` within the bounds, or 0 where that could not be settled."""
-    A = problem.operator
-    lower, upper = (getattr(problem, name, None) for name in ("lower", "upper"))
-    bounded = bool(getattr(problem, "bounded", False))
+    A, box = problem.operator, problem.box
     small = A.is_dense and A.shape[0] * A.shape[1] <= 2**24
-    if bounded and not small:
+    if box is not None and not small:
         return 0.0
-    if bounded:
+    if box is not None:
         method = "bvls" if A.shape[1] <= 1000 else "trf"
-        c = lsq_linear(A.to_dense(), y, (lower, upper), tol=1e-14, method=method).x
+        c = lsq_linear(A.to_dense(), y, box, tol=1e-14, method=method).x
     elif small:
         c = np.linalg.lstsq(A.to_dense(), y, rcond=None)[0]
     else:
@@ -162,7 +140,7 @@ def _distance(problem: Problem, y: Array) -> float:
     r = y - A.forward(c)
     size, L = float(np.linalg.norm(r)), A.norm() ** 2 or 1.0
     uphill = A.adjoint(r) / L
-    moved = np.clip(c + uphill, lower, upper) - c if bounded else uphill
+    moved = uphill if box is None else np.clip(c + uphill, *box) - c
     settled = np.linalg.norm(moved) * np.sqrt(L) <= 1e-6 * size  # else a slow fit looks like a gap
     return size if settled else 0.0
 
@@ -174,13 +152,21 @@ def support_of(coefficients: Array) -> Array:
     return np.flatnonzero(size > 1e-8 * size.max(initial=0.0))
 
 
-def debiased(problem: Problem, support: Array) -> Array:
-    """Least squares on the support, of the coefficients' shape; 0 elsewhere."""
+def debiased(problem: Problem, coefficients: Array) -> Array:
+    """Least squares on the support, of the coefficients' shape; 0 elsewhere.
+
+    Each signal has its own support, unless all share one penalty, and so one support.
+    """
     A, y = problem.operator, np.asarray(problem.y)
     fitted = np.zeros(problem.unknown_shape, dtype=problem.dtype)
-    if support.size:
-        columns = A.columns(support)
-        fitted[support] = np.linalg.lstsq(columns, y, rcond=None)[0]
+    if y.ndim == 1 or problem.coupled:
+        parts = [(fitted, coefficients, y)]
+    else:
+        parts = list(zip(fitted.T, coefficients.T, y.T, strict=True))
+    for target, c, measured in parts:
+        support = support_of(c)
+        if support.size:
+            target[support] = np.linalg.lstsq(A.columns(support), measured, rcond=None)[0]
     return fitted
 
 

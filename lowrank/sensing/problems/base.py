@@ -7,9 +7,11 @@ immutable and checks itself when it is made. `L1` norms of complex vectors sum t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -28,9 +30,12 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Problem:
     """What every formulation has: a measurement operator and the measurements.
+
+    What solvers, certificate and verdict need to know of a formulation they ask it; the answers
+    here are those of a problem that has nothing special.
 
     Args:
         A: array (m, n), sparse matrix, LinearOperator, `Operator` or torch tensor.
@@ -46,6 +51,18 @@ class Problem:
     convex: ClassVar[bool] = True
     coupled: ClassVar[bool] = False
     """Whether the columns of a batch share one penalty, and so are one problem."""
+    scale_free: ClassVar[bool] = False
+    """Whether the problem for `S c`, S diagonal, is of the same form (with its own weights)."""
+    floor_share: ClassVar[float] = 0.0
+    """Share of `1/2 ||b||^2` that the gap is measured against at least: the minimum may be 0."""
+    asked_by: ClassVar[str] = ""
+    """What to give `recover` for it; empty where only `solve` takes it."""
+    bounded: ClassVar[Any] = False
+    """Whether any coefficient has a finite bound."""
+    nonneg: ClassVar[Any] = False
+    """Whether the bounds are exactly `c >= 0`."""
+    weighted: ClassVar[Any] = False
+    """Whether the weights differ from 1."""
     tensor_like: ClassVar[Any] = None
     """A tensor of the dtype and device that answers go back to; None for NumPy."""
 
@@ -53,8 +70,6 @@ class Problem:
         self._set("tensor_like", next(filter(is_torch, (self.y, self.A)), None))
         self._set("A", as_operator(self.A))
         self._set("y", _checked_measurements(self.A, self.y))
-        if hasattr(self, "basis") and self.basis is not None:
-            self._set("basis", _checked_basis(self.basis))
         self._check()
 
     def _check(self) -> None:
@@ -63,11 +78,75 @@ class Problem:
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # frozen for users; fields are normalised once
 
+    def __repr__(self) -> str:
+        shown = [f"A {self.A.shape[0]} x {self.A.shape[1]}", f"y {np.shape(self.y)}"]
+        for f in fields(self)[2:]:
+            value = getattr(self, f.name)
+            if isinstance(value, float | int | str) or value is None:
+                shown += [f"{f.name}={value!r}"] * (value is not None)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {f.name for f in fields(self)} | {"tensor_like"}
+        return {name: value for name, value in self.__dict__.items() if name in kept}
+
     @cached_property
     def operator(self) -> Operator:
         """`A Psi`, what a solver works on; (m, p)."""
-        basis = getattr(self, "basis", None)
-        return self.A if basis is None else self.A.compose(basis)
+        return cast(Operator, self.A)
+
+    @property
+    def synthesis(self) -> Operator | None:
+        """`Psi`, or None where the unknowns are the signal itself."""
+        return None
+
+    @property
+    def analysis(self) -> Operator | None:
+        """`D` of `min f(M c - b) + g(D c)`, or None where it is the identity."""
+        return None
+
+    @property
+    def factor(self) -> float:
+        """`lam` of `f(M c - b) + lam ||w c||`, or 1."""
+        return 1.0
+
+    @property
+    def residual_bound(self) -> float | None:
+        """What `||A Psi c - y||_2` may be at most, or None where nothing is demanded."""
+        return None
+
+    @property
+    def box(self) -> tuple[Array, Array] | None:
+        """Bounds of the coefficients, (p,) each, or None without."""
+        return None
+
+    @property
+    def only_dual(self) -> Array | None:
+        """The one feasible dual point, where the loss is linear."""
+        return None
+
+    def simple_answers(self) -> Iterator[tuple[Array, str]]:
+        """Coefficients that may be the optimum and are known beforehand, with their name."""
+        yield np.zeros(self.unknown_shape, dtype=self.dtype), "0"
+
+    def reweighted(self, weights: Array) -> Problem:
+        """The problem with these weights of its L1 norm.
+
+        Raises:
+            InputError: it has none.
+        """
+        text = f"{type(self).__name__} has no weighted L1 norm"
+        raise InputError("reweighted", text, "pass BasisPursuit, BPDN, Lasso or a sibling")
+
+    def rescaled(self, A: Operator, S: Array) -> Problem:
+        """The problem for `S c`, of the operator `A Psi S^-1`; only where `scale_free`."""
+        raise NotImplementedError(f"{type(self).__name__} is not the same in scaled coefficients")
+
+    def counting(self, count: Callable[[int], None]) -> Problem:
+        """The same problem, whose operator reports the number of vectors of every product."""
+        twin = copy.copy(self)  # of the fields alone: nothing derived holds the uncounted operator
+        twin.__dict__["operator"] = self.operator.counting(count)
+        return twin
 
     @property
     def loss(self) -> terms.Loss:
@@ -75,7 +154,7 @@ class Problem:
         raise NotImplementedError(f"{type(self).__name__} is not of the form f(M c - b) + g(c)")
 
     @property
-    def penalty(self) -> terms.Term:
+    def penalty(self) -> terms.Penalty:
         """`g` of `min f(M c - b) + g(D c)`; convex problems have one."""
         raise NotImplementedError(f"{type(self).__name__} is not of the form f(M c - b) + g(c)")
 
@@ -111,24 +190,46 @@ class Problem:
 
     def signal(self, coefficients: Array) -> Array:
         """The signal `x = Psi c`."""
-        basis = getattr(self, "basis", None)
-        return coefficients if basis is None else basis.forward(coefficients)
+        return coefficients if self.synthesis is None else self.synthesis.forward(coefficients)
 
 
-@dataclass(frozen=True, eq=False)
-class _L1Problem(Problem):
+@dataclass(frozen=True, eq=False, repr=False)
+class _InBasis(Problem):
+    """A problem stated for the coefficients in a basis `Psi` (n, p); None is the identity."""
+
+    basis: MatrixLike | None = field(default=None, kw_only=True)
+
+    def _check(self) -> None:
+        if self.basis is not None:
+            self._set("basis", _checked_basis(self.basis))
+
+    @cached_property
+    def operator(self) -> Operator:
+        """`A Psi`, what a solver works on; (m, p)."""
+        return self.A if self.basis is None else self.A.compose(self.basis)
+
+    @property
+    def synthesis(self) -> Operator | None:
+        """`Psi`."""
+        return cast("Operator | None", self.basis)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _L1Problem(_InBasis):
     """Fields that the L1 formulations share.
 
     `weights` (p,) are positive and default to 1; `lower <= c <= upper` (scalars or (p,)) must
     contain 0 and need real data; `lower=0` is the non-negative version.
     """
 
-    basis: MatrixLike | None = field(default=None, kw_only=True)
     weights: ArrayLike | None = field(default=None, kw_only=True)
     lower: ArrayLike = field(default=-np.inf, kw_only=True)
     upper: ArrayLike = field(default=np.inf, kw_only=True)
 
+    scale_free: ClassVar[bool] = True
+
     def _check(self) -> None:
+        super()._check()
         self._set("weights", _checked_weights(self.weights, self.n_unknowns))
         lower, upper = _checked_bounds(self.lower, self.upper, self.n_unknowns)
         self._set("lower", lower)
@@ -144,9 +245,35 @@ class _L1Problem(Problem):
         )
 
     @cached_property
-    def penalty(self) -> terms.Term:
+    def penalty(self) -> terms.Penalty:
         """`||w c||_1` within the bounds."""
         return self._l1()
+
+    @property
+    def box(self) -> tuple[Array, Array] | None:
+        """`lower` and `upper`."""
+        return (np.asarray(self.lower), np.asarray(self.upper)) if self.bounded else None
+
+    def rescaled(self, A: Operator, S: Array) -> Problem:
+        """The problem for `S c`, of the operator `A Psi S^-1`."""
+        changed: dict[str, Any] = {"A": A, "basis": None, "weights": np.asarray(self.weights) / S}
+        changed |= {"lower": np.asarray(self.lower) * S, "upper": np.asarray(self.upper) * S}
+        return replace(self, **changed)
+
+    def reweighted(self, weights: Array) -> Problem:
+        """The problem with these weights."""
+        return replace(self, weights=weights)
+
+    @cached_property
+    def _correlation(self) -> float:
+        """Largest `|a_j^H y| / w_j`, over the coefficients that are free to move that way."""
+        z = self.operator.adjoint(np.asarray(self.y)).reshape(self.n_unknowns, -1)
+        if not self.bounded:
+            size = np.abs(z)
+        else:  # where c cannot move up, a positive correlation is no reason to
+            up, down = np.asarray(self.upper) > 0, np.asarray(self.lower) < 0
+            size = np.maximum(np.where(up[:, None], z, 0), np.where(down[:, None], -z, 0))
+        return float((size / np.asarray(self.weights)[:, None]).max(initial=0.0))
 
     @cached_property
     def bounded(self) -> bool:
@@ -162,3 +289,29 @@ class _L1Problem(Problem):
     def weighted(self) -> bool:
         """Whether the weights differ from 1."""
         return bool(np.any(np.asarray(self.weights) != 1))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _AnalysisProblem(Problem):
+    """A problem of which `D x` is sparse."""
+
+    D: MatrixLike
+
+    @property
+    def analysis(self) -> Operator | None:
+        """`D`."""
+        return cast(Operator, self.D)
+
+    def simple_answers(self) -> Iterator[tuple[Array, str]]:
+        """Zero, and the constant closest to the data, if its variation is 0.
+
+        Its objective is 0, so a gap relative to the objective would never close on the way to it.
+        """
+        yield from super().simple_answers()
+        one = np.ones(self.unknown_shape, dtype=self.dtype)
+        if np.any(cast(Operator, self.D).forward(one)):
+            return
+        seen = self.operator.forward(one)
+        size = np.vdot(seen, seen).real
+        if size > 0:
+            yield np.vdot(seen, np.asarray(self.y)) / size * one, "a constant"

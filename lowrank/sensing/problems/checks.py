@@ -37,6 +37,8 @@ def checked_number(where: str, value: Any, *, zero: bool = False) -> float:
         InputError: it is not.
     """
     try:
+        if np.asarray(value).dtype.kind == "b":  # which float() would take for 0 or 1
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError) as error:
         text = f"{type(value).__name__} is not a number"
@@ -47,10 +49,16 @@ def checked_number(where: str, value: Any, *, zero: bool = False) -> float:
     return number
 
 
+def _not_bool(where: str, values: Array) -> Array:
+    if values.dtype.kind == "b":
+        raise InputError(where, "bool is not a number", "pass numbers")
+    return values
+
+
 def _checked_weights(weights: ArrayLike | None, size: int) -> Array:
     if weights is None:
         return np.ones(size)
-    values = as_double(to_numpy(weights), "weights")
+    values = as_double(_not_bool("weights", to_numpy(weights)), "weights")
     if np.iscomplexobj(values) or values.shape not in ((), (size,)) or (values <= 0).any():
         problem = f"shape {values.shape}, minimum {values.real.min():.3g}, for {size} weights"
         raise InputError("weights", problem, "pass positive real numbers, one for each")
@@ -58,7 +66,8 @@ def _checked_weights(weights: ArrayLike | None, size: int) -> Array:
 
 
 def _checked_bounds(lower: ArrayLike, upper: ArrayLike, size: int) -> tuple[Array, Array]:
-    low, high = (np.asarray(to_numpy(bound), dtype=float) for bound in (lower, upper))
+    low = np.asarray(_not_bool("lower", to_numpy(lower)), dtype=float)
+    high = np.asarray(_not_bool("upper", to_numpy(upper)), dtype=float)
     for where, bound in (("lower", low), ("upper", high)):
         if bound.shape not in ((), (size,)) or np.isnan(bound).any():
             problem = f"shape {bound.shape} for {size} coefficients, or NaN"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from lowrank.sensing.problems.base import _L1Problem
 from lowrank.sensing.problems.checks import checked_number
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BasisPursuit(_L1Problem):
     """Basis pursuit: `min ||w c||_1  subject to  A Psi c = y,  lower <= c <= upper`.
 
@@ -37,13 +38,20 @@ class BasisPursuit(_L1Problem):
     Source: Chen, Donoho, Saunders 1998, equation (1.3).
     """
 
+    asked_by: ClassVar[str] = "neither noise nor lam"
+
     @property
     def loss(self) -> terms.Loss:
         """`M c = b`."""
         return terms.Ball(0.0)
 
+    @property
+    def residual_bound(self) -> float | None:
+        """0."""
+        return 0.0
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class BPDN(_L1Problem):
     """Basis pursuit denoising: `min ||w c||_1  subject to  ||A Psi c - y||_2 <= epsilon`.
 
@@ -68,6 +76,8 @@ class BPDN(_L1Problem):
 
     epsilon: float
 
+    asked_by: ClassVar[str] = "noise="
+
     def _check(self) -> None:
         super()._check()
         self._set("epsilon", checked_number("epsilon", self.epsilon, zero=True))
@@ -77,8 +87,13 @@ class BPDN(_L1Problem):
         """`||M c - b||_2 <= epsilon`."""
         return terms.Ball(self.epsilon)
 
+    @property
+    def residual_bound(self) -> float | None:
+        """`epsilon`."""
+        return self.epsilon
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Lasso(_L1Problem):
     """Penalised LASSO: `min 1/2 ||A Psi c - y||_2^2 + lam ||w c||_1`.
 
@@ -105,6 +120,8 @@ class Lasso(_L1Problem):
 
     lam: float
 
+    asked_by: ClassVar[str] = "lam= or lam_fraction="
+
     def _check(self) -> None:
         super()._check()
         self._set("lam", checked_number("lam", self.lam))
@@ -115,23 +132,22 @@ class Lasso(_L1Problem):
         return terms.HalfSquare()
 
     @cached_property
-    def penalty(self) -> terms.Term:
+    def penalty(self) -> terms.Penalty:
         """`lam ||w c||_1` within the bounds."""
         return self._l1(self.lam)
 
     @cached_property
     def lam_max(self) -> float:
         """Smallest lam at which the answer is 0 (for every signal), whatever `lam` is."""
-        z = self.operator.adjoint(np.asarray(self.y)).reshape(self.n_unknowns, -1)
-        if not self.bounded:
-            size = np.abs(z)
-        else:  # where c cannot move up, a positive correlation is no reason to
-            up, down = np.asarray(self.upper) > 0, np.asarray(self.lower) < 0
-            size = np.maximum(np.where(up[:, None], z, 0), np.where(down[:, None], -z, 0))
-        return float((size / np.asarray(self.weights)[:, None]).max(initial=0.0))
+        return self._correlation
+
+    @property
+    def factor(self) -> float:
+        """`lam`."""
+        return self.lam
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ConstrainedLasso(_L1Problem):
     """Constrained LASSO: `min 1/2 ||A Psi c - y||_2^2  subject to  ||w c||_1 <= tau`.
 
@@ -156,6 +172,8 @@ class ConstrainedLasso(_L1Problem):
 
     tau: float
 
+    floor_share: ClassVar[float] = 1.0
+
     def _check(self) -> None:
         super()._check()
         self._set("tau", checked_number("tau", self.tau, zero=True))
@@ -169,12 +187,12 @@ class ConstrainedLasso(_L1Problem):
         return terms.HalfSquare()
 
     @property
-    def penalty(self) -> terms.Term:
+    def penalty(self) -> terms.Penalty:
         """`||w c||_1 <= tau`."""
         return terms.L1Ball(self.tau, np.asarray(self.weights)[:, None], self.nonneg)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DantzigSelector(_L1Problem):
     """Dantzig selector: `min ||w c||_1  subject to  ||(A Psi)^H (A Psi c - y)||_inf <= lam`.
 
@@ -199,6 +217,8 @@ class DantzigSelector(_L1Problem):
 
     lam: float
 
+    scale_free: ClassVar[bool] = False
+
     def _check(self) -> None:
         super()._check()
         self._set("lam", checked_number("lam", self.lam, zero=True))
@@ -219,7 +239,7 @@ class DantzigSelector(_L1Problem):
         return self.operator.adjoint(np.asarray(self.y))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ElasticNet(_L1Problem):
     """Elastic net: `min 1/2 ||A Psi c - y||_2^2 + lam ||w c||_1 + ridge/2 ||c||_2^2`.
 
@@ -249,6 +269,8 @@ class ElasticNet(_L1Problem):
     lam: float
     ridge: float
 
+    scale_free: ClassVar[bool] = False
+
     def _check(self) -> None:
         super()._check()
         self._set("lam", checked_number("lam", self.lam))
@@ -260,12 +282,22 @@ class ElasticNet(_L1Problem):
         return terms.HalfSquare()
 
     @property
-    def penalty(self) -> terms.Term:
+    def penalty(self) -> terms.Penalty:
         """`lam ||w c||_1 + ridge/2 ||c||^2` within the bounds."""
         return self._l1(self.lam, self.ridge)
 
+    @property
+    def factor(self) -> float:
+        """`lam`."""
+        return self.lam
 
-@dataclass(frozen=True, eq=False)
+    @cached_property
+    def lam_max(self) -> float:
+        """Smallest lam at which the answer is 0 (for every signal), whatever lam and ridge are."""
+        return self._correlation
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class SqrtLasso(_L1Problem):
     """Square-root LASSO: `min ||A Psi c - y||_2 + lam ||w c||_1`.
 
@@ -302,12 +334,17 @@ class SqrtLasso(_L1Problem):
         return terms.Norm2()
 
     @property
-    def penalty(self) -> terms.Term:
+    def penalty(self) -> terms.Penalty:
         """`lam ||w c||_1` within the bounds."""
         return self._l1(self.lam)
 
+    @property
+    def factor(self) -> float:
+        """`lam`."""
+        return self.lam
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class L1Fit(_L1Problem):
     """L1 data fit, for outliers: `min ||A Psi c - y||_1 + lam ||w c||_1`.
 
@@ -342,6 +379,11 @@ class L1Fit(_L1Problem):
         return terms.Norm1()
 
     @property
-    def penalty(self) -> terms.Term:
+    def penalty(self) -> terms.Penalty:
         """`lam ||w c||_1` within the bounds."""
         return self._l1(self.lam)
+
+    @property
+    def factor(self) -> float:
+        """`lam`."""
+        return self.lam

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 
 from lowrank.errors import InputError
-from lowrank.sensing.operators.arrays import MatrixLike
-from lowrank.sensing.problems.base import Problem
+from lowrank.sensing import terms
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.problems.base import _InBasis
 from lowrank.sensing.problems.checks import checked_number
 
 
-@dataclass(frozen=True, eq=False)
-class OneBit(Problem):
+@dataclass(frozen=True, eq=False, repr=False)
+class OneBit(_InBasis):
     """1-bit measurements: `max <y, A Psi c>  subject to  ||c||_2 <= 1, ||c||_1 <= radius`.
 
     The length of the signal is lost in `y = sign(A x)`; the answer has length 1.
@@ -36,18 +39,42 @@ class OneBit(Problem):
     """
 
     radius: float
-    basis: MatrixLike | None = field(default=None, kw_only=True)
 
     def _check(self) -> None:
+        super()._check()
         self._set("radius", checked_number("radius", self.radius))
         if self.is_complex or not np.isin(self.y, (-1, 1)).all():
             raise InputError("y", "not all values are -1 or 1", "pass np.sign(measurements), real")
         if self.radius < 1:
             raise InputError("radius", f"{self.radius} is below 1", "pass sqrt(k) for sparsity k")
 
+    @property
+    def loss(self) -> terms.Loss:
+        """`-<y, M c>`."""
+        return terms.Correlation(np.asarray(self.y).reshape(len(np.asarray(self.y)), -1))
 
-@dataclass(frozen=True, eq=False)
-class KSparse(Problem):
+    @property
+    def penalty(self) -> terms.Penalty:
+        """`||c||_2 <= 1` and `||c||_1 <= radius`."""
+        return terms.UnitL1Ball(self.radius)
+
+    @cached_property
+    def target(self) -> Array:
+        """0."""
+        return np.zeros_like(np.asarray(self.y))
+
+    @property
+    def only_dual(self) -> Array | None:
+        """y."""
+        return np.asarray(self.y)
+
+    def simple_answers(self) -> Iterator[tuple[Array, str]]:
+        """None: the answer has length 1."""
+        return iter(())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class KSparse(_InBasis):
     """k-sparse least squares: `min ||A Psi c - y||_2  subject to  ||c||_0 <= k`. Not convex.
 
     Args:
@@ -67,11 +94,13 @@ class KSparse(Problem):
     """
 
     k: int
-    basis: MatrixLike | None = field(default=None, kw_only=True)
 
     convex: ClassVar[bool] = False
 
+    asked_by: ClassVar[str] = "sparsity="
+
     def _check(self) -> None:
+        super()._check()
         limit = min(self.operator.shape)
         whole = np.ndim(self.k) == 0 and not isinstance(self.k, bool) and int(self.k) == self.k
         if not whole or not 1 <= self.k <= limit:
@@ -80,8 +109,8 @@ class KSparse(Problem):
         self._set("k", int(self.k))
 
 
-@dataclass(frozen=True, eq=False)
-class PosteriorMean(Problem):
+@dataclass(frozen=True, eq=False, repr=False)
+class PosteriorMean(_InBasis):
     """Bayes estimate `E[c | y]` for `y = A Psi c + e` under a sparse prior. Not convex.
 
     The coefficients are independent, each zero with an unknown probability and else Gaussian of
@@ -104,10 +133,10 @@ class PosteriorMean(Problem):
     """
 
     noise_std: float | None = None
-    basis: MatrixLike | None = field(default=None, kw_only=True)
 
     convex: ClassVar[bool] = False
 
     def _check(self) -> None:
+        super()._check()
         if self.noise_std is not None:
             self._set("noise_std", checked_number("noise_std", self.noise_std, zero=True))

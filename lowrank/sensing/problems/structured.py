@@ -13,15 +13,15 @@ from lowrank.errors import InputError
 from lowrank.sensing import terms
 from lowrank.sensing.operators.arrays import MatrixLike
 from lowrank.sensing.operators.operator import Operator, as_operator
-from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.base import _AnalysisProblem, _InBasis
 from lowrank.sensing.problems.checks import _checked_weights, checked_number
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-@dataclass(frozen=True, eq=False)
-class GroupLasso(Problem):
+@dataclass(frozen=True, eq=False, repr=False)
+class GroupLasso(_InBasis):
     """Group LASSO: `min 1/2 ||A Psi c - y||_2^2 + lam sum_g w_g ||c_g||_2`.
 
     Args:
@@ -45,10 +45,10 @@ class GroupLasso(Problem):
 
     lam: float
     groups: ArrayLike
-    basis: MatrixLike | None = field(default=None, kw_only=True)
     weights: ArrayLike | None = field(default=None, kw_only=True)
 
     def _check(self) -> None:
+        super()._check()
         self._set("lam", checked_number("lam", self.lam))
         labels = np.asarray(self.groups)
         if labels.shape != (self.n_unknowns,) or labels.dtype.kind not in "iu":
@@ -65,13 +65,25 @@ class GroupLasso(Problem):
         return terms.HalfSquare()
 
     @cached_property
-    def penalty(self) -> terms.Term:
+    def penalty(self) -> terms.Penalty:
         """`lam sum_g w_g ||c_g||_2`."""
         return terms.Groups(np.asarray(self.groups), self.lam * np.asarray(self.weights)[:, None])
 
+    @property
+    def factor(self) -> float:
+        """`lam`."""
+        return self.lam
 
-@dataclass(frozen=True, eq=False)
-class JointSparse(Problem):
+    @cached_property
+    def lam_max(self) -> float:
+        """Smallest lam at which the answer is 0 (for every signal), whatever `lam` is."""
+        z = self.operator.adjoint(np.asarray(self.y)).reshape(self.n_unknowns, -1)
+        unit = terms.Groups(np.asarray(self.groups), np.asarray(self.weights)[:, None])
+        return float((unit.lengths(z) / unit.weights).max(initial=0.0))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class JointSparse(_InBasis):
     """Joint-sparse MMV: `min 1/2 ||A Psi C - Y||_F^2 + lam sum_i w_i ||C[i, :]||_2`.
 
     Args:
@@ -92,12 +104,12 @@ class JointSparse(Problem):
     """
 
     lam: float
-    basis: MatrixLike | None = field(default=None, kw_only=True)
     weights: ArrayLike | None = field(default=None, kw_only=True)
 
     coupled: ClassVar[bool] = True
 
     def _check(self) -> None:
+        super()._check()
         self._set("lam", checked_number("lam", self.lam))
         self._set("weights", _checked_weights(self.weights, self.n_unknowns))
         if np.ndim(self.y) != 2:
@@ -112,13 +124,18 @@ class JointSparse(Problem):
         return terms.HalfSquare()
 
     @property
-    def penalty(self) -> terms.Term:
+    def penalty(self) -> terms.Penalty:
         """`lam sum_i w_i ||C[i, :]||_2`."""
         return terms.Rows(self.lam * np.asarray(self.weights)[:, None])
 
+    @property
+    def factor(self) -> float:
+        """`lam`."""
+        return self.lam
 
-@dataclass(frozen=True, eq=False)
-class Analysis(Problem):
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Analysis(_AnalysisProblem):
     """Analysis-L1 and TV: `min ||D x||_1  subject to  ||A x - y||_2 <= epsilon`.
 
     Args:
@@ -139,7 +156,6 @@ class Analysis(Problem):
     Source: Rudin, Osher, Fatemi 1992; Elad, Milanfar, Rubinstein 2007, equation (2).
     """
 
-    D: MatrixLike
     epsilon: float = 0.0
     components: int = 1
 
@@ -154,13 +170,18 @@ class Analysis(Problem):
         return terms.Ball(self.epsilon)
 
     @cached_property
-    def penalty(self) -> terms.Term:
+    def penalty(self) -> terms.Penalty:
         """The sum of lengths, as a function of `D x`."""
         return _lengths(self.D, self.components, 1.0)
 
+    @property
+    def residual_bound(self) -> float | None:
+        """`epsilon`."""
+        return self.epsilon
 
-@dataclass(frozen=True, eq=False)
-class AnalysisLasso(Problem):
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AnalysisLasso(_AnalysisProblem):
     """Penalised analysis-L1 and TV: `min 1/2 ||A x - y||_2^2 + lam ||D x||_1`.
 
     Args:
@@ -181,9 +202,10 @@ class AnalysisLasso(Problem):
     Source: Rudin, Osher, Fatemi 1992; Elad, Milanfar, Rubinstein 2007, equation (3).
     """
 
-    D: MatrixLike
     lam: float
     components: int = 1
+
+    floor_share: ClassVar[float] = 1e-8
 
     def _check(self) -> None:
         self._set("lam", checked_number("lam", self.lam))
@@ -196,9 +218,14 @@ class AnalysisLasso(Problem):
         return terms.HalfSquare()
 
     @cached_property
-    def penalty(self) -> terms.Term:
+    def penalty(self) -> terms.Penalty:
         """The sum of lengths, as a function of `D x`."""
         return _lengths(self.D, self.components, self.lam)
+
+    @property
+    def factor(self) -> float:
+        """`lam`."""
+        return self.lam
 
 
 def total_variation(
@@ -245,7 +272,8 @@ def _checked_analysis(A: Operator, D: MatrixLike, components: int) -> Operator:
     if analysis.shape[1] != A.shape[1]:
         problem = f"D has {analysis.shape[1]} columns and A has {A.shape[1]}"
         raise InputError("D", problem, "both act on the signal")
-    if components < 1 or analysis.shape[0] % components:
+    whole = isinstance(components, int | np.integer) and not isinstance(components, bool)
+    if not whole or components < 1 or analysis.shape[0] % components:
         problem = f"{components} does not divide the {analysis.shape[0]} rows of D"
         raise InputError("components", problem, "pass 1, or the dimension of the picture")
     return analysis

@@ -134,8 +134,7 @@ def exchange(pool: ColumnPool, line: Segment, lam: float) -> Exchange:
 
     A product in float32 finds most changes; only "no change" needs float64.
     """
-    if pool.watch is not None:
-        pool.watch(line.support, line.coefficients(lam))
+    pool.tell(line.support, line.coefficients(lam))
     if lam == 0:
         signs, stay = limit_signs(line)
         if pool.nonneg:

@@ -11,7 +11,7 @@ from scipy.fft import fftn, ifftn
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse.linalg import LinearOperator, cg
 
-from lowrank.sensing.certificates import relative_gap, scaled_dual
+from lowrank.sensing.certificates import gap_floor, relative_gap, scaled_dual
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
@@ -147,7 +147,7 @@ class _Split:
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.M = problem, problem.design
-        self.D: Operator | None = getattr(problem, "D", None)
+        self.D = problem.analysis
         self.b = _columns(problem.target)
         self.s = 1 / max(self.M.norm(), 1e-300)  # so that both constraints weigh the same
         self.m = self.M.shape[0]
@@ -210,9 +210,9 @@ class _Split:
             rest = np.linalg.norm(back - self.D.adjoint(q)) * np.linalg.norm(c)
             dual = dual - scale * rest
         size = np.linalg.norm(self.b, axis=0)
-        floor = size**2 / 2 if isinstance(problem, ConstrainedLasso) else 0.0
         violation = problem.loss.violation(r)
-        gap = relative_gap(primal + violation * problem.loss.price(scale * v), dual, floor)
+        price = violation * problem.loss.price(scale * v)
+        gap = relative_gap(primal + price, dual, gap_floor(problem))
         return float(max(gap.max(), (violation / np.where(size > 0, size, 1)).max()))
 
 
@@ -224,7 +224,7 @@ def _first_penalty(problem: Problem) -> float:
     """A penalty at which a typical coefficient and a typical threshold are of one size."""
     z = float(np.abs(problem.design.adjoint(problem.target)).max())
     size = z / max(problem.design.norm() ** 2, 1e-300)
-    rows = problem.D.shape[0] if hasattr(problem, "D") else problem.n_unknowns
+    rows = problem.n_unknowns if problem.analysis is None else problem.analysis.shape[0]
     weight = float(problem.penalty.value(np.ones((rows, 1))).max()) / rows
     return max(weight, 1e-12 * z) / size if weight > 0 and size > 0 else 1.0
 

@@ -142,8 +142,7 @@ class AMP:
         """Unweighted and unbounded problems with a matrix."""
         if not problem.operator.is_dense:
             return "needs a matrix, and A is matrix-free"
-        plain = not (getattr(problem, "weighted", False) or getattr(problem, "bounded", False))
-        return None if plain else "knows neither weights nor bounds"
+        return "knows neither weights nor bounds" if problem.weighted or problem.bounded else None
 
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
@@ -165,7 +164,9 @@ class AMP:
                 status = Status.DIVERGED
             elif np.all(size <= self.tol * scale):
                 status = Status.CONVERGED
-            if status is not Status.MAX_ITER or (callback and callback(it, x / norm)):
+            if status is not Status.MAX_ITER:
+                break
+            if callback and callback(it, (x / norm).reshape(problem.unknown_shape)):
                 break
         c, dual = (x / norm).reshape(problem.unknown_shape), z.reshape(shape)
         return SolverResult(c, dual=dual, status=status, n_iter=it)

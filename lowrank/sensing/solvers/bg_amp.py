@@ -61,7 +61,8 @@ class BernoulliGaussianAMP:
         norms = np.where(norms > 0, norms, 1.0)[:, None]
         y = np.asarray(problem.y)
         columns = y.reshape(len(y), -1)
-        x, status, n_iter = self._iterate(problem.operator, columns, norms, callback)
+        seen = callback and (lambda k, x: callback(k, x.reshape(problem.unknown_shape)))
+        x, status, n_iter = self._iterate(problem.operator, columns, norms, seen)
         return SolverResult(
             (x / norms).reshape(problem.unknown_shape), status=status, n_iter=n_iter
         )
@@ -82,6 +83,8 @@ class BernoulliGaussianAMP:
             if not np.all(tau < 4 * energy + 1e-300):
                 return before, Status.DIVERGED, it
             change = np.linalg.norm(x - before) / max(float(np.linalg.norm(x)), 1e-300)
-            if change < self.tol or (callback and callback(it, x / norms)):
+            if change < self.tol:
                 return x, Status.CONVERGED, it
+            if callback and callback(it, x / norms):
+                return x, Status.MAX_ITER, it
         return x, Status.MAX_ITER, self.max_iter

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from lowrank.errors import InputError
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.solvers import AUTO, SOLVERS, Solver
+from lowrank.sensing.solvers.protocol import (
+    checked_solver,
+    default_settings,
+    settings_of,
+    with_settings,
+)
 
 
 def _candidates(problem: Problem, solver: str | Solver) -> Iterator[tuple[str, Solver, str]]:
     """Solvers to try, each with its name and why."""
     kind = type(problem)
     if not isinstance(solver, str):
-        if isinstance(solver, type) or not hasattr(solver, "refuses"):
-            text = f"{getattr(solver, '__name__', repr(solver))} is neither a name nor a solver"
-            raise InputError("solver", text, 'pass a name, an instance such as ADMM(), or "auto"')
+        solver = checked_solver(solver)
         yield type(solver).__name__, _accepting(type(solver).__name__, solver, problem), "asked for"
         return
     if solver != "auto":
@@ -44,7 +47,7 @@ def _named(name: str) -> Solver:
     """The solver of a name; "cvxpy:scs" names the backend too."""
     family, _, backend = name.partition(":")
     if family == "cvxpy" and backend:
-        return _with(SOLVERS["cvxpy"](), backend=backend)
+        return with_settings(SOLVERS["cvxpy"](), {"backend": backend})
     if name not in SOLVERS:
         text = f"{name!r} is not one of {', '.join(sorted(SOLVERS))}"
         raise InputError("solver", text, 'name one of these, "cvxpy:BACKEND", or "auto"')
@@ -62,25 +65,28 @@ def _why(problem: Problem, name: str, reasons: list[str]) -> str:
 def _accepting(name: str, solver: Solver, problem: Problem) -> Solver:
     kind = type(problem)
     able = [other for other, cls in SOLVERS.items() if kind in cls.solves]
-    reason = "does not list it" if kind not in solver.solves else solver.refuses(problem)
-    if reason is not None:
-        takers = [other for other in able if SOLVERS[other]().refuses(problem) is None]
-        text = f"{name} cannot take this {kind.__name__}: it {reason}"
-        raise InputError("solver", text, f"take one of: {', '.join(takers) or 'none so far'}")
-    return solver
+    listed = kind in solver.solves
+    reason = solver.refuses(problem) if listed else "does not list it"
+    if reason is None:
+        return solver
+    takers = [other for other in able if SOLVERS[other]().refuses(problem) is None]
+    advice = f"take one of: {', '.join(takers) or 'none so far'}"
+    if not listed:  # what to ask for so that this solver can answer
+        asked = [f"{p.__name__} ({p.asked_by})" for p in solver.solves if p.asked_by]
+        advice += f"; {name} takes {', '.join(asked or [p.__name__ for p in solver.solves])}"
+    text = f"{name} cannot take this {kind.__name__}: it {reason}"
+    raise InputError("solver", text, advice)
 
 
-def _with(solver: Solver, **changes: Any) -> Solver:
-    """The solver with these hyperparameters, as far as it has them."""
-    assert is_dataclass(solver)
-    known = {f.name for f in fields(solver)}
-    wanted = {k: v for k, v in changes.items() if v is not None and k in known}
-    return replace(solver, **wanted) if wanted else solver
+def _with(solver: Solver, **changes: Any) -> tuple[Solver, list[str]]:
+    """The solver with these hyperparameters, and the names of those that it does not have."""
+    known, asked = settings_of(solver), {k: v for k, v in changes.items() if v is not None}
+    wanted = {name: value for name, value in asked.items() if name in known}
+    return with_settings(solver, wanted), [name for name in asked if name not in known]
 
 
 def describe(name: str, solver: Solver) -> str:
     """`name(hyperparameter=value, ...)`, those that differ from the default."""
-    assert is_dataclass(solver)
-    pairs = ((f, getattr(solver, f.name)) for f in fields(solver))
-    changed = [f"{f.name}={value!r}" for f, value in pairs if value != f.default]
+    known, default = settings_of(solver), default_settings(solver)
+    changed = [f"{k}={v!r}" for k, v in known.items() if k not in default or v != default[k]]
     return f"{name}({', '.join(changed)})"

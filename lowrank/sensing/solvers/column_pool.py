@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,10 @@ def rough_copy(A: Array) -> NDArray[Any]:
     return A.astype(np.float32) if A.size > SMALL else A
 
 
+class Stopped(Exception):
+    """The limit of guesses is reached, or the callback asked to stop."""
+
+
 class ColumnPool:
     """The columns that were ever active, with their Gram matrix, so that no product is repeated.
 
@@ -45,11 +50,15 @@ class ColumnPool:
         weights: positive penalty weights, shape (n,).
         nonneg: only `x >= 0` is allowed, so only `a_j^T u <= w_j` is asked.
         single: the matrix in float32, or A itself if it is small; None makes it.
+        within: the pool that this one is for, and which columns of it are here.
 
     Attributes:
         products: products with the whole matrix so far.
         asked: size of the largest support there was a guess of.
-        watch: told of each guess, support and coefficients on it; may raise to end the run.
+        n_iter: guesses so far.
+        max_iter: how many there may be.
+        guess: the last one, support and coefficients on it.
+        watch: told of each guess; may raise to end the run.
     """
 
     def __init__(
@@ -60,13 +69,16 @@ class ColumnPool:
         *,
         nonneg: bool = False,
         single: NDArray[Any] | None = None,
+        within: tuple[ColumnPool, Index] | None = None,
     ) -> None:
         self.A, self.y, self.weights, self.nonneg = A, y, weights, nonneg
         self.correlation = y @ A
         self.y_norm = float(np.linalg.norm(y))
         self.products = 1
-        self.asked = 0
-        self.watch: Callable[[Index, Array], None] | None = None
+        self.asked, self.n_iter, self.max_iter = 0, 0, math.inf
+        self.guess: tuple[Index, Array] = np.empty(0, np.intp), np.empty(0)
+        self.watch: Callable[[Index, Array], None] = lambda support, coefficients: None
+        self._within = within
         self.single: NDArray[Any] = rough_copy(A) if single is None else single
         self._place = np.full(A.shape[1], -1)
         self._size = 0
@@ -78,6 +90,33 @@ class ColumnPool:
     def crowded(self) -> bool:
         """Whether about as many columns were asked for as a basis has: hardly a sparse signal."""
         return self.asked >= 0.85 * min(self.A.shape)
+
+    def tell(self, support: Index, coefficients: Array) -> None:
+        """Take note of a guess, which is an iteration.
+
+        Raises:
+            Stopped: it would be one too many.
+        """
+        if self._within is not None:
+            outer, columns = self._within
+            outer.tell(columns[support], coefficients)
+            return
+        if self.n_iter >= self.max_iter:
+            raise Stopped
+        self.n_iter += 1
+        self.guess = support, coefficients
+        self.watch(support, coefficients)
+
+    def spend(self, n_iter: int) -> None:
+        """Count iterations that show no guess."""
+        if self._within is not None:
+            self._within[0].spend(n_iter)
+        self.n_iter += n_iter
+
+    @property
+    def left(self) -> float:
+        """Iterations that are left."""
+        return self.max_iter - self.n_iter if self._within is None else self._within[0].left
 
     def multiply_adjoint(self, u: Array) -> Array:
         """Return `A^T u` and count it."""

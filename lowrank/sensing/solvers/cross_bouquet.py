@@ -25,6 +25,7 @@ class CrossBouquet:
 
     Args:
         tol: relative gap and infeasibility that counts as optimal.
+        max_iter: as `ExactL1` has it.
 
     Example:
         >>> problem = L1Fit([[1.0, 0.0], [1.0, 0.0], [1.0, 0.5]], [1.0, 1.0, 9.0], lam=0.5)
@@ -35,6 +36,7 @@ class CrossBouquet:
     """
 
     tol: float = 1e-8
+    max_iter: int | None = None
 
     solves: ClassVar[tuple[type[Problem], ...]] = (L1Fit,)
 
@@ -50,12 +52,14 @@ class CrossBouquet:
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
-        """One basis pursuit with `(A, I)`; `x0` and `callback` are not used."""
+        """One basis pursuit with `(A, I)`, from `x0` and its residual."""
         assert isinstance(problem, L1Fit)
         A = problem.operator.to_dense()
         m, p = A.shape
         extended = from_matrix(np.concatenate([A, np.eye(m)], axis=1))
         weights = np.concatenate([problem.lam * np.asarray(problem.weights), np.ones(m)])
         pursuit = BasisPursuit(extended, problem.y, weights=weights)
-        found = ExactL1(tol=self.tol).solve(pursuit)
+        start = None if x0 is None else np.concatenate([x0, problem.y - A @ x0])
+        seen = callback and (lambda k, c: callback(k, c[:p]))
+        found = ExactL1(self.tol, self.max_iter).solve(pursuit, x0=start, callback=seen)
         return replace(found, coefficients=found.coefficients[:p])

@@ -1,17 +1,17 @@
 """Every convex problem in CVXPY: the reference, and a solver in its own right.
 
-Each problem is stated once per matrix with CVXPY `Parameter`s for everything else (y, lam,
-weights, bounds), so a re-solve for new measurements skips canonicalization.
+Each problem is stated for its matrix, with CVXPY `Parameter`s for the rest (y, lam, weights,
+bounds), and the last statement is kept, so that a re-solve for new measurements skips
+canonicalization.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import threading
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -19,7 +19,6 @@ from scipy.sparse import csr_array
 
 from lowrank.errors import InputError
 from lowrank.sensing.operators.arrays import Array
-from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.l1 import (
     BPDN,
@@ -42,6 +41,10 @@ MAX_ELEMENTS = 2**22
 
 BYTES_PER_ELEMENT = 200
 """Memory per matrix element, from statement to factorisation (measured with Clarabel)."""
+
+
+MAX_HELD = 2**26
+"""Bytes, by `BYTES_PER_ELEMENT`, up to which the last statement is kept for the next solve."""
 
 
 SIMPLEX_ELEMENTS = 2**15
@@ -74,7 +77,7 @@ class CVXPY:
             SciPy's HiGHS for small linear programs, Clarabel else, and SCS where that stops short.
             `solver="cvxpy:scs"` says the same.
         tol: relative gap that the certificate must show; the backend is asked for a hundredth.
-        max_iter: limit of the backend's iterations; None is its own.
+        max_iter: limit of the backend's iterations for each signal; None is its own.
         verbose: let the backend print its log.
 
     Example:
@@ -119,18 +122,32 @@ class CVXPY:
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
-        """Solve by CVXPY, column by column unless they are coupled; `x0` and `callback` unused."""
+        """Solve column by column unless they are coupled, after each of which `callback` is called.
+
+        The backends do not say what they are at in between, and `x0` is not used.
+        """
         y = np.asarray(problem.y)
-        compiled = _compiled(_Structure.of(problem))
-        if y.ndim == 1 or problem.coupled:
-            return self._solve_one(compiled, problem, y)
-        results = [self._solve_one(compiled, problem, column) for column in y.T]
+        compiled = _SHELF.take(_Structure.of(problem))
+        columns = [y] if y.ndim == 1 or problem.coupled else list(y.T)
+        found = np.zeros((problem.n_unknowns, len(columns)), problem.dtype)
+        results: list[SolverResult] = []
+        for j, column in enumerate(columns):
+            results.append(self._solve_one(compiled, problem, column))
+            if problem.coupled:
+                found = results[0].coefficients
+            else:
+                found[:, j] = results[-1].coefficients
+            so_far = max(1, sum(r.n_iter for r in results))
+            if callback and callback(so_far, found.copy().reshape(problem.unknown_shape)):
+                break
+        _SHELF.put(compiled)
         worst = next((r.status for r in results if r.status is not Status.OPTIMAL), Status.OPTIMAL)
         return SolverResult(
-            np.stack([r.coefficients for r in results], axis=1),
-            dual=_stacked([r.dual for r in results]),
-            status=worst,
-            n_iter=sum(r.n_iter for r in results),
+            found.reshape(problem.unknown_shape),
+            dual=_stacked([r.dual for r in results], len(columns)),
+            analysis_dual=results[0].analysis_dual,
+            status=Status.MAX_ITER if len(results) < len(columns) else worst,
+            n_iter=max(r.n_iter for r in results),
             n_products=0,
             note=results[0].note,
         )
@@ -191,42 +208,37 @@ class CVXPY:
 
 @dataclass(frozen=True)
 class _Structure:
-    """What a statement in CVXPY depends on; the rest are parameters."""
+    """What a statement in CVXPY depends on; the rest are parameters.
+
+    `pattern` is what of the terms is no parameter: which ends of the box are finite, the groups.
+    """
 
     kind: type[Problem]
     digest: bytes
     columns: int
     is_complex: bool
-    lower: tuple[int, ...] = ()
-    upper: tuple[int, ...] = ()
-    groups: tuple[int, ...] = ()
-    components: int = 1
-    matrix: Array = field(compare=False, default_factory=lambda: np.zeros((0, 0)))
-    analysis: Any = field(compare=False, default=None)
+    pattern: str
+    problem: Problem = field(compare=False)
+    matrix: Array = field(compare=False)
+    analysis: Any = field(compare=False)
 
     @staticmethod
     def of(problem: Problem) -> _Structure:
-        matrix = problem.operator.to_dense()
-        D: Operator | None = getattr(problem, "D", None)
+        matrix, D = problem.operator.to_dense(), problem.analysis
         analysis = None if D is None else csr_array(D.to_dense())
         parts = [matrix] if analysis is None else [matrix, analysis.data, analysis.indices]
         hashed = hashlib.blake2b(repr((matrix.shape, matrix.dtype)).encode())
         for part in parts:
             hashed.update(np.ascontiguousarray(part).tobytes())
-        bounds = {
-            name: tuple(np.flatnonzero(np.isfinite(getattr(problem, name, ()))).tolist())
-            for name in ("lower", "upper")
-        }
         return _Structure(
             type(problem),
             hashed.digest(),
             np.shape(problem.y)[1] if problem.coupled else 0,
             problem.is_complex,
-            groups=tuple(np.asarray(getattr(problem, "groups", ())).tolist()),
-            components=getattr(problem, "components", 1),
-            matrix=matrix,
-            analysis=analysis,
-            **bounds,
+            f"{problem.penalty.pattern}, {problem.residual_bound == 0}",
+            problem,
+            matrix,
+            analysis,
         )
 
 
@@ -238,148 +250,105 @@ class _Units(NamedTuple):
     objective: float
 
 
-@lru_cache(maxsize=8)
-def _compiled(structure: _Structure) -> _Compiled:
-    return _Compiled(structure)
+class _Shelf:
+    """The statement that was solved last, if it is small: a large one would hold gigabytes.
+
+    It is off the shelf while it is in use, so that two threads never fill in the same parameters.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.held: _Compiled | None = None
+
+    def take(self, structure: _Structure) -> _Compiled:
+        """The statement of this structure: the one held, or a new one."""
+        with self.lock:
+            held, self.held = self.held, None
+        same = held is not None and held.structure == structure
+        return held if same and held is not None else _Compiled(structure)
+
+    def put(self, compiled: _Compiled) -> None:
+        """Keep this one alone."""
+        if compiled.structure.matrix.size * BYTES_PER_ELEMENT <= MAX_HELD:
+            with self.lock:
+                self.held = compiled
+
+
+_SHELF = _Shelf()
 
 
 class _Compiled:
-    """A CVXPY statement of one structure: `min f(r) + g(x)` with `M x - r = b` and bounds."""
+    """A CVXPY statement of one structure: `min f(r) + g(D x)` with `M x - r = b`."""
 
     def __init__(self, structure: _Structure) -> None:
         cp = self.cp = _cvxpy()
-        self.structure, A = structure, structure.matrix
-        kind = structure.kind
-        self.size = 1.0 if kind is OneBit else float(np.linalg.norm(A, axis=0).max()) or 1.0
-        A = A / self.size
-        self.M = A.conj().T @ A if kind is DantzigSelector else A
-        columns = (structure.columns,) if structure.columns else ()
-        self.unknown = cp.Variable((A.shape[1], *columns), complex=structure.is_complex)
-        self.target = cp.Parameter((self.M.shape[0], *columns), complex=structure.is_complex)
+        s, problem = structure, structure.problem
+        self.size = 1.0 if problem.only_dual is not None else _largest_column(s.matrix)
+        A = s.matrix / self.size
+        self.square = problem.design is not problem.operator  # the Dantzig selector's Gram matrix
+        self.M = A.conj().T @ A if self.square else A
+        self.inner = self.size if self.square else 1.0
+        columns = (s.columns,) if s.columns else ()
+        self.unknown = cp.Variable((A.shape[1], *columns), complex=s.is_complex)
+        self.target = cp.Parameter((self.M.shape[0], *columns), complex=s.is_complex)
         self.parameters: dict[str, Any] = {}
-        self.inner: Any = None
-        if kind is OneBit:
-            self._state_one_bit()
-            return
-        constraints, loss = self._loss()
-        more, penalty = self._penalty()
-        self.fit = constraints[0]
-        self.analysis = more[0] if structure.analysis is not None else None
-        self.statement = cp.Problem(
-            cp.Minimize(loss + penalty), [*constraints, *more, *self._bounds()]
-        )
+        constraints, objective = self._terms(problem, s)
+        self.fit, self.analysis = constraints[0], constraints[1] if s.analysis is not None else None
+        self.statement = cp.Problem(cp.Minimize(objective), constraints)
+        self.structure = replace(s, problem=None, analysis=None)  # type: ignore[arg-type]
+        linear = problem.loss.is_linear_program and problem.penalty.is_linear_program
+        self.is_linear = linear and not s.is_complex and s.analysis is None
 
-    @property
-    def is_linear(self) -> bool:
-        """Whether it is a linear program."""
-        linear = (BasisPursuit, DantzigSelector, L1Fit)
-        return self.structure.kind in linear and not self.structure.is_complex
+    def _terms(self, problem: Problem, s: _Structure) -> tuple[list[Any], Any]:
+        """Constraints, the first of which tie M x to b and D x to its split, and the objective."""
+        cp, x = self.cp, self.unknown
+        inner, more, loss = x, list[Any](), 0
+        if problem.residual_bound == 0 and s.analysis is None:
+            tied = [self.M @ x == self.target]
+        else:
+            r = cp.Variable(self.target.shape, complex=s.is_complex)
+            tied = [self.M @ x - r == self.target]
+            more, loss = problem.loss.state(cp, r, self._parameter)
+        if s.analysis is not None:
+            inner = cp.Variable(s.analysis.shape[0], complex=s.is_complex)
+            tied.append(s.analysis @ x == inner)
+        within, penalty = problem.penalty.state(cp, inner, self._parameter)
+        return [*tied, *more, *within], loss + penalty
 
     def _parameter(self, name: str, shape: tuple[int, ...] = (), **sign: bool) -> Any:
         cp = self.cp
         return self.parameters.setdefault(name, cp.Parameter(shape, **(sign or {"nonneg": True})))
 
-    def _loss(self) -> tuple[list[Any], Any]:
-        """Constraints, the first of which ties M x to b, and the loss."""
-        cp = self.cp
-        kind, x = self.structure.kind, self.unknown
-        if kind is BasisPursuit:
-            return [self.M @ x == self.target], 0
-        r = cp.Variable(self.target.shape, complex=self.structure.is_complex)
-        tie = [self.M @ x - r == self.target]
-        if kind in (BPDN, Analysis):
-            return [*tie, cp.norm(r, 2) <= self._parameter("epsilon")], 0
-        if kind is DantzigSelector:
-            return [*tie, cp.max(cp.abs(r)) <= self._parameter("bound")], 0
-        losses: dict[type[Problem], Callable[[Any], Any]] = {
-            SqrtLasso: lambda r: cp.norm(r, 2),
-            L1Fit: lambda r: cp.sum(cp.abs(r)),
-        }
-        loss = losses.get(kind, lambda r: 0.5 * cp.sum_squares(r))(r)
-        if kind is ElasticNet:
-            loss += self._parameter("ridge") / 2 * cp.sum_squares(x)
-        return tie, loss
-
-    def _penalty(self) -> tuple[list[Any], Any]:
-        cp = self.cp
-        s, x = self.structure, self.unknown
-        p = x.shape[0]
-        if s.kind is JointSparse:
-            return [], self._parameter("weights", (p,)) @ cp.norm(x, 2, axis=1)
-        if s.kind is GroupLasso:
-            labels = np.array(s.groups)
-            parts = [cp.norm(x[np.flatnonzero(labels == g)], 2) for g in range(labels.max() + 1)]
-            return [], self._parameter("weights", (len(parts),)) @ cp.hstack(parts)
-        if s.analysis is not None:
-            self.inner = cp.Variable(s.analysis.shape[0], complex=s.is_complex)
-            shape = (s.components, s.analysis.shape[0] // s.components)
-            pieces = cp.reshape(self.inner, shape, order="C")
-            lengths = cp.norm(pieces, 2, axis=0) if s.components > 1 else cp.abs(self.inner)
-            factor = self._parameter("lam") if s.kind is AnalysisLasso else 1
-            return [s.analysis @ x == self.inner], factor * cp.sum(lengths)
-        norm = self._parameter("weights", (p,)) @ cp.abs(x)
-        if s.kind is ConstrainedLasso:
-            return [norm <= self._parameter("tau")], 0
-        return [], norm
-
-    def _bounds(self) -> list[Any]:
-        s, x = self.structure, self.unknown
-        found = []
-        if s.lower:
-            low = self._parameter("lower", (len(s.lower),), nonpos=True)
-            found.append(x[list(s.lower)] >= low)
-        if s.upper:
-            found.append(x[list(s.upper)] <= self._parameter("upper", (len(s.upper),)))
-        return found
-
-    def _state_one_bit(self) -> None:
-        cp = self.cp
-        x = self.unknown
-        within = [cp.norm(x, 2) <= 1, cp.norm(x, 1) <= self._parameter("tau")]
-        self.fit = self.analysis = None
-        self.statement = cp.Problem(cp.Maximize(self.target @ (self.M @ x)), within)
-
-    def units(self, y: Array) -> _Units:
+    def units(self, problem: Problem, y: Array) -> _Units:
         """Units in which A and y are of size 1, as backends' tolerances are absolute."""
-        kind = self.structure.kind
-        if kind is OneBit:
+        if problem.only_dual is not None:
             return _Units(1.0, 1.0, 1.0)
         size = float(np.linalg.norm(y)) or 1.0
-        x = size / self.size
-        half = (Lasso, ConstrainedLasso, ElasticNet, GroupLasso, JointSparse, AnalysisLasso)
-        return _Units(
-            x, size, size**2 if kind in half else size if kind in (SqrtLasso, L1Fit) else x
-        )
+        x, degree = size / self.size, problem.loss.degree
+        return _Units(x, size, size**degree if degree else x)
 
     def assign(self, problem: Problem, y: Array) -> _Units:
         """Fill in the parameters, in units that are returned."""
-        s, units = self.structure, self.units(y)
-        target = y / units.y
-        A = s.matrix / self.size
-        self.target.value = A.conj().T @ target if s.kind is DantzigSelector else target
-        lam = getattr(problem, "lam", 1.0) * units.x / units.objective
-        plain = s.kind in (BasisPursuit, BPDN, ConstrainedLasso, DantzigSelector)
-        bound = getattr(problem, "lam", 0.0) / (units.y * self.size)
-        values: dict[str, Any] = {
-            "lam": lam,
-            "bound": bound,
-            "weights": np.asarray(getattr(problem, "weights", 1.0)) * (1.0 if plain else lam),
-            "epsilon": getattr(problem, "epsilon", 0.0) / units.y,
-            "tau": getattr(problem, "tau", getattr(problem, "radius", 0.0)) / units.x,
-            "ridge": getattr(problem, "ridge", 0.0) * units.x**2 / units.objective,
+        units = self.units(problem, y)
+        A, target = self.structure.matrix / self.size, y / units.y
+        if problem.only_dual is not None:
+            target = 0 * y
+        self.target.value = A.conj().T @ target if self.square else target
+        values = {
+            **problem.penalty.values(units.x, units.objective),
+            **problem.loss.values(units.y * self.inner, units.objective),
         }
+        if problem.only_dual is not None:
+            values["signs"] = y
         for name, parameter in self.parameters.items():
-            bounded = name in ("lower", "upper")
-            known = np.asarray(getattr(problem, name))[list(getattr(s, name))] if bounded else None
-            parameter.value = values[name] if known is None else known / units.x
+            parameter.value = values[name]
         return units
 
     def dual(self, units: _Units) -> Array | None:
         """`v`, of the convention and in the units of `certificates`."""
-        if self.fit is None or self.fit.dual_value is None:
+        if self.fit.dual_value is None:
             return None
-        inner = self.size if self.structure.kind is DantzigSelector else 1.0
-        return -np.asarray(self.fit.dual_value) * units.objective / (units.y * inner)
+        return -np.asarray(self.fit.dual_value) * units.objective / (units.y * self.inner)
 
     def analysis_dual(self, units: _Units) -> Array | None:
         """`p`, of the convention and in the units of `certificates`."""
@@ -388,14 +357,21 @@ class _Compiled:
         return np.asarray(self.analysis.dual_value) * units.objective / units.x
 
 
+def _largest_column(A: Array) -> float:
+    return float(np.linalg.norm(A, axis=0).max()) or 1.0
+
+
 def _cvxpy() -> Any:
     """CVXPY, imported when first needed: it takes a second."""
     return importlib.import_module("cvxpy")
 
 
-def _stacked(duals: list[Array | None]) -> Array | None:
+def _stacked(duals: list[Array | None], columns: int) -> Array | None:
+    """The duals of all columns side by side; None where one is not known."""
     known = [d for d in duals if d is not None]
-    return np.stack(known, axis=1) if len(known) == len(duals) else None
+    if len(known) < columns:
+        return None
+    return known[0] if columns == 1 else np.stack(known, axis=1)
 
 
 def _accuracy(backend: str, tol: float, max_iter: int | None) -> dict[str, Any]:

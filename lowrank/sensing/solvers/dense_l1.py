@@ -25,7 +25,7 @@ from lowrank.sensing.solvers.active_set import (
     lasso_target,
     refine,
 )
-from lowrank.sensing.solvers.column_pool import Array, ColumnPool, Index, rough_copy
+from lowrank.sensing.solvers.column_pool import Array, ColumnPool, Index, Stopped, rough_copy
 from lowrank.sensing.solvers.protocol import Callback
 
 # Column norms that differ by more than this factor are scaled to 1; it costs a copy of A.
@@ -61,8 +61,6 @@ class Answer(NamedTuple):
     gap: float
     infeasibility: float
     link: str
-    n_iter: int
-    products: int
 
     @property
     def error(self) -> float:
@@ -93,61 +91,55 @@ def measure(
     return abs(value - dual) / max(value, abs(dual), 1e-300), outside / pool.y_norm
 
 
-def answer_of(pool: ColumnPool, goal: Goal, found: Settled, link: str, n_iter: int) -> Answer:
+def answer_of(pool: ColumnPool, goal: Goal, found: Settled, link: str) -> Answer:
     """The point of the path with its certificate, refined only where rounding shows."""
     line, lam, c = found
-    answer = _answer(pool, goal, line, lam, c, link, n_iter)
+    answer = _answer(pool, goal, line, lam, c, link)
     if answer.error > SHARP:
         line = refine(pool, line)
         if not goal.lam:  # the last digits of `lam` where the residual meets epsilon
             lam = goal.target()(line) if goal.epsilon else 0.0
         c = pool.multiply_adjoint(line.dual(lam))
-        refined = _answer(pool, goal, line, lam, c, link, n_iter)
+        refined = _answer(pool, goal, line, lam, c, link)
         answer = min(answer, refined, key=lambda a: a.error)
     return answer
 
 
-def _answer(
-    pool: ColumnPool, goal: Goal, line: Segment, lam: float, c: Array, link: str, n_iter: int
-) -> Answer:
+def _answer(pool: ColumnPool, goal: Goal, line: Segment, lam: float, c: Array, link: str) -> Answer:
     x = np.zeros(pool.weights.size)
     x[line.support] = line.coefficients(lam)
     if pool.nonneg:
         np.maximum(x, 0, out=x)
     u, residual = line.dual(lam), line.r + lam * line.v
     gap, infeasibility = measure(pool, goal, x, u, residual, c)
-    return Answer(x, u, gap, infeasibility, link, n_iter, pool.products)
+    return Answer(x, u, gap, infeasibility, link)
 
 
 Link = Callable[[ColumnPool, Goal, Array | None], Answer | None]
 """A way to solve: data, goal and perhaps a start in, an answer with its measured gap out."""
 
 
-class Stopped(Exception):
-    """The callback asked to stop."""
-
-
-def refuses_dense(problem: Problem, kinds: tuple[type[Problem], ...]) -> str | None:
+def refuses_dense(problem: Problem) -> str | None:
     """Why an exact dense real solver cannot take the problem, or None."""
     if not problem.operator.is_dense:
         return "needs a matrix, and A is matrix-free"
     if problem.is_complex:
         return "needs real data, and this is complex"
-    if not isinstance(problem, kinds):
-        return "does not list this problem"
-    if getattr(problem, "bounded", False) and not getattr(problem, "nonneg", False):
+    if problem.bounded and not problem.nonneg:
         return "knows no bounds other than c >= 0"
     m, n = problem.operator.shape
     return f"holds matrices up to {MAX_ENTRIES} entries" if m * n > MAX_ENTRIES else None
 
 
 def solve_columns(
-    problem: BasisPursuit | BPDN | Lasso, link: Link, tol: float, *,
+    problem: BasisPursuit | BPDN | Lasso, link: Link, tol: float, *, max_iter: int | None = None,
     x0: Array | None = None, callback: Callback | None = None,
 ) -> SolverResult:  # fmt: skip
     """Solve each column of `y`, on columns of `A` scaled to norm 1 where they are uneven.
 
-    The callback sees each guess of each column, of the shape of all the coefficients.
+    An iteration is a guess of the answer: an exchange of the active set, a pivot, a step of the
+    interior point, or one of the linear program's. `max_iter` limits those of each column; the
+    callback sees each but the last kind, of the shape of all the coefficients.
     """
     A, weights = np.asarray(problem.operator.dense), np.array(problem.weights, dtype=np.float64)
     single, norms = rough_copy(A), np.ones(1)
@@ -156,51 +148,78 @@ def solve_columns(
         norms = np.where(norms > 0, norms, 1.0)
         A, weights = A / norms, weights / norms
         single = rough_copy(A)
-    goal = Goal(float(getattr(problem, "epsilon", 0.0)), float(getattr(problem, "lam", 0.0)))
+    bound = problem.residual_bound
+    goal = Goal(lam=problem.factor) if bound is None else Goal(epsilon=bound)
     y, shape = np.asarray(problem.y), problem.unknown_shape
     columns = y.reshape(len(y), -1).T
     more: dict[str, Any] = {"nonneg": problem.nonneg, "single": single}
     pools = [ColumnPool(A, column, weights, **more) for column in columns]
     starts = [None] * len(pools) if x0 is None else list(x0.reshape(len(x0), -1).T * norms)
     X = np.zeros((weights.size, len(pools)))
-    if callback is not None:
-        _watch(pools, callback, X.reshape(shape), norms)
+    shown = _Shown(callback, X.reshape(shape), norms)
     answers: list[Answer] = []
-    for pool, start in zip(pools, starts, strict=True):
-        try:
-            answers.append(_trivial(pool, goal) or link(pool, goal, start) or _nothing(pool))
-        except Stopped:
-            note = "stopped by the callback"
-            return SolverResult(X.reshape(shape), status=Status.MAX_ITER, note=note)
-        X[:, len(answers) - 1] = answers[-1].x / norms
+    for j, (pool, start) in enumerate(zip(pools, starts, strict=True)):
+        pool.max_iter = math.inf if max_iter is None else max_iter
+        pool.watch = shown.column(j)
+        answers.append(_column(pool, goal, link, start, stopped=shown.stopped))
+        X[:, j] = answers[-1].x / norms
     worst = max(answers, key=lambda a: a.error)
+    status = Status.OPTIMAL if worst.error <= tol else Status.STALLED
+    if worst.link == STOPPED:
+        status = Status.MAX_ITER
+    note = "stopped by the callback" if shown.stopped else f"{worst.link}, gap {worst.gap:.0e}"
     return SolverResult(
         coefficients=X.reshape(shape),
         dual=np.stack([a.u for a in answers], axis=-1).reshape(y.shape),
-        status=Status.OPTIMAL if worst.error <= tol else Status.STALLED,
-        n_iter=max(a.n_iter for a in answers),
+        status=status,
+        n_iter=max(pool.n_iter for pool in pools),
         n_products=sum(pool.products for pool in pools),
-        note=f"{worst.link}, gap {worst.gap:.0e}",
+        note=note,
     )
 
 
-def _watch(pools: list[ColumnPool], callback: Callback, X: Array, norms: Array) -> None:
-    """Let the pools write their guesses into `X`, show it, and stop where that is asked for."""
-    counter = itertools.count(1)
-    wide = X.reshape(len(X), -1)
+STOPPED = "stopped short"
+"""Link of an answer that a limit or the callback cut off."""
 
-    def watching(column: int) -> Callable[[Index, Array], None]:
+
+def _column(
+    pool: ColumnPool, goal: Goal, link: Link, start: Array | None, *, stopped: bool
+) -> Answer:
+    """The answer of one column: proven, cut off at the last guess, or nothing."""
+    if (zero := _trivial(pool, goal)) is not None:
+        return zero
+    try:
+        if not stopped:
+            return link(pool, goal, start) or _nothing(pool)
+    except Stopped:
+        pass
+    x = np.zeros(pool.weights.size)
+    support, x[support] = pool.guess[0], pool.guess[1]
+    return Answer(x, pool.y - pool.A @ x, math.inf, math.inf, STOPPED)
+
+
+class _Shown:
+    """Lets pools write their guesses into `X`, shows it, and stops where that is asked for."""
+
+    def __init__(self, callback: Callback | None, X: Array, norms: Array) -> None:
+        self.callback, self.X, self.norms = callback, X, norms
+        self.stopped, self.calls = False, itertools.count(1)
+
+    def column(self, j: int) -> Callable[[Index, Array], None]:
+        """What a column's pool is to tell of its guesses."""
+        wide = self.X.reshape(len(self.X), -1)
+
         def watch(support: Index, coefficients: Array) -> None:
-            wide[:, column] = 0.0
-            wide[support, column] = coefficients
-            wide[:, column] /= norms
-            if callback(next(counter), X.copy()):
+            if self.callback is None:
+                return
+            wide[:, j] = 0.0
+            wide[support, j] = coefficients
+            wide[:, j] /= self.norms
+            if self.callback(next(self.calls), self.X.copy()):
+                self.stopped = True
                 raise Stopped
 
         return watch
-
-    for column, pool in enumerate(pools):
-        pool.watch = watching(column)
 
 
 def _uneven(single: NDArray[Any]) -> bool:
@@ -214,7 +233,7 @@ def _trivial(pool: ColumnPool, goal: Goal) -> Answer | None:
     """Zero, where that is the optimum."""
     if pool.y_norm > goal.epsilon and not (goal.lam and lam_max(pool) <= goal.lam):
         return None
-    return Answer(np.zeros(pool.weights.size), pool.y, 0.0, 0.0, "zero", 0, pool.products)
+    return Answer(np.zeros(pool.weights.size), pool.y, 0.0, 0.0, "zero")
 
 
 def lam_max(pool: ColumnPool) -> float:
@@ -223,4 +242,4 @@ def lam_max(pool: ColumnPool) -> float:
 
 
 def _nothing(pool: ColumnPool) -> Answer:
-    return Answer(np.zeros(pool.weights.size), pool.y, 1.0, 1.0, "nothing", 0, pool.products)
+    return Answer(np.zeros(pool.weights.size), pool.y, 1.0, 1.0, "nothing")

@@ -80,7 +80,7 @@ def by_message_passing(pool: ColumnPool, goal: Goal) -> tuple[Answer | None, Set
         jump = descend(pool, line.support, line.signs, lower, target, limit=limit, most=0.75)
         found = jump or found
     if found is not None and found.solves(target):
-        return answer_of(pool, goal, found, "message passing and active set", state.n_iter), None
+        return answer_of(pool, goal, found, "message passing and active set"), None
     if found is None and pool.crowded:
         return None, None
     return None, found or settle(pool, support, signs, lam, target, 10, limit)
@@ -94,7 +94,10 @@ def by_linear_program(pool: ColumnPool, goal: Goal) -> Answer | None:
     split = pool.A if pool.nonneg else np.hstack([pool.A, -pool.A])
     cost = pool.weights if pool.nonneg else np.tile(pool.weights, 2)
     options = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    if math.isfinite(pool.left):
+        options["maxiter"] = int(pool.left)
     lp = linprog(cost, A_eq=split, b_eq=pool.y, method="highs", options=options)
+    pool.spend(int(lp.nit))
     if lp.x is None:
         return None
     x = lp.x if pool.nonneg else lp.x[:n] - lp.x[n:]
@@ -103,9 +106,9 @@ def by_linear_program(pool: ColumnPool, goal: Goal) -> Answer | None:
     vertex = np.flatnonzero(x)
     found = descend(pool, vertex, np.sign(x[vertex]), 1e-12, goal.target())
     if found is not None and found.solves(goal.target()):
-        return answer_of(pool, goal, found, "linear program", int(lp.nit))
+        return answer_of(pool, goal, found, "linear program")
     gap, infeasibility = measure(pool, goal, x, u, pool.y - pool.A @ x, c)
-    return Answer(x, u, gap, infeasibility, "linear program", int(lp.nit), pool.products)
+    return Answer(x, u, gap, infeasibility, "linear program")
 
 
 def distinct(pool: ColumnPool) -> Index | None:
@@ -132,12 +135,11 @@ def by_distinct_columns(pool: ColumnPool, goal: Goal, tol: float) -> Answer | No
         return None
     A, single = pool.A.take(chosen, axis=1), pool.single.take(chosen, axis=1)
     more: dict[str, Any] = {"nonneg": pool.nonneg, "single": single if A.size > SMALL else A}
-    merged = ColumnPool(A, pool.y, pool.weights[chosen], **more)
-    if pool.watch is not None:
-        show = pool.watch
-        merged.watch = lambda support, coefficients: show(chosen[support], coefficients)
-    answer = first_proven(merged, goal, tol)
-    pool.products += merged.products
+    merged = ColumnPool(A, pool.y, pool.weights[chosen], within=(pool, chosen), **more)
+    try:
+        answer = first_proven(merged, goal, tol)
+    finally:
+        pool.products += merged.products
     if answer is None:
         return None
     x = np.zeros(pool.weights.size)
@@ -156,7 +158,7 @@ def by_start(pool: ColumnPool, goal: Goal, x0: Array) -> Answer | None:
     found = descend(pool, support, np.sign(x0[support]), lam, goal.target())
     if found is None or not found.solves(goal.target()):
         return None
-    return answer_of(pool, goal, found, "active set from x0", 0)
+    return answer_of(pool, goal, found, "active set from x0")
 
 
 def first_proven(
@@ -205,6 +207,8 @@ class ExactL1:
 
     Args:
         tol: relative gap and infeasibility to prove; about 1e-14 is usual.
+        max_iter: limit of the guesses of each signal: exchanges of the active set, pivots, steps
+            of the interior point; the message passing before them is not counted. None is none.
 
     Example:
         >>> A = np.array([[1.0, 0.9, 0.0], [0.0, 0.9, 1.0]])
@@ -215,12 +219,13 @@ class ExactL1:
     """
 
     tol: float = 1e-8
+    max_iter: int | None = None
 
     solves: ClassVar[tuple[type[Problem], ...]] = (BasisPursuit, BPDN, Lasso)
 
     def refuses(self, problem: Problem) -> str | None:
         """A real matrix is needed, and no bounds other than `c >= 0`."""
-        return refuses_dense(problem, self.solves)
+        return refuses_dense(problem)
 
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
@@ -228,4 +233,5 @@ class ExactL1:
         """Minimise; support and signs of `x0` are the first guess."""
         assert isinstance(problem, BasisPursuit | BPDN | Lasso)
         link: Link = lambda pool, goal, x0: first_proven(pool, goal, self.tol, x0)  # noqa: E731
-        return solve_columns(problem, link, self.tol, x0=x0, callback=callback)
+        more: dict[str, Any] = {"max_iter": self.max_iter, "x0": x0, "callback": callback}
+        return solve_columns(problem, link, self.tol, **more)

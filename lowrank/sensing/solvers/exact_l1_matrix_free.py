@@ -26,6 +26,7 @@ class ExactL1MatrixFree:
 
     Args:
         tol: relative gap and infeasibility to prove; about 1e-14 is usual.
+        max_iter: as `ExactL1` has it.
 
     Example:
         >>> from lowrank.sensing import operators, solve
@@ -38,6 +39,7 @@ class ExactL1MatrixFree:
     """
 
     tol: float = 1e-8
+    max_iter: int | None = None
 
     solves: ClassVar[tuple[type[Problem], ...]] = (BasisPursuit, BPDN, Lasso)
 
@@ -50,7 +52,7 @@ class ExactL1MatrixFree:
             return f"forms matrices up to {MAX_COLUMNS} columns and {MAX_ENTRIES} entries"
         if problem.is_complex:
             return "needs real data, and this is complex"
-        if getattr(problem, "bounded", False) and not getattr(problem, "nonneg", False):
+        if problem.bounded and not problem.nonneg:
             return "knows no bounds other than c >= 0"
         return None
 
@@ -60,6 +62,6 @@ class ExactL1MatrixFree:
         """Minimise; support and signs of `x0` are the first guess."""
         changed: dict[str, Any] = {"A": from_matrix(problem.operator.to_dense()), "basis": None}
         formed = replace(problem, **changed)
-        found = ExactL1(tol=self.tol).solve(formed, x0=x0, callback=callback)
+        found = ExactL1(self.tol, self.max_iter).solve(formed, x0=x0, callback=callback)
         count = problem.n_unknowns + (found.n_products or 0)
         return replace(found, n_products=count, note=f"matrix formed; {found.note}")

@@ -162,7 +162,7 @@ def follow_path(
 def by_path(pool: ColumnPool, goal: Goal, start: Settled | None = None) -> Answer | None:
     """A link of `ExactL1`: block homotopy from a point of the path or from `lam_max`."""
     found = follow_path(pool, goal.target(), start)
-    return None if found is None else answer_of(pool, goal, found, "block homotopy", 0)
+    return None if found is None else answer_of(pool, goal, found, "block homotopy")
 
 
 def by_perturbed_path(pool: ColumnPool, goal: Goal) -> Answer | None:
@@ -171,13 +171,15 @@ def by_perturbed_path(pool: ColumnPool, goal: Goal) -> Answer | None:
     Many columns of a sign matrix reach their bounds at once; with random weights one comes first.
     The gap is measured with the true weights.
     """
+    all_of_them = np.arange(pool.weights.size)
     for seed in range(NUDGES):
         nudge = 1 + NUDGE * np.random.default_rng(seed).random(pool.weights.size)
         more: dict[str, Any] = {"nonneg": pool.nonneg, "single": pool.single}
-        other = ColumnPool(pool.A, pool.y, pool.weights * nudge, **more)
-        other.watch = pool.watch
-        answer = by_path(other, goal)
-        pool.products += other.products
+        other = ColumnPool(pool.A, pool.y, pool.weights * nudge, within=(pool, all_of_them), **more)
+        try:
+            answer = by_path(other, goal)
+        finally:
+            pool.products += other.products
         if answer is not None:
             residual, c = pool.y - pool.A @ answer.x, pool.multiply_adjoint(answer.u)
             gap, infeasibility = measure(pool, goal, answer.x, answer.u, residual, c)
@@ -194,6 +196,7 @@ class Homotopy:
 
     Args:
         tol: relative gap and infeasibility that counts as optimal.
+        max_iter: limit of the guesses of each signal, several to a block of the path; None is none.
 
     Example:
         >>> A = np.array([[1.0, 0.9, 0.0], [0.0, 0.9, 1.0]])
@@ -204,12 +207,13 @@ class Homotopy:
     """
 
     tol: float = 1e-8
+    max_iter: int | None = None
 
     solves: ClassVar[tuple[type[Problem], ...]] = (BasisPursuit, BPDN, Lasso)
 
     def refuses(self, problem: Problem) -> str | None:
         """A real matrix is needed, and no bounds other than `c >= 0`."""
-        return refuses_dense(problem, self.solves)
+        return refuses_dense(problem)
 
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
@@ -217,4 +221,4 @@ class Homotopy:
         """Minimise; `x0` is not used, as the path begins at 0."""
         assert isinstance(problem, BasisPursuit | BPDN | Lasso)
         link: Link = lambda pool, goal, x0: by_path(pool, goal) or by_perturbed_path(pool, goal)  # noqa: E731
-        return solve_columns(problem, link, self.tol, callback=callback)
+        return solve_columns(problem, link, self.tol, max_iter=self.max_iter, callback=callback)

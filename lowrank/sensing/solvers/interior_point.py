@@ -297,11 +297,12 @@ def _point(
 def by_interior_point(pool: ColumnPool, goal: Goal, tol: float) -> Answer:
     """Interior point for basis pursuit, with attempts to cross over to an exact vertex."""
     vertex: list[Answer] = []
-    tried, seen = [1e-2], [np.zeros(0, bool)]
+    tried, seen, spent = [1e-2], [np.zeros(0, bool)], [0]
 
     def cross_over(point: InteriorPoint) -> bool:
-        if pool.watch is not None:
-            pool.watch(np.arange(point.x.size), point.x)
+        pool.products += point.products - spent[0]
+        spent[0] = point.products
+        pool.tell(np.arange(point.x.size), point.x)
         full = _looks_full(pool, point)
         if (full or pool.crowded) and point.gap > CROSSING / len(pool.A):
             return False
@@ -315,13 +316,13 @@ def by_interior_point(pool: ColumnPool, goal: Goal, tol: float) -> Answer:
         return bool(vertex) and vertex[-1].error < 0.1 * tol
 
     point = interior_point(pool.A, pool.y, pool.weights, nonneg=pool.nonneg, visit=cross_over)
-    pool.products += point.products
+    pool.products += point.products - spent[0]
     if vertex:
         return min(vertex, key=lambda a: a.error)
     residual, c = pool.y - pool.A @ point.x, pool.multiply_adjoint(point.u)
     gap, infeasibility = measure(pool, goal, point.x, point.u, residual, c)
     link = "interior point"
-    return Answer(point.x, point.u, gap, infeasibility, link, point.n_iter, pool.products)
+    return Answer(point.x, point.u, gap, infeasibility, link)
 
 
 def _looks_full(pool: ColumnPool, point: InteriorPoint) -> bool:
@@ -341,7 +342,7 @@ def _by_pivots(pool: ColumnPool, goal: Goal, point: InteriorPoint) -> Answer | N
     residual = pool.y - pool.A @ x
     gap, infeasibility = measure(pool, goal, x, found.u, residual, found.c)
     link = "interior point and simplex"
-    return Answer(x, found.u, gap, infeasibility, link, point.n_iter, pool.products)
+    return Answer(x, found.u, gap, infeasibility, link)
 
 
 def _by_exchange(pool: ColumnPool, goal: Goal, point: InteriorPoint) -> Answer | None:
@@ -351,7 +352,7 @@ def _by_exchange(pool: ColumnPool, goal: Goal, point: InteriorPoint) -> Answer |
     found = descend(pool, support, np.sign(point.x[support]), lam, goal.target())
     if found is None or not found.solves(goal.target()):
         return None
-    return answer_of(pool, goal, found, "interior point", point.n_iter)
+    return answer_of(pool, goal, found, "interior point")
 
 
 @dataclass(frozen=True)
@@ -360,6 +361,8 @@ class MehrotraInteriorPoint:
 
     Args:
         tol: relative gap and infeasibility that counts as optimal.
+        max_iter: limit of the guesses of each signal: steps, and those of crossing over to a
+            vertex; None is none.
 
     Example:
         >>> A = np.array([[1.0, 0.9, 0.0], [0.0, 0.9, 1.0]])
@@ -371,12 +374,13 @@ class MehrotraInteriorPoint:
     """
 
     tol: float = 1e-8
+    max_iter: int | None = None
 
     solves: ClassVar[tuple[type[Problem], ...]] = (BasisPursuit,)
 
     def refuses(self, problem: Problem) -> str | None:
         """A real matrix is needed, and no bounds other than `c >= 0`."""
-        return refuses_dense(problem, self.solves)
+        return refuses_dense(problem)
 
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
@@ -384,4 +388,4 @@ class MehrotraInteriorPoint:
         """Minimise; `x0` is not used, as a start on the boundary would only slow it down."""
         assert isinstance(problem, BasisPursuit)
         link: Link = lambda pool, goal, x0: by_interior_point(pool, goal, self.tol)  # noqa: E731
-        return solve_columns(problem, link, self.tol, callback=callback)
+        return solve_columns(problem, link, self.tol, max_iter=self.max_iter, callback=callback)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -35,6 +37,7 @@ class OMP:
     Attributes:
         tol: a signal is done when its residual norm is at most `tol ||y||`; its support may then
             have fewer than k elements.
+        max_iter: most steps, each of which adds a column; None is k.
 
     Example:
         >>> A = np.array([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]])
@@ -48,6 +51,7 @@ class OMP:
     """
 
     tol: float = 1e-12
+    max_iter: int | None = None
 
     solves: ClassVar[tuple[type[Problem], ...]] = (KSparse,)
 
@@ -58,31 +62,77 @@ class OMP:
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
-        """Greedy steps; `x0` is ignored, and `callback` is called once for each block."""
+        """Greedy steps; `x0` is ignored, and `callback` sees those of one block after another."""
         assert isinstance(problem, KSparse)
         A = Dictionary(problem.operator)
         Y = np.asarray(problem.y).reshape(problem.operator.shape[0], -1).T  # (batch, m)
         found = np.zeros((Y.shape[0], problem.n_unknowns), dtype=problem.dtype)
-        m = Y.shape[1]
+        m, limit = Y.shape[1], min(problem.k, self.max_iter or problem.k)
         block = max(1, BLOCK_BYTES // (problem.k * m * problem.dtype.itemsize))
-        steps = 0
+        shown = _Shown(callback, found, A.norms, problem.unknown_shape)
+        steps, short = 0, False
         for start in range(0, Y.shape[0], block):
             rows = slice(start, start + block)
-            support, size, x = pursue(A, Y[rows].astype(problem.dtype), problem.k, self.tol)
-            np.add.at(found[rows], (np.arange(len(x))[:, None], support), x / A.norms[support])
-            steps = max(steps, int(size.max(initial=0)))
-            if callback is not None and callback(steps, found.T.reshape(problem.unknown_shape)):
+            watch = None if callback is None else shown.block(rows)
+            pursuit = pursue(A, Y[rows].astype(problem.dtype), limit, self.tol, watch)
+            _write(found[rows], pursuit, A.norms)
+            steps = max(steps, int(pursuit.size.max(initial=0)))
+            short = short or (limit < problem.k and pursuit.active)
+            if shown.stopped:
                 break
         return SolverResult(
             found.T.reshape(problem.unknown_shape),
-            status=Status.CONVERGED,
+            status=Status.MAX_ITER if short or shown.stopped else Status.CONVERGED,
             n_iter=steps,
             n_products=A.n_products,
         )
 
 
-def pursue(A: Dictionary, Y: Array, k: int, tol: float) -> tuple[Array, Array, Array]:
-    """Supports (batch, k) of all signals, how much of each counts, and the coefficients there.
+class Pursuit(NamedTuple):
+    """Supports (batch, k) of all signals, how much of each counts, the coefficients there.
+
+    `active` says whether any signal would take another column.
+    """
+
+    support: Array
+    size: Array
+    coefficients: Array
+    active: bool
+
+
+def _write(found: Array, pursuit: Pursuit, norms: Array) -> None:
+    """Put the coefficients in their places, in units of A."""
+    rows = np.arange(len(found))[:, None]
+    found[:] = 0
+    np.add.at(found, (rows, pursuit.support), pursuit.coefficients / norms[pursuit.support])
+
+
+class _Shown:
+    """Shows the callback all signals after each step of a block, and keeps whether it stopped."""
+
+    def __init__(
+        self, callback: Callback | None, found: Array, norms: Array, shape: tuple[int, ...]
+    ) -> None:
+        self.callback, self.found, self.norms, self.shape = callback, found, norms, shape
+        self.stopped, self.calls = False, itertools.count(1)
+
+    def block(self, rows: slice) -> Callable[[Pursuit], bool]:
+        """What the pursuit of these signals is to call."""
+
+        def watch(pursuit: Pursuit) -> bool:
+            _write(self.found[rows], pursuit, self.norms)
+            assert self.callback is not None
+            c = self.found.T.copy().reshape(self.shape)
+            self.stopped = bool(self.callback(next(self.calls), c))
+            return self.stopped
+
+        return watch
+
+
+def pursue(
+    A: Dictionary, Y: Array, k: int, tol: float, watch: Callable[[Pursuit], bool] | None = None
+) -> Pursuit:
+    """At most k columns for each signal.
 
     The chosen unit columns of signal b are `Q[b, :t]^T R[b, :t, :t]`, with Q orthonormal; `inside`
     are the coefficients of y along Q.
@@ -112,7 +162,14 @@ def pursue(A: Dictionary, Y: Array, k: int, tol: float) -> tuple[Array, Array, A
         size += active
         length = np.linalg.norm(residual, axis=1)
         active &= length > goal
-    return support, size, back_substitute(R, inside, int(size.max(initial=0)))
+        if watch is not None and watch(_pursuit(support, size, R, inside, active)):
+            break
+    return _pursuit(support, size, R, inside, active)
+
+
+def _pursuit(support: Array, size: Array, R: Array, inside: Array, active: Array) -> Pursuit:
+    x = back_substitute(R, inside, int(size.max(initial=0)))
+    return Pursuit(support, size, x, bool(active.any()))
 
 
 def orthogonalise(Q: Array, a: Array) -> tuple[Array, Array, Array]:

@@ -76,18 +76,18 @@ class SBL:
     def _column(
         self, noise_std: float | None, A: Operator, y: Array, callback: Callback | None
     ) -> tuple[Array, Status, list[float]]:
-        matrix, power = A.to_dense(), float(np.vdot(y, y).real) / y.size
+        power = float(np.vdot(y, y).real) / y.size
         c, history = np.zeros(A.shape[1], dtype=y.dtype), list[float]()
         if power == 0:
             return c, Status.CONVERGED, history
-        model = Model(matrix, y)
+        model = Model(A, y)
         gamma = np.zeros(A.shape[1])
         price = entry_price(A.shape[1], np.iscomplexobj(y))
         noise = power * START_NOISE if noise_std is None else noise_std**2
         for n_iter in range(1, self.max_iter + 1):
             noise = max(noise, NOISE_FLOOR * power)
             c, s, q, explained = model.evidence(gamma, noise)
-            history.append(float(np.linalg.norm(y - matrix @ c)))
+            history.append(float(np.linalg.norm(y - A.forward(c))))
             best, gain = best_variances(gamma, s, q, price)
             j = int(gain.argmax())
             if callback is not None and callback(n_iter, c):
@@ -107,16 +107,16 @@ class SBL:
 class Model:
     """The matrix with those columns of its Gram matrix that have been needed."""
 
-    def __init__(self, A: Array, y: Array) -> None:
-        self.A, self.b = A, A.conj().T @ y
-        self.norms = np.einsum("ij,ij->j", A.conj(), A).real
+    def __init__(self, A: Operator, y: Array) -> None:
+        self.A, self.b = A, A.adjoint(y)
+        self.norms = A.column_norms() ** 2
         self.gram: dict[int, Array] = {}
 
     def columns(self, S: Array) -> Array:
         """`A^H A_S`, (n, |S|)."""
         for j in S:
             if j not in self.gram:
-                self.gram[j] = self.A.conj().T @ self.A[:, j]
+                self.gram[j] = self.A.adjoint(self.A.columns([j])[:, 0])
         return np.stack([self.gram[j] for j in S], axis=1)
 
     def evidence(self, gamma: Array, noise: float) -> tuple[Array, Array, Array, float]:

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 
 from lowrank.sensing.operators.algebra import scaled_columns
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.problems.base import Problem
-from lowrank.sensing.problems.l1 import (
-    BPDN,
-    BasisPursuit,
-    ConstrainedLasso,
-    L1Fit,
-    Lasso,
-    SqrtLasso,
-)
 
 SPREAD = 3.0
 """Ratio of the largest to the smallest column norm that is left alone."""
@@ -34,27 +23,20 @@ def equilibrated(problem: Problem) -> tuple[Problem, Array | None]:
         columns are nearly equal, their norms are not cheap, or a term would change its form.
 
     Example:
+        >>> from lowrank.sensing import Lasso
         >>> scaled, S = equilibrated(Lasso(np.diag([1.0, 100.0]), np.ones(2), 0.1))
         >>> scaled.weights.tolist(), S.tolist()
         ([1.0, 0.01], [1.0, 100.0])
     """
     A = problem.operator
-    kinds = (BasisPursuit, BPDN, Lasso, SqrtLasso, L1Fit, ConstrainedLasso)
-    if not isinstance(problem, kinds) or not A.knows_column_norms:
+    if not problem.scale_free or not A.knows_column_norms:
         return problem, None
     norms = A.column_norms()
     largest = float(norms.max())
     norms = np.where(norms > 1e-12 * largest, norms, largest or 1.0)
     if largest <= SPREAD * float(norms.min()):
         return problem, None
-    changed: dict[str, Any] = {
-        "A": scaled_columns(A, 1 / norms),
-        "basis": None,
-        "weights": np.asarray(problem.weights) / norms,
-        "lower": np.asarray(problem.lower) * norms,
-        "upper": np.asarray(problem.upper) * norms,
-    }
-    return replace(problem, **changed), norms
+    return problem.rescaled(scaled_columns(A, 1 / norms), norms), norms
 
 
 def scaled_start(problem: Problem, x0: Array | None, S: Array | None) -> Array:

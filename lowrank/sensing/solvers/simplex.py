@@ -98,6 +98,7 @@ def pivot_to_optimum(pool: ColumnPool, columns: Index, max_pivots: int) -> Verte
         return None
     x = basis.solve(pool.y)
     for _ in range(max_pivots):
+        pool.tell(columns.copy(), x.copy())
         u = basis.solve_transposed(w[columns] * np.where(x < 0, -1.0, 1.0))
         c = pool.multiply_roughly(u)
         violation = pool.violation(c)

@@ -18,12 +18,16 @@ from lowrank.sensing.terms import L1Ball
 
 
 class _Point(NamedTuple):
-    """An iterate of the inner problem: `c`, `r = y - A c`, `g = -A^H r`, iterations used."""
+    """An iterate of the inner problem: `c`, `r = y - A c`, `g = -A^H r`, iterations used.
+
+    `stopped` says that the callback asked to end the run.
+    """
 
     c: Array
     r: Array
     g: Array
     n_iter: int
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class SPG:
         """Takes one signal, free or non-negative."""
         if np.ndim(problem.y) != 1:
             return "takes one signal at a time"
-        if problem.bounded and not problem.nonneg:  # type: ignore[attr-defined]
+        if problem.bounded and not problem.nonneg:
             return "takes no bounds but c >= 0"
         return None
 
@@ -71,9 +75,9 @@ class SPG:
         """Newton steps on tau until gap and residual are within tol."""
         problem, S = equilibrated(problem)
         A, y = problem.operator, np.asarray(problem.y)
-        epsilon, size = float(getattr(problem, "epsilon", 0.0)), float(np.linalg.norm(y))
+        epsilon, size = problem.residual_bound or 0.0, float(np.linalg.norm(y))
         weights = np.asarray(problem.weights)[:, None]  # type: ignore[attr-defined]
-        ball = L1Ball(0.0, weights, problem.nonneg)  # type: ignore[attr-defined]
+        ball = L1Ball(0.0, weights, problem.nonneg)
         point = _Point(np.zeros(A.shape[1], problem.dtype), y, -A.adjoint(y), 0)
         dual, gaps = y, []
         seen = callback and (lambda k, c: callback(k, unscaled(problem, c[:, None], S)))
@@ -87,6 +91,8 @@ class SPG:
             gaps.append(float(max(gap, abs(rnorm - epsilon) / size)))  # c = 0 has no gap
             if bound > ball.tau:
                 dual = point.r
+            if point.stopped:
+                break
             if gaps[-1] <= self.tol / 2:
                 status = Status.OPTIMAL
                 break
@@ -141,7 +147,7 @@ class SPG:
             values.append(_square(r) / 2)
             step = float(np.vdot(d, d).real / curvature) if curvature > 0 else 10 * step
             if callback is not None and callback(k, c):
-                return _Point(c, r, g, self.max_iter)
+                return _Point(c, r, g, k, stopped=True)
         return _Point(c, r, g, k)
 
 

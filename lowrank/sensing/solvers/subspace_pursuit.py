@@ -23,7 +23,7 @@ class SubspacePursuit:
 
     Attributes:
         tol: stop when the residual norm is at most `tol ||y||`.
-        max_iter: most iterations.
+        max_iter: most iterations, the first of which fits the columns that correlate most.
 
     Example:
         >>> A = np.array([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]])
@@ -56,9 +56,10 @@ class SubspacePursuit:
         S = largest(A.adjoint(y), k)
         c, r = fit(A, S, y)
         history = [float(np.linalg.norm(r))]
-        while len(history) <= self.max_iter:
-            if history[-1] <= goal:
-                return c, Status.CONVERGED, history
+        stopped = callback is not None and callback(1, c)
+        while history[-1] > goal:
+            if stopped or len(history) >= self.max_iter:
+                return c, Status.MAX_ITER, history
             wide = np.union1d(S, largest(A.adjoint(r), k))
             S_next = largest(fit(A, wide, y)[0], k)
             c_next, r_next = fit(A, S_next, y)
@@ -66,6 +67,5 @@ class SubspacePursuit:
                 return c, Status.CONVERGED, history
             S, c, r = S_next, c_next, r_next
             history.append(float(np.linalg.norm(r)))
-            if callback is not None and callback(len(history), c):
-                break
-        return c, Status.MAX_ITER, history
+            stopped = callback is not None and callback(len(history), c)
+        return c, Status.CONVERGED, history

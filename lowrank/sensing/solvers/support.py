@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -102,10 +103,14 @@ def each_column(problem: Problem, step: Step, callback: Callback | None) -> Solv
     y = np.asarray(problem.y)
     columns = y.reshape(y.shape[0], -1).T.astype(problem.dtype)
     A, norms = unit_columns(problem.operator)
-    watch = callback
-    if callback is not None and norms is not None:
-        watch = lambda k, c: callback(k, c / norms)  # noqa: E731
-    found = [step(A, column, watch) for column in columns]
+    shown = _Shown(callback, np.zeros((problem.n_unknowns, len(columns)), problem.dtype), norms)
+    found = []
+    for j, column in enumerate(columns):
+        found.append(step(A, column, shown.column(j, problem.unknown_shape)))
+        if shown.stopped:  # what is left stays zero
+            nothing = np.zeros(problem.n_unknowns, problem.dtype), Status.MAX_ITER, list[float]()
+            found += [nothing] * (len(columns) - 1 - j)
+            break
     if norms is not None:
         found = [(c / norms, status, history) for c, status, history in found]
     order = [Status.CONVERGED, Status.MAX_ITER, Status.STALLED, Status.DIVERGED]
@@ -117,3 +122,24 @@ def each_column(problem: Problem, step: Step, callback: Callback | None) -> Solv
         n_iter=len(longest),
         history={"residual_norm": longest},
     )
+
+
+class _Shown:
+    """Collects what the columns of a batch have come to, and shows it as iterations of one run."""
+
+    def __init__(self, callback: Callback | None, found: Array, norms: Array | None) -> None:
+        self.callback, self.found, self.norms = callback, found, norms
+        self.stopped, self.calls = False, itertools.count(1)
+
+    def column(self, j: int, shape: tuple[int, ...]) -> Callback | None:
+        """What the solver of a column is to call; None where nobody looks on."""
+        if self.callback is None:
+            return None
+        callback = self.callback
+
+        def watch(_: int, c: Array) -> bool:
+            self.found[:, j] = c if self.norms is None else c / self.norms
+            self.stopped = bool(callback(next(self.calls), self.found.copy().reshape(shape)))
+            return self.stopped
+
+        return watch

@@ -63,7 +63,8 @@ class VAMP:
         assert isinstance(problem, PosteriorMean)
         y = np.asarray(problem.y)
         columns = y.reshape(len(y), -1)
-        x, status, n_iter = self._iterate(problem.operator, columns, problem.noise_std, callback)
+        seen = callback and (lambda k, x: callback(k, x.reshape(problem.unknown_shape)))
+        x, status, n_iter = self._iterate(problem.operator, columns, problem.noise_std, seen)
         return SolverResult(x.reshape(problem.unknown_shape), status=status, n_iter=n_iter)
 
     def _iterate(
@@ -90,8 +91,10 @@ class VAMP:
                     noise = np.maximum(size - slope * tau / (1 - slope), 1e-6 * size)
             v = np.maximum(size - noise, 1e-4 * size)
             change = np.linalg.norm(x - before) / max(float(np.linalg.norm(x)), 1e-300)
-            if change < self.tol or (callback and callback(it, x)):
+            if change < self.tol:
                 return x, _fits(y - A.forward(x), noise_std, energy), it
+            if callback and callback(it, x):
+                return x, Status.MAX_ITER, it
             r = r2 + A.adjoint(z) / delta
             tau = np.maximum(v * (1 - delta) / delta + noise / delta, 1e-300)
         return x, Status.MAX_ITER, self.max_iter
