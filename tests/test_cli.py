@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from lowrank.cli.demo.network.network import notes, table
+from lowrank.cli.demo.network import notes, table
 from safetensors.torch import load_file, save_file
 from torch import nn
 

@@ -29,6 +29,12 @@ EXAMPLES = dict(re.findall(r"^::: (\S+)\n\n```pycon\n(.*?)```", REFERENCE, re.M 
 INTERNAL = {"on_shape"}
 
 
+def _is_from(found, module):
+    """Whether a module, or a file of a package, defines it."""
+    home = str(getattr(found, "__module__", None))
+    return home == module.__name__ or home.startswith(f"{module.__name__}.")
+
+
 def public():
     """Functions and classes that users reach by a public name."""
     packages = (lowrank, lowrank.sensing, lowrank.decompositions, lowrank.plots)
@@ -39,7 +45,7 @@ def public():
         found += [
             o
             for name, o in vars(module).items()
-            if not name.startswith("_") and getattr(o, "__module__", None) == module.__name__
+            if not name.startswith("_") and _is_from(o, module)
         ]
     found = [o for o in found if inspect.isclass(o) or inspect.isfunction(o)]
     return {f"{o.__module__}.{o.__qualname__}": o for o in found if o.__name__ not in INTERNAL}
