@@ -12,9 +12,12 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, TypeAlias
+
+Arrows: TypeAlias = Mapping[str, Mapping[str, int]]
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSET = ROOT / "docs" / "assets" / "import_graph.svg"
@@ -102,7 +105,7 @@ def graph() -> dict[str, dict[str, int]]:
     return arrows
 
 
-def between_rooms(arrows: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, str], list[str]]:
+def between_rooms(arrows: Arrows) -> dict[tuple[str, str], list[str]]:
     """(room, room) -> the file-to-file arrows, as text."""
     found = defaultdict(list)
     for source, targets in arrows.items():
@@ -112,7 +115,7 @@ def between_rooms(arrows: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, st
     return dict(found)
 
 
-def circles(arrows: Mapping[str, Mapping[str, int]]) -> list[list[str]]:
+def circles(arrows: Arrows) -> list[list[str]]:
     """The groups of nodes that reach one another (Tarjan, 1972)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
@@ -140,94 +143,111 @@ def circles(arrows: Mapping[str, Mapping[str, int]]) -> list[list[str]]:
     return found
 
 
+def reduced(arrows: Mapping[str, set[str]]) -> set[tuple[str, str]]:
+    """The arrows that do not follow from others: the transitive reduction."""
+
+    def reach(node: str) -> set[str]:
+        return set().union(*({n} | reach(n) for n in arrows[node]))
+
+    return {
+        (a, b)
+        for a, below in arrows.items()
+        for b in below
+        if not any(b in reach(other) for other in below - {b})
+    }
+
+
 def draw(path: Path) -> None:
-    """The rooms as boxes, floor by floor, and an arrow where one uses another."""
+    """The staircase of rooms, and beside it the number of imports from room to room."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "lowrank"
-    matplotlib.rcParams["svg.fonttype"] = "none"
     import matplotlib.pyplot as plt
-    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
     arrows = graph()
-    files = defaultdict(int)
-    for name in arrows:
-        files[room(name)] += 1
-    where = _places()
-    fig, ax = plt.subplots(figsize=(11, 10))
-    for (source, target), used in between_rooms(arrows).items():
-        if source in _FACES or target == "ground":
-            continue
-        (x0, y0), (x1, y1) = where[source], where[target]
-        bend = 0.0 if abs(x0 - x1) > 0.5 else 0.18 + 0.04 * abs(y0 - y1)
-        ax.add_patch(
-            FancyArrowPatch(
-                (x0, y0 - 0.22),
-                (x1, y1 + 0.22),
-                connectionstyle=f"arc3,rad={bend}",
-                arrowstyle="-|>",
-                mutation_scale=9,
-                linewidth=0.5 + 0.12 * min(len(used), 20),
-                color="#5b7a99",
-                alpha=0.75,
-                zorder=1,
-            )
-        )
-    for name, (x, y) in where.items():
-        ax.add_patch(
-            FancyBboxPatch(
-                (x - 0.95, y - 0.2),
-                1.9,
-                0.4,
-                boxstyle="round,pad=0.02,rounding_size=0.06",
-                facecolor=_COLOUR(name),
-                edgecolor="#333333",
-                linewidth=0.8,
-                zorder=2,
-            )
-        )
-        label = name.removeprefix("compression.")
-        ax.text(x, y, f"{label}  ({files[name]})", ha="center", va="center", fontsize=10, zorder=3)
-    ax.set_xlim(-1.2, 9.2)
-    ax.set_ylim(-0.6, 10.6)
-    ax.axis("off")
+    used = {pair: len(lines) for pair, lines in between_rooms(arrows).items()}
+    fig, (left, right) = plt.subplots(1, 2, figsize=(15, 7), width_ratios=(1, 1.25))
+    _staircase(left, arrows, used)
+    _matrix(right, used)
+    fig.tight_layout()
     path.parent.mkdir(exist_ok=True)
     fig.savefig(path, bbox_inches="tight", metadata={"Date": None})
     plt.close(fig)
 
 
-_FACES = ("lowrank", "plots", "compression")
+def _staircase(ax: Any, arrows: Arrows, used: Mapping[tuple[str, str], int]) -> None:
+    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+    files = Counter(room(name) for name in arrows)
+    below = {r: {b for a, b in used if a == r} - {r} for r in FLOOR}
+    for source, target in sorted(reduced(below)):
+        (x0, y0), (x1, y1) = _PLACES[source], _PLACES[target]
+        style = {"arrowstyle": "-|>", "mutation_scale": 12, "color": "#456882", "zorder": 1}
+        ax.add_patch(FancyArrowPatch((x0, y0 - 0.2), (x1, y1 + 0.2), **style))
+    for name, (x, y) in _PLACES.items():
+        style = {"boxstyle": "round,pad=0.02,rounding_size=0.06", "zorder": 2}
+        colour = _COLOURS.get(name.split(".")[0], "#f7f7f7")
+        ax.add_patch(FancyBboxPatch((x - 0.9, y - 0.2), 1.8, 0.4, fc=colour, ec="#333333", **style))
+        label = f"{name.removeprefix('compression.')}  {files[name]}"
+        ax.text(x, y, label, ha="center", va="center", fontsize=11, zorder=3)
+    ax.set(xlim=(-0.3, 7.3), ylim=(-0.4, 10.6))
+    ax.axis("off")
+    ax.set_title("Rooms, with their number of files;\narrows that follow from others are left out")
 
 
-def _COLOUR(name: str) -> str:
-    if name.startswith("compression"):
-        return "#dbe9f6"
-    return {"sensing": "#fde5cf", "ground": "#e6e6e6", "decompositions": "#dff0d8"}.get(
-        name, "#f7f7f7"
-    )
+def _matrix(ax: Any, used: Mapping[tuple[str, str], int]) -> None:
+    rooms = list(FLOOR)
+    names = [r.removeprefix("compression.") for r in rooms]
+    for (source, target), n in used.items():
+        x, y = rooms.index(target), rooms.index(source)
+        colour = "#9ecae1" if FLOOR[source] >= FLOOR[target] else "#d7301f"
+        ax.add_patch(_cell(x, y, colour))
+        ax.text(x, y, str(n), ha="center", va="center", fontsize=10)
+    ax.plot([-0.5, len(rooms) - 0.5], [-0.5, len(rooms) - 0.5], color="#888888", lw=1)
+    ax.set(xlim=(-0.5, len(rooms) - 0.5), ylim=(len(rooms) - 0.5, -0.5))
+    ax.set_xticks(range(len(rooms)), names, rotation=60, ha="left", rotation_mode="anchor")
+    ax.xaxis.tick_top()
+    ax.set_yticks(range(len(rooms)), names)
+    ax.tick_params(length=0)
+    ax.set_aspect("equal")
+    ax.set_title("How many imports of the row's files go to the column's:\nnone below the diagonal")
 
 
-def _places() -> dict[str, tuple[float, float]]:
-    """The middle of each room's box."""
-    return {
-        "lowrank": (2.4, 10.2),
-        "plots": (5.2, 10.2),
-        "cli": (4.0, 9.3),
-        "demos": (4.0, 8.4),
-        "compression.pipeline": (2.4, 7.5),
-        "compression.planning": (2.4, 6.6),
-        "compression.fitting": (2.4, 5.7),
-        "compression.structure": (1.0, 4.8),
-        "compression.calibration": (3.8, 4.8),
-        "compression.methods": (1.0, 3.6),
-        "compression.gauges": (3.8, 3.6),
-        "compression.network": (2.4, 2.5),
-        "compression.pictures": (0.2, 1.6),
-        "sensing": (7.2, 5.7),
-        "decompositions": (4.6, 0.9),
-        "ground": (4.6, 0.0),
-    }
+def _cell(x: int, y: int, colour: str) -> Any:
+    """One cell of the matrix."""
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white")
+
+
+_COLOURS = {
+    "compression": "#dbe9f6",
+    "sensing": "#fde5cf",
+    "decompositions": "#dff0d8",
+    "ground": "#e6e6e6",
+}
+
+_PLACES = {
+    "lowrank": (2.0, 10.2),
+    "plots": (5.4, 10.2),
+    "cli": (3.2, 9.3),
+    "demos": (3.2, 8.4),
+    "compression": (0.8, 8.4),
+    "compression.pipeline": (2.0, 7.4),
+    "compression.planning": (2.0, 6.5),
+    "compression.fitting": (2.0, 5.6),
+    "compression.structure": (0.8, 4.6),
+    "compression.calibration": (3.2, 4.6),
+    "compression.methods": (0.8, 3.5),
+    "compression.gauges": (3.2, 3.5),
+    "compression.network": (3.2, 2.5),
+    "compression.pictures": (5.4, 2.5),
+    "sensing": (6.2, 5.6),
+    "decompositions": (2.2, 1.3),
+    "ground": (3.2, 0.2),
+}
+"""The middle of each room's box."""
 
 
 def main() -> None:
