@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from lowrank.cli.demo.network import notes, table
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lowrank
 from lowrank.cli import COMMANDS, main
+from lowrank.cli.demo.network import notes, table
 from lowrank.cli.network.values import Budget, Input, InputType
 from lowrank.compression import methods
 from lowrank.demos import network as demo
