@@ -77,7 +77,7 @@ def test_other_bases_do_not(name):
 
 def test_known_norm_needs_no_product():
     counts = []
-    A = operators.partial_dct(64, m=9, seed=0).compose(bases.dct(64)).counting(counts.append)
+    A = (operators.partial_dct(64, m=9, seed=0) @ bases.dct(64)).counting(counts.append)
     assert (A.norm(), counts) == (1.0, [])
 
 
@@ -164,7 +164,10 @@ def test_masks():
         (lambda: bases.wavelet(64, mode="nope"), "mode 'nope' is not one of"),
         (lambda: bases.concatenation(bases.dct(3), bases.dct(4)), "one signal length"),
         (lambda: bases.dct(), "has no samples"),
-        (lambda: operators.gaussian(3, 4, seed=0).compose(bases.dct(5)), "basis makes 5 samples"),
+        (
+            lambda: operators.gaussian(3, 4, seed=0) @ bases.dct(5),
+            "A has 4 columns and B has 5 rows",
+        ),
     ],
 )
 def test_bad_input_gets_a_sentence(make, says):

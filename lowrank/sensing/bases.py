@@ -7,6 +7,7 @@ transform (and the inverse) exactly where `Psi.orthonormal`. Pictures are flatte
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -14,25 +15,40 @@ import numpy as np
 from scipy.fft import dctn, fftn, idctn, ifftn
 
 from lowrank.errors import InputError
+from lowrank.sensing import facts as rules
+from lowrank.sensing.facts import Facts
 from lowrank.sensing.operators.arrays import Array, MatrixLike
-from lowrank.sensing.operators.operator import Operator, as_operator, from_matrix
+from lowrank.sensing.operators.operator import Operator, as_operator, as_shape, from_matrix
 
 
-def identity(n: int) -> Operator:
+def identity(*shape: int | Sequence[int]) -> Operator:
     """The identity on (n,): the signal itself is sparse.
+
+    Args:
+        shape: length of the signal, or rows and columns of the picture; or a tuple of them.
 
     Example:
         >>> identity(2) @ np.array([1.0, 2.0])
         array([1., 2.])
     """
-    return _orthonormal(n, float, lambda c: c, lambda x: x, "identity")
+    size = as_shape(*shape)
+    n = prod(size)
+    return Operator(
+        (n, n),
+        float,
+        lambda c: c,
+        lambda x: x,
+        name="identity",
+        facts=Facts(diagonal=np.ones(n)),
+        recipe=partial(identity, *size),
+    )
 
 
-def dct(*shape: int) -> Operator:
+def dct(*shape: int | Sequence[int]) -> Operator:
     """The orthonormal cosine basis: `x` is the inverse DCT-II of `c`, in every dimension.
 
     Args:
-        shape: length of the signal, or rows and columns of the picture.
+        shape: length of the signal, or rows and columns of the picture; or a tuple of them.
 
     Example:
         >>> Psi = dct(8, 8)
@@ -43,30 +59,33 @@ def dct(*shape: int) -> Operator:
 
     Source: Ahmed, Natarajan, Rao 1974.
     """
-    size, axes = _shape(shape)
+    size, axes = _sides(shape)
     synthesis = on_shape(size, lambda c: np.asarray(idctn(c, axes=axes, norm="ortho")))
     analysis = on_shape(size, lambda x: np.asarray(dctn(x, axes=axes, norm="ortho")))
-    return _orthonormal(prod(size), float, synthesis, analysis, "DCT basis")
+    return _orthonormal(float, synthesis, analysis, "DCT basis", partial(dct, *size))
 
 
-def fourier(*shape: int) -> Operator:
+def fourier(*shape: int | Sequence[int]) -> Operator:
     """The unitary Fourier basis: `x = F^H c`, in every dimension; complex.
 
     Args:
-        shape: length of the signal, or rows and columns of the picture.
+        shape: length of the signal, or rows and columns of the picture; or a tuple of them.
 
     Example:
         >>> (fourier(4) @ np.array([2.0, 0, 0, 0])).real
         array([1., 1., 1., 1.])
     """
-    size, axes = _shape(shape)
+    size, axes = _sides(shape)
     synthesis = on_shape(size, lambda c: np.asarray(ifftn(c, axes=axes, norm="ortho")))
     analysis = on_shape(size, lambda x: np.asarray(fftn(x, axes=axes, norm="ortho")))
-    return _orthonormal(prod(size), complex, synthesis, analysis, "Fourier basis")
+    return _orthonormal(complex, synthesis, analysis, "Fourier basis", partial(fourier, *size))
 
 
 def wavelet(
-    *shape: int, name: str = "db4", level: int | None = None, mode: str = "periodization"
+    *shape: int | Sequence[int],
+    name: str = "db4",
+    level: int | None = None,
+    mode: str = "periodization",
 ) -> Operator:
     """Wavelet synthesis by PyWavelets, in one, two or more dimensions.
 
@@ -75,7 +94,7 @@ def wavelet(
     adjoint is exact but not the inverse.
 
     Args:
-        shape: length of the signal, or rows and columns of the picture.
+        shape: length of the signal, or rows and columns of the picture; or a tuple of them.
         name: any of PyWavelets' discrete wavelets, such as "haar", "db4", "sym8", "bior4.4".
         level: decompositions; None is the largest that PyWavelets advises (and that keeps an
             orthonormal transform orthonormal).
@@ -93,7 +112,57 @@ def wavelet(
     """
     from lowrank.sensing.wavelets import wavelet_basis
 
-    return wavelet_basis(_shape(shape)[0], name, level, mode)
+    return wavelet_basis(as_shape(*shape), name, level, mode)
+
+
+BASES: dict[str, Callable[..., Operator]] = {"dct": dct, "fourier": fourier}
+"""Bases by name; every discrete wavelet of PyWavelets is one too."""
+
+
+_NAMES = (
+    "give dct, fourier, or a wavelet such as haar, db4, sym8 or bior4.4;"
+    " dct:32x32 is of pictures with 32 rows and 32 columns"
+)
+
+
+def by_name(name: str, n: int) -> Operator:
+    """A basis of signals (n,) by its name: "dct", "fourier", "db4", or "dct:ROWSxCOLUMNS".
+
+    Raises:
+        InputError: no basis is called so, or its sides do not multiply to n.
+
+    Example:
+        >>> by_name("haar:8x8", 64)
+        <Operator (64, 64) haar wavelets, level 3: matrix-free, A A^H = I>
+    """
+    make, sides = parsed_name(name)
+    shape = sides or (n,)
+    if prod(shape) != n:
+        text = f"{name} makes signals of {prod(shape)} samples, and A has {n} columns"
+        raise InputError("basis", text, "give sides whose product that is")
+    return make(*shape)
+
+
+def parsed_name(name: str) -> tuple[Callable[..., Operator], tuple[int, ...]]:
+    """What makes the basis of a name, and the sides that the name gives; () for none.
+
+    Raises:
+        InputError: no basis is called so.
+
+    Example:
+        >>> parsed_name("dct:32x16")[1]
+        (32, 16)
+    """
+    import pywt
+
+    kind, colon, given = name.partition(":")
+    sides = given.split("x") if colon else []
+    if kind not in BASES and kind not in pywt.wavelist(kind="discrete"):
+        raise InputError("basis", f"{name!r} is no basis", _NAMES)
+    if not all(side.isdecimal() and int(side) for side in sides):
+        raise InputError("basis", f"{name!r} has no shape {given!r}", _NAMES)
+    make = BASES[kind] if kind in BASES else partial(wavelet, name=kind)
+    return make, tuple(map(int, sides))
 
 
 def scale_weights(Psi: Operator, growth: float = 0.5) -> Array:
@@ -165,16 +234,16 @@ def concatenation(*bases: MatrixLike) -> Operator:
     dense = None
     if all(part.is_dense for part in parts):
         dense = lambda: np.concatenate([part.to_dense() for part in parts], axis=1)  # noqa: E731
-    union = all(part.orthonormal for part in parts)
     return Operator(
         (lengths.pop(), int(cuts[-1])),
         np.result_type(*(part.dtype for part in parts)),
         lambda c: _sum(p.forward(x) for p, x in zip(parts, np.split(c, cuts[:-1]), strict=True)),
         lambda x: np.concatenate([part.adjoint(x) for part in parts]),
         name="concatenation",
-        norm=float(np.sqrt(len(parts))) if union else None,
+        facts=rules.side_by_side([part.facts for part in parts]),
         dense=dense,
         trusted=all(part.trusted for part in parts),
+        recipe=partial(concatenation, *parts),
     )
 
 
@@ -182,13 +251,13 @@ def _sum(parts: Any) -> Array:
     return np.asarray(sum(parts))
 
 
-def finite_differences(shape: int | Sequence[int]) -> Operator:
+def finite_differences(*shape: int | Sequence[int]) -> Operator:
     """Forward differences along every axis, `(D x)_i = x_{i+1} - x_i`, 0 at the last sample.
 
     The d components are stacked, (d n,): `(D @ x).reshape(d, *shape)` is the gradient.
 
     Args:
-        shape: length of the signal, or rows, columns, ... of the picture.
+        shape: length of the signal, or rows, columns, ... of the picture; or a tuple of them.
 
     Example:
         >>> finite_differences(4) @ np.array([1.0, 2.0, 4.0, 7.0])
@@ -196,8 +265,7 @@ def finite_differences(shape: int | Sequence[int]) -> Operator:
 
     Source: Chambolle 2004, section 2.
     """
-    size = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
-    size, axes = _shape(size)
+    size, axes = _sides(shape)
     n, d = prod(size), len(size)
 
     def gradient(x: Array) -> Array:
@@ -226,8 +294,8 @@ def finite_differences(shape: int | Sequence[int]) -> Operator:
         gradient,
         minus_divergence,
         name="finite differences",
-        norm=float(norm),
-        gram_spectrum=_circular_laplacian(size),
+        facts=Facts(norm=float(norm), gram_spectrum=_circular_laplacian(size)),
+        recipe=partial(finite_differences, *size),
     )
 
 
@@ -241,10 +309,8 @@ def _slices(axis: int, part: slice) -> tuple[slice, ...]:
     return (slice(None),) * axis + (part,)
 
 
-def _shape(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    size = tuple(int(s) for s in shape)
-    if not size or min(size) < 1:
-        raise InputError("shape", f"{shape} has no samples", "give one or more positive lengths")
+def _sides(shape: tuple[int | Sequence[int], ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    size = as_shape(*shape)
     return size, tuple(range(len(size)))
 
 
@@ -260,18 +326,12 @@ def on_shape(
 
 
 def _orthonormal(
-    n: int,
     dtype: Any,
     synthesis: Callable[[Array], Array],
     analysis: Callable[[Array], Array],
     name: str,
+    recipe: partial[Operator],
 ) -> Operator:
-    return Operator(
-        (n, n),
-        dtype,
-        synthesis,
-        analysis,
-        name=name,
-        column_norms=lambda: np.ones(n),
-        row_orthonormal=True,
-    )
+    n = prod(recipe.args)
+    facts = Facts(row_gram=1.0)
+    return Operator((n, n), dtype, synthesis, analysis, name=name, facts=facts, recipe=recipe)

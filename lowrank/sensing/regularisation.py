@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
 from lowrank.errors import InputError
-from lowrank.sensing.operators.algebra import _rows
 from lowrank.sensing.operators.arrays import Array, MatrixLike
 from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.l1 import Lasso
@@ -217,8 +216,8 @@ def lam_by_cross_validation(
     errors = np.empty((folds, grid.size))
     for i, out in enumerate(parts):
         kept = np.setdiff1d(np.arange(m), out)
-        inner = _lasso(_rows(problem.operator, kept), values[kept], None, nonneg)
-        held = _rows(problem.operator, out)
+        inner = _lasso(problem.operator[kept], values[kept], None, nonneg)
+        held = problem.operator[out]
         for j, (_, found) in enumerate(_path(inner, grid * kept.size / m, solver)):
             misses = held.forward(np.asarray(found.coefficients)) - values[out]
             errors[i, j] = float(np.mean(np.abs(misses) ** 2))

@@ -221,11 +221,9 @@ def _is_better(found: Recovery, best: Recovery) -> bool:
 
 def _warn(problem: Problem, tol: float) -> None:
     A = problem.operator
-    if A.is_dense:
-        return
     if not A.trusted and (error := A.dot_test) > 1e-5:
         text = f"{A.name}: the adjoint fails the dot test with relative error {error:.1e}"
         warnings.warn(f"{text}; results cannot be trusted, correct rmatvec", stacklevel=3)
-    if A.dtype in (np.float32, np.complex64) and tol < 1e-6:
+    if not A.is_dense and A.dtype in (np.float32, np.complex64) and tol < 1e-6:
         text = f"{A.name} computes in {A.dtype}, which cannot reach the tolerance {tol:g}"
         warnings.warn(f"{text}; pass tol=1e-5 or a float64 operator", stacklevel=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pywt
 
 from lowrank.errors import InputError
+from lowrank.sensing.facts import Facts
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
 
@@ -58,9 +60,8 @@ def wavelet_basis(size: tuple[int, ...], name: str, level: int | None, mode: str
         synthesis,
         adjoint,
         name=f"{name} wavelets, level {level}",
-        row_orthonormal=orthonormal,
-        column_norms=(lambda: np.ones(p)) if orthonormal else None,
-        scales=len(size) * octaves,
+        facts=Facts(row_gram=1.0 if orthonormal else None, scales=len(size) * octaves),
+        recipe=partial(wavelet_basis, size, name, level, mode),
     )
 
 

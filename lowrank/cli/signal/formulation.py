@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from lowrank.errors import InputError
+
 
 class Noise(click.ParamType):  # type: ignore[type-arg]
     """A bound on the norm of the noise, or "auto"."""
@@ -51,20 +53,13 @@ class BasisName(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """`db4`, `dct:32x32`: the name, which must be known, and sides from 1 on."""
-        import pywt
+        from lowrank.sensing.bases import parsed_name
 
-        name, colon, sides = str(value).partition(":")
-        if name not in ("dct", "fourier", *pywt.wavelist(kind="discrete")):
-            self.fail(f"{value!r} is no basis; {_BASES}", param, ctx)
-        if colon and not all(side.isdecimal() and int(side) for side in sides.split("x")):
-            self.fail(f"{value!r} has no shape {sides!r}; {_BASES}", param, ctx)
+        try:
+            parsed_name(str(value))
+        except InputError as error:
+            self.fail(f"{error.problem}; {error.advice}", param, ctx)
         return str(value)
-
-
-_BASES = (
-    "give dct, fourier, or a wavelet such as haar, db4, sym8 or bior4.4;"
-    " dct:32x32 is of pictures with 32 rows and 32 columns"
-)
 
 
 class SolverName(click.ParamType):  # type: ignore[type-arg]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from lowrank.errors import InputError
 
 if TYPE_CHECKING:
     from lowrank.sensing import Recovery
-    from lowrank.sensing.operators.operator import Operator
 
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -101,14 +99,10 @@ def command(
 
 
 def run(A: Any, y: Any, settings: dict[str, Any]) -> Recovery:
-    """`recover` with a progress bar on stderr; a basis may be given by name."""
-    from lowrank.sensing import as_operator, recover
+    """`recover` with a progress bar on stderr."""
+    from lowrank.sensing import recover
     from lowrank.sensing.progress import progress_bar
 
-    name = settings.get("basis")
-    if isinstance(name, str):
-        operator = as_operator(A)
-        settings = settings | {"basis": _basis(name, int(operator.shape[1]))}
     with progress_bar() as bar:
         return recover(A, y, callback=bar, **settings)
 
@@ -135,18 +129,6 @@ def _check_files(output: Path | None, plot: Path | None, report: Path | None) ->
         if path is not None and path.suffix not in kinds:
             raise click.UsageError(f"{option} {path} must end in {' or '.join(kinds)}")
     check_targets(output, plot, report)
-
-
-def _basis(name: str, n: int) -> Operator:
-    from lowrank.sensing import bases
-
-    name, _, sides = name.partition(":")
-    shape = tuple(map(int, sides.split("x"))) if sides else (n,)
-    if math.prod(shape) != n:
-        text = f"{name}:{sides} makes signals of {math.prod(shape)} samples, and A has {n} columns"
-        raise InputError("--basis", text, "give sides whose product that is")
-    named = {"dct": bases.dct, "fourier": bases.fourier}
-    return named[name](*shape) if name in named else bases.wavelet(*shape, name=name)
 
 
 def _write(found: Recovery, y: Any, targets: dict[str, Path | None]) -> dict[str, Any]:

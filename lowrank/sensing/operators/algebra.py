@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
+from lowrank.sensing import facts as rules
+from lowrank.sensing.operators import diagonal
 from lowrank.sensing.operators.arrays import Array, MatrixLike
 from lowrank.sensing.operators.operator import Operator, as_operator
-
-
-def _rows(A: Operator, rows: Array) -> Operator:
-    """The operator that keeps these measurements."""
-    if A.dense is not None:
-        return as_operator(A.dense[rows])
-
-    def spread(r: Array) -> Array:
-        full = np.zeros((A.shape[0], *r.shape[1:]), dtype=r.dtype)
-        full[rows] = r
-        return A.adjoint(full)
-
-    shape = (rows.size, A.shape[1])
-    return Operator(shape, A.dtype, lambda x: A.forward(x)[rows], spread, name=f"rows of {A.name}")
 
 
 def for_real_signals(A: MatrixLike) -> Operator:
@@ -54,30 +44,14 @@ def for_real_signals(A: MatrixLike) -> Operator:
         float,
         forward,
         adjoint,
-        name=A.name,
+        name=f"real parts of {A.name}",
+        facts=rules.real_parts(A.facts),
         dense=dense,
         trusted=A.trusted,
-        gram_spectrum=None if A.gram_spectrum is None else _even(A.gram_spectrum),
+        recipe=partial(for_real_signals, A),
     )
-
-
-def _even(spectrum: Array) -> Array:
-    """The mean over each frequency and its negative, what a real signal sees."""
-    return np.asarray((spectrum + np.roll(np.flip(spectrum), 1, range(spectrum.ndim))) / 2)
 
 
 def scaled_columns(A: Operator, factors: Array) -> Operator:
     """`A diag(factors)`."""
-
-    def like(x: Array) -> Array:
-        return factors.reshape(-1, *(1,) * (x.ndim - 1))
-
-    return Operator(
-        A.shape,
-        A.dtype,
-        lambda x: A.forward(like(x) * x),
-        lambda y: like(y) * A.adjoint(y),
-        name=A.name,
-        dense=(lambda: A.to_dense() * factors) if A.is_dense else None,
-        column_norms=lambda: A.column_norms() * factors,
-    )
+    return A @ diagonal(factors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -17,7 +18,7 @@ Map: TypeAlias = Callable[[Array], Array]
 
 
 MatrixLike: TypeAlias = Any
-"""An array (m, n), a sparse matrix, a LinearOperator, an Operator or a torch tensor."""
+"""An array (m, n), sparse matrix, LinearOperator (SciPy's, PyLops', ours) or torch tensor."""
 
 
 SMALLEST, LARGEST = 1e-140, 1e150
@@ -52,7 +53,8 @@ def _from_tensor(tensor: Any) -> Array:
 
 def is_torch(value: Any) -> bool:
     """Whether the value is a torch tensor; does not import torch."""
-    return type(value).__module__.split(".")[0] == "torch"
+    torch = sys.modules.get("torch")  # no tensor was made without it
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def to_tensor(array: Array, like: Any) -> Any:

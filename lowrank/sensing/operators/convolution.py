@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -10,8 +11,10 @@ from numpy.typing import ArrayLike
 from scipy.fft import fft, fftn, ifft, ifftn, next_fast_len
 
 from lowrank.errors import InputError
+from lowrank.sensing.facts import Facts
+from lowrank.sensing.operators import _window_sums
 from lowrank.sensing.operators.arrays import Array, as_double, to_numpy
-from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.operators.operator import Operator, as_length, as_shape
 
 
 def circular_convolution(shape: int | Sequence[int], kernel: ArrayLike) -> Operator:
@@ -28,7 +31,7 @@ def circular_convolution(shape: int | Sequence[int], kernel: ArrayLike) -> Opera
         >>> (circular_convolution(4, [0.5, 0.5]) @ np.array([1.0, 0, 0, 0])).round(6)
         array([0.5, 0. , 0. , 0.5])
     """
-    size = (int(shape),) if isinstance(shape, int | np.integer) else tuple(map(int, shape))
+    size = as_shape(shape)
     taps = as_double(to_numpy(kernel), "kernel")
     small = taps.ndim == len(size) and all(t <= s for t, s in zip(taps.shape, size, strict=True))
     if not small or np.iscomplexobj(taps):
@@ -52,9 +55,14 @@ def circular_convolution(shape: int | Sequence[int], kernel: ArrayLike) -> Opera
         lambda x: filtered(x, response),
         lambda y: filtered(y, response.conj()),
         name="circular convolution",
-        norm=float(np.abs(response).max()),
-        column_norms=lambda: np.full(n, np.linalg.norm(taps)),
-        gram_spectrum=np.abs(response) ** 2,
+        facts=Facts(
+            norm=float(np.abs(response).max()),
+            row_norms=lambda: np.full(n, np.linalg.norm(taps)),
+            column_norms=lambda: np.full(n, np.linalg.norm(taps)),
+            gram_spectrum=np.abs(response) ** 2,
+            cogram_spectrum=np.abs(response) ** 2,
+        ),
+        recipe=partial(circular_convolution, size, taps),
     )
 
 
@@ -81,7 +89,7 @@ def toeplitz(
     """
     if (seed is None) == (taps is None):
         raise InputError("toeplitz", "neither or both of seed and taps given", "give one of them")
-    length = m + n - 1
+    length = as_length(m, "m") + as_length(n) - 1
     t = (
         np.random.default_rng(seed).standard_normal(length) / np.sqrt(m)
         if taps is None
@@ -98,10 +106,9 @@ def toeplitz(
         out = out[(start + np.arange(size)) % padded]
         return np.asarray(out if is_complex or np.iscomplexobj(x) else out.real)
 
-    def column_norms() -> Array:
-        energy = np.concatenate([[0.0], np.cumsum(np.abs(t) ** 2)])
-        first = n - 1 - np.arange(n)
-        return np.sqrt(energy[first + m] - energy[first])
+    def lengths(first: Array, size: int) -> Array:
+        """Of the windows of t that begin at `first`."""
+        return np.sqrt(_window_sums(np.abs(t) ** 2, first, size))
 
     return Operator(
         (m, n),
@@ -109,5 +116,9 @@ def toeplitz(
         lambda x: apply(x, spectrum, n - 1, m),
         lambda y: apply(y, spectrum.conj(), 1 - n, n),
         name="Toeplitz",
-        column_norms=column_norms,
+        facts=Facts(
+            row_norms=lambda: lengths(np.arange(m), n),
+            column_norms=lambda: lengths(n - 1 - np.arange(n), m),
+        ),
+        recipe=partial(toeplitz, m, n, taps=t),
     )

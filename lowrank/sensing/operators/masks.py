@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
 from scipy.fft import fftfreq
 
 from lowrank.errors import InputError
+from lowrank.sensing.operators import _picture
 from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import as_length, as_shape
 
 
 def variable_density_mask(
-    shape: tuple[int, ...], m: int, *, seed: int | np.random.Generator, power: float = 3.0
+    shape: int | Sequence[int], m: int, *, seed: int | np.random.Generator, power: float = 3.0
 ) -> Array:
     """m frequencies drawn without repetition, with density falling as `(1 - |f|)^power`.
 
     Args:
-        shape: of the picture.
+        shape: length of the signal, or (rows, columns, ...) of the picture.
         m: number of samples, 1 .. n.
         seed: integer or generator.
         power: how fast the density falls from the centre, >= 0 (0 is uniform).
@@ -34,6 +37,7 @@ def variable_density_mask(
 
     Source: Lustig, Donoho, Pauly 2007, section "Cartesian sampling".
     """
+    shape = as_shape(shape)
     n = prod(shape)
     if not 1 <= m <= n:
         raise InputError("m", f"{m} is outside 1..{n}", "sample at most every frequency")
@@ -46,7 +50,7 @@ def variable_density_mask(
     return mask.reshape(shape)
 
 
-def radial_mask(shape: tuple[int, int], lines: int) -> Array:
+def radial_mask(shape: Sequence[int], lines: int) -> Array:
     """Frequencies on equally spaced lines through zero, as in radial MRI.
 
     Args:
@@ -56,6 +60,9 @@ def radial_mask(shape: tuple[int, int], lines: int) -> Array:
     Returns:
         Booleans of the shape, in the order of `numpy.fft`.
 
+    Raises:
+        InputError: the shape is not of a picture.
+
     Example:
         >>> mask = radial_mask((256, 256), 22)
         >>> bool(mask[0, 0]), round(float(mask.mean()), 2)
@@ -63,7 +70,8 @@ def radial_mask(shape: tuple[int, int], lines: int) -> Array:
 
     Source: Candes, Romberg, Tao 2006, figure 1.
     """
-    angles = np.arange(lines) * np.pi / lines
+    shape = _picture(shape)
+    angles = np.arange(as_length(lines, "lines")) * np.pi / lines
     direction = np.stack([np.sin(angles), np.cos(angles)])
     direction /= np.abs(direction).max(axis=0)  # one sample per row or column crossed
     reach = np.arange(-max(shape), max(shape) + 1)

@@ -1,22 +1,30 @@
-"""The `Operator`: a linear map, dense or matrix-free, with its adjoint and what is known of it.
+"""The `Operator`: a linear map, dense or matrix-free, with its adjoint, its algebra and its facts.
 
 Every operator is a `scipy.sparse.linalg.LinearOperator`, so `A @ x`, `A.H @ y` and SciPy's
 iterative methods work on it. Signals of more than one dimension are flattened in C order.
+
+`A @ B`, `2 * A`, `A + B`, `A.H`, `A.T`, `A.conj()`, `A[rows]` and `A[:, columns]` are operators
+too, and keep what `lowrank.sensing.facts` proves of them.
 """
 
 from __future__ import annotations
 
 import copy
+import numbers
+import operator
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial, reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 from scipy.sparse import issparse
-from scipy.sparse.linalg import LinearOperator, svds
+from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
 
 from lowrank.errors import InputError
+from lowrank.sensing import facts as rules
+from lowrank.sensing.facts import ROUNDING, Facts
 from lowrank.sensing.operators.arrays import (
     Array,
     Map,
@@ -28,11 +36,17 @@ from lowrank.sensing.operators.arrays import (
 )
 
 MAX_DENSE_ELEMENTS = 2**27
-"""Largest product matrix (1 GiB of float64) that composing two dense operators may form."""
+"""Largest product matrix (1 GiB of float64) that a product with a dense operator may form."""
+
+
+LONGEST_NAME = 60
+"""Characters of a name that is made of the names of others."""
 
 
 class Operator(LinearOperator):  # type: ignore[misc]
     """A linear map `A` from (n,) to (m,), with its adjoint and the facts solvers ask for.
+
+    Operators are compared by identity and never change. They pickle where their functions do.
 
     Args:
         shape: (m, n).
@@ -40,22 +54,19 @@ class Operator(LinearOperator):  # type: ignore[misc]
         forward: `x -> A x` along axis 0, for x of shape (n,) and (n, batch).
         adjoint: `y -> A^H y` along axis 0, for y of shape (m,) and (m, batch).
         name: what messages call it.
-        norm: spectral norm `||A||_2`, where it is known.
-        column_norms: function that gives `||a_j||_2`, (n,), where it is cheap.
-        row_orthonormal: whether `A A^H = I`, known and not measured.
+        facts: what is known of the matrix, and not measured.
         dense: the matrix itself, or a function that makes it when first asked; None if matrix-free.
         trusted: the adjoint is known to be the adjoint; else solving runs the dot test once.
-        gram_spectrum: eigenvalues, of the signal's shape and in the order of `numpy.fft`, of a
-            circulant matrix near `A^H A`, which preconditions systems with it; None if none is.
-        scales: how large a wavelet basis's atoms are, (n,): log2 of their volume over that of the
-            finest; else None.
+        recipe: function of no arguments that makes the operator again, for pickling; None calls
+            this class with these arguments.
 
     Attributes:
-        row_orthonormal: whether `A A^H = I`.
-        gram_spectrum: as given.
-        scales: as given.
+        facts: as given, with what follows from them.
         name: what messages call it.
         trusted: whether the dot test can be left out.
+
+    Raises:
+        InputError: facts that no matrix of this shape has.
 
     Example:
         >>> A = Operator((2, 3), float, lambda x: x[:2], lambda y: np.concatenate([y, 0 * y[:1]]))
@@ -63,7 +74,12 @@ class Operator(LinearOperator):  # type: ignore[misc]
         array([1., 2.])
         >>> A.norm()
         1.0
+        >>> rotation = from_matrix([[0.6, 0.8], [-0.8, 0.6]], row_orthonormal=True)
+        >>> -2 * rotation.T
+        <Operator (2, 2) -2 * matrix^T: dense, A A^H = 4 I>
     """
+
+    __iter__ = None  # rows are picked by `A[...]`, and are no vectors
 
     def __init__(
         self,
@@ -73,20 +89,49 @@ class Operator(LinearOperator):  # type: ignore[misc]
         adjoint: Map,
         *,
         name: str = "operator",
-        norm: float | None = None,
-        column_norms: Callable[[], Array] | None = None,
-        row_orthonormal: bool = False,
+        facts: Facts | None = None,
         dense: Array | Callable[[], Array] | None = None,
         trusted: bool = True,
-        gram_spectrum: Array | None = None,
-        scales: Array | None = None,
+        recipe: Callable[[], Operator] | None = None,
     ) -> None:
         super().__init__(np.dtype(dtype), (int(shape[0]), int(shape[1])))
         self._forward, self._adjoint = forward, adjoint
-        self.name, self.row_orthonormal, self.trusted = name, row_orthonormal, trusted
-        self.gram_spectrum, self.scales = gram_spectrum, scales
-        self._known_norm = 1.0 if row_orthonormal else norm
-        self._known_column_norms, self._dense = column_norms, dense
+        self.name, self.trusted, self._dense = name, trusted, dense
+        self.facts = _checked_facts(facts or Facts(), self.shape)
+        self._recipe = recipe
+        self._adjoint_of: Operator | None = None
+
+    def __repr__(self) -> str:
+        kind = ["complex"] if self.is_complex else []
+        kind.append("dense" if self.is_dense else "matrix-free")
+        rows, columns = self.facts.row_gram, self.facts.column_gram
+        if rows is not None:
+            kind.append(f"A A^H = {_multiple_of_identity(rows)}")
+        elif columns is not None:
+            kind.append(f"A^H A = {_multiple_of_identity(columns)}")
+        return f"<Operator {self.shape} {self.name}: {', '.join(kind)}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        kept = {k: v for k, v in self.__dict__.items() if k in ("name", "_norm")}
+        return self._recipe or self._made_again(), (), kept
+
+    def _made_again(self) -> Callable[[], Operator]:
+        return partial(
+            Operator,
+            self.shape,
+            self.dtype,
+            self._forward,
+            self._adjoint,
+            name=self.name,
+            facts=self.facts,
+            dense=self._dense,
+            trusted=self.trusted,
+        )
+
+    def __copy__(self) -> Operator:
+        twin = object.__new__(Operator)
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     def _matvec(self, x: Array) -> Array:
         return self._forward(x.reshape(-1))  # SciPy may hand over (n, 1)
@@ -101,9 +146,72 @@ class Operator(LinearOperator):  # type: ignore[misc]
         return self._adjoint(Y)
 
     def __matmul__(self, other: Any) -> Any:
-        if not is_torch(other):
-            return super().__matmul__(other)
-        return to_tensor(super().__matmul__(to_numpy(other)), other)
+        inner = _as_factor(other)
+        return self._applied(other) if inner is None else _product(self, inner)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        outer = _as_factor(other)
+        if outer is not None:
+            return _product(outer, self)
+        values = to_numpy(other)
+        if values.ndim not in (1, 2) or values.shape[-1] != self.shape[0]:
+            text = f"shape {values.shape}, and A has {self.shape[0]} rows"
+            raise InputError("x @ A", text, f"pass numbers ({self.shape[0]},), or rows of them")
+        found = self.T._applied(values.T).T
+        return to_tensor(found, other) if is_torch(other) else found
+
+    def __mul__(self, other: Any) -> Any:
+        a = _number(other)
+        return self @ other if a is None else _multiple(a, self)
+
+    def __rmul__(self, other: Any) -> Any:
+        a = _number(other)
+        return self.__rmatmul__(other) if a is None else _multiple(a, self)
+
+    def dot(self, x: Any) -> Any:
+        """`A x`, or the product with an operator or a number."""
+        return self * x
+
+    def __truediv__(self, other: Any) -> Operator:
+        a = _number(other)
+        if not a:
+            raise InputError("A / a", f"{other!r} is no number other than 0", "divide by one")
+        return _multiple(1 / a, self)
+
+    def __neg__(self) -> Operator:
+        return _multiple(-1.0, self)
+
+    def __add__(self, other: Any) -> Operator:
+        if _number(other) == 0:
+            return self  # where `sum` begins
+        return _sum(self, _as_term(other))
+
+    def __radd__(self, other: Any) -> Operator:
+        return self + other
+
+    def __sub__(self, other: Any) -> Operator:
+        return self + -_as_term(other)
+
+    def __rsub__(self, other: Any) -> Operator:
+        return _as_term(other) + -self
+
+    def __pow__(self, p: int) -> Operator:
+        if self.shape[0] != self.shape[1] or not isinstance(p, int | np.integer) or p < 1:
+            text = f"power {p!r} of an operator of shape {self.shape}"
+            raise InputError("A ** p", text, "take a square one to a whole power from 1 on")
+        return reduce(operator.matmul, [self] * int(p))
+
+    def __getitem__(self, picked: Any) -> Operator:
+        """The operator of some rows and columns, `A[rows]`, `A[:, columns]` or both.
+
+        Each is a slice, indices or booleans; both together give the submatrix.
+        """
+        pair = picked if isinstance(picked, tuple) else (picked, slice(None))
+        if len(pair) != 2:
+            raise InputError("A[...]", f"{len(pair)} indices", "give rows, or rows and columns")
+        rows, columns = (_indices(one, size) for one, size in zip(pair, self.shape, strict=True))
+        found = self if rows is None else _rows_of(self, rows)
+        return found if columns is None else _columns_of(found, columns)
 
     def forward(self, x: Array) -> Array:
         """`A x` along axis 0 without any check, for inner loops; x is (n,) or (n, batch)."""
@@ -113,20 +221,48 @@ class Operator(LinearOperator):  # type: ignore[misc]
         """`A^H y` along axis 0 without any check, for inner loops; y is (m,) or (m, batch)."""
         return self._adjoint(y)
 
+    def _applied(self, x: Any) -> Any:
+        """`A x` for an array or tensor, which is checked."""
+        values = to_numpy(x)
+        fits = values.ndim in (1, 2) and values.shape[0] == self.shape[1]
+        if not fits or values.dtype.kind not in "biufc":
+            text = f"{values.dtype} of shape {values.shape}, and A has {self.shape[1]} columns"
+            advice = f"pass numbers ({self.shape[1]},), or ({self.shape[1]}, batch)"
+            raise InputError("A @ x", text, advice)
+        found = self._forward(np.asarray(values))
+        return to_tensor(found, x) if is_torch(x) else found
+
     @property
     def H(self) -> Operator:
         """The adjoint operator `A^H`, (n, m)."""
-        dense = None if self._dense is None else lambda: self._matrix.conj().T
-        return Operator(
+        if self._adjoint_of is not None:
+            return self._adjoint_of
+        found = Operator(
             self.shape[::-1],
             self.dtype,
             self._adjoint,
             self._forward,
-            name=f"{self.name}^H",
-            norm=self._known_norm,
-            dense=dense,
+            name=f"{_factor(self)}^H" if self.is_complex else f"{_factor(self)}^T",
+            facts=rules.adjoint(self._told()),
+            dense=(lambda: self._matrix.conj().T) if self.is_dense else None,
             trusted=self.trusted,
+            recipe=partial(getattr, self, "H"),
         )
+        found._adjoint_of = self
+        return found
+
+    @property
+    def T(self) -> Operator:
+        """The transpose, (n, m): without conjugation."""
+        return self.H.conj()
+
+    def transpose(self) -> Operator:
+        """The transpose, (n, m)."""
+        return self.T
+
+    def conj(self) -> Operator:
+        """The operator of the complex conjugate matrix; of a real one, itself."""
+        return _conjugate(self) if self.is_complex else self
 
     @property
     def is_complex(self) -> bool:
@@ -134,9 +270,29 @@ class Operator(LinearOperator):  # type: ignore[misc]
         return bool(np.issubdtype(self.dtype, np.complexfloating))
 
     @property
+    def row_orthonormal(self) -> bool:
+        """Whether `A A^H = I` is known."""
+        return _is_one(self.facts.row_gram)
+
+    @property
+    def column_orthonormal(self) -> bool:
+        """Whether `A^H A = I` is known."""
+        return _is_one(self.facts.column_gram)
+
+    @property
     def orthonormal(self) -> bool:
-        """Whether the operator is square with `A A^H = A^H A = I`."""
+        """Whether the operator is square, and known to have `A A^H = A^H A = I`."""
         return self.row_orthonormal and self.shape[0] == self.shape[1]
+
+    @property
+    def gram_spectrum(self) -> Array | None:
+        """Eigenvalues of a circulant matrix near `A^H A`, where one is known; see `Facts`."""
+        return self.facts.gram_spectrum
+
+    @property
+    def scales(self) -> Array | None:
+        """How large the wavelet atoms behind the columns are, where they are; see `Facts`."""
+        return self.facts.scales
 
     @property
     def is_dense(self) -> bool:
@@ -158,8 +314,10 @@ class Operator(LinearOperator):  # type: ignore[misc]
 
     @cached_property
     def _norm(self) -> float:
-        if self._known_norm is not None:
-            return float(self._known_norm)
+        if self.facts.norm is not None:
+            return float(self.facts.norm)
+        if self.facts.norm_by is not None:
+            return float(self.facts.norm_by())
         if min(self.shape) <= 64:
             return float(np.linalg.norm(self.to_dense(), 2))
         start = np.random.default_rng(0).standard_normal(min(self.shape))
@@ -168,12 +326,17 @@ class Operator(LinearOperator):  # type: ignore[misc]
     @property
     def knows_column_norms(self) -> bool:
         """Whether `column_norms` costs no products."""
-        return self.is_dense or self._known_column_norms is not None
+        return self.is_dense or self.facts.column_norms is not None
+
+    @property
+    def knows_row_norms(self) -> bool:
+        """Whether `row_norms` costs no products."""
+        return self.is_dense or self.facts.row_norms is not None
 
     @property
     def knows_norm(self) -> bool:
         """Whether `norm` costs no products."""
-        return self._known_norm is not None
+        return self.facts.norm is not None
 
     def column_norms(self) -> Array:
         """`||a_j||_2`, (n,): known, or from the columns themselves (n products), then kept."""
@@ -181,13 +344,19 @@ class Operator(LinearOperator):  # type: ignore[misc]
 
     @cached_property
     def _column_norms(self) -> Array:
-        if self._known_column_norms is not None:
-            return self._known_column_norms()
+        if self.facts.column_norms is not None:
+            return self.facts.column_norms()
         if self.is_dense:
             return np.sqrt(np.einsum("ij,ij->j", self._matrix.conj(), self._matrix).real)
         n, block = self.shape[1], 256
         blocks = (range(start, min(start + block, n)) for start in range(0, n, block))
         return np.concatenate([np.linalg.norm(self.columns(b), axis=0) for b in blocks])
+
+    def row_norms(self) -> Array:
+        """Lengths of the rows, (m,): known, or from the rows themselves (m products)."""
+        if self.facts.row_norms is not None:
+            return self.facts.row_norms()
+        return np.linalg.norm(self._matrix, axis=1) if self.is_dense else self.H.column_norms()
 
     def columns(self, J: ArrayLike | range) -> Array:
         """The columns `A[:, J]`, (m, len(J)): a slice of the matrix, or one product each."""
@@ -202,32 +371,6 @@ class Operator(LinearOperator):  # type: ignore[misc]
         """The matrix (m, n), formed column by column where the operator is matrix-free."""
         return self._matrix if self.is_dense else self._forward(np.eye(self.shape[1]))
 
-    def compose(self, inner: Operator) -> Operator:
-        """`A B` for an operator `B` that acts first; orthonormal `B` keeps what is known of `A`.
-
-        Raises:
-            InputError: the inner sizes differ.
-        """
-        if self.shape[1] != inner.shape[0]:
-            problem = f"A has {self.shape[1]} columns and the basis makes {inner.shape[0]} samples"
-            raise InputError("basis", problem, "use a basis of the signal's length")
-        unitary = inner.orthonormal
-        shape = (self.shape[0], inner.shape[1])
-        dense = None
-        if self.is_dense and shape[0] * shape[1] <= MAX_DENSE_ELEMENTS:
-            dense = lambda: _product(self, inner)  # noqa: E731
-        return Operator(
-            shape,
-            np.result_type(self.dtype, inner.dtype),
-            lambda c: self._forward(inner._forward(c)),
-            lambda y: inner._adjoint(self._adjoint(y)),
-            name=f"{self.name} {inner.name}",
-            norm=self._known_norm if unitary else None,
-            row_orthonormal=self.row_orthonormal and inner.row_orthonormal,
-            dense=dense,
-            trusted=self.trusted and inner.trusted,
-        )
-
     def counting(self, count: Callable[[int], None]) -> Operator:
         """The same operator, which reports the number of vectors of every product."""
 
@@ -240,6 +383,7 @@ class Operator(LinearOperator):  # type: ignore[misc]
 
         twin = copy.copy(self)
         twin._forward, twin._adjoint = counted(self._forward), counted(self._adjoint)
+        twin._adjoint_of = None  # which does not count
         return twin
 
     @cached_property
@@ -247,11 +391,233 @@ class Operator(LinearOperator):  # type: ignore[misc]
         """`adjoint_error` of this operator, measured once."""
         return adjoint_error(self)
 
+    def _told(self) -> Facts:
+        """The facts, and how to find what is not among them, for what is made of this operator."""
+        known = self.facts
+        return replace(
+            known,
+            norm_by=None if known.norm is not None else self.norm,
+            row_norms=self.row_norms if self.knows_row_norms else None,
+            column_norms=self.column_norms if self.knows_column_norms else None,
+        )
 
-def _product(outer: Operator, inner: Operator) -> Array:
+
+def _checked_facts(facts: Facts, shape: tuple[int, int]) -> Facts:
+    m, n = shape
+    tall, wide = m > n and facts.row_gram is not None, m < n and facts.column_gram is not None
+    if tall or wide:
+        text = f"{'rows' if tall else 'columns'} of a matrix {shape} cannot be orthogonal"
+        raise InputError("operator", text, "leave this fact out, or state it of the adjoint")
+    return facts.completed(shape)
+
+
+def _is_one(gram: float | None) -> bool:
+    return gram is not None and abs(gram - 1) <= 10 * ROUNDING
+
+
+def _multiple_of_identity(gram: float) -> str:
+    return "I" if _is_one(gram) else f"{gram:.3g} I"
+
+
+def _factor(A: Operator) -> str:
+    """The name as a factor of a product, in brackets if it is a sum or a product."""
+    name = f"({A.name})" if " + " in A.name or " * " in A.name or " @ " in A.name else A.name
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}...)"
+
+
+def _is_map(value: Any) -> bool:
+    """Whether the value is a matrix that does not come as numbers, and so no batch of vectors."""
+    is_sparse_or_map = isinstance(value, LinearOperator) or issparse(value)
+    return is_sparse_or_map or (hasattr(value, "matvec") and hasattr(value, "shape"))
+
+
+def _as_factor(value: Any) -> Operator | None:
+    """What joins a product as an operator; None for arrays and tensors, which are vectors."""
+    if _is_map(value):
+        return as_operator(value)
+    if _number(value) is not None:
+        raise InputError("A @ x", f"{value!r} is a single number", "use * for multiples")
+    return None
+
+
+def _as_term(value: Any) -> Operator:
+    if _number(value) is not None:
+        text = f"the number {value!r} is no matrix"
+        raise InputError("A + B", text, "add a multiple of bases.identity(n)")
+    return as_operator(value)
+
+
+def _number(value: Any) -> float | complex | None:
+    """A number of Python, NumPy or torch; None for what is none."""
+    if isinstance(value, np.ndarray) or is_torch(value):
+        if value.ndim:
+            return None
+        value = to_numpy(value)[()]
+    if not isinstance(value, numbers.Number):
+        return None
+    a = complex(value) if isinstance(value, complex | np.complexfloating) else float(value)  # type: ignore[arg-type]
+    if not np.isfinite(a):
+        raise InputError("a * A", f"the factor is {value!r}", "multiply by a finite number")
+    return a
+
+
+def _indices(picked: Any, size: int) -> Array | None:
+    """Indices in 0..size - 1, or None for all in order."""
+    if isinstance(picked, slice):
+        found = np.arange(size)[picked]
+    else:
+        found = to_numpy(picked)
+        if found.dtype == bool and found.shape == (size,):
+            found = np.flatnonzero(found)
+    whole = found.ndim == 1 and found.size and found.dtype.kind in "iu"
+    if not whole or found.min() < -size or found.max() >= size:
+        text = f"{found.dtype} of shape {found.shape} picks nothing, or beyond 0..{size - 1}"
+        raise InputError("A[...]", text, "pass a slice, indices such as [3], or booleans")
+    found = np.where(found < 0, found + size, found)
+    return None if found.size == size and np.all(found == np.arange(size)) else found
+
+
+def _product(outer: Operator, inner: Operator) -> Operator:
+    """`A B` for an operator B that acts first."""
+    if outer.shape[1] != inner.shape[0]:
+        text = f"A has {outer.shape[1]} columns and B has {inner.shape[0]} rows"
+        raise InputError("A @ B", text, "these must be as many")
+    shape = (outer.shape[0], inner.shape[1])
+    small = (outer.is_dense or inner.is_dense) and shape[0] * shape[1] <= MAX_DENSE_ELEMENTS
+    paired = outer._adjoint_of is inner or inner._adjoint_of is outer
+    told = inner._told()
+    return Operator(
+        shape,
+        np.result_type(outer.dtype, inner.dtype),
+        lambda c: outer._forward(inner._forward(c)),
+        lambda y: inner._adjoint(outer._adjoint(y)),
+        name=f"{_factor(outer)} @ {_factor(inner)}",
+        facts=rules.gram(told) if paired else rules.product(outer._told(), told),
+        dense=(lambda: _product_matrix(outer, inner)) if small else None,
+        trusted=outer.trusted and inner.trusted,
+        recipe=partial(operator.matmul, outer, inner),
+    )
+
+
+def _product_matrix(outer: Operator, inner: Operator) -> Array:
     if inner.is_dense:
-        return np.asarray(outer.to_dense() @ inner.to_dense())
+        return np.asarray(outer.forward(inner.to_dense()))
     return np.ascontiguousarray(inner.adjoint(outer.to_dense().conj().T).conj().T)
+
+
+def _multiple(a: float | complex, A: Operator) -> Operator:
+    """`a A`."""
+    if isinstance(a, float) and a == 1:
+        return A
+    return Operator(
+        A.shape,
+        np.result_type(A.dtype, np.complex64) if isinstance(a, complex) else A.dtype,
+        lambda x: a * A._forward(x),
+        lambda y: a.conjugate() * A._adjoint(y),
+        name=f"{a:.4g} * {_factor(A)}",
+        facts=rules.multiple(a, A._told()),
+        dense=(lambda: a * A.to_dense()) if A.is_dense else None,
+        trusted=A.trusted,
+        recipe=partial(operator.mul, A, a),
+    )
+
+
+def _sum(A: Operator, B: Operator) -> Operator:
+    """`A + B`."""
+    if A.shape != B.shape:
+        raise InputError("A + B", f"shapes {A.shape} and {B.shape}", "these must be alike")
+    return Operator(
+        A.shape,
+        np.result_type(A.dtype, B.dtype),
+        lambda x: A._forward(x) + B._forward(x),
+        lambda y: A._adjoint(y) + B._adjoint(y),
+        name=f"{A.name} + {B.name}"[:LONGEST_NAME],
+        facts=rules.total(A._told(), B._told()),
+        dense=(lambda: A.to_dense() + B.to_dense()) if A.is_dense and B.is_dense else None,
+        trusted=A.trusted and B.trusted,
+        recipe=partial(operator.add, A, B),
+    )
+
+
+def _conjugate(A: Operator) -> Operator:
+    """The complex conjugate of A."""
+    return Operator(
+        A.shape,
+        A.dtype,
+        lambda x: A._forward(x.conj()).conj(),
+        lambda y: A._adjoint(y.conj()).conj(),
+        name=f"conj({A.name})",
+        facts=rules.conjugate(A._told()),
+        dense=(lambda: A.to_dense().conj()) if A.is_dense else None,
+        trusted=A.trusted,
+        recipe=partial(_conjugate, A),
+    )
+
+
+def _rows_of(A: Operator, kept: Array) -> Operator:
+    """The rows `kept` of A."""
+    once = np.unique(kept).size == kept.size
+
+    def spread(y: Array) -> Array:
+        full = np.zeros((A.shape[0], *y.shape[1:]), dtype=y.dtype)
+        if once:
+            full[kept] = y
+        else:
+            np.add.at(full, kept, y)
+        return A._adjoint(full)
+
+    return _part(
+        A,
+        (kept.size, A.shape[1]),
+        (lambda x: A._forward(x)[kept], spread),
+        lambda: A.to_dense()[kept],
+        rules.rows(A._told(), kept, A.shape[0]),
+        partial(_rows_of, A, kept),
+    )
+
+
+def _columns_of(A: Operator, kept: Array) -> Operator:
+    """The columns `kept` of A."""
+    by_rows = _rows_of(A.H, kept)
+    return _part(
+        A,
+        (A.shape[0], kept.size),
+        (by_rows._adjoint, by_rows._forward),
+        lambda: A.to_dense()[:, kept],
+        rules.columns(A._told(), kept, A.shape[1]),
+        partial(_columns_of, A, kept),
+    )
+
+
+def _part(
+    A: Operator,
+    shape: tuple[int, int],
+    maps: tuple[Map, Map],
+    dense: Callable[[], Array],
+    facts: Facts,
+    recipe: Callable[[], Operator],
+) -> Operator:
+    """Rows or columns of A: by its own matrix where A is one."""
+    matrix: Array | Callable[[], Array] | None = dense if A.is_dense else None
+    if isinstance(A._dense, np.ndarray) or "_matrix" in A.__dict__:
+        matrix = dense()
+        maps = _maps(matrix)
+    return Operator(
+        shape,
+        A.dtype,
+        *maps,
+        name=f"part of {_factor(A)}",
+        facts=facts,
+        dense=matrix,
+        trusted=A.trusted,
+        recipe=recipe,
+    )
+
+
+def _maps(matrix: Array) -> tuple[Map, Map]:
+    """Products with a matrix and with its adjoint."""
+    adjoint = matrix.conj().T if np.iscomplexobj(matrix) else matrix.T
+    return lambda x: np.asarray(matrix @ x), lambda y: np.asarray(adjoint @ y)
 
 
 def as_operator(A: MatrixLike) -> Operator:
@@ -264,8 +630,8 @@ def as_operator(A: MatrixLike) -> Operator:
     """
     if isinstance(A, Operator):
         return A
-    if isinstance(A, LinearOperator):
-        return _from_linear_operator(A)
+    if _is_map(A) and not issparse(A):
+        return _from_linear_operator(aslinearoperator(A))
     return from_matrix(A)
 
 
@@ -294,15 +660,14 @@ def from_matrix(A: MatrixLike, *, row_orthonormal: bool = False) -> Operator:
         problem = f"shape {matrix.shape} is not a matrix (m, n) with m, n >= 1"
         raise InputError("A", problem, "pass measurements as rows and unknowns as columns")
     matrix = as_double(matrix, "A")
-    adjoint = matrix.conj().T if np.iscomplexobj(matrix) else matrix.T
     return Operator(
         matrix.shape,
         matrix.dtype,
-        lambda x: np.asarray(matrix @ x),
-        lambda y: np.asarray(adjoint @ y),
+        *_maps(matrix),
         name="matrix",
-        row_orthonormal=row_orthonormal,
+        facts=Facts(row_gram=1.0) if row_orthonormal else None,
         dense=matrix,
+        recipe=partial(from_matrix, matrix, row_orthonormal=row_orthonormal),
     )
 
 
@@ -310,6 +675,10 @@ def _from_sparse(A: Any) -> Operator:
     matrix = A.tocsr().astype(np.result_type(A.dtype, np.float64))
     if not np.isfinite(matrix.data).all():
         raise InputError("A", "the sparse matrix holds NaN or Inf", "clean the data")
+
+    def lengths(axis: int) -> Array:
+        return np.sqrt(np.asarray(abs(matrix).power(2).sum(axis=axis)).ravel())
+
     adjoint = matrix.conj().T.tocsr()
     return Operator(
         matrix.shape,
@@ -317,20 +686,47 @@ def _from_sparse(A: Any) -> Operator:
         lambda x: np.asarray(matrix @ x),
         lambda y: np.asarray(adjoint @ y),
         name="sparse matrix",
-        column_norms=lambda: np.sqrt(np.asarray(abs(matrix).power(2).sum(axis=0)).ravel()),
+        facts=Facts(column_norms=lambda: lengths(0), row_norms=lambda: lengths(1)),
         dense=matrix.toarray if np.prod(matrix.shape) <= MAX_DENSE_ELEMENTS // 8 else None,
+        recipe=partial(from_matrix, matrix),
     )
 
 
+_ONE = aslinearoperator(np.eye(1))
+
+
+_OF_SCIPY: dict[type, Callable[..., Operator]] = {
+    type(_ONE @ _ONE): operator.matmul,
+    type(_ONE + _ONE): operator.add,
+    type(2 * _ONE): operator.mul,
+    type(_ONE.T): operator.attrgetter("T"),
+}
+"""How SciPy writes down operators made of others, by their parts."""
+
+
 def _from_linear_operator(A: LinearOperator) -> Operator:
+    if isinstance(A, type(_ONE)):
+        return from_matrix(A.A)
+    if type(A) in _OF_SCIPY:
+        parts = (as_operator(one) if _is_map(one) else one for one in A.args)
+        return _OF_SCIPY[type(A)](*parts)
     dtype = A.dtype if A.dtype is not None else (A @ np.zeros(A.shape[1])).dtype
+
+    def adjoint(y: Array) -> Array:
+        try:
+            return np.asarray(A.rmatvec(y) if y.ndim == 1 else A.rmatmat(y))
+        except NotImplementedError as error:
+            text = f"{type(A).__name__} has no adjoint ({error})"
+            raise InputError("A", text, "define rmatvec, y -> A^H y") from error
+
     return Operator(
         A.shape,
         dtype,
         lambda x: np.asarray(A.matvec(x) if x.ndim == 1 else A.matmat(x)),
-        lambda y: np.asarray(A.rmatvec(y) if y.ndim == 1 else A.rmatmat(y)),
-        name=type(A).__name__,
+        adjoint,
+        name=type(A).__name__.lstrip("_"),
         trusted=False,
+        recipe=partial(as_operator, A),
     )
 
 
@@ -366,9 +762,17 @@ def from_functions(
         _columnwise(forward, "forward", shape[0]),
         _columnwise(adjoint, "adjoint", shape[1]),
         name="functions",
-        norm=norm,
-        row_orthonormal=row_orthonormal,
+        facts=Facts(norm=norm, row_gram=1.0 if row_orthonormal else None),
         trusted=False,
+        recipe=partial(
+            from_functions,
+            shape,
+            forward,
+            adjoint,
+            dtype=dtype,
+            norm=norm,
+            row_orthonormal=row_orthonormal,
+        ),
     )
 
 
@@ -401,3 +805,42 @@ def adjoint_error(A: MatrixLike, *, seed: int = 0) -> float:
     Ax, Ay = A @ x, A.H @ y
     scale = np.linalg.norm(Ax) * np.linalg.norm(y) + np.linalg.norm(x) * np.linalg.norm(Ay)
     return float(abs(np.vdot(y, Ax) - np.vdot(Ay, x)) / scale) if scale > 0 else 0.0
+
+
+def as_shape(*shape: Any) -> tuple[int, ...]:
+    """The sides of a signal or picture, given as numbers or as one sequence of them.
+
+    Raises:
+        InputError: none, or not all are whole and at least 1.
+
+    Example:
+        >>> as_shape(8, 6), as_shape((8, 6)), as_shape(8)
+        ((8, 6), (8, 6), (8,))
+    """
+    given = shape[0] if len(shape) == 1 else shape
+    try:
+        sides = np.atleast_1d(to_numpy(given))
+    except InputError:  # such as (8, (8, 8))
+        sides = np.zeros((0, 0))
+    advice = "give one or more positive whole lengths, such as 64, or 8, 8, or (8, 8)"
+    if sides.size == 0 or (sides.dtype.kind in "iu" and sides.min() < 1):
+        raise InputError("shape", f"{given!r} has no samples", advice)
+    if sides.ndim != 1 or sides.dtype.kind not in "iu":
+        raise InputError("shape", f"{given!r} is no shape", advice)
+    return tuple(map(int, sides))
+
+
+def as_length(n: Any, where: str = "n") -> int:
+    """A positive whole number of samples.
+
+    Raises:
+        InputError: it is none.
+
+    Example:
+        >>> as_length(np.int64(8))
+        8
+    """
+    whole = isinstance(n, int | np.integer) and not isinstance(n, bool)
+    if not whole or n < 1:
+        raise InputError(where, f"{n!r} is no positive whole number", "pass a length, such as 64")
+    return int(n)

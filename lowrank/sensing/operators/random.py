@@ -7,7 +7,7 @@ from numpy.typing import DTypeLike
 from scipy.sparse import coo_array
 
 from lowrank.errors import InputError
-from lowrank.sensing.operators.operator import Operator, from_matrix
+from lowrank.sensing.operators.operator import Operator, as_length, from_matrix
 
 
 def gaussian(
@@ -25,7 +25,7 @@ def gaussian(
         >>> gaussian(20, 50, seed=0).shape
         (20, 50)
     """
-    rng = np.random.default_rng(seed)
+    rng, m, n = np.random.default_rng(seed), as_length(m, "m"), as_length(n)
     matrix = rng.standard_normal((m, n)) / np.sqrt(m)
     if np.issubdtype(dtype, np.complexfloating):
         matrix = (matrix + 1j * rng.standard_normal((m, n)) / np.sqrt(m)) / np.sqrt(2)
@@ -39,6 +39,7 @@ def rademacher(m: int, n: int, *, seed: int | np.random.Generator) -> Operator:
         >>> bool(np.allclose(rademacher(20, 50, seed=0).column_norms(), 1))
         True
     """
+    m, n = as_length(m, "m"), as_length(n)
     signs = np.random.default_rng(seed).integers(0, 2, (m, n)) * 2.0 - 1
     return from_matrix(signs / np.sqrt(m))
 
@@ -63,6 +64,7 @@ def sparse_binary(
 
     Source: Berinde, Gilbert, Indyk, Karloff, Strauss 2008 (adjacency of a left-regular graph).
     """
+    m, n = as_length(m, "m"), as_length(n)
     d = min(m, max(2, round(np.log(n)))) if ones is None else ones
     if not 1 <= d <= m:
         raise InputError("ones", f"{d} is outside 1..{m}", "place at most m ones in a column")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
-from scipy.fft import dct, fftn, idct, ifftn, irfft, rfft
+from scipy.fft import dct, fftn, idct, ifftn
 from scipy.linalg import hadamard
 
 from lowrank.errors import InputError
-from lowrank.sensing.operators.arrays import Array, Map
-from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.facts import Facts
+from lowrank.sensing.operators import _convolution_rows
+from lowrank.sensing.operators.arrays import Array, Map, to_numpy
+from lowrank.sensing.operators.operator import Operator, as_length, as_shape
 
 
 def partial_dct(
@@ -40,7 +43,7 @@ def partial_dct(
 
     Source: Candes, Romberg, Tao 2006 for row-subsampled orthonormal transforms.
     """
-    kept = _rows(n, rows, m, seed)
+    kept = _rows(as_length(n), rows, m, seed)
     return _partial(
         n,
         kept,
@@ -49,6 +52,7 @@ def partial_dct(
         lambda y: np.asarray(idct(y, axis=0, norm="ortho")),
         "partial DCT",
         lambda: _dct_column_norms(n, kept),
+        partial(partial_dct, n, rows=kept),
     )
 
 
@@ -95,11 +99,12 @@ def partial_hadamard(
 
     Source: fast transform as in Fino, Algazi 1976.
     """
-    if n < 1 or n & (n - 1):
+    if as_length(n) & (n - 1):
         raise InputError("n", f"{n} is not a power of 2", "pad the signal, or take partial_dct")
     kept = _rows(n, rows, m, seed)
     flat = lambda: np.full(n, np.sqrt(kept.size / n))  # noqa: E731
-    return _partial(n, kept, float, _hadamard, _hadamard, "partial Hadamard", flat)
+    again = partial(partial_hadamard, n, rows=kept)
+    return _partial(n, kept, float, _hadamard, _hadamard, "partial Hadamard", flat, again)
 
 
 def _hadamard(x: Array) -> Array:
@@ -117,8 +122,7 @@ def _hadamard(x: Array) -> Array:
 
 
 def partial_fourier(
-    shape: int | Sequence[int],
-    *,
+    *shape: int | Sequence[int],
     mask: ArrayLike | None = None,
     m: int | None = None,
     seed: int | np.random.Generator | None = None,
@@ -129,7 +133,7 @@ def partial_fourier(
     `variable_density_mask` and `radial_mask`.
 
     Args:
-        shape: length, or (rows, columns, ...), of the signal.
+        shape: length of the signal, or rows, columns, ... of the picture; or a tuple of them.
         mask: booleans of that shape, true where measured; or
         m: how many frequencies to draw, with
         seed: integer or generator.
@@ -144,7 +148,7 @@ def partial_fourier(
 
     Source: Candes, Romberg, Tao 2006; Lustig, Donoho, Pauly 2007.
     """
-    size = (int(shape),) if isinstance(shape, int | np.integer) else tuple(map(int, shape))
+    size = as_shape(*shape)
     n, axes = prod(size), tuple(range(len(size)))
     if mask is None:
         kept = _rows(n, None, m, seed)
@@ -170,6 +174,7 @@ def partial_fourier(
         lambda y: inverse(y).reshape(y.shape),
         "partial Fourier",
         lambda: np.full(n, np.sqrt(kept.size / n)),
+        partial(partial_fourier, size, mask=measured > 0),
         gram_spectrum=measured,
     )
 
@@ -198,41 +203,20 @@ def random_convolution(
 
     Source: Romberg 2009, section 1.2.
     """
-    rng = np.random.default_rng(seed)
+    rng, n = np.random.default_rng(seed), as_length(n)
     spectrum = np.exp(2j * np.pi * rng.random(n // 2 + 1))
     spectrum[0] = np.sign(spectrum[0].real)
     if n % 2 == 0:
         spectrum[-1] = np.sign(spectrum[-1].real)
-    kept = _rows(n, rows, m, rng)
-
-    def filtered(x: Array, response: Array) -> Array:
-        gains = response.reshape(-1, *(1,) * (x.ndim - 1))
-        if np.iscomplexobj(x):
-            return filtered(x.real, response) + 1j * filtered(x.imag, response)
-        return np.asarray(irfft(gains * rfft(x, axis=0), n, axis=0))
-
-    def column_norms() -> Array:
-        energy = irfft(spectrum, n) ** 2  # of the pulse, at each shift that is kept
-        kept_at = np.bincount(kept, minlength=n).astype(float)
-        return _roots(irfft(rfft(kept_at) * rfft(energy).conj(), n))
-
-    return _partial(
-        n,
-        kept,
-        float,
-        lambda x: filtered(x, spectrum),
-        lambda y: filtered(y, spectrum.conj()),
-        "random convolution",
-        column_norms,
-    )
+    return _convolution_rows(n, spectrum, _rows(n, rows, m, rng))
 
 
-def sampling(n: int, rows: ArrayLike) -> Operator:
+def sampling(shape: int | Sequence[int], rows: ArrayLike) -> Operator:
     """The samples at some places, `x -> x[rows]`, matrix-free; `A A^T = I`.
 
     Args:
-        n: length of the signal; pictures are flattened in C order.
-        rows: indices of the samples, or booleans (n,).
+        shape: length n of the signal, or (rows, columns, ...) of the picture, flattened in C order.
+        rows: indices of the samples in 0 .. n - 1, or booleans of the shape or (n,).
 
     Raises:
         InputError: indices repeated or out of range.
@@ -241,9 +225,14 @@ def sampling(n: int, rows: ArrayLike) -> Operator:
         >>> sampling(4, [0, 3]) @ np.array([1.0, 2.0, 3.0, 4.0])
         array([1., 4.])
     """
-    kept = _rows(n, rows, None, None)
+    size, chosen = as_shape(shape), to_numpy(rows)
+    if chosen.dtype == bool and chosen.shape == size:
+        chosen = chosen.ravel()
+    n = prod(size)
+    kept = _rows(n, chosen, None, None)
     column_norms = lambda: np.bincount(kept, minlength=n).astype(float)  # noqa: E731
-    return _partial(n, kept, float, lambda x: x, lambda x: x, "sampling", column_norms)
+    again = partial(sampling, n, kept)
+    return _partial(n, kept, float, lambda x: x, lambda x: x, "sampling", column_norms, again)
 
 
 def _partial(
@@ -254,6 +243,7 @@ def _partial(
     inverse: Map,
     name: str,
     column_norms: Callable[[], Array],
+    recipe: Callable[[], Operator],
     gram_spectrum: Array | None = None,
 ) -> Operator:
     """Rows of a unitary transform."""
@@ -269,9 +259,8 @@ def _partial(
         lambda x: transform(x)[rows],
         adjoint,
         name=name,
-        column_norms=column_norms,
-        row_orthonormal=True,
-        gram_spectrum=gram_spectrum,
+        facts=Facts(row_gram=1.0, column_norms=column_norms, gram_spectrum=gram_spectrum),
+        recipe=recipe,
     )
 
 

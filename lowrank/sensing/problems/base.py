@@ -201,12 +201,12 @@ class _InBasis(Problem):
 
     def _check(self) -> None:
         if self.basis is not None:
-            self._set("basis", _checked_basis(self.basis))
+            self._set("basis", _checked_basis(self.basis, self.A.shape[1]))
 
     @cached_property
     def operator(self) -> Operator:
         """`A Psi`, what a solver works on; (m, p)."""
-        return self.A if self.basis is None else self.A.compose(self.basis)
+        return self.A if self.basis is None else self.A @ self.basis
 
     @property
     def synthesis(self) -> Operator | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowrank.errors import InputError
+from lowrank.sensing.bases import by_name
 from lowrank.sensing.operators.arrays import Array, MatrixLike, as_double, to_numpy
 from lowrank.sensing.operators.operator import Operator, as_operator
 
@@ -14,11 +15,17 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-def _checked_basis(basis: MatrixLike) -> Operator:
+def _checked_basis(basis: MatrixLike, n: int) -> Operator:
+    if isinstance(basis, str):
+        return by_name(basis, n)
     try:
-        return as_operator(basis)
+        found = as_operator(basis)
     except InputError as error:
         raise InputError("basis", error.problem, "pass bases.dct(n), or a matrix") from error
+    if found.shape[0] != n:
+        problem = f"A has {n} columns and the basis makes {found.shape[0]} samples"
+        raise InputError("basis", problem, "use a basis of the signal's length")
+    return found
 
 
 def _checked_measurements(A: Operator, y: ArrayLike) -> Array:

@@ -231,7 +231,7 @@ class DantzigSelector(_L1Problem):
     @cached_property
     def design(self) -> Operator:
         """The Gram operator `M = (A Psi)^H A Psi`, (p, p)."""
-        return self.operator.H.compose(self.operator)
+        return self.operator.H @ self.operator
 
     @cached_property
     def target(self) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lowrank.errors import InputError
 from lowrank.sensing import terms
+from lowrank.sensing.bases import finite_differences
 from lowrank.sensing.operators.arrays import MatrixLike
 from lowrank.sensing.operators.operator import Operator, as_operator
 from lowrank.sensing.problems.base import _AnalysisProblem, _InBasis
@@ -258,8 +259,6 @@ def total_variation(
 
     Source: Rudin, Osher, Fatemi 1992; Candes, Romberg, Tao 2006 for the constrained form.
     """
-    from lowrank.sensing.bases import finite_differences
-
     D = finite_differences(shape)
     components = D.shape[0] // D.shape[1] if isotropic else 1
     if lam is None:
