@@ -307,6 +307,29 @@ def test_adjoint_of_the_adjoint_is_the_operator():
     assert PLAIN.T.T is PLAIN
 
 
+def _first_two(x):
+    return x[:2]
+
+
+def _two_and_zero(y):
+    return np.concatenate([y, np.zeros_like(y[:1])])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: operators.Operator(
+            (2, 3), float, _first_two, _two_and_zero, name="lens", facts=Facts(row_gram=1.0)
+        ),
+        lambda: from_functions((2, 3), _first_two, _two_and_zero, row_orthonormal=True),
+    ],
+)
+def test_functions_that_pickle_make_operators_that_do(make):
+    A = 2 * make()
+    assert pickle.loads(pickle.dumps(A)).facts.row_gram == 4.0
+    check_pickle(A)
+
+
 def test_compared_by_identity():
     twin = pickle.loads(pickle.dumps(ROWS))
     assert ROWS == ROWS

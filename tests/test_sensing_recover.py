@@ -356,7 +356,7 @@ EYE, ONES = np.eye(3), np.ones(3)
         (lambda: recover(EYE, ONES, tol="x"), "tol: str is not a number"),
         (lambda: recover(EYE, ONES, max_iter=0), "max_iter: 0 is no integer from 1 on"),
         (lambda: recover(EYE, ONES, max_iter=1.5), "max_iter: 1.5 is no integer"),
-        (lambda: recover(EYE, ONES, basis="dct"), "basis: str is not a matrix"),
+        (lambda: recover(EYE, ONES, basis="dcl"), "basis: .dcl. is no basis"),
         (lambda: recover(EYE, ONES, solver=None), "None is neither a name nor a solver"),
         (lambda: recover(EYE, ONES, solver=dict), "dict is neither a name nor a solver"),
         (lambda: recover(EYE, ONES, solver="omp"), r"omp takes KSparse \(sparsity=\)"),

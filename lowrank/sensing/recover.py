@@ -53,7 +53,8 @@ def recover(
         lam_fraction: the same as a share of `noise.lam_max`, from where on the answer is zero;
             in (0, 1], and without units.
         sparsity: number of non-zeros, 1 .. min(m, n).
-        basis: `Psi` with `x = Psi c`, such as `bases.dct(n)`; None is the identity.
+        basis: `Psi` with `x = Psi c`, such as `bases.dct(n)`, or a name: "dct", "fourier", a
+            wavelet such as "db4", or "dct:32x32" for pictures; None is the identity.
         nonneg: the coefficients are known to be non-negative.
         weights: positive weights of the L1 norm.
         solver: a name in `SOLVERS`, a solver object, or "auto".

@@ -98,7 +98,7 @@ class Operator(LinearOperator):  # type: ignore[misc]
         self._forward, self._adjoint = forward, adjoint
         self.name, self.trusted, self._dense = name, trusted, dense
         self.facts = _checked_facts(facts or Facts(), self.shape)
-        self._recipe = recipe
+        self._said, self._recipe = facts, recipe  # what follows from it may not pickle
         self._adjoint_of: Operator | None = None
 
     def __repr__(self) -> str:
@@ -123,7 +123,7 @@ class Operator(LinearOperator):  # type: ignore[misc]
             self._forward,
             self._adjoint,
             name=self.name,
-            facts=self.facts,
+            facts=self._said,
             dense=self._dense,
             trusted=self.trusted,
         )
