@@ -12,8 +12,8 @@ from sensing_cases import OPERATORS
 
 from lowrank.errors import InputError
 from lowrank.sensing import as_operator, bases, operators, recover, sparse_signal
-from lowrank.sensing.facts import Facts
 from lowrank.sensing.operators import diagonal
+from lowrank.sensing.operators.facts import Facts
 from lowrank.sensing.operators.operator import from_functions, from_matrix
 
 ROUNDING = 1e-11

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from scipy.fft import dctn, fftn, idctn, ifftn
 
+import lowrank.sensing.operators.facts as rules
 from lowrank.errors import InputError
-from lowrank.sensing import facts as rules
-from lowrank.sensing.facts import Facts
-from lowrank.sensing.operators.arrays import Array, MatrixLike
-from lowrank.sensing.operators.operator import Operator, as_operator, as_shape, from_matrix
+from lowrank.sensing.operators.arrays import Array, MatrixLike, as_shape
+from lowrank.sensing.operators.facts import Facts
+from lowrank.sensing.operators.operator import Operator, as_operator, from_matrix
 
 
 def identity(*shape: int | Sequence[int]) -> Operator:

@@ -11,8 +11,8 @@ import numpy as np
 import pywt
 
 from lowrank.errors import InputError
-from lowrank.sensing.facts import Facts
 from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.facts import Facts
 from lowrank.sensing.operators.operator import Operator
 
 

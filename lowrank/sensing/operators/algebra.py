@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from lowrank.sensing import facts as rules
-from lowrank.sensing.operators import diagonal
-from lowrank.sensing.operators.arrays import Array, MatrixLike
+import lowrank.sensing.operators.facts as rules
+from lowrank.errors import InputError
+from lowrank.sensing.operators.arrays import Array, MatrixLike, as_double, to_numpy
+from lowrank.sensing.operators.facts import Facts
 from lowrank.sensing.operators.operator import Operator, as_operator
 
 
@@ -49,6 +51,40 @@ def for_real_signals(A: MatrixLike) -> Operator:
         dense=dense,
         trusted=A.trusted,
         recipe=partial(for_real_signals, A),
+    )
+
+
+def diagonal(values: ArrayLike) -> Operator:
+    """The diagonal matrix of these values, `x -> values * x`, matrix-free.
+
+    `diagonal(1 / std) @ A` weighs measurements by their accuracy; `A @ diagonal(1 / norms)` has
+    columns of other lengths.
+
+    Args:
+        values: (n,), real or complex.
+
+    Raises:
+        InputError: values of another form, or with NaN or Inf.
+
+    Example:
+        >>> diagonal([1.0, 2.0]) @ np.array([3.0, 4.0])
+        array([3., 8.])
+    """
+    d = as_double(to_numpy(values), "values")
+    if d.ndim != 1 or d.size == 0:
+        raise InputError("values", f"shape {d.shape} is no diagonal", "pass (n,)")
+
+    def like(x: Array) -> Array:
+        return d.reshape(-1, *(1,) * (x.ndim - 1))
+
+    return Operator(
+        (d.size, d.size),
+        d.dtype,
+        lambda x: like(x) * x,
+        lambda y: like(y).conj() * y,
+        name="diagonal",
+        facts=Facts(diagonal=d),
+        recipe=partial(diagonal, d),
     )
 
 

@@ -67,6 +67,45 @@ def to_tensor(array: Array, like: Any) -> Any:
     return tensor.to(like.device)
 
 
+def as_shape(*shape: Any) -> tuple[int, ...]:
+    """The sides of a signal or picture, given as numbers or as one sequence of them.
+
+    Raises:
+        InputError: none, or not all are whole and at least 1.
+
+    Example:
+        >>> as_shape(8, 6), as_shape((8, 6)), as_shape(8)
+        ((8, 6), (8, 6), (8,))
+    """
+    given = shape[0] if len(shape) == 1 else shape
+    try:
+        sides = np.atleast_1d(to_numpy(given))
+    except InputError:  # such as (8, (8, 8))
+        sides = np.zeros((0, 0))
+    advice = "give one or more positive whole lengths, such as 64, or 8, 8, or (8, 8)"
+    if sides.size == 0 or (sides.dtype.kind in "iu" and sides.min() < 1):
+        raise InputError("shape", f"{given!r} has no samples", advice)
+    if sides.ndim != 1 or sides.dtype.kind not in "iu":
+        raise InputError("shape", f"{given!r} is no shape", advice)
+    return tuple(map(int, sides))
+
+
+def as_length(n: Any, where: str = "n") -> int:
+    """A positive whole number of samples.
+
+    Raises:
+        InputError: it is none.
+
+    Example:
+        >>> as_length(np.int64(8))
+        8
+    """
+    whole = isinstance(n, int | np.integer) and not isinstance(n, bool)
+    if not whole or n < 1:
+        raise InputError(where, f"{n!r} is no positive whole number", "pass a length, such as 64")
+    return int(n)
+
+
 def as_double(array: Array, where: str) -> Array:
     """The array in float64 or complex128.
 

@@ -11,10 +11,9 @@ from numpy.typing import ArrayLike
 from scipy.fft import fft, fftn, ifft, ifftn, next_fast_len
 
 from lowrank.errors import InputError
-from lowrank.sensing.facts import Facts
-from lowrank.sensing.operators import _window_sums
-from lowrank.sensing.operators.arrays import Array, as_double, to_numpy
-from lowrank.sensing.operators.operator import Operator, as_length, as_shape
+from lowrank.sensing.operators.arrays import Array, as_double, as_length, as_shape, to_numpy
+from lowrank.sensing.operators.facts import Facts
+from lowrank.sensing.operators.operator import Operator
 
 
 def circular_convolution(shape: int | Sequence[int], kernel: ArrayLike) -> Operator:
@@ -122,3 +121,14 @@ def toeplitz(
         ),
         recipe=partial(toeplitz, m, n, taps=t),
     )
+
+
+def _window_sums(values: Array, first: Array, size: int) -> Array:
+    """`sum values[i : i + size]` for i in `first`, by additions alone, so that none cancel."""
+    padded = np.zeros(-(-values.size // size) * size)
+    padded[: values.size] = values
+    blocks = padded.reshape(-1, size)
+    to_the_end = np.cumsum(blocks[:, ::-1], axis=1)[:, ::-1].ravel()
+    from_the_start = np.cumsum(blocks, axis=1).ravel()
+    whole = to_the_end[first]
+    return np.where(first % size, whole + from_the_start[first + size - 1], whole)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 from scipy.fft import fftfreq
 
 from lowrank.errors import InputError
-from lowrank.sensing.operators import _picture
-from lowrank.sensing.operators.arrays import Array
-from lowrank.sensing.operators.operator import as_length, as_shape
+from lowrank.sensing.operators.arrays import Array, as_length, as_shape
 
 
 def variable_density_mask(
@@ -80,3 +79,10 @@ def radial_mask(shape: Sequence[int], lines: int) -> Array:
     mask = np.zeros(shape, dtype=bool)
     mask[rows[inside], columns[inside]] = True  # negative frequencies index from the end
     return mask
+
+
+def _picture(shape: Any) -> tuple[int, int]:
+    size = as_shape(shape)
+    if len(size) != 2:
+        raise InputError("shape", f"{size} is of no picture", "pass (rows, columns)")
+    return size[0], size[1]

@@ -4,7 +4,7 @@ Every operator is a `scipy.sparse.linalg.LinearOperator`, so `A @ x`, `A.H @ y` 
 iterative methods work on it. Signals of more than one dimension are flattened in C order.
 
 `A @ B`, `2 * A`, `A + B`, `A.H`, `A.T`, `A.conj()`, `A[rows]` and `A[:, columns]` are operators
-too, and keep what `lowrank.sensing.facts` proves of them.
+too, and keep what `lowrank.sensing.operators.facts` proves of them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from numpy.typing import ArrayLike, DTypeLike
 from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
 
+import lowrank.sensing.operators.facts as rules
 from lowrank.errors import InputError
-from lowrank.sensing import facts as rules
-from lowrank.sensing.facts import ROUNDING, Facts
 from lowrank.sensing.operators.arrays import (
     Array,
     Map,
@@ -34,6 +33,7 @@ from lowrank.sensing.operators.arrays import (
     to_numpy,
     to_tensor,
 )
+from lowrank.sensing.operators.facts import ROUNDING, Facts
 
 MAX_DENSE_ELEMENTS = 2**27
 """Largest product matrix (1 GiB of float64) that a product with a dense operator may form."""
@@ -805,42 +805,3 @@ def adjoint_error(A: MatrixLike, *, seed: int = 0) -> float:
     Ax, Ay = A @ x, A.H @ y
     scale = np.linalg.norm(Ax) * np.linalg.norm(y) + np.linalg.norm(x) * np.linalg.norm(Ay)
     return float(abs(np.vdot(y, Ax) - np.vdot(Ay, x)) / scale) if scale > 0 else 0.0
-
-
-def as_shape(*shape: Any) -> tuple[int, ...]:
-    """The sides of a signal or picture, given as numbers or as one sequence of them.
-
-    Raises:
-        InputError: none, or not all are whole and at least 1.
-
-    Example:
-        >>> as_shape(8, 6), as_shape((8, 6)), as_shape(8)
-        ((8, 6), (8, 6), (8,))
-    """
-    given = shape[0] if len(shape) == 1 else shape
-    try:
-        sides = np.atleast_1d(to_numpy(given))
-    except InputError:  # such as (8, (8, 8))
-        sides = np.zeros((0, 0))
-    advice = "give one or more positive whole lengths, such as 64, or 8, 8, or (8, 8)"
-    if sides.size == 0 or (sides.dtype.kind in "iu" and sides.min() < 1):
-        raise InputError("shape", f"{given!r} has no samples", advice)
-    if sides.ndim != 1 or sides.dtype.kind not in "iu":
-        raise InputError("shape", f"{given!r} is no shape", advice)
-    return tuple(map(int, sides))
-
-
-def as_length(n: Any, where: str = "n") -> int:
-    """A positive whole number of samples.
-
-    Raises:
-        InputError: it is none.
-
-    Example:
-        >>> as_length(np.int64(8))
-        8
-    """
-    whole = isinstance(n, int | np.integer) and not isinstance(n, bool)
-    if not whole or n < 1:
-        raise InputError(where, f"{n!r} is no positive whole number", "pass a length, such as 64")
-    return int(n)

@@ -7,7 +7,8 @@ from numpy.typing import DTypeLike
 from scipy.sparse import coo_array
 
 from lowrank.errors import InputError
-from lowrank.sensing.operators.operator import Operator, as_length, from_matrix
+from lowrank.sensing.operators.arrays import as_length
+from lowrank.sensing.operators.operator import Operator, from_matrix
 
 
 def gaussian(

@@ -8,14 +8,13 @@ from math import prod
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
-from scipy.fft import dct, fftn, idct, ifftn
+from scipy.fft import dct, fftn, idct, ifftn, irfft, rfft
 from scipy.linalg import hadamard
 
 from lowrank.errors import InputError
-from lowrank.sensing.facts import Facts
-from lowrank.sensing.operators import _convolution_rows
-from lowrank.sensing.operators.arrays import Array, Map, to_numpy
-from lowrank.sensing.operators.operator import Operator, as_length, as_shape
+from lowrank.sensing.operators.arrays import Array, Map, as_length, as_shape, to_numpy
+from lowrank.sensing.operators.facts import Facts
+from lowrank.sensing.operators.operator import Operator
 
 
 def partial_dct(
@@ -209,6 +208,32 @@ def random_convolution(
     if n % 2 == 0:
         spectrum[-1] = np.sign(spectrum[-1].real)
     return _convolution_rows(n, spectrum, _rows(n, rows, m, rng))
+
+
+def _convolution_rows(n: int, spectrum: Array, kept: Array) -> Operator:
+    """Samples of the convolution with a pulse whose spectrum has modulus 1."""
+
+    def filtered(x: Array, response: Array) -> Array:
+        gains = response.reshape(-1, *(1,) * (x.ndim - 1))
+        if np.iscomplexobj(x):
+            return filtered(x.real, response) + 1j * filtered(x.imag, response)
+        return np.asarray(irfft(gains * rfft(x, axis=0), n, axis=0))
+
+    def column_norms() -> Array:
+        energy = irfft(spectrum, n) ** 2  # of the pulse, at each shift that is kept
+        kept_at = np.bincount(kept, minlength=n).astype(float)
+        return _roots(irfft(rfft(kept_at) * rfft(energy).conj(), n))
+
+    return _partial(
+        n,
+        kept,
+        float,
+        lambda x: filtered(x, spectrum),
+        lambda y: filtered(y, spectrum.conj()),
+        "random convolution",
+        column_norms,
+        partial(_convolution_rows, n, spectrum, kept),
+    )
 
 
 def sampling(shape: int | Sequence[int], rows: ArrayLike) -> Operator:
