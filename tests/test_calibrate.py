@@ -23,7 +23,6 @@ from lowrank.compression import (
     calibration_batches,
     can_be_cut,
     canonical,
-    check_batches,
     compare_outputs,
     form_of,
     held_out,
@@ -36,6 +35,7 @@ from lowrank.compression import (
     scan,
     spec_of,
     split_batches,
+    taken,
     vocabularies,
 )
 from lowrank.compression.calibration import patches as patches_module
@@ -549,9 +549,8 @@ def test_targets_as_wide_as_the_inputs_are_still_labels() -> None:
 
 
 def test_what_an_iterator_has_left_is_held_out() -> None:
-    used = calibration_batches(rows := iter(X.split(8)), X[:1], 16)
+    used, rest = taken(iter(X.split(8)), X[:1], 16, rest=256)
     assert len(used) == 2
-    rest = check_batches(rows, X[:1], used)
     assert torch.equal(torch.cat(rest), X[16:])  # type: ignore[arg-type]
 
 
@@ -641,11 +640,10 @@ def test_calibration_works_under_no_grad() -> None:
 
 def test_calibration_and_check_examples_do_not_overlap() -> None:
     x = torch.arange(300.0)[:, None]
-    used = calibration_batches(x, x[:1], 100)
-    rest = check_batches(x, x[:1], used, 50)
+    used, rest = taken(x, x[:1], 100, rest=50)
     assert torch.equal(torch.cat(used), x[:100])
     assert torch.equal(torch.cat(rest), x[100:150])
-    assert check_batches(x, x[:1], calibration_batches(x, x[:1], 300)) == []
+    assert taken(x, x[:1], 300, rest=256)[1] == []
 
 
 def test_pairs_with_labels_lose_them() -> None:

@@ -53,9 +53,10 @@ if TYPE_CHECKING:
     from lowrank.compression.gauges.timing import measure_latency as measure_latency
     from lowrank.compression.network.batches import Batch as Batch
     from lowrank.compression.network.batches import Batches as Batches
+    from lowrank.compression.network.batches import Form as Form
     from lowrank.compression.network.batches import calibration_batches as calibration_batches
-    from lowrank.compression.network.batches import check_batches as check_batches
     from lowrank.compression.network.batches import mixable as mixable
+    from lowrank.compression.network.batches import taken as taken
     from lowrank.compression.network.cutting import batch_size as batch_size
     from lowrank.compression.network.cutting import can_be_cut as can_be_cut
     from lowrank.compression.network.cutting import held_out as held_out
@@ -141,12 +142,13 @@ _HOME = {
     "accuracy": "gauges.quality",
     "batch_size": "network.cutting",
     "calibrate": "calibration.calibrate",
+    "Form": "network.batches",
     "calibration_batches": "network.batches",
+    "taken": "network.batches",
     "can_be_cut": "network.cutting",
     "canonical": "network.stages",
     "chain_bytes": "gauges.memory",
     "check": "network.example",
-    "check_batches": "network.batches",
     "compare_latency": "gauges.timing",
     "compare_outputs": "gauges.quality",
     "compose": "network.stages",

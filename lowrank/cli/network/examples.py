@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank.cli.network.code import _value
 from lowrank.cli.network.source import Source
 from lowrank.cli.network.values import Input
 from lowrank.compression.network.batches import Batch
 from lowrank.compression.network.example import Example
+from lowrank.compression.network.tensors import mapped
 from lowrank.errors import InputError
 
 
@@ -22,7 +23,7 @@ def _example(source: Source, code: ModuleType | None, model: nn.Module, data: An
         return _made(source.inputs, model)
     if data is not None:
         for item in data:
-            return _first(Batch.of(item).inputs)
+            return mapped(Batch.of(item).inputs, lambda t: t[:1])
         raise InputError(str(source.data), "it holds no batch", "give at least one")
     if code is not None and hasattr(code, "example"):
         return _value(f"{source.model.rpartition(':')[0]}:example", code, "example")
@@ -33,15 +34,6 @@ def _example(source: Source, code: ModuleType | None, model: nn.Module, data: An
     raise InputError(
         "example", "there is no input to run the model on", "give --input 1x3x224x224, or --data"
     )
-
-
-def _first(inputs: Any) -> Any:
-    """The first example of a batch, as a batch of one."""
-    if isinstance(inputs, Tensor):
-        return inputs[:1]
-    if isinstance(inputs, Mapping):
-        return {k: _first(v) for k, v in inputs.items()}
-    return tuple(_first(v) for v in inputs) if isinstance(inputs, tuple | list) else inputs
 
 
 def _made(inputs: Sequence[Input], model: nn.Module) -> Example:

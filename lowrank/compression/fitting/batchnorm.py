@@ -12,9 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowrank.compression.fitting.distillation import Objective
 from lowrank.compression.gauges.quality import compare_on
-from lowrank.compression.network.batches import Batches, hold_out, placed
+from lowrank.compression.network.batches import Batch, Batches, Form, hold_out, placed
 from lowrank.compression.network.cutting import held_out
 from lowrank.compression.network.example import Example, call, evaluating
+from lowrank.compression.structure.history import form_of
 from lowrank.errors import InputError
 
 Measure: TypeAlias = Callable[[nn.Module], float]
@@ -62,8 +63,9 @@ def recalibrate_batchnorm(
         False
     """
     generator = torch.Generator().manual_seed(seed)
-    data, measure = measure_on(val, data, Objective("mse"), teacher, batch_size, generator)
-    batches = Batches.of(data, size=batch_size, generator=generator)
+    form = form_of(model)
+    data, measure = measure_on(val, data, Objective("mse"), teacher, batch_size, generator, form)
+    batches = Batches.of(data, form, size=batch_size, generator=generator)
     norms = batch_norms(model)
     return improves(model, norms, (b.inputs for b in batches), measure) is not None
 
@@ -102,6 +104,7 @@ def measure_on(
     teacher: nn.Module,
     size: int,
     generator: torch.Generator,
+    form: Form,
 ) -> tuple[Any, Measure]:
     """The data left to train on, and the measure that `val` stands for.
 
@@ -111,14 +114,14 @@ def measure_on(
     if callable(val):
         return data, lambda model: float(val(model))
     if isinstance(val, float | int):
-        data, val = hold_out(data, val, generator)
-    held = Batches.of(val, size=size, name="val")
-    held.first("val")
+        data, val = hold_out(data, val, generator, form)
+    held = Batches.of(val, form, size=size, name="val")
+    held.first()
 
     def measure(model: nn.Module) -> float:
         total, n = 0.0, 0
         with evaluating(model):
-            for batch in held:
+            for batch in map(Batch.to_train, held):
                 loss = sum(objective.terms(model, teacher, batch).values(), torch.zeros(()))
                 total, n = total + float(loss) * len(batch), n + len(batch)
         return total / n

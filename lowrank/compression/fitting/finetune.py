@@ -20,7 +20,7 @@ from lowrank.compression.fitting.distillation import Loss, Objective, check_hint
 from lowrank.compression.fitting.trainer import _Best, _seeded, _Trainer, _training
 from lowrank.compression.network.batches import Batches
 from lowrank.compression.structure.choices import Dense
-from lowrank.compression.structure.history import history
+from lowrank.compression.structure.history import form_of, history
 from lowrank.compression.structure.int8 import int8_layers
 from lowrank.errors import InputError
 from lowrank.progress import Progress
@@ -193,10 +193,10 @@ def finetune(
         trained = _trained(model, only_factors)
         _check_teacher(teacher, trained)
         generator = stack.enter_context(_seeded(trained, seed))
-        measure = None
+        measure, form = None, form_of(model)
         if val is not None:
-            data, measure = measure_on(val, data, objective, teacher, batch_size, generator)
-        batches = Batches.of(data, size=batch_size, generator=generator)
+            data, measure = measure_on(val, data, objective, teacher, batch_size, generator, form)
+        batches = Batches.of(data, form, size=batch_size, generator=generator)
         trainer = _Trainer(
             model, teacher, objective, batches, mix, trained, epochs, schedule, max_norm, amp,
             _build(optimizer, trained, lr),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lowrank.compression.fitting.blocks import STEPS, find_blocks, train_blocks
 from lowrank.compression.fitting.finetune import finetune
 from lowrank.compression.gauges.quality import compare, compare_on, vocabularies
-from lowrank.compression.network.batches import mixable
+from lowrank.compression.network.batches import Batch, mixable
 from lowrank.compression.network.cutting import batch_size, split_batches
 from lowrank.compression.network.example import Example, run
 from lowrank.progress import Progress
@@ -242,7 +242,7 @@ def _joined(batches: Sequence[Example]) -> Any:
     else batches without labels."""
     tensors = [b for b in batches if isinstance(b, Tensor)]
     same = len(tensors) == len(batches) and len({b.shape[1:] for b in tensors}) == 1
-    return torch.cat(tensors) if same else [(batch, None) for batch in batches]
+    return torch.cat(tensors) if same else [Batch(batch, None) for batch in batches]
 
 
 def _hints(teacher: nn.Module, layers: Sequence[str], batches: Sequence[Example]) -> list[str]:

@@ -44,7 +44,7 @@ class _Trainer:
     def try_out(self) -> None:
         """One pass that changes nothing, so that what cannot work fails before training."""
         with evaluating(self.model):
-            first = self.batches.first()
+            first = self.batches.first().to_train()
             terms = self._terms(first.mixed() if self.mix else first)
         for name, value in terms.items():
             if not isinstance(value, Tensor) or value.ndim:
@@ -56,7 +56,7 @@ class _Trainer:
         """Mean of each term over the batches, last learning rate, steps."""
         totals: dict[str, float] = {}
         step = 0
-        for step, batch in enumerate(self.batches, 1):
+        for step, batch in enumerate(map(Batch.to_train, self.batches), 1):
             self._set_rate(index, step)
             terms = self._step(batch.mixed() if self.mix else batch, f"epoch {index}, step {step}")
             for name, value in terms.items():

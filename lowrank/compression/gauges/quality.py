@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank.compression.network.batches import Batch, batches_of
+from lowrank.compression.network.batches import Batch, Batches, Form, Inputs
 from lowrank.compression.network.example import Example, run
 from lowrank.compression.network.tensors import flatten
 from lowrank.errors import InputError
@@ -108,7 +108,7 @@ def compare_outputs(
         dense: the reference.
         small: the compressed model, with outputs of the same structure.
         example: one batch of inputs.
-        data: batches of inputs; see `batches_of`.
+        data: batches of inputs; see `lowrank.compression.network.batches`.
 
     Returns:
         The figures, or None without example and data.
@@ -116,8 +116,9 @@ def compare_outputs(
     Raises:
         InputError: the data is empty, or a batch is refused.
     """
+    batches: Iterable[Example]
     if data is not None:
-        batches = batches_of(data, example)
+        batches = Inputs(Batches.of(data, Form.of(example), once=True))
     elif example is not None:
         batches = [example]
     else:

@@ -1,22 +1,30 @@
-"""Batches to train on, from the forms that data comes in.
+"""Batches, from the forms that data comes in: read here, once, for all that takes data.
 
 | data | batches |
 |---|---|
-| a loader or list | whatever it yields, moved to the model's device |
-| tensor `x` (n, ...) | shuffled anew each epoch, split into near-equal batches |
-| tuple of two tensors `(x, y)` | the same, `y` being the labels |
+| a loader or list | whatever it yields |
+| tensor `x` (n, ...) | split into batches; to train on, shuffled anew each epoch |
+| tuple of tensors `(x, y)` | the same, `y` being the labels |
+| tuple of tensors `(x1, x2)` or `(x1, x2, y)` | the same, where the model takes two inputs |
+| dict | one batch |
 
 | batch | inputs | labels |
 |---|---|---|
 | tensor `x`, or `[x]` | `x` | none |
-| `(x, y)` | `x`, itself a tensor, tuple or dict | `y`, or None |
-| dict with "labels" | the other entries | `batch["labels"]` |
+| `(x, y, ...)` | `x` | `y`, or None |
+| `(x1, x2)`, `(x1, x2, y)` or `((x1, x2), y)` | both, where the model takes two | `y`, or None |
+| dict | the entries that the model takes | `batch["labels"]` |
+| namedtuple or dataclass `b`, or `(b, y)` | `b`, where the model takes it whole | `y`, or None |
+
+What the model takes is seen by the example; by `finetune`, which has none, by what the model was
+compressed with, else by its forward's required arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,8 +32,103 @@ from torch import Tensor, nn
 
 from lowrank.compression.network.cutting import _is_one, batch_size
 from lowrank.compression.network.example import Example, check
-from lowrank.compression.network.tensors import describe, mapped, tensors
+from lowrank.compression.network.tensors import describe, is_whole, like_mapping, mapped, tensors
 from lowrank.errors import InputError
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model takes its inputs, by which a batch tells inputs from labels.
+
+    Args:
+        several: how many inputs it takes in a row; None where it takes one, or names.
+        names: of the inputs that it takes by name; None where it takes them in a row.
+        record: class of the namedtuple or dataclass that it takes whole; None otherwise.
+        nested: the first of several inputs is itself a tuple, list or dict.
+        known: an example showed it.
+    """
+
+    several: int | None = None
+    names: frozenset[str] | None = None
+    record: type | None = None
+    nested: bool = False
+    known: bool = False
+
+    @classmethod
+    def of(cls, example: Example | None) -> Form:
+        """The form that an example shows.
+
+        Example:
+            >>> Form.of((torch.zeros(2, 3), torch.ones(2))).several
+            2
+        """
+        if example is None:
+            return cls()
+        if isinstance(example, Tensor):
+            return cls(known=True)
+        if is_whole(example):
+            return cls(record=type(example), known=True)
+        if isinstance(example, Mapping):
+            return cls(names=frozenset(example), known=True)
+        nested = bool(example) and isinstance(example[0], tuple | list | Mapping)
+        return cls(several=len(example), nested=nested, known=True)
+
+    @classmethod
+    def taken_by(cls, model: nn.Module) -> Form:
+        """The form that the required arguments of a model's forward show.
+
+        Example:
+            >>> Form.taken_by(nn.Bilinear(2, 3, 4)).several, Form.taken_by(nn.Linear(2, 3)).several
+            (2, None)
+        """
+        required = [p for p in _parameters(model) if p.kind in _IN_A_ROW and p.default is p.empty]
+        return cls(several=len(required) if len(required) > 1 else None)
+
+    def to_train(self, model: nn.Module) -> Form:
+        """The same for training: labels are apart, other names that forward knows are taken."""
+        if self.names is None:
+            return self
+        found = _parameters(model)
+        if any(p.kind is p.VAR_KEYWORD for p in found):
+            return replace(self, names=None)
+        return replace(self, names=(self.names | {p.name for p in found}) - {"labels"})
+
+    def parts(self, item: Any, name: str = "data") -> tuple[Any, Any]:
+        """Inputs and labels of a loader's item.
+
+        Raises:
+            InputError: a form that is not in the table.
+        """
+        if isinstance(item, Mapping):
+            return self._named(item)
+        pair = isinstance(item, tuple | list) and len(item) in (1, 2)
+        if self.record is not None:
+            labelled = pair and not isinstance(item, self.record)
+            return (item[0], _second(item)) if labelled else (item, None)
+        if not isinstance(item, tuple | list):
+            return item, None
+        if not item:
+            raise InputError(name, "a batch is empty", "give inputs, or (inputs, labels)")
+        if self.names is not None and pair and isinstance(item[0], Mapping):
+            return self._named(item[0])[0], _second(item)
+        if self.several is None:
+            if len(item) > 2 and not self.known:
+                advice = "give several inputs as ((x1, x2), labels), and others by name"
+                raise InputError(name, f"a batch is {describe(item)}", advice)
+            return item[0], _second(item)
+        inside = item[0]
+        if pair and not self.nested and isinstance(inside, tuple | list):
+            return inside, _second(item)  # ((x1, x2), labels)
+        return tuple(item[: self.several]), (
+            item[self.several] if len(item) > self.several else None
+        )
+
+    def _named(self, item: Mapping[str, Any]) -> tuple[Any, Any]:
+        labels = item.get("labels")
+        if self.names is None:
+            return like_mapping(item, {k: v for k, v in item.items() if k != "labels"}), labels
+        kept = {k: v for k, v in item.items() if k in self.names}
+        return like_mapping(item, kept), None if "labels" in kept else labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +136,13 @@ class Batch:
     """Inputs of one step, with labels where the data has them."""
 
     inputs: Example
-    labels: Tensor | None
+    labels: Any
 
     def __len__(self) -> int:
         return batch_size(self.inputs)
 
     @classmethod
-    def of(cls, item: Any) -> Batch:
+    def of(cls, item: Any, form: Form | None = None, name: str = "data") -> Batch:
         """The batch that a loader's item stands for.
 
         Raises:
@@ -49,13 +152,22 @@ class Batch:
             >>> Batch.of({"x": torch.zeros(8, 3), "labels": torch.zeros(8)}).inputs.keys()
             dict_keys(['x'])
         """
-        inputs, labels = _parts(item)
-        check(inputs, "data")
-        if labels is not None and not isinstance(labels, Tensor):
-            raise InputError(
-                "data", f"labels are a {type(labels).__name__}", "give them as a tensor, or None"
-            )
+        if isinstance(item, Batch):
+            return item
+        inputs, labels = (form or Form()).parts(item, name)
+        check(inputs, name)
         return cls(inputs, labels)
+
+    def to_train(self) -> Batch:
+        """The same, of which labels are known to be a tensor.
+
+        Raises:
+            InputError: they are none.
+        """
+        if self.labels is not None and not isinstance(self.labels, Tensor):
+            problem = f"labels are a {type(self.labels).__name__}"
+            raise InputError("data", problem, "give them as a tensor, or None")
+        return self
 
     def mixed(self) -> Batch:
         """Each example moved towards another of the batch by a random share; without labels.
@@ -79,53 +191,71 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Data that can be gone through once an epoch.
+    """Data that was read at the door, and can be gone through again and again.
 
     Args:
         source: called once an epoch; gives the items of that epoch.
         steps: items in an epoch; None where the data does not know.
+        form: how the model takes its inputs.
+        name: what errors call the data.
     """
 
     source: Callable[[], Iterable[Any]]
     steps: int | None
+    form: Form = Form()
+    name: str = "data"
 
     def __iter__(self) -> Iterator[Batch]:
-        return (Batch.of(item) for item in self.source())
+        return (Batch.of(item, self.form, self.name) for item in self.source())
 
     @classmethod
     def of(
-        cls, data: Any, *, size: int, generator: torch.Generator | None = None, name: str = "data"
+        cls,
+        data: Any,
+        form: Form | None = None,
+        *,
+        size: int = 64,
+        generator: torch.Generator | None = None,
+        name: str = "data",
+        once: bool = False,
     ) -> Batches:
         """Batches of the data.
 
         Args:
             data: see the table in the module's docstring.
+            form: how the model takes its inputs; one tensor, if nothing says otherwise.
             size: examples in a batch, for data given as tensors.
-            generator: shuffles data given as tensors; None leaves its order.
+            generator: shuffles data given as tensors, in near-equal batches; None leaves
+                their order, and fills all batches but the last.
             name: what errors call the data.
+            once: it is gone through a single time, so that an iterator serves too.
 
         Raises:
             InputError: data that is empty, gives its batches only once, or has no batches.
 
         Example:
             >>> [len(b) for b in Batches.of(torch.zeros(10, 3), size=4)]
-            [4, 3, 3]
+            [4, 4, 2]
         """
-        whole = _as_tensors(data, name)
+        form = form or Form()
+        whole = _as_tensors(data, form, name)
         if whole is not None:
             steps = -(-len(whole[0]) // size)
-            batches = cls(lambda: _split(whole, steps, generator), steps)
-        elif isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
+            source = _shuffled(whole, steps, generator) if generator else _in_order(whole, size)
+            batches = cls(source, steps, form, name)
+        elif isinstance(data, Mapping):
+            batches = cls(lambda: [data], 1, form, name)
+        elif isinstance(data, str | bytes) or not isinstance(data, Iterable):
             raise InputError(name, f"a {type(data).__name__} gives no batches", _FORMS)
-        elif iter(data) is data:
+        elif not once and iter(data) is data:
             raise InputError(name, "an iterator gives its batches only once", _FORMS)
         else:
-            batches = cls(lambda: data, _length(data))
+            batches = cls(lambda: data, _length(data), form, name)
         if batches.steps == 0:
             raise InputError(name, "it holds no batch", "pass at least one")
         return batches
 
-    def first(self, name: str = "data") -> Batch:
+    def first(self) -> Batch:
         """The first batch.
 
         Raises:
@@ -133,10 +263,22 @@ class Batches:
         """
         for batch in self:
             return batch
-        raise InputError(name, "it holds no batch", "pass at least one")
+        raise InputError(self.name, "it holds no batch", "pass at least one")
 
 
-def hold_out(data: Any, share: float, generator: torch.Generator) -> tuple[Any, Any]:
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The inputs of batches, without labels, as often as they are asked for."""
+
+    batches: Batches
+
+    def __iter__(self) -> Iterator[Example]:
+        return (batch.inputs for batch in self.batches)
+
+
+def hold_out(
+    data: Any, share: float, generator: torch.Generator, form: Form | None = None
+) -> tuple[Any, Any]:
     """Data given as tensors in two random parts: to train on, and a share to check on.
 
     Raises:
@@ -147,7 +289,7 @@ def hold_out(data: Any, share: float, generator: torch.Generator) -> tuple[Any, 
         >>> len(rest), len(held)
         (8, 2)
     """
-    whole = _as_tensors(data, "data")
+    whole = _as_tensors(data, form or Form(), "data")
     if whole is None:
         problem = f"a share of {share} cannot be held out of a {type(data).__name__}"
         raise InputError("val", problem, "pass batches of their own as val")
@@ -158,7 +300,7 @@ def hold_out(data: Any, share: float, generator: torch.Generator) -> tuple[Any, 
         raise InputError("val", problem, "pass a share in (0, 1) that leaves examples in both")
     order = torch.randperm(n, generator=generator)
     parts = [tuple(_take(t, part) for t in whole) for part in (order[held:], order[:held])]
-    train, check_on = parts if len(whole) == 2 else (p[0] for p in parts)
+    train, check_on = parts if len(whole) > 1 else (p[0] for p in parts)
     return train, check_on
 
 
@@ -200,27 +342,29 @@ def placed(inputs: Any, module: nn.Module) -> Any:
 _FORMS = "pass a loader, a list of batches, a tensor of inputs, or a tuple (inputs, labels)"
 
 
-def _parts(item: Any) -> tuple[Any, Any]:
-    if isinstance(item, Tensor):
-        return item, None
-    if isinstance(item, Mapping):
-        return {k: v for k, v in item.items() if k != "labels"}, item.get("labels")
-    if isinstance(item, tuple | list) and len(item) in (1, 2):
-        return item[0], (item[1] if len(item) == 2 else None)
-    raise InputError(
-        "data",
-        f"a batch is {describe(item)}",
-        "give inputs, (inputs, labels), or a dict; several inputs as ((x1, x2), labels)",
-    )
+_IN_A_ROW = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def _as_tensors(data: Any, name: str) -> tuple[Tensor, ...] | None:
-    """The tensors of data given as `x` or `(x, y)`; None for a loader or a list."""
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    """Of the model's forward; none where it does not say."""
+    try:
+        return list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def _second(item: Any) -> Any:
+    return item[1] if len(item) > 1 else None
+
+
+def _as_tensors(data: Any, form: Form, name: str) -> tuple[Tensor, ...] | None:
+    """The tensors of data given as `x`, `(x, y)` or several inputs; None for a loader or list."""
     whole = (data,) if isinstance(data, Tensor) else data
-    if not isinstance(whole, tuple) or not all(isinstance(t, Tensor) for t in whole):
+    if type(whole) is not tuple or not all(isinstance(t, Tensor) for t in whole):
         return None
+    n = form.several or 1
     shapes = ", ".join(str(tuple(t.shape)) for t in whole)
-    if len(whole) not in (1, 2) or not all(t.ndim for t in whole):
+    if len(whole) not in (n, n + 1) or not all(t.ndim for t in whole):
         raise InputError(name, f"a tuple of tensors of shapes {shapes}", _FORMS)
     if len({len(t) for t in whole}) != 1:
         problem = f"inputs and labels have shapes {shapes}"
@@ -228,14 +372,21 @@ def _as_tensors(data: Any, name: str) -> tuple[Tensor, ...] | None:
     return whole
 
 
-def _split(
-    whole: tuple[Tensor, ...], steps: int, generator: torch.Generator | None
-) -> Iterator[tuple[Tensor, ...]]:
+def _in_order(whole: tuple[Tensor, ...], size: int) -> Callable[[], Iterable[Any]]:
+    return lambda: zip(*(t.split(size) for t in whole), strict=True)
+
+
+def _shuffled(
+    whole: tuple[Tensor, ...], steps: int, generator: torch.Generator
+) -> Callable[[], Iterable[Any]]:
     """Near-equal parts: a last batch of one example would break batch norm."""
-    n = len(whole[0])
-    order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
-    for part in order.tensor_split(steps):
-        yield tuple(_take(t, part) for t in whole)
+
+    def source() -> Iterator[tuple[Tensor, ...]]:
+        order = torch.randperm(len(whole[0]), generator=generator)
+        for part in order.tensor_split(steps):
+            yield tuple(_take(t, part) for t in whole)
+
+    return source
 
 
 def _take(tensor: Tensor, index: Tensor) -> Tensor:
@@ -249,120 +400,52 @@ def _length(data: Iterable[Any]) -> int | None:
         return None
 
 
-def calibration_batches(
-    data: Any, example: Example | None, n_examples: int = 256, size: int = 64
-) -> list[Example]:
-    """The first examples of the data, as batches of inputs in the example's form.
+def taken(
+    data: Any,
+    example: Example | None,
+    count: int = 256,
+    *,
+    rest: int = 0,
+    size: int = 64,
+) -> tuple[list[Example], list[Example]]:
+    """The first examples of the data, as batches of inputs in the example's form, and further ones.
 
     Args:
-        data: a loader, a list of batches, a tensor of inputs, or a pair (inputs, labels);
-            see `batches_of`.
+        data: see the table in the module's docstring; an iterator goes on from where it was left.
         example: shows what the model takes.
-        n_examples: at least so many examples, if there are as many.
+        count: at least so many examples, if there are as many.
+        rest: how many of those behind them to read, at least, if there are as many.
         size: examples in a batch; larger ones are split where they are one tensor.
 
     Raises:
         InputError: no batch at all, NaN or Inf, or data that gives no batches.
+
+    Example:
+        >>> used, behind = taken(torch.zeros(10, 3), torch.zeros(1, 3), 6, rest=2)
+        >>> [len(b) for b in used], [len(b) for b in behind]
+        ([6], [2])
     """
-    found: list[Example] = []
-    n = 0
-    for batch in batches_of(data, example):
-        room = n_examples - n
-        found.extend(batch[:room].split(size) if _is_one(batch) else [batch])
-        n += batch_size(batch)
-        if n >= n_examples:
+    used: list[Example] = []
+    behind: list[Example] = []
+    lacking, wanted = count, rest
+    for batch in Inputs(Batches.of(data, Form.of(example), once=True)):
+        n = batch_size(batch)
+        if lacking > 0:
+            used.extend(batch[:lacking].split(size) if _is_one(batch) else [batch])
+        begin = max(lacking, 0) if _is_one(batch) else n if lacking > 0 else 0
+        lacking -= n
+        if wanted > 0 and begin < n:
+            behind.append(batch[begin : begin + wanted] if _is_one(batch) else batch)
+            wanted -= n - begin
+        if lacking <= 0 and wanted <= 0:
             break
-    if not found:
+    if not used:
         raise InputError("data", "it holds no batch", "pass at least one")
-    return found
+    return used, behind
 
 
-def check_batches(
-    data: Any, example: Example | None, used: Sequence[Example], n_examples: int = 256
+def calibration_batches(
+    data: Any, example: Example | None, count: int = 256, size: int = 64
 ) -> list[Example]:
-    """Further examples of the data, behind those that were used; none if there are no more.
-
-    A loader that shuffles may give some of the same ones again. An iterator goes on from
-    where it was left.
-    """
-    skip = 0 if isinstance(data, Iterator) else sum(batch_size(b) for b in used)
-    found: list[Example] = []
-    n = 0
-    for batch in batches_of(data, example):
-        size = batch_size(batch)
-        if skip >= size:
-            skip -= size
-            continue
-        if _is_one(batch):
-            batch = batch[skip : skip + n_examples - n]
-        elif skip:
-            skip = 0
-            continue
-        skip = 0
-        found.append(batch)
-        n += batch_size(batch)
-        if n >= n_examples:
-            break
-    return found
-
-
-def batches_of(data: Any, example: Example | None) -> Iterable[Example]:
-    """Batches of inputs in the example's form, from the forms that data comes in.
-
-    A tensor (n, ...) is split into batches of 64, and so are the inputs of a pair of tensors
-    (inputs, labels) of equal length; a loader or list yields batches. From a
-    batch that is a pair (inputs, labels) the labels are dropped where the example shows that
-    the model takes one tensor; from a dict the keys that the example lacks are dropped.
-
-    Raises:
-        InputError: NaN or Inf, or nothing that can be iterated over.
-    """
-    if _is_labelled(data, example):
-        data = data[0]
-    if isinstance(data, Tensor):
-        batches: Iterable[Any] = data.split(64)
-    elif isinstance(data, Iterable) and not isinstance(data, str | bytes):
-        batches = [data] if isinstance(data, Mapping) else data
-    else:
-        raise InputError("data", f"{type(data).__name__} gives no batches", "pass a loader")
-    for batch in batches:
-        inputs = _inputs_only(batch, example)
-        check(inputs, "data")
-        yield inputs
-
-
-def _is_labelled(data: Any, example: Example | None) -> bool:
-    """Whether the data is a pair (inputs, labels) of tensors, and the model takes one tensor.
-
-    As in `finetune`, a tuple of two equally long tensors is, whatever their shapes.
-    """
-    several = not isinstance(example, Tensor | None) and (
-        isinstance(example, Mapping) or len(example) > 1
-    )
-    if several or not isinstance(data, tuple) or len(data) != 2:
-        return False
-    a, b = data
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.ndim or not b.ndim:
-        return False
-    return len(a) == len(b)
-
-
-def _inputs_only(batch: Any, example: Example | None) -> Example:
-    if isinstance(batch, Mapping) and isinstance(example, Mapping):
-        return {k: v for k, v in batch.items() if k in example}
-    if isinstance(batch, tuple | list):
-        if example is None or isinstance(example, Tensor):
-            return batch[0]
-        if len(batch) in (1, 2) and _alike(batch[0], example):
-            return batch[0]  # (inputs, labels), as `finetune` takes them
-        if isinstance(example, tuple | list):
-            return tuple(batch[: len(example)])
-    return batch
-
-
-def _alike(inputs: Any, example: Example) -> bool:
-    """Whether inputs are several, named or in a row, as those of the example are."""
-    if isinstance(example, Mapping):
-        return isinstance(inputs, Mapping)
-    several = isinstance(inputs, tuple | list) and len(inputs) == len(example)
-    return several and not isinstance(example[0], tuple | list)
+    """The first examples of the data, as batches of inputs in the example's form; see `taken`."""
+    return taken(data, example, count, size=size)[0]

@@ -5,6 +5,7 @@
 | tensor `x` | `model(x)` |
 | tuple or list `(x, y)` | `model(x, y)` |
 | dict `{"input_ids": x}` | `model(input_ids=x)` |
+| namedtuple or dataclass `b` | `model(b)` |
 
 A model whose one argument is itself a tuple or a dict gets it wrapped: `({"a": x},)`.
 """
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lowrank.compression.network.tensors import _is_float, _walk, describe, tensors
+from lowrank.compression.network.tensors import _is_float, _walk, describe, is_whole, tensors
 from lowrank.errors import InputError
 
 Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -154,7 +155,7 @@ def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
         >>> arguments({"x": 1})
         ((), {'x': 1})
     """
-    if isinstance(example, Tensor):
+    if isinstance(example, Tensor) or is_whole(example):
         return (example,), {}
     if isinstance(example, Mapping):
         return (), dict(example)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +25,7 @@ def flatten(output: Any) -> list[Tensor]:
 
 
 def mapped(value: Any, f: Callable[[Tensor], Tensor]) -> Any:
-    """The same tuples, dicts and dataclasses around other tensors.
+    """The same tuples, dicts and dataclasses around other tensors, each of its own class.
 
     Example:
         >>> mapped({"x": torch.ones(1), "name": "a"}, lambda t: 2 * t)
@@ -33,13 +34,54 @@ def mapped(value: Any, f: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return f(value)
     if isinstance(value, Mapping):
-        return {key: mapped(item, f) for key, item in value.items()}
+        return like_mapping(value, {key: mapped(item, f) for key, item in value.items()})
     if isinstance(value, tuple | list):
-        return tuple(mapped(item, f) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = (field.name for field in dataclasses.fields(value))
-        return dataclasses.replace(value, **{n: mapped(getattr(value, n), f) for n in names})
+        return _like_sequence(value, [mapped(item, f) for item in value])
+    if _is_record(value):
+        return _like_record(value, f)
     return value
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a record that goes to a model as one: a namedtuple or a dataclass.
+
+    Example:
+        >>> is_whole(torch.nn.utils.rnn.pack_sequence([torch.ones(2)])), is_whole((1, 2))
+        (True, False)
+    """
+    return _is_named(value) or (_is_record(value) and not isinstance(value, Mapping))
+
+
+def like_mapping(value: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
+    """A mapping of the same class, if that can be written to, with other items."""
+    if type(value) is dict or not isinstance(value, MutableMapping):
+        return items
+    new = copy.copy(value)
+    for key in [key for key in new if key not in items]:
+        del new[key]
+    for key, item in items.items():
+        new[key] = item
+    return new
+
+
+def _like_sequence(value: Any, items: list[Any]) -> Any:
+    return type(value)._make(items) if _is_named(value) else type(value)(items)
+
+
+def _like_record(value: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of a dataclass, frozen or not, without going through what makes one."""
+    new = copy.copy(value)
+    for field in dataclasses.fields(value):
+        object.__setattr__(new, field.name, mapped(getattr(value, field.name), f))
+    return new
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(type(value), "_make")
+
+
+def _is_record(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -67,6 +109,9 @@ def describe(example: Any) -> str:
         return f"{type(example).__name__}({inside})"
     if isinstance(example, (tuple, list)):
         return f"{type(example).__name__}({', '.join(map(describe, example))})"
+    if _is_record(example):
+        fields = ((f.name, getattr(example, f.name)) for f in dataclasses.fields(example))
+        return f"{type(example).__name__}({', '.join(f'{k}={describe(v)}' for k, v in fields)})"
     return type(example).__name__
 
 
@@ -79,7 +124,7 @@ def _walk(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, (tuple, list)):
         for index, item in enumerate(value):
             yield from _walk(item, f"{name}[{index}]")
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+    elif _is_record(value):
         for field in dataclasses.fields(value):
             yield from _walk(getattr(value, field.name), f"{name}.{field.name}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -11,15 +12,15 @@ from lowrank.compression.calibration.settings import Calibration, calibration_of
 from lowrank.compression.calibration.statistics import Data
 from lowrank.compression.fitting.batchnorm import renormalise
 from lowrank.compression.fitting.layerwise import Built, replace_layers
-from lowrank.compression.gauges.quality import Quality, compare_on, compare_outputs
-from lowrank.compression.network.batches import batches_of, calibration_batches, check_batches
+from lowrank.compression.gauges.quality import Quality, compare_on
+from lowrank.compression.network.batches import Batches, Form, Inputs, taken
 from lowrank.compression.network.cutting import in_memory
 from lowrank.compression.network.example import Example, check
 from lowrank.compression.network.scan import refuse_valueless, scan
 from lowrank.compression.network.units import names_of, total
 from lowrank.compression.pipeline.report import Figures, LayerReport, Report
 from lowrank.compression.structure.choices import Dense, Tied
-from lowrank.compression.structure.history import _check_choices
+from lowrank.compression.structure.history import _check_choices, remember_form
 from lowrank.compression.structure.int8 import (
     linear_in,
     quantize_linear,
@@ -100,12 +101,13 @@ def apply(
     given = calibration is not None and not isinstance(data, Data)
     settings = calibration_of(calibration, None if given else measured)
     check_refine(refine, data)
-    check_val(val, example)
     check_progress(progress)
     if example is not None:
         check(example)
+    compared = val_of(val, example)
+    read, rest = read_data(data, example, settings, rest=val is None)
     return applied(
-        model, plan, example=example, data=data, val=val,
+        model, plan, example=example, data=read, val=compared or rest,
         settings=settings, refine=refine, progress=progress,
     )  # fmt: skip
 
@@ -115,22 +117,23 @@ def applied(
     plan: Plan,
     *,
     example: Example | None,
-    data: object,
-    val: object,
+    data: Sequence[Example] | Data | None,
+    val: Iterable[Example] | None,
     settings: Calibration,
     refine: bool | int,
     progress: Progress | None,
 ) -> tuple[nn.Module, Report]:
-    """What `apply` gives, of arguments that were checked."""
+    """What `apply` gives, of arguments that were checked and data that were read."""
     known = _known(model, example, data, settings)
     plan = _without_stale_figures(model, plan)
     how = settings.fit or "sequential"
     small, built, notes = _made(model, plan, known, how, refine, progress)
     if plan.int8:
         quantize_linear(small, plan.int8)
+    remember_form(small, known.batches[0] if example is None and known else example)
     rows = _rows(plan, built)
     before, after = Figures.of(model, small, example)
-    quality = _quality(model, small, example, data, known, val)
+    quality = _quality(model, small, example, known, val)
     return small, Report(rows, plan, before, after, quality, (*notes, *_int8_notes(plan)))
 
 
@@ -156,29 +159,51 @@ def check_refine(refine: object, data: object) -> None:
         raise InputError("refine", "there is no data to refine on", "pass data=")
 
 
-def check_val(val: object, example: Example | None) -> None:
-    """Refuse batches to compare on that are none.
+def val_of(val: object, example: Example | None) -> Inputs | None:
+    """The batches to compare on.
 
     Raises:
-        InputError: says so.
+        InputError: they are none.
     """
-    if val is not None and next(iter(batches_of(val, example)), None) is None:
-        raise InputError("val", "it holds no batch", "pass at least one")
+    if val is None:
+        return None
+    batches = Batches.of(val, Form.of(example), name="val")
+    batches.first()
+    return Inputs(batches)
+
+
+def read_data(
+    data: object, example: Example | None, settings: Calibration, *, rest: bool
+) -> tuple[Sequence[Example] | Data | None, list[Example] | None]:
+    """The examples to fit on, and those behind them to compare on, if these are wanted.
+
+    Raises:
+        InputError: data that is none.
+    """
+    if data is None or isinstance(data, Data):
+        return data, None
+    used, behind = taken(data, example, settings.count, rest=_COMPARED if rest else 0)
+    return used, behind or None
+
+
+_COMPARED = 256
+"""Examples that models are compared on, of those behind the calibration's."""
 
 
 def _known(
-    model: nn.Module, example: Example | None, data: object, settings: Calibration
+    model: nn.Module,
+    example: Example | None,
+    data: Sequence[Example] | Data | None,
+    settings: Calibration,
 ) -> Data | None:
     if data is None:
         return None
     if isinstance(data, Data):
         return data.bound(model)
-    batches = calibration_batches(data, example, settings.count)
-    shown = batches[0] if example is None else example
+    shown = data[0] if example is None else example
     found = scan(model, shown)
-    batches = in_memory(batches, found.views, shown)
     return Data.of(
-        model, found.units, batches,
+        model, found.units, in_memory(data, found.views, shown),
         loss=settings.loss, weighting=settings.weighting, seed=settings.seed,
     )  # fmt: skip
 
@@ -187,17 +212,14 @@ def _quality(
     model: nn.Module,
     small: nn.Module,
     example: Example | None,
-    data: object,
     known: Data | None,
-    val: object,
+    val: Iterable[Example] | None,
 ) -> Quality | None:
-    if example is None and known is not None:
-        example = known.batches[0]  # what the model takes
-    if val is not None or known is None:
-        return compare_outputs(model, small, example, val)
-    if not isinstance(data, Data) and (rest := check_batches(data, example, known.batches)):
-        return compare_outputs(model, small, example, rest)
-    return replace(compare_on(model, small, known.batches), held_out=False)
+    if val is not None:
+        return compare_on(model, small, val)
+    if known is not None:
+        return replace(compare_on(model, small, known.batches), held_out=False)
+    return None if example is None else compare_on(model, small, [example])
 
 
 def _made(

@@ -12,9 +12,8 @@ from lowrank.compression.gauges.memory import MemoryCheck, measure_memory
 from lowrank.compression.gauges.quality import Scorer, check_drop
 from lowrank.compression.gauges.timing import LatencyCheck, compare
 from lowrank.compression.methods import MethodsLike
-from lowrank.compression.network.batches import check_batches
 from lowrank.compression.network.example import Example
-from lowrank.compression.pipeline.apply import applied, check_refine, check_val
+from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
 from lowrank.compression.pipeline.report import Report
 from lowrank.compression.planning.budget import given_of
 from lowrank.compression.planning.clock import Timed, plan_on_the_clock
@@ -107,22 +106,22 @@ def compress(
     budget = {"params": params, "bytes": bytes, "macs": macs, "latency": latency, "memory": memory}
     _check_size(budget, max_drop, rules)
     check_refine(refine, data)
-    check_val(val, example)
     timed_too = {"latency": latency is not None, "memory": memory is not None}
     check_asked(model, example, rules, **timed_too, progress=progress)
-    curves = measured(model, example, data, settings, rules, **timed_too, progress=progress)
+    compared = val_of(val, example)
+    read, rest = read_data(data, example, settings, rest=val is None)
+    curves = measured(model, example, read, settings, rules, **timed_too, progress=progress)
     if max_drop is not None:
         plan, timed = _within_drop(model, curves, *max_drop, refine, progress), None
     else:
         exponent = weighing(model, curves, budget, settings.exponent, progress, fit=settings.fit)
         plan, timed = _planned(model, example, curves, budget, exponent)
-    rest = None if data is None else check_batches(data, example, _used(curves))
     small, report = applied(
         model,
         plan,
         example=example,
         data=curves.data,
-        val=val if val is not None else rest or None,
+        val=compared or rest,
         settings=settings,
         refine=refine,
         progress=progress,
@@ -204,7 +203,3 @@ def _checked(
         memory = MemoryCheck(limit, dense, measure_memory(small, example).total)
         report = replace(report, memory=memory)
     return report
-
-
-def _used(curves: Curves) -> Sequence[Example]:
-    return () if curves.data is None else curves.data.batches

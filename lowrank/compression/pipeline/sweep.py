@@ -20,9 +20,8 @@ from lowrank.compression.gauges.quality import (
     score,
 )
 from lowrank.compression.methods import MethodsLike
-from lowrank.compression.network.batches import check_batches
 from lowrank.compression.network.example import Example
-from lowrank.compression.pipeline.apply import applied, check_refine, check_val
+from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
 from lowrank.compression.planning.budget import checked
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.measure import check_asked, measured
@@ -192,16 +191,15 @@ def sweep(
     rules = rules_of(rules, methods, skip)
     calibration = calibration_of(calibration, None if curves is None else curves.calibration)
     check_refine(refine, data if curves is None else curves.data)
-    check_val(val, example)
     check_asked(model, example, rules, latency=False, memory=False, progress=progress)
     if curves is not None:
         _check_curves(curves, data, rules)
+    compared = val_of(val, example)
+    read, rest = read_data(data, example, calibration, rest=val is None)
     dense = None if metric is None else score(metric, model, "the dense model")
     if curves is None:
-        curves = measured(model, example, data, calibration, rules, progress=progress)
-    if val is None and data is not None and curves.data is not None:
-        val = check_batches(data, example, curves.data.batches) or None
-    how = {"val": val, "refine": refine, "settings": calibration}
+        curves = measured(model, example, read, calibration, rules, progress=progress)
+    how = {"val": compared or rest, "refine": refine, "settings": calibration}
     points, refused = [], []
     for done, keep in enumerate(sorted(keeps, reverse=True)):
         if progress is not None:

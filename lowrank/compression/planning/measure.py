@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -44,7 +44,7 @@ def measure(
     model: nn.Module,
     example: Example,
     *,
-    data: object = None,
+    data: Any = None,
     methods: MethodsLike = None,
     skip: str | Sequence[str] = (),
     calibration: Calibration | None = None,
@@ -85,6 +85,8 @@ def measure(
     known = Calibration(weighting=data.weighting) if isinstance(data, Data) else None
     rules, settings = rules_of(rules, methods, skip), calibration_of(calibration, known)
     check_asked(model, example, rules, latency=latency, memory=memory, progress=progress)
+    if data is not None and not isinstance(data, Data):
+        data = calibration_batches(data, example, settings.count)
     return measured(
         model, example, data, settings, rules,
         latency=latency, memory=memory, progress=progress,
@@ -124,7 +126,7 @@ def check_asked(
 def measured(
     model: nn.Module,
     example: Example,
-    data: object,
+    data: Sequence[Example] | Data | None,
     settings: Calibration,
     rules: Rules,
     *,
@@ -132,7 +134,7 @@ def measured(
     memory: bool = False,
     progress: Progress | None = None,
 ) -> Curves:
-    """What `measure` gives, of arguments that were checked."""
+    """What `measure` gives, of arguments that were checked and data that were read."""
     found = scan(model, example)
     reasons, overrides = rules.ruled_out(found)
     reasons = found.reasons | reasons
@@ -211,7 +213,7 @@ def _calibrated(
     model: nn.Module,
     example: Example,
     found: Scan,
-    data: object,
+    data: Sequence[Example] | Data | None,
     settings: Calibration,
     progress: Progress | None,
 ) -> Data | None:
@@ -221,8 +223,7 @@ def _calibrated(
         return data.bound(model)
     if progress is not None:
         progress("calibrating", 0, 1)
-    batches = calibration_batches(data, example, settings.count)
-    batches = in_memory(batches, found.views, example)
+    batches = in_memory(data, found.views, example)
     return Data.of(
         model, found.units, batches,
         loss=settings.loss, weighting=settings.weighting, seed=settings.seed,

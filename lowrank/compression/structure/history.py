@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from lowrank.compression.methods.shared.base import require
+from lowrank.compression.network.batches import Form
+from lowrank.compression.network.example import Example
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import held_elsewhere, static_reason
 from lowrank.compression.network.units import names_of
@@ -28,15 +30,30 @@ class Applied:
     Args:
         plan: the plan.
         originals: replaced layer -> the dense module, without its weights.
+        form: how the model takes its inputs, as an example showed; None without one.
     """
 
     plan: Plan
     originals: dict[str, nn.Module]
+    form: Form | None = None
 
 
 def history(model: nn.Module) -> tuple[Applied, ...]:
     """The plans that a model has been through, first to last."""
     return tuple(model.__dict__.get(_RECORD, ()))
+
+
+def form_of(model: nn.Module) -> Form:
+    """How a model takes its inputs: as it was compressed with, else by its forward's arguments."""
+    shown = next((a.form for a in reversed(history(model)) if a.form is not None), None)
+    return (shown or Form.taken_by(model)).to_train(model)
+
+
+def remember_form(model: nn.Module, example: Example | None) -> None:
+    """Keep, with the record of the last plan, the form that an example shows."""
+    if example is not None:
+        *before, last = history(model)
+        model.__dict__[_RECORD] = (*before, replace(last, form=Form.of(example)))
 
 
 def build_structure(model: nn.Module, plan: Plan) -> None:
