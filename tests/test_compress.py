@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import lowrank
+from lowrank.compression import Curves
 from lowrank.compression.methods import METHODS
 from lowrank.errors import BudgetError, InputError, PlanError, RankError
 
@@ -28,6 +29,15 @@ def _net(seed: int = 0) -> nn.Sequential:
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
+FEW = ["channel_svd", "tucker2", "low_rank_sparse"]
+"""Where the methods are not the point: on channels, on kernels, and one that stores places."""
+
+
+@pytest.fixture(scope="module")
+def curves() -> Curves:
+    """Every method on `_net()`, measured once: plans are frozen, so tests may share them."""
+    return lowrank.measure(_net(), X)
+
 
 @pytest.mark.parametrize(
     "budget",
@@ -42,7 +52,7 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def test_budget_is_kept_and_predicted_is_measured(budget: dict[str, float]) -> None:
     model = _net()
     before = copy.deepcopy(model.state_dict())
-    small, report = lowrank.compress(model, X, **budget)
+    small, report = lowrank.compress(model, X, methods=FEW, **budget)
     for name, limit in budget.items():
         key = {"params": "parameters"}.get(name, name)
         whole, got = report.dense.to_dict()[key], report.compressed.to_dict()[key]
@@ -54,16 +64,15 @@ def test_budget_is_kept_and_predicted_is_measured(budget: dict[str, float]) -> N
     assert report.left_alone["1"] == "no weight matrix"
 
 
-def test_tighter_budgets_cost_more_error() -> None:
-    curves = lowrank.measure(_net(), X)
+def test_tighter_budgets_cost_more_error(curves: Curves) -> None:
     errors = [curves.plan(macs=keep).error for keep in (1.0, 0.8, 0.6, 0.4, 0.2)]
     assert errors[0] == 0
     assert errors == sorted(errors)
 
 
-def test_plan_takes_the_best_of_all_methods() -> None:
+def test_plan_takes_the_best_of_all_methods(curves: Curves) -> None:
     model = _net()
-    best = lowrank.measure(model, X).plan(macs=0.5).error
+    best = curves.plan(macs=0.5).error
     for name in METHODS:
         alone = lowrank.measure(model, X, methods=[name])
         try:
@@ -72,8 +81,8 @@ def test_plan_takes_the_best_of_all_methods() -> None:
             continue  # this method alone cannot reach it
 
 
-def test_never_larger_in_the_budgeted_measure() -> None:
-    plan = lowrank.measure(_net(), X).plan(params=0.9)
+def test_never_larger_in_the_budgeted_measure(curves: Curves) -> None:
+    plan = curves.plan(params=0.9)
     for row in plan.layers.values():
         assert row.cost is None or row.cost.params < row.dense.params
 
@@ -105,9 +114,9 @@ def test_same_seed_same_plan_and_weights() -> None:
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def test_plan_is_json_that_can_be_edited_and_applied(tmp_path: Path) -> None:
+def test_plan_is_json_that_can_be_edited_and_applied(tmp_path: Path, curves: Curves) -> None:
     model = _net()
-    plan = lowrank.measure(model, X).plan(macs=0.5)
+    plan = curves.plan(macs=0.5)
     path = tmp_path / "plan.json"
     plan.save(path)
     assert lowrank.Plan.load(path) == plan
@@ -137,21 +146,21 @@ def test_factors_can_be_compressed_again_and_folded_back() -> None:
 
 def test_data_is_used_to_compare_the_outputs() -> None:
     batches = [(torch.randn(4, 3, 8, 8), torch.zeros(4)) for _ in range(3)]
-    _, report = lowrank.compress(_net(), X, macs=0.5, data=batches)
+    _, report = lowrank.compress(_net(), X, macs=0.5, data=batches, methods=FEW)
     assert report.quality.n_examples == 12
     assert 0 < report.quality.relative_error < 1
 
 
 def test_half_precision_stays_half() -> None:
     model = _net().to(torch.bfloat16)
-    small, report = lowrank.compress(model, X.bfloat16(), bytes=0.5)
+    small, report = lowrank.compress(model, X.bfloat16(), bytes=0.5, methods=FEW)
     assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
     assert report.compressed.bytes == 2 * report.compressed.parameters
     assert torch.isfinite(small(X.bfloat16())).all()
 
 
-def test_compiles() -> None:
-    small, _ = lowrank.compress(_net(), X, macs=0.5)
+def test_compiles(curves: Curves) -> None:
+    small, _ = lowrank.apply(_net(), curves.plan(macs=0.5))
     compiled = torch.compile(small, backend="aot_eager")
     assert torch.allclose(compiled(X), small(X), atol=1e-5)
 
@@ -183,11 +192,10 @@ BAD_BUDGETS = [
 @pytest.mark.parametrize(("budget", "sentence"), BAD_BUDGETS, ids=str)
 def test_bad_budgets(budget: dict[str, object], sentence: str) -> None:
     with pytest.raises(BudgetError, match=sentence):
-        lowrank.compress(_net(), X, **budget)
+        lowrank.compress(_net(), X, methods=FEW, **budget)
 
 
-def test_the_smallest_that_is_named_can_be_reached() -> None:
-    curves = lowrank.measure(_net(), X)
+def test_the_smallest_that_is_named_can_be_reached(curves: Curves) -> None:
     with pytest.raises(BudgetError) as caught:
         curves.plan(params=1e-6)
     figure = int(str(caught.value).split("(")[1].split(" of")[0].replace(",", ""))
@@ -217,7 +225,7 @@ BAD_CALLS = [
 @pytest.mark.parametrize(("call", "error", "sentence"), BAD_CALLS, ids=str)
 def test_bad_calls(call: dict[str, object], error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
-        lowrank.compress(_net(), X, macs=0.5, rules=lowrank.Rules(**call))
+        lowrank.compress(_net(), X, macs=0.5, rules=lowrank.Rules(**{"methods": FEW, **call}))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -251,15 +259,15 @@ def test_a_failed_call_leaves_the_model_as_it_was() -> None:
     with pytest.raises(InputError):
         lowrank.compress(model, torch.randn(2, 5, 8, 8), macs=0.5)
     with pytest.raises(BudgetError):
-        lowrank.compress(model, X, macs=1e-6)
+        lowrank.compress(model, X, macs=1e-6, methods=FEW)
     assert model.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert "__getattribute__" not in vars(nn.Module)
 
 
-def test_plan_for_another_model_is_refused_with_the_first_mismatch() -> None:
-    plan = lowrank.measure(_net(), X).plan(macs=0.5)
+def test_plan_for_another_model_is_refused_with_the_first_mismatch(curves: Curves) -> None:
+    plan = curves.plan(macs=0.5)
     other = _net()
     other[3] = nn.Conv2d(16, 24, 3, padding=1)
     with pytest.raises(PlanError, match=r"3: the plan is for Conv2d\(weight \(32, 16, 3, 3\)"):
@@ -297,16 +305,16 @@ def test_bad_plan_files(text: str, sentence: str) -> None:
         ({}, "7: it has none of them"),
     ],
 )
-def test_bad_plan_rows(edit: dict[str, object], sentence: str) -> None:
-    data = lowrank.measure(_net(), X).plan(macs=0.5).to_dict()
+def test_bad_plan_rows(edit: dict[str, object], sentence: str, curves: Curves) -> None:
+    data = curves.plan(macs=0.5).to_dict()
     data["layers"]["7"] = {"kind": "Linear", "shapes": data["layers"]["7"]["shapes"], **edit}
     with pytest.raises(PlanError, match=sentence):
         lowrank.Plan.from_dict(data)
 
 
-def test_hand_edited_ranks_are_checked_before_anything_is_built() -> None:
+def test_hand_edited_ranks_are_checked_before_anything_is_built(curves: Curves) -> None:
     model = _net()
-    plan = lowrank.measure(model, X).plan(macs=0.5)
+    plan = curves.plan(macs=0.5)
     with pytest.raises(RankError, match=r"7: rank 900 is outside 1\.\.64 for weight \(64, 128\)"):
         lowrank.apply(model, plan.with_choice("7", lowrank.ChannelSVD(900)))
     with pytest.raises(RankError, match="7: rank '3' is outside"):
@@ -429,12 +437,12 @@ def test_a_subclass_that_drops_out_in_training_stays_dense() -> None:
     assert not model[0].training
 
 
-def test_what_is_no_plan_and_no_teacher_is_said() -> None:
+def test_what_is_no_plan_and_no_teacher_is_said(curves: Curves) -> None:
     with pytest.raises(PlanError, match=r"'plan.json' is no plan; read a file with"):
         lowrank.apply(_net(), "plan.json")
     with pytest.raises(InputError, match="teacher: None is no model"):
         lowrank.finetune(_net(), teacher=None, data=(X, torch.zeros(2).long()))
-    data = lowrank.measure(_net(), X).plan(macs=0.5).to_dict()
+    data = curves.plan(macs=0.5).to_dict()
     del data["layers"]["7"]["kind"]
     with pytest.raises(PlanError, match="7: its row has no 'kind'"):
         lowrank.Plan.from_dict(data)

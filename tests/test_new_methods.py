@@ -98,13 +98,17 @@ class Net(nn.Module):
         return self.fc(torch.relu(self.b(h)).mean((2, 3)))
 
 
+def _with(method: Method, net: Net, x: Tensor, **data: object) -> tuple[nn.Module, lowrank.Report]:
+    """The network with the method on its layer a; the others stay, and are not measured."""
+    rules = lowrank.Rules(only=["a"], overrides={"a": method})
+    return lowrank.compress(net, x, params=10**9, rules=rules, **data)
+
+
 @pytest.mark.parametrize("method", METHODS_OF_SMALL_SIZE, ids=str)
 def test_a_network_with_it_saves_exports_and_comes_back(method: Method, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = Net().eval(), torch.randn(2, 12, 8, 8)
-    small, report = lowrank.compress(
-        net, x, params=10**9, rules=lowrank.Rules(overrides={"a": method})
-    )
+    small, report = _with(method, net, x)
     assert report.plan["a"] == method
     assert lowrank.Plan.from_json(report.plan.to_json()) == report.plan
 
@@ -128,7 +132,7 @@ def test_a_network_with_it_saves_exports_and_comes_back(method: Method, tmp_path
 def test_it_runs_under_compile(method: Method) -> None:
     torch.manual_seed(0)
     net, x = Net().eval(), torch.randn(2, 12, 8, 8)
-    small, _ = lowrank.compress(net, x, params=10**9, rules=lowrank.Rules(overrides={"a": method}))
+    small, _ = _with(method, net, x)
     torch.compiler.reset()
     with torch.no_grad():
         fast = torch.compile(small, backend="eager", fullgraph=True)
@@ -144,12 +148,8 @@ def test_fitted_to_data_it_serves_the_network_better(method: Method) -> None:
         + torch.randn(64, 12, 1, 1) * torch.linspace(0, 2, 12)[:, None, None]
     )
     x = base + 0.3 * torch.randn(64, 12, 8, 8)
-    blind, _ = lowrank.compress(
-        net, x[:1], params=10**9, rules=lowrank.Rules(overrides={"a": method})
-    )
-    seen, _ = lowrank.compress(
-        net, x[:1], params=10**9, rules=lowrank.Rules(overrides={"a": method}), data=[x[:48]]
-    )
+    blind, _ = _with(method, net, x[:1])
+    seen, _ = _with(method, net, x[:1], data=[x[:48]])
     with torch.no_grad():
         lost = [(m(x[48:]) - net(x[48:])).square().sum() for m in (blind, seen)]
     assert lost[1] < lost[0]
@@ -345,11 +345,8 @@ def test_impossible_bricks_are_refused(n: int, splits: int, words: str) -> None:
         assemble(torch.randn(4, 12), n, splits)
 
 
-def _lego(net: nn.Module, x: Tensor) -> nn.Module:
-    small, _ = lowrank.compress(
-        net, x[:1], params=10**9, rules=lowrank.Rules(overrides={"a": LegoNet(6, 2)})
-    )
-    return small
+def _lego(net: Net, x: Tensor) -> nn.Module:
+    return _with(LegoNet(6, 2), net, x[:1])[0]
 
 
 def test_codes_are_free_only_within_the_context() -> None:
