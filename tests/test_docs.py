@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot
+import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 
 import lowrank
@@ -59,7 +60,7 @@ def _no_window():
     before = matplotlib.get_backend()
     matplotlib.use("agg")
     yield
-    matplotlib.pyplot.close("all")
+    plt.close("all")
     matplotlib.use(before)
 
 

@@ -176,14 +176,15 @@ def test_a_constant_that_does_not_fit_is_not_the_optimum():
 def test_why_names_those_that_did_no_better(instance, monkeypatch):
     A, _, y = instance
     monkeypatch.setattr(sys.modules[solve.__module__], "_is_better", lambda found, best: False)
-    results = [solve(BPDN(A, y, noise), tol=1e-300) for noise in (0.01, 0.02, 0.05, 0.1)]
-    short = [result for result in results if not result.status.ok]
-    assert short  # no solver ends with a gap of 0 throughout
-    for result in short:
-        assert result.solver.startswith("exact_l1")
-        assert result.why.startswith("exact_l1: first choice for BPDN")
-        assert "; admm ended" in result.why
-        assert "exact_l1 ended" not in result.why
+    results = (
+        solve(BPDN(A, y, noise), tol=1e-300, max_iter=200) for noise in (0.01, 0.02, 0.05, 0.1)
+    )
+    short = next((result for result in results if not result.status.ok), None)
+    assert short is not None  # no solver ends with a gap of 0 throughout; seconds for each noise
+    assert short.solver.startswith("exact_l1")
+    assert short.why.startswith("exact_l1: first choice for BPDN")
+    assert "; admm ended" in short.why
+    assert "exact_l1 ended" not in short.why
 
 
 @pytest.mark.parametrize("solver", ["auto", "exact_l1", "admm", "homotopy", "fista"])

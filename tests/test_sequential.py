@@ -347,6 +347,14 @@ class Residual(nn.Module):
         return self.leave(h.mean((2, 3)))
 
 
+FIRST = ["convs.[0-2]"]
+"""Layers enough where a fit is not the point: one behind another and one behind a sum."""
+
+
+def _narrow() -> nn.Module:
+    return _seeded(lambda: Residual(8))
+
+
 def _pictures(n: int, seed: int) -> Tensor:
     """Smooth pictures: neighbouring pixels correlate, as in photographs."""
     rng = torch.Generator().manual_seed(seed)
@@ -522,15 +530,16 @@ def test_layers_that_cannot_be_ordered_fall_back_and_say_so() -> None:
 
 
 def test_parallel_is_said_too() -> None:
-    model = _seeded(Residual)
+    model = _narrow()
     x = _pictures(16, 2)
     _, report = lowrank.compress(
         model,
         x[:1],
         data=[x],
-        params=0.6,
+        params=0.8,
         calibration=lowrank.Calibration(fit="parallel"),
         methods=FEW,
+        rules=lowrank.Rules(only=FIRST),
     )
     fitted = {row.fitted for row in report.layers if row.fitted is not None}
     assert fitted == {"to the dense model's inputs: as asked for"}
@@ -590,10 +599,13 @@ def test_a_transformer_with_layer_norms() -> None:
 
 
 def test_data_aware_models_save_load_and_come_back(tmp_path: Path) -> None:
-    model, x = _seeded(Residual), _pictures(48, 2)
-    small, _ = lowrank.compress(model, x[:1], data=[x], macs=0.5, methods=FEW)
+    model, x = _narrow(), _pictures(48, 2)
+    small, report = lowrank.compress(
+        model, x[:1], data=[x], macs=0.8, methods=FEW, rules=lowrank.Rules(only=FIRST)
+    )
+    assert report.replaced
     lowrank.save(small, tmp_path / "small.safetensors")
-    again = lowrank.load(tmp_path / "small.safetensors", into=_seeded(Residual, 1)).eval()
+    again = lowrank.load(tmp_path / "small.safetensors", into=_narrow()).eval()
     assert torch.equal(run(again, x), run(small, x))
     dense = lowrank.densify(small)
     expected = run(small, x)
@@ -602,7 +614,7 @@ def test_data_aware_models_save_load_and_come_back(tmp_path: Path) -> None:
 
 
 def test_one_seed_one_answer() -> None:
-    model, x = _seeded(Residual), _pictures(48, 2)
+    model, x = _narrow(), _pictures(48, 2)
     settings: dict[str, Any] = {
         "data": [x],
         "macs": 0.95,
@@ -620,7 +632,7 @@ def test_one_seed_one_answer() -> None:
 
 def test_data_serve_a_copy_of_the_model_and_no_other() -> None:
     """Curves may have been pickled, and the network loaded anew: fits see the same inputs."""
-    model, x = _seeded(Residual), _pictures(64, 2)
+    model, x = _narrow(), _pictures(64, 2)
     curves = lowrank.measure(
         model, x[:1], data=[x], methods=FEW, rules=lowrank.Rules(only=["convs.[01]"])
     )
@@ -645,12 +657,18 @@ def test_data_serve_a_copy_of_the_model_and_no_other() -> None:
 
 def test_curves_carry_their_data_to_apply() -> None:
     """One calibration serves every plan, with the same result as compress."""
-    model, x = _seeded(Residual), _pictures(48, 2)
-    curves = lowrank.measure(model, x[:1], data=[x], methods=FEW)
-    plan = curves.plan(macs=0.5, exponent=0.5)
+    model, x = _narrow(), _pictures(48, 2)
+    curves = lowrank.measure(model, x[:1], data=[x], methods=FEW, rules=lowrank.Rules(only=FIRST))
+    plan = curves.plan(macs=0.8, exponent=0.5)
     one, _ = lowrank.apply(model, plan, example=x[:1], data=curves.data)
     two, _ = lowrank.compress(
-        model, x[:1], macs=0.5, data=[x], calibration=lowrank.Calibration(exponent=0.5), methods=FEW
+        model,
+        x[:1],
+        macs=0.8,
+        data=[x],
+        calibration=lowrank.Calibration(exponent=0.5),
+        methods=FEW,
+        rules=lowrank.Rules(only=FIRST),
     )
     assert torch.equal(run(one, x), run(two, x))
     three, _ = lowrank.apply(model, plan, example=x[:1], data=calibration_batches([x], x[:1]))
