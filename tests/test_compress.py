@@ -298,7 +298,7 @@ def test_bad_plan_files(text: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
-        ({"method": "magic", "rank": 3}, "7: method 'magic' is unknown; choose one of channel_svd"),
+        ({"method": "magic", "rank": 3}, "7: method 'magic' is unknown; choose among channel_svd"),
         ({"method": "channel_svd"}, "7: channel_svd does not take"),
         ({"method": "channel_svd", "rang": 3}, "7: rang is not a setting of channel_svd"),
         ({"method": "channel_svd", "rank": 3, "dense": "x"}, "7: it has dense and method"),
