@@ -81,7 +81,7 @@ class Setting:
         plan = curves.plan(**budget)
         small, _ = lowrank.apply(self.dense, plan, data=curves.data)
         if epochs:
-            lowrank.finetune(small, teacher=self.dense, data=self.train, epochs=epochs, codes=codes)
+            lowrank.finetune(small, teacher=self.dense, data=self.train, epochs=epochs, relax=codes)
         used: dict[str, int] = {}
         for method in plan.replaced.values():
             used[method.name] = used.get(method.name, 0) + 1

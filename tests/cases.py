@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from lowrank.compression import GroupedLinear, LayerSpec
-from lowrank.compression.methods import METHODS, ChannelSVD, LowRankSparse, Method, SpatialSVD
+from lowrank.compression.methods import METHODS, Method
 
 Build = Callable[[], nn.Module]
 
@@ -103,33 +102,7 @@ def full_rank_methods(spec: LayerSpec) -> Iterator[Method]:
     """Every method that serves the layer, at full rank, in every variant."""
     for cls in METHODS.values():
         if cls.supports(spec) is None:
-            yield from chain([cls.full_rank(spec)], _variants(cls, spec))
-
-
-def _variants(cls: type[Method], spec: LayerSpec) -> Iterator[Method]:
-    _, o, i, *kernel = spec.weight_shape
-    k = 1
-    for n in kernel:
-        k *= n
-    if cls is ChannelSVD and kernel:
-        yield ChannelSVD(min(o * k, i), "kernel_last")
-    if cls is SpatialSVD:
-        for axis in range(1, len(kernel)):
-            n = kernel[axis]
-            yield SpatialSVD(min(o * k // n, i * n), axis)
-    if cls is LowRankSparse:
-        yield from filter(lambda m: m.check(spec) is None, _low_rank_sparse(o, i, k))
-
-
-def _low_rank_sparse(o: int, i: int, k: int) -> Iterator[LowRankSparse]:
-    """L beside what S keeps, and S alone."""
-    half = (i // 2) / i
-    yield LowRankSparse(min(o, (i - i // 2) * k), half)
-    yield LowRankSparse(0, 1.0)
-    yield LowRankSparse(min(o - o // 3, i * k), (o // 3) / o, "filters")
-    yield LowRankSparse(min(o, i * k), 0.25, "unstructured")
-    yield LowRankSparse(0, 1.0, "unstructured")
-    yield LowRankSparse(min(o, i * k), 0.5, "2:4")
+            yield from cls.variants(spec)
 
 
 PROMISE = {"cp": 0.1, "low_rank_sparse": 0.02, "monochromatic": 1e-6, "legonet": 0.02}

@@ -116,7 +116,7 @@ def test_half_types(method, dtype: torch.dtype) -> None:
     )
     assert {p.dtype for p in small.parameters()} == {dtype}
     assert report.compressed.bytes == report.plan.cost.bytes
-    full = type(method).full_rank(spec_of(model.up))
+    full, *_ = type(method).variants(spec_of(model.up))
     exact, _ = lowrank.compress(
         model, X.to(dtype), params=10**9, rules=lowrank.Rules(overrides={"up": full})
     )

@@ -313,7 +313,7 @@ REFUSED: dict[str, Callable[[], object]] = {
     ),
     "optimizer: is 'adam'": lambda: _tune(optimizer="adam"),
     "schedule: is 'cos'": lambda: _tune(schedule="cos"),
-    "codes: the model has no LegoNet": lambda: _tune(codes=True),
+    "relax: no layer of the model holds": lambda: _tune(relax=True),
     "measure: 'flops' is unknown": lambda: _with()[1].kept("flops"),
 }
 """How the answer starts, and what was asked."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.compression import LayerSpec, free_codes, spec_of
+from lowrank.compression import LayerSpec, relaxed, spec_of
 from lowrank.compression.methods import (
     BiClustering,
     ChannelSVD,
@@ -354,7 +354,7 @@ def test_codes_are_free_only_within_the_context() -> None:
     net, x = Net().eval(), torch.randn(8, 12, 8, 8)
     small = _lego(net, x)
     before, names = small(x), list(small.state_dict())
-    with free_codes(small) as codes:
+    with relaxed(small) as codes:
         assert torch.allclose(small(x), before, atol=1e-5)
         small(x).square().sum().backward()
         assert codes[0].scores.grad is not None
@@ -384,7 +384,7 @@ def test_from_codes_at_random_training_them_too_ends_lower() -> None:
             loss="mse",
             epochs=20,
             lr=3e-3,
-            codes=codes,
+            relax=codes,
             only_factors=True,
         )
         assert torch.equal(small.a[1].index, taken.flatten()) is not codes

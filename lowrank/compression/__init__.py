@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from lowrank.compression.fitting.batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
     from lowrank.compression.fitting.blocks import find_blocks as find_blocks
     from lowrank.compression.fitting.blocks import train_blocks as train_blocks
-    from lowrank.compression.fitting.brick_choice import free_codes as free_codes
     from lowrank.compression.fitting.distillation import Objective as Objective
     from lowrank.compression.fitting.distillation import relative_mse as relative_mse
     from lowrank.compression.fitting.distillation import softened_kl as softened_kl
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from lowrank.compression.fitting.refine import distil as distil
     from lowrank.compression.fitting.refine import refine as refine
     from lowrank.compression.fitting.refine import try_out as try_out
+    from lowrank.compression.fitting.relaxation import relaxed as relaxed
     from lowrank.compression.fitting.soap import SOAP as SOAP
     from lowrank.compression.gauges.counting import TOTAL as TOTAL
     from lowrank.compression.gauges.counting import count_macs as count_macs
@@ -73,8 +73,11 @@ if TYPE_CHECKING:
     from lowrank.compression.network.prefix_cache import Replay as Replay
     from lowrank.compression.network.scan import scan as scan
     from lowrank.compression.network.stages import Call as Call
+    from lowrank.compression.network.stages import Factor as Factor
     from lowrank.compression.network.stages import GroupedLinear as GroupedLinear
     from lowrank.compression.network.stages import LayerSpec as LayerSpec
+    from lowrank.compression.network.stages import OwnStage as OwnStage
+    from lowrank.compression.network.stages import Stage as Stage
     from lowrank.compression.network.stages import canonical as canonical
     from lowrank.compression.network.stages import compose as compose
     from lowrank.compression.network.stages import module_layout as module_layout
@@ -119,6 +122,9 @@ _HOME = {
     "Fitting": "calibration.goals",
     "GRID": "planning.layer_times",
     "GroupedLinear": "network.stages",
+    "Factor": "network.stages",
+    "Stage": "network.stages",
+    "OwnStage": "network.stages",
     "LayerSpec": "network.stages",
     "LayerTimer": "planning.layer_times",
     "LayerView": "network.layers",
@@ -160,7 +166,7 @@ _HOME = {
     "finetune": "fitting.finetune",
     "flatten": "network.tensors",
     "form_of": "calibration.moments",
-    "free_codes": "fitting.brick_choice",
+    "relaxed": "fitting.relaxation",
     "held_out": "network.cutting",
     "in_turns": "gauges.timing",
     "is_int8": "network.own_stages",

@@ -17,6 +17,7 @@ from lowrank.compression.gauges.profile import profile
 from lowrank.compression.gauges.profile_table import Profile
 from lowrank.compression.gauges.quality import accuracy
 from lowrank.compression.gauges.timing import Latency, compare_latency
+from lowrank.compression.methods.shared.base import ranks_of
 from lowrank.compression.pipeline.apply import apply
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.measure import measure
@@ -187,5 +188,5 @@ def _stages(models: list[nn.Module], test: tuple[Tensor, Tensor], tell: Progress
 
 def _favourite(plan: Plan) -> str:
     """The method with a single rank that the plan uses most."""
-    used = Counter(m.name for m in plan.replaced.values() if hasattr(m, "rank"))
+    used = Counter(m.name for m in plan.replaced.values() if len(ranks_of(m)) == 1)
     return used.most_common(1)[0][0] if used else "channel_svd"

@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW, Optimizer
 
 from lowrank.compression.fitting.batchnorm import Measure, batch_norms, improves, measure_on
-from lowrank.compression.fitting.brick_choice import free_codes
 from lowrank.compression.fitting.distillation import Loss, Objective, check_hints
+from lowrank.compression.fitting.relaxation import relaxed
 from lowrank.compression.fitting.trainer import _Best, _seeded, _Trainer, _training
 from lowrank.compression.network.batches import Batches
 from lowrank.compression.structure.choices import Dense
@@ -93,7 +93,7 @@ def finetune(
     max_norm: float | None = 1.0,
     amp: torch.dtype | None = None,
     only_factors: bool = False,
-    codes: bool = False,
+    relax: bool = False,
     recalibrate: bool = True,
     batch_size: int = 64,
     seed: int = 0,
@@ -145,8 +145,8 @@ def finetune(
         amp: `torch.bfloat16` or `torch.float16` for mixed precision.
         only_factors: train only the layers that the plan replaced; the statistics of batch
             norm may still change.
-        codes: train which brick each filter of a `LegoNet` layer takes as well, by
-            straight-through gradients; else its bricks and coefficients only.
+        relax: train what methods hold that is discrete as well, such as which brick each
+            filter of a `LegoNet` layer takes, by straight-through gradients.
         recalibrate: before and after, re-estimate the batch-norm statistics on the data and
             keep them if `val` gets better; not done without `val`.
         batch_size: examples in a batch, for data given as tensors.
@@ -188,8 +188,8 @@ def finetune(
     check_hints(hints, model=model, teacher=teacher)
     objective = Objective(loss, temperature, label_weight, tuple(hints), hint_weight)
     with ExitStack() as stack:
-        if codes:
-            stack.enter_context(free_codes(model))
+        if relax:
+            stack.enter_context(relaxed(model))
         trained = _trained(model, only_factors)
         _check_teacher(teacher, trained)
         generator = stack.enter_context(_seeded(trained, seed))

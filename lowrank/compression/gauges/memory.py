@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowrank.compression.network.example import Example, call, check, evaluating
 from lowrank.compression.network.layers import LayerView
-from lowrank.compression.network.stages import Call, LayerSpec, Stage
+from lowrank.compression.network.stages import Call, Stage
 from lowrank.compression.network.tensors import tensors
 from lowrank.compression.network.units import Unit
 
@@ -139,7 +139,7 @@ def chain_bytes(chain: Sequence[Stage], at: Call, dtype: torch.dtype) -> int:
         >>> chain_bytes([stage.pointwise(64, 8), stage.pointwise(8, 64)], Call(2), torch.float32)
         576
     """
-    if not all(isinstance(stage, LayerSpec) for stage in chain):
+    if not all(stage.stock for stage in chain):
         return _bytes_on_meta(chain, at, dtype)
     held, most = 0, 0
     for stage in chain:

@@ -14,7 +14,7 @@ from lowrank.compression.methods.group_svd import GroupSVD
 from lowrank.compression.methods.legonet import LegoNet
 from lowrank.compression.methods.low_rank_sparse import LowRankSparse
 from lowrank.compression.methods.monochromatic import Monochromatic
-from lowrank.compression.methods.shared.base import Method
+from lowrank.compression.methods.shared.base import OPTIONAL, Method
 from lowrank.compression.methods.spatial_svd import SpatialSVD
 from lowrank.compression.methods.tensor_train import TensorTrain
 from lowrank.compression.methods.tucker2 import Tucker2
@@ -71,6 +71,9 @@ _PLAN_KEYS = frozenset(
 MethodsLike: TypeAlias = "str | type[Method] | Iterable[str | type[Method]] | None"
 """What `methods=` takes: names, classes, or one of them."""
 
+
+_EVERY = {n for n in (*Method.__annotations__, *vars(Method)) if not n.startswith("_")}
+"""What a class of methods has."""
 
 M = TypeVar("M", bound="type[Method]")
 
@@ -174,22 +177,25 @@ def _is_redefined(old: type, new: type) -> bool:
 
 def _lack(cls: type) -> str | None:
     """What a class lacks to be one of methods, or None."""
-    every = {n for n in (*Method.__annotations__, *vars(Method)) if not n.startswith("_")}
-    missing = sorted(n for n in every if not hasattr(cls, n) or _is_placeholder(cls, n))
+    missing = sorted(n for n in _EVERY if not hasattr(cls, n) or _is_placeholder(cls, n))
     if missing:
         return f"is no method: it has no {', '.join(missing)}"
     if not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         return "is no frozen dataclass"
     if not isinstance(cls.name, str) or not cls.name.isidentifier():  # type: ignore[attr-defined]
         return f"has the name {cls.name!r}, which is no word"  # type: ignore[attr-defined]
-    if taken := sorted(_PLAN_KEYS & {f.name for f in fields(cls)}):
+    own = {f.name for f in fields(cls)}
+    if unknown := [n for n in cls.rank_names if n not in own]:  # type: ignore[attr-defined]
+        return f"has no field {unknown[0]!r}, which its rank_names name"
+    if taken := sorted(_PLAN_KEYS & own):
         return f"has a field {taken[0]!r}, which means something else in a plan"
     return None
 
 
 def _is_placeholder(cls: type, name: str) -> bool:
     """Whether the class inherits the bare text of the protocol there."""
-    return vars(Method).get(name) is not None and _plain(cls, name) is vars(Method)[name]
+    bare = vars(Method).get(name)
+    return name not in OPTIONAL and bare is not None and _plain(cls, name) is bare
 
 
 def _plain(cls: type, name: str) -> object:

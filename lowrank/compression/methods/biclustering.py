@@ -12,13 +12,18 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lowrank.compression.methods.group_svd import GroupSVD
-from lowrank.compression.methods.shared.base import depthwise, outside, rank_grid, worthwhile
+from lowrank.compression.methods.shared.base import (
+    Method,
+    depthwise,
+    outside,
+    rank_grid,
+    worthwhile,
+)
 from lowrank.compression.methods.shared.error_curves import nested_curve
 from lowrank.compression.methods.shared.joint_search import fit_from
 from lowrank.compression.methods.shared.search import fit
 from lowrank.compression.network.own_stages import SelectStage
 from lowrank.compression.network.stages import Factor, LayerSpec, Stage
-from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric, identity
 
 _CLUSTERS = ((2, 2), (4, 2), (2, 4), (4, 4))
@@ -41,7 +46,7 @@ _N_POWERS = 10
 
 
 @dataclass(frozen=True)
-class BiClustering:
+class BiClustering(Method):
     """Input channels in `in_clusters`, filters in `out_clusters`, each pair with its own map.
 
     The input channels are put in order, a grouped k x k convolution maps each cluster to
@@ -63,7 +68,7 @@ class BiClustering:
     """
 
     name: ClassVar[str] = "biclustering"
-    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
+    rank_names: ClassVar[tuple[str, ...]] = ("rank",)
     in_clusters: int
     out_clusters: int
     rank: int
@@ -79,9 +84,9 @@ class BiClustering:
         return None
 
     @classmethod
-    def full_rank(cls, spec: LayerSpec) -> BiClustering:
+    def variants(cls, spec: LayerSpec) -> Iterable[BiClustering]:
         a, b = _splits(spec)[0]
-        return cls(a, b, _full(spec, a, b))
+        return [cls(a, b, _full(spec, a, b))]
 
     @classmethod
     def candidates(

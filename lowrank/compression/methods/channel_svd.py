@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.methods.shared.base import (
+    Method,
     depthwise,
     lost_energy,
     outside,
@@ -29,7 +30,7 @@ Fold = Literal["kernel_first", "kernel_last"]
 
 
 @dataclass(frozen=True)
-class ChannelSVD:
+class ChannelSVD(Method):
     """Two layers through `rank` channels per group: the best in the Frobenius norm.
 
     `kernel_first` folds the weight to (out, in * kernel): a k x k layer, then 1 x 1.
@@ -48,6 +49,7 @@ class ChannelSVD:
     """
 
     name: ClassVar[str] = "channel_svd"
+    rank_names: ClassVar[tuple[str, ...]] = ("rank",)
     serves: ClassVar[tuple[Bond, ...]] = ("alone", "table")
     rank: int
     fold: Fold = "kernel_first"
@@ -57,8 +59,8 @@ class ChannelSVD:
         return depthwise(spec)
 
     @classmethod
-    def full_rank(cls, spec: LayerSpec) -> ChannelSVD:
-        return cls(_full(spec, "kernel_first"))
+    def variants(cls, spec: LayerSpec) -> Iterable[ChannelSVD]:
+        return [cls(_full(spec, fold), fold) for fold in _folds(spec)]
 
     @classmethod
     def candidates(
@@ -70,8 +72,7 @@ class ChannelSVD:
         seed: int,
         metric: Metric | None = None,
     ) -> Iterable[tuple[ChannelSVD, float]]:
-        folds: tuple[Fold, ...] = ("kernel_first", "kernel_last")
-        for fold in folds if any(k > 1 for k in spec.kernel) else folds[:1]:
+        for fold in _folds(spec):
             top = worthwhile(cls(1, fold), spec, _full(spec, fold))
             ranks = rank_grid(top, round_to=round_to, limit=64)
             if metric is None or fold == "kernel_first":
@@ -168,6 +169,11 @@ def _last_curve(
 
     for rank, lost in refined_curve(ranks, nested, error):
         yield ChannelSVD(rank, "kernel_last"), lost
+
+
+def _folds(spec: LayerSpec) -> tuple[Fold, ...]:
+    """The foldings that differ; on a kernel of one place both are the same."""
+    return ("kernel_first", "kernel_last") if any(k > 1 for k in spec.kernel) else ("kernel_first",)
 
 
 def _matrix(weight: Tensor, fold: Fold) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.methods.shared.base import (
+    Method,
     depthwise,
     kernel_axes,
     long_kernel,
@@ -23,7 +24,6 @@ from lowrank.compression.methods.shared.base import (
 from lowrank.compression.methods.shared.error_curves import fitted_curve, likened_curve
 from lowrank.compression.methods.shared.search import fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.compression.network.units import Bond
 from lowrank.decompositions.cp import cp
 from lowrank.decompositions.factors import CPFactors
 from lowrank.decompositions.metric import Metric, energy
@@ -41,7 +41,7 @@ channel SVD and Tucker-2 come closer. A plan may still ask for more."""
 
 
 @dataclass(frozen=True)
-class CP:
+class CP(Method):
     """A 1 x 1 convolution to `rank` channels, depthwise ones in between, 1 x 1 back.
 
     The canonical polyadic decomposition of the weight, with factors of equal norm. With data
@@ -58,7 +58,7 @@ class CP:
     """
 
     name: ClassVar[str] = "cp"
-    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
+    rank_names: ClassVar[tuple[str, ...]] = ("rank",)
     rank: int
     kernel: Kernel = "separable"
 
@@ -67,8 +67,9 @@ class CP:
         return no_kernel(spec, 1, "the channel SVD with idle stages") or depthwise(spec)
 
     @classmethod
-    def full_rank(cls, spec: LayerSpec) -> CP:
-        return cls(_full(spec))
+    def variants(cls, spec: LayerSpec) -> Iterable[CP]:
+        kernels: tuple[Kernel, ...] = ("separable", "whole")
+        return [cls(_full(spec, k), k) for k in kernels[: len(kernel_axes(spec))]]
 
     @classmethod
     def candidates(
@@ -91,7 +92,7 @@ class CP:
         kernels: tuple[Kernel, ...] = ("whole", "separable")
         known: dict[int, float] = {}
         for kernel in kernels if len(kernel_axes(spec)) > 1 else kernels[1:]:
-            top = min(_TOP, worthwhile(cls(1, kernel), spec, _full(spec)))
+            top = min(_TOP, worthwhile(cls(1, kernel), spec, _full(spec, kernel)))
             ranks = rank_grid(top, round_to=round_to, limit=48)
             if ranks:
                 curve = partial(error, kernel=kernel)
@@ -103,7 +104,7 @@ class CP:
     def check(self, spec: LayerSpec) -> str | None:
         if self.kernel not in ("separable", "whole"):
             return f"kernel {self.kernel!r} is neither 'separable' nor 'whole'"
-        return outside("rank", self.rank, _full(spec), spec)
+        return outside("rank", self.rank, _full(spec, self.kernel), spec)
 
     def stages(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
         g, inner = spec.groups, self.rank * spec.groups
@@ -180,7 +181,8 @@ def _fit_error(weight: Tensor, rank: int, kernel: Kernel, seed: int) -> float:
     return lost / (sum(energies) or 1.0)
 
 
-def _full(spec: LayerSpec) -> int:
+def _full(spec: LayerSpec, kernel: Kernel) -> int:
     """A rank at which every tensor of this shape is exact."""
-    _, *shape = spec.weight_shape
+    _, o, i, *places = spec.weight_shape
+    shape = (o, i, *places) if kernel == "separable" else (o, i, prod(places))
     return prod(shape) // max(shape)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.methods.shared.base import (
+    Method,
     depthwise,
     lost_energy,
     no_kernel,
@@ -21,13 +22,12 @@ from lowrank.compression.methods.shared.error_curves import nested_curve, refine
 from lowrank.compression.methods.shared.folding import even
 from lowrank.compression.methods.shared.search import fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric, energy, identity, input_directions
 from lowrank.decompositions.svd import singular_values
 
 
 @dataclass(frozen=True)
-class DepthwiseSeparable:
+class DepthwiseSeparable(Method):
     """A depthwise convolution with `multiplier` filters per input channel, then 1 x 1.
 
     Each input channel's filters are projected on their leading few; the 1 x 1 convolution
@@ -42,7 +42,7 @@ class DepthwiseSeparable:
     """
 
     name: ClassVar[str] = "depthwise_separable"
-    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
+    rank_names: ClassVar[tuple[str, ...]] = ("multiplier",)
     multiplier: int
 
     @classmethod
@@ -50,8 +50,8 @@ class DepthwiseSeparable:
         return no_kernel(spec, 1, "the layer itself with an idle stage") or depthwise(spec)
 
     @classmethod
-    def full_rank(cls, spec: LayerSpec) -> DepthwiseSeparable:
-        return cls(_full(spec))
+    def variants(cls, spec: LayerSpec) -> Iterable[DepthwiseSeparable]:
+        return [cls(_full(spec))]
 
     @classmethod
     def candidates(

@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowrank.compression.methods.channel_svd import Fold
+from lowrank.compression.methods.channel_svd import Fold, _folds
 from lowrank.compression.methods.shared.base import (
+    Method,
     depthwise,
     lost_energy,
     outside,
@@ -22,7 +23,6 @@ from lowrank.compression.methods.shared.error_curves import nested_curve, refine
 from lowrank.compression.methods.shared.folding import even, marginal, spread
 from lowrank.compression.methods.shared.search import fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric, energy, identity, input_directions
 from lowrank.decompositions.svd import singular_values
 
@@ -43,7 +43,7 @@ _N_LINEAR = 40
 
 
 @dataclass(frozen=True)
-class GroupSVD:
+class GroupSVD(Method):
     """One grouped convolution and one that mixes: `groups` low-rank maps, summed.
 
     For a linear layer both are linear, the first block-diagonal.
@@ -63,7 +63,7 @@ class GroupSVD:
     """
 
     name: ClassVar[str] = "group_svd"
-    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
+    rank_names: ClassVar[tuple[str, ...]] = ("rank",)
     groups: int
     rank: int
     fold: Fold = "kernel_first"
@@ -79,9 +79,9 @@ class GroupSVD:
         return None
 
     @classmethod
-    def full_rank(cls, spec: LayerSpec) -> GroupSVD:
+    def variants(cls, spec: LayerSpec) -> Iterable[GroupSVD]:
         k = _splits(spec)[0]
-        return cls(k, _full(spec, k, "kernel_first"))
+        return [cls(k, _full(spec, k, fold), fold) for fold in _folds(spec)]
 
     @classmethod
     def candidates(
@@ -93,8 +93,7 @@ class GroupSVD:
         seed: int,
         metric: Metric | None = None,
     ) -> Iterable[tuple[GroupSVD, float]]:
-        folds: tuple[Fold, ...] = ("kernel_first", "kernel_last")
-        for fold in folds if any(k > 1 for k in spec.kernel) else folds[:1]:
+        for fold in _folds(spec):
             for k in _tried(spec, fold, metric):
                 top = worthwhile(cls(k, 1, fold), spec, _full(spec, k, fold))
                 ranks = rank_grid(top, round_to=round_to, limit=32)

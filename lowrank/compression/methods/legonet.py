@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lowrank.compression.methods.shared.base import depthwise, outside
+from lowrank.compression.methods.shared.base import Method, depthwise, outside
+from lowrank.compression.methods.shared.brick_choice import free_choice
 from lowrank.compression.methods.shared.joint_search import error_of, fit_from, refined
-from lowrank.compression.network.own_stages import SelectStage, SharedStage
+from lowrank.compression.network.layers import spec_of
+from lowrank.compression.network.own_stages import SelectStage, Shared, SharedStage
 from lowrank.compression.network.stages import Factor, LayerSpec, Stage
-from lowrank.compression.network.units import Bond
 from lowrank.decompositions.bricks import assemble
 from lowrank.decompositions.metric import Metric, energy, identity
 
@@ -30,7 +32,7 @@ _WIDE = 2048
 
 
 @dataclass(frozen=True)
-class LegoNet:
+class LegoNet(Method):
     """Every filter in `splits` parts over the input channels, each a multiple of one brick.
 
     The `n_bricks` bricks are convolved with every split of the input once; a filter then
@@ -48,7 +50,7 @@ class LegoNet:
     """
 
     name: ClassVar[str] = "legonet"
-    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
+    rank_names: ClassVar[tuple[str, ...]] = ("n_bricks",)
     n_bricks: int
     splits: int
 
@@ -63,9 +65,9 @@ class LegoNet:
         return None
 
     @classmethod
-    def full_rank(cls, spec: LayerSpec) -> LegoNet:
+    def variants(cls, spec: LayerSpec) -> Iterable[LegoNet]:
         s = _splits(spec)[0]
-        return cls(spec.out_channels * s, s)
+        return [cls(spec.out_channels * s, s)]
 
     @classmethod
     def candidates(
@@ -118,6 +120,12 @@ class LegoNet:
 
         n = 40 if max_iter is None else min(40, max_iter)
         return fit_from(spec, self.stages(spec), weight, metric, start, max_iter=n)
+
+    def relaxed(self, chain: nn.Sequential) -> AbstractContextManager[nn.Module] | None:
+        """Which brick each part of a filter takes; see `Codes`."""
+        parts = list(chain)
+        whole = len(parts) == 3 and isinstance(parts[0], Shared) and spec_of(parts[2]) is not None
+        return free_choice(chain, self.splits, self.n_bricks) if whole else None
 
     def _assembled(
         self, spec: LayerSpec, W: Tensor, metric: Metric, *, max_iter: int, exact_steps: int = 2

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.methods.channel_svd import ChannelSVD
-from lowrank.compression.methods.shared.base import depthwise, lost_energy, rank_grid
+from lowrank.compression.methods.shared.base import Method, depthwise, lost_energy, rank_grid
 from lowrank.compression.methods.shared.error_curves import refined_curve
 from lowrank.compression.methods.shared.folding import even
 from lowrank.compression.network.own_stages import Branches, SelectStage, SparseStage
 from lowrank.compression.network.stages import Factor, LayerSpec, Stage
-from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import (
     Metric,
     best_map,
@@ -46,7 +45,7 @@ _N_RANKS = 8
 
 
 @dataclass(frozen=True)
-class LowRankSparse:
+class LowRankSparse(Method):
     """y = L x + S x: a channel SVD of `rank` beside a sparse part of `density`.
 
     What S may hold:
@@ -73,14 +72,14 @@ class LowRankSparse:
     """
 
     name: ClassVar[str] = "low_rank_sparse"
-    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
+    rank_names: ClassVar[tuple[str, ...]] = ("rank",)
     rank: int
     density: float
     sparsity: Sparsity = "channels"
 
     @property
     def stored_sparse(self) -> bool:
-        """Whether zeros are left out of storage only: planned for bytes and for time alone."""
+        """True where S holds single weights, or a pattern of them."""
         return self.sparsity in ("unstructured", "2:4") and self.density > 0
 
     @classmethod
@@ -90,8 +89,19 @@ class LowRankSparse:
         return depthwise(spec)
 
     @classmethod
-    def full_rank(cls, spec: LayerSpec) -> LowRankSparse:
-        return cls(_full(spec, 0, "channels"), 0.0)
+    def variants(cls, spec: LayerSpec) -> Iterable[LowRankSparse]:
+        _, o, i, *kernel = spec.weight_shape
+        k, some = prod(kernel), i // 2
+        forms = [
+            cls(_full(spec, 0, "channels"), 0.0),
+            cls(min(o, (i - some) * k), some / i),
+            cls(0, 1.0),
+            cls(min(o - o // 3, i * k), (o // 3) / o, "filters"),
+            cls(min(o, i * k), 0.25, "unstructured"),
+            cls(0, 1.0, "unstructured"),
+            cls(min(o, i * k), 0.5, "2:4"),
+        ]
+        return [method for method in forms if method.check(spec) is None]
 
     @classmethod
     def candidates(

@@ -10,11 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowrank.compression.methods.shared.base import depthwise, no_kernel, outside
+from lowrank.compression.methods.shared.base import Method, depthwise, no_kernel, outside
 from lowrank.compression.methods.shared.joint_search import error_of, fit_from
 from lowrank.compression.network.own_stages import SelectStage
 from lowrank.compression.network.stages import Factor, LayerSpec, Stage
-from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric, energy, identity
 
 _N_STEPS = 10
@@ -26,7 +25,7 @@ _MOST_INPUTS = 16
 
 
 @dataclass(frozen=True)
-class Monochromatic:
+class Monochromatic(Method):
     """A 1 x 1 convolution to `colours` channels; every filter then reads `per_filter` of them.
 
     Filters of one colour are clusters of the layer's filters that look at the same mixture of
@@ -44,7 +43,7 @@ class Monochromatic:
     """
 
     name: ClassVar[str] = "monochromatic"
-    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
+    rank_names: ClassVar[tuple[str, ...]] = ("colours",)
     colours: int
     per_filter: int = 1
 
@@ -57,8 +56,8 @@ class Monochromatic:
         return "a single input channel has one colour" if spec.in_channels == 1 else None
 
     @classmethod
-    def full_rank(cls, spec: LayerSpec) -> Monochromatic:
-        return cls(spec.in_channels, spec.in_channels)
+    def variants(cls, spec: LayerSpec) -> Iterable[Monochromatic]:
+        return [cls(spec.in_channels, spec.in_channels)]
 
     @classmethod
     def candidates(

@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lowrank.compression.methods.shared.base import (
+    Method,
     lost_energy,
     no_kernel,
     outside,
@@ -20,13 +21,12 @@ from lowrank.compression.methods.shared.error_curves import nested_curve, refine
 from lowrank.compression.methods.shared.folding import even, first_stage, split_off, spread
 from lowrank.compression.methods.shared.search import fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric, energy
 from lowrank.decompositions.svd import singular_values, truncated_svd
 
 
 @dataclass(frozen=True)
-class SpatialSVD:
+class SpatialSVD(Method):
     """Two convolutions: along one axis of the kernel, then along the others.
 
     The weight is folded to (out * other axes, in * first axis) and cut at `rank`, so this
@@ -42,7 +42,7 @@ class SpatialSVD:
     """
 
     name: ClassVar[str] = "spatial_svd"
-    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
+    rank_names: ClassVar[tuple[str, ...]] = ("rank",)
     rank: int
     axis: int = 0
 
@@ -51,8 +51,8 @@ class SpatialSVD:
         return no_kernel(spec, 2, "the layer itself with an idle stage")
 
     @classmethod
-    def full_rank(cls, spec: LayerSpec) -> SpatialSVD:
-        return cls(_full(spec, 0))
+    def variants(cls, spec: LayerSpec) -> Iterable[SpatialSVD]:
+        return [cls(_full(spec, axis), axis) for axis in range(len(spec.kernel))]
 
     @classmethod
     def candidates(

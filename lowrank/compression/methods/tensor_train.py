@@ -9,10 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowrank.compression.methods.shared.base import depthwise, kernel_axes, long_kernel, no_kernel
+from lowrank.compression.methods.shared.base import (
+    Method,
+    depthwise,
+    kernel_axes,
+    long_kernel,
+    no_kernel,
+)
 from lowrank.compression.methods.shared.search import fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric, energy
 from lowrank.decompositions.tensor_train import tensor_train, tt_spectra
 
@@ -21,7 +26,7 @@ _LEVELS = 24
 
 
 @dataclass(frozen=True)
-class TensorTrain:
+class TensorTrain(Method):
     """1 x 1, then a one-dimensional convolution along each kernel axis, then 1 x 1.
 
     The tensor-train decomposition of the weight in the order (in, *kernel, out). With data
@@ -34,7 +39,7 @@ class TensorTrain:
     """
 
     name: ClassVar[str] = "tensor_train"
-    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
+    rank_names: ClassVar[tuple[str, ...]] = ("ranks",)
     ranks: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -45,8 +50,8 @@ class TensorTrain:
         return no_kernel(spec, 2, "the Tucker-2 form") or depthwise(spec)
 
     @classmethod
-    def full_rank(cls, spec: LayerSpec) -> TensorTrain:
-        return cls(_full(spec))
+    def variants(cls, spec: LayerSpec) -> Iterable[TensorTrain]:
+        return [cls(_full(spec))]
 
     @classmethod
     def candidates(

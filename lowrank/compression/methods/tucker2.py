@@ -10,18 +10,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowrank.compression.methods.shared.base import depthwise, no_kernel, outside, rank_grid
+from lowrank.compression.methods.shared.base import Method, depthwise, no_kernel, outside, rank_grid
 from lowrank.compression.methods.shared.error_curves import refined_curve
 from lowrank.compression.methods.shared.folding import even, first_stage, spread
 from lowrank.compression.methods.shared.search import fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric, best_last, best_map, energy, nested_moments
 from lowrank.decompositions.tucker import tucker, tucker_error_surface
 
 
 @dataclass(frozen=True)
-class Tucker2:
+class Tucker2(Method):
     """Three convolutions: 1 x 1 to `rank_in`, the k x k core, 1 x 1 from `rank_out`.
 
     The Tucker decomposition of the weight in its two channel modes. With data the first
@@ -37,7 +36,7 @@ class Tucker2:
     """
 
     name: ClassVar[str] = "tucker2"
-    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
+    rank_names: ClassVar[tuple[str, ...]] = ("rank_out", "rank_in")
     rank_out: int
     rank_in: int
 
@@ -46,8 +45,8 @@ class Tucker2:
         return no_kernel(spec, 1, "the channel SVD with idle stages") or depthwise(spec)
 
     @classmethod
-    def full_rank(cls, spec: LayerSpec) -> Tucker2:
-        return cls(*_full(spec))
+    def variants(cls, spec: LayerSpec) -> Iterable[Tucker2]:
+        return [cls(*_full(spec))]
 
     @classmethod
     def candidates(

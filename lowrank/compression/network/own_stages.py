@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, cast
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from lowrank.compression.network.stages import (
     Call,
     Factor,
     LayerSpec,
+    OwnStage,
     Stage,
     chain_macs,
     chained,
@@ -66,6 +67,10 @@ class Sum(nn.ModuleList):
         for branch in rest:
             y = y + branch(x)
         return cast(Tensor, y)
+
+    def bias_part(self) -> nn.Module:
+        """The last module of the first branch."""
+        return list(self[0].children())[-1]
 
 
 class Concat(nn.ModuleList):
@@ -134,6 +139,14 @@ class Sparse(nn.Module):
         weight = module_layout(self.stage.layer, self.stage.dense(self.weight, self.index))
         return run_with(self.stage.layer, self.layer, weight, x)
 
+    def bias_part(self) -> nn.Module:
+        """The layer."""
+        return self.layer
+
+    def stored_buffers(self) -> Sequence[Tensor]:
+        """The places."""
+        return (self.index,)
+
     def extra_repr(self) -> str:
         return f"{self.stage.n_weights} of {self.stage.layer.n_weights}, {self.stage.pattern}"
 
@@ -152,20 +165,35 @@ def run_with(spec: LayerSpec, layer: nn.Module, weight: Tensor, x: Tensor) -> Te
     return run(x, weight, bias, *places)
 
 
-def bias_holder(module: nn.Module) -> nn.Module:
-    """The module whose bias is added to the output of a replacement."""
-    while isinstance(module, nn.Sequential | Sum | Sparse):
-        if isinstance(module, Sparse):
-            module = module.layer
-        else:
-            module = module[0] if isinstance(module, Sum) else module[-1]
-    return module
+@runtime_checkable
+class AddsBiasInside(Protocol):
+    """A module of a stage whose bias is that of a part of it."""
+
+    def bias_part(self) -> nn.Module:
+        """The part whose bias is added to the output."""
+
+
+@runtime_checkable
+class StoresBuffers(Protocol):
+    """A module of a stage of whose weight buffers hold a part."""
+
+    def stored_buffers(self) -> Sequence[Tensor]:
+        """The buffers that count as weights: places of non-zeros, packed entries."""
+
+
+def bias_holder(chain: nn.Module) -> nn.Module:
+    """The module whose bias is added to the output of a replacement: the last one, or its part."""
+    holder = list(chain.children())[-1]
+    while isinstance(holder, AddsBiasInside):
+        holder = holder.bias_part()
+    return holder
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of a model's parameters, and of the places of those that are stored sparse."""
-    places = [m.index for m in model.modules() if isinstance(m, Sparse)]
-    return sum(_stored_bytes(t) for t in (*model.parameters(), *places))
+    """Bytes of a model's parameters, and of what else its modules store of their weights."""
+    stores = [m for m in model.modules() if isinstance(m, StoresBuffers)]
+    buffers = [t for m in stores for t in m.stored_buffers()]
+    return sum(_stored_bytes(t) for t in (*model.parameters(), *buffers))
 
 
 def is_int8(tensor: Tensor) -> bool:
@@ -182,7 +210,7 @@ def _stored_bytes(tensor: Tensor) -> int:
 
 
 @dataclass(frozen=True)
-class SelectStage:
+class SelectStage(OwnStage):
     """Channels by number; the factor holds the numbers, (groups, out / groups) within a group.
 
     They are a buffer, as batch-norm statistics are, and count nowhere as weights.
@@ -208,14 +236,8 @@ class SelectStage:
         """The channels' axis, counted from the end."""
         return -1 - self.n_axes
 
-    def n_bytes(self, element_size: int) -> int:
-        return 0
-
     def macs(self, call: Call) -> int:
         return 0
-
-    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        return size
 
     def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         module = Select(self.out_channels, self.axis, device=device)
@@ -242,9 +264,14 @@ class SelectStage:
         rows = eye[factor.to(like.device)]  # (g, o, i)
         return rows.reshape(*rows.shape, *(1,) * self.n_axes)
 
+    def after(self, factor: Factor, before: Tensor, groups: int) -> Tensor:
+        """Rows by number."""
+        assert isinstance(factor, Tensor)
+        return torch.stack([t[n] for t, n in zip(before, factor, strict=True)])
+
 
 @dataclass(frozen=True)
-class Branches:
+class Branches(OwnStage):
     """Branches on the same input, summed, or with `joined` one after another.
 
     Args:
@@ -319,7 +346,7 @@ class Branches:
 
 
 @dataclass(frozen=True)
-class SharedStage:
+class SharedStage(OwnStage):
     """One convolution for every split of the input's channels, as in `Shared`.
 
     Args:
@@ -377,7 +404,7 @@ class SharedStage:
 
 
 @dataclass(frozen=True)
-class SparseStage:
+class SparseStage(OwnStage):
     """A layer with few non-zero weights, stored as these and where they are.
 
     Bytes count both: 4 for each place, or 1 in the 2:4 pattern, where two of every four

@@ -28,6 +28,10 @@ _CONV_TRANSPOSE: dict[int, type[nn.Module]] = {
 }
 
 
+SCALE_BYTES = 5
+"""Bytes beside the int8 weights of a row: its scale in float32 and its zero point in int8."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a layer costs on one run of the example: weights, their bytes, and MACs.
@@ -150,8 +154,19 @@ class Stage(Protocol):
     def n_weights(self) -> int:
         """Number of weights, without the bias."""
 
+    @property
+    def stock(self) -> bool:
+        """Whether the module is a layer of torch, which allocates its output alone."""
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether the input holds numbers of words, not values."""
+
     def n_bytes(self, element_size: int) -> int:
         """Bytes of the weights and of what tells where they belong."""
+
+    def int8_bytes(self) -> int | None:
+        """The same with the weights in int8, None where torchao has no kernel for the module."""
 
     def macs(self, call: Call) -> int:
         """Multiply-accumulates of one call."""
@@ -170,6 +185,38 @@ class Stage(Protocol):
 
     def matrix(self, factor: Factor, like: Tensor) -> Tensor:
         """The canonical weight (groups, out / groups, in / groups, *kernel) it amounts to."""
+
+    def after(self, factor: Factor, before: Tensor, groups: int) -> Tensor:
+        """The canonical weight of what comes before and this stage in a row.
+
+        Args:
+            factor: what fills the stage.
+            before: weight (groups, channels in between / groups, in / groups, *kernel).
+            groups: of the whole.
+        """
+
+
+class OwnStage:
+    """What a stage that no stock layer is says of itself, unless it says otherwise."""
+
+    stock = False
+    reads_words = False
+
+    def n_bytes(self: Stage, element_size: int) -> int:
+        """Bytes of the weights, stored as such."""
+        return self.n_weights * element_size
+
+    def int8_bytes(self) -> int | None:
+        """None: torchao knows stock layers."""
+        return None
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """The size of the input."""
+        return size
+
+    def after(self: Stage, factor: Factor, before: Tensor, groups: int) -> Tensor:
+        """The product with `matrix`."""
+        return product_after(self, factor, before, groups)
 
 
 @dataclass(frozen=True)
@@ -207,9 +254,25 @@ class LayerSpec:
         """Number of weights, without the bias."""
         return prod(self.weight_shape)
 
+    @property
+    def stock(self) -> bool:
+        """Whether this is a layer of torch, which has no linear ones in groups."""
+        return self.kind != "linear" or self.groups == 1
+
+    @property
+    def reads_words(self) -> bool:
+        """True for embeddings."""
+        return self.kind == "embedding"
+
     def n_bytes(self, element_size: int) -> int:
         """Bytes of the weights."""
         return self.n_weights * element_size
+
+    def int8_bytes(self) -> int | None:
+        """Bytes of a linear layer in int8, with its scales; None for others."""
+        if self.kind != "linear" or self.groups > 1:
+            return None
+        return self.n_weights + SCALE_BYTES * self.out_channels
 
     def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Spatial size of the output for an input of spatial size `size`."""
@@ -296,6 +359,10 @@ class LayerSpec:
         """The canonical weight itself."""
         assert isinstance(factor, Tensor)
         return factor
+
+    def after(self, factor: Factor, before: Tensor, groups: int) -> Tensor:
+        """The product of the weights."""
+        return product_after(self, factor, before, groups)
 
     def _module_class(self) -> type[nn.Module]:
         if self.kind == "linear":
@@ -425,15 +492,17 @@ def chained(groups: int, stages: Sequence[Stage], factors: Sequence[Factor]) -> 
     for stage, factor in zip(stages, factors, strict=True):
         if total is None:
             total = _within_groups(stage.matrix(factor, like), stage.groups // groups)
-        elif not stage.n_weights:  # a selection: rows by number
-            assert isinstance(factor, Tensor)
-            total = torch.stack([t[n] for t, n in zip(total, factor, strict=True)])
         else:
-            blocks = total.unflatten(1, (stage.groups // groups, -1)).flatten(0, 1)
-            made = _after(stage.matrix(factor, like), blocks)
-            total = made.unflatten(0, (groups, -1)).flatten(1, 2)
+            total = stage.after(factor, total, groups)
     assert total is not None
     return total
+
+
+def product_after(stage: Stage, factor: Factor, before: Tensor, groups: int) -> Tensor:
+    """What `Stage.after` is where a stage's matrix has to be multiplied."""
+    blocks = before.unflatten(1, (stage.groups // groups, -1)).flatten(0, 1)
+    made = _after(stage.matrix(factor, before), blocks)
+    return made.unflatten(0, (groups, -1)).flatten(1, 2)
 
 
 def _within_groups(weight: Tensor, n: int) -> Tensor:

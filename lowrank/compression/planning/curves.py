@@ -244,7 +244,7 @@ class Curves:
             return _Offer([curve.candidates[0]], Choices(costs[:1], errors[:1]))
         smaller = np.all(costs < dense, axis=1)
         if not {"bytes", "latency"} & set(names):  # zeros are stored away, but computed
-            stored = [getattr(c.method, "stored_sparse", False) for c in curve.candidates]
+            stored = [c.method.stored_sparse for c in curve.candidates]
             smaller &= ~np.array(stored, bool)
         kept = np.flatnonzero(smaller)
         whole = _Offer(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lowrank.compression.gauges.timing import Stopwatch, Timer, in_turns
-from lowrank.compression.methods.shared.base import Method
+from lowrank.compression.methods.shared.base import Method, settings_of
 from lowrank.compression.network.example import Example
 from lowrank.compression.network.stages import Call, Stage
 from lowrank.compression.network.tensors import tensors
@@ -105,7 +104,7 @@ class LayerTimer:
         return module
 
     def _input(self, stage: Stage, at: Call, rng: torch.Generator) -> Tensor:
-        if getattr(stage, "kind", None) == "embedding":
+        if stage.reads_words:
             return torch.randint(stage.in_channels, (at.batch,), generator=rng).to(self.device)
         x = torch.randn(at.batch, stage.in_channels, *at.size, generator=rng)
         return self._laid_out(x.to(self.device, self.dtype))
@@ -272,18 +271,12 @@ def runs_channels_last(model: nn.Module, example: Example) -> bool:
     )
 
 
-_RANKS = ("rank", "multiplier", "colours", "n_bricks")
-"""How the settings begin by which the candidates of a family differ."""
-
-
 def _families(candidates: Sequence[Candidate]) -> dict[object, list[int]]:
     """Positions of the candidates that differ in their ranks only."""
     families: dict[object, list[int]] = defaultdict(list)
     for i, candidate in enumerate(candidates):
         method = candidate.method
-        settings = [f.name for f in fields(method)]  # type: ignore[arg-type]
-        fixed = tuple(getattr(method, n) for n in settings if not n.startswith(_RANKS))
-        families[method.name, fixed].append(i)
+        families[method.name, tuple(settings_of(method).items())].append(i)
     return families
 
 

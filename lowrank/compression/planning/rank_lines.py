@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowrank.compression.methods import METHODS, Method
+from lowrank.compression.methods import Method
+from lowrank.compression.methods.shared.base import ranks_of, settings_of
 from lowrank.compression.pictures.curves import RankLine
 from lowrank.drawing import STYLES
 from lowrank.errors import InputError
@@ -34,7 +34,7 @@ def rank_lines(
     Raises:
         InputError: a layer that has no such curve, more than 6, or a method with several ranks.
     """
-    _check_method(method)
+    _check_method(curves, method)
     served = [curve for curve in curves if _of(curve, method)]
     labelled = {curve.layer: _line(curve, method) for curve in served}
     lines = {name: line for name, (_, line) in labelled.items()}
@@ -42,15 +42,12 @@ def rank_lines(
     return dict(labelled[name] for name in _chosen(lines, macs, layers, method))
 
 
-def _check_method(method: str) -> None:
-    single = [n for n, cls in METHODS.items() if "rank" in {f.name for f in _fields(cls)}]
+def _check_method(curves: Sequence[Curve], method: str) -> None:
+    every = [c.method for curve in curves for c in curve.candidates]
+    single = dict.fromkeys(m.name for m in every if len(ranks_of(m)) == 1)
     if method not in single:
-        known = f"choose among {', '.join(single)}"
-        raise InputError("method", f"{method!r} is no method with a single rank", known)
-
-
-def _fields(cls: type[Method]) -> tuple[Any, ...]:
-    return fields(cls)  # type: ignore[arg-type]
+        advice = f"choose among {', '.join(single)}"
+        raise InputError("method", f"{method!r} is no method with a single rank", advice)
 
 
 def _of(curve: Curve, method: str) -> list[Candidate]:
@@ -68,8 +65,8 @@ def _line(curve: Curve, method: str) -> tuple[str, RankLine]:
         return min(halved, default=1.0)
 
     variant = min(variants, key=lambda v: best(variants[v]))
-    ordered = sorted(variants[variant], key=lambda c: c.method.rank)  # type: ignore[attr-defined]
-    ranks = [c.method.rank for c in ordered]  # type: ignore[attr-defined]
+    ordered = sorted(variants[variant], key=lambda c: ranks_of(c.method))
+    ranks = [ranks_of(c.method)[0] for c in ordered]
     cheaper = sum(c.cost.macs < curve.dense.macs for c in ordered)
     label = f"{curve.layer} {variant}".strip()
     return label, RankLine(ranks, [c.error**0.5 for c in ordered], cheaper)
@@ -77,8 +74,8 @@ def _line(curve: Curve, method: str) -> tuple[str, RankLine]:
 
 def _variant(method: Method) -> str:
     """The method's settings beside its rank, where they are words: `kernel_last`."""
-    values = [getattr(method, f.name) for f in _fields(type(method)) if f.name != "rank"]
-    return " ".join(v if isinstance(v, str) else f"axis {v}" for v in values)
+    settings = settings_of(method).items()
+    return " ".join(v if isinstance(v, str) else f"{n} {v}" for n, v in settings)
 
 
 def _chosen(

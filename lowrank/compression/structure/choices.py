@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
 from lowrank.compression.methods import Method, choose, known
+from lowrank.compression.methods.shared.base import ranks_of, settings_of
 from lowrank.compression.network.stages import Cost
 from lowrank.errors import PlanError
 from lowrank.tables import amount
@@ -167,15 +168,12 @@ def _method_and_rank(choice: Choice) -> tuple[str, str]:
     if isinstance(choice, Tied):
         return "tied", ""  # to what stands below the table: names are long
     assert not isinstance(choice, Dense)
-    ranks: list[int] = []
+    defaults = {f.name: f.default for f in fields(choice)}  # type: ignore[arg-type]
     words = [choice.name]
-    for f in fields(choice):  # type: ignore[arg-type]
-        value = getattr(choice, f.name)
-        if f.name.startswith("rank"):
-            ranks.extend(value if isinstance(value, tuple) else (value,))
-        elif value != f.default:
-            words.append(value if isinstance(value, str) else f"{f.name} {setting(value)}")
-    return " ".join(words), ", ".join(map(str, ranks))
+    for name, value in settings_of(choice).items():
+        if value != defaults[name]:
+            words.append(value if isinstance(value, str) else f"{name} {setting(value)}")
+    return " ".join(words), ", ".join(map(str, ranks_of(choice)))
 
 
 def _kept(after: int, before: int) -> str:

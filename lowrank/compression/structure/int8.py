@@ -18,12 +18,8 @@ from torch import Tensor, nn
 
 from lowrank.compression.network.own_stages import is_int8
 from lowrank.compression.network.scan import static_reason
-from lowrank.compression.network.stages import LayerSpec, Stage
+from lowrank.compression.network.stages import Stage
 from lowrank.errors import InputError
-
-SCALE_BYTES = 5
-"""Bytes beside the weights of a row: its scale in float32 and its zero point in int8."""
-
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Types of weights that torchao's dynamic int8 takes."""
@@ -101,13 +97,13 @@ def rounded(weight: Tensor) -> Tensor:
 
 
 def stages_fit(stages: Sequence[Stage]) -> bool:
-    """Whether every stage is a linear layer."""
-    return all(isinstance(s, LayerSpec) and s.kind == "linear" for s in stages)
+    """Whether torchao has a kernel for every stage."""
+    return all(s.int8_bytes() is not None for s in stages)
 
 
 def stage_bytes(stages: Sequence[Stage]) -> int:
     """Bytes of linear stages in int8, their scales included."""
-    return sum(s.n_weights + SCALE_BYTES * s.out_channels for s in stages)
+    return sum(s.int8_bytes() or 0 for s in stages)
 
 
 def require_torchao() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ from torch import nn
 
 from lowrank.atomic import write_text
 from lowrank.compression.methods import Method
+from lowrank.compression.methods.shared.base import ranks_of
 from lowrank.compression.network.layer_names import suggestion
 from lowrank.compression.network.layers import own_shapes
 from lowrank.compression.network.scan import holds_parameters
@@ -298,9 +299,7 @@ def _short(choice: Choice) -> str:
         return "dense"
     if isinstance(choice, Tied):
         return f"factors of {choice.to}"
-    values = [getattr(choice, f.name) for f in fields(choice) if f.name.startswith("rank")]  # type: ignore[arg-type]
-    flat = [n for v in values for n in (v if isinstance(v, tuple) else (v,))]
-    return f"{choice.name} {', '.join(map(str, flat))}"
+    return f"{choice.name} {', '.join(map(str, ranks_of(choice)))}"
 
 
 def _describe(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> str:

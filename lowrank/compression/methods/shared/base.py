@@ -4,14 +4,17 @@ A method is a frozen dataclass that holds its ranks. It answers three questions 
 layer: `supports` (a reason against it, or None), `stages` (the shapes of the stages), and
 `factor` (their weights). Cost, construction and the way back follow from these here, for
 all methods alike. `candidates` proposes the ranks worth planning with, each with its error.
+A class that inherits from `Method` has its answers to what most methods answer alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import fields
 from typing import ClassVar, Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrank.compression.network.stages import Factor, LayerSpec, Stage
 from lowrank.compression.network.units import Bond, Unit, names_of
@@ -25,21 +28,24 @@ class Method(Protocol):
     """One way to replace a layer by a chain of smaller ones, or of small modules.
 
     A class of methods is registered by its `name` in `METHODS`; its fields are JSON values.
+    `rank_names` says which of these are its ranks: methods that differ in them alone are of
+    one family, whose cost and error go with the ranks.
     `serves` says which units it can replace: a layer alone, an embedding with the output head
     that reads its table, layers that read the same input.
     Weights are canonical: (groups, out / groups, in / groups, *kernel).
     """
 
     name: ClassVar[str]
-    serves: ClassVar[tuple[Bond, ...]]
+    rank_names: ClassVar[tuple[str, ...]]
+    serves: ClassVar[tuple[Bond, ...]] = ("alone",)
 
     @classmethod
     def supports(cls, spec: LayerSpec) -> str | None:
         """Why the method cannot serve a layer of this shape, or None if it can."""
 
     @classmethod
-    def full_rank(cls: type[M], spec: LayerSpec) -> M:
-        """The method at the ranks at which it reproduces every weight."""
+    def variants(cls: type[M], spec: LayerSpec) -> Iterable[M]:
+        """Each form that serves the layer, at ranks at which it reproduces every weight."""
 
     @classmethod
     def candidates(
@@ -75,6 +81,40 @@ class Method(Protocol):
 
         `max_iter` limits a search in the metric, None leaves it to the method.
         """
+
+    @property
+    def stored_sparse(self) -> bool:
+        """Whether zeros are left out of storage only: planned for bytes and for time alone."""
+        return False
+
+    def relaxed(self, chain: nn.Sequential) -> AbstractContextManager[nn.Module] | None:
+        """A context in which training moves what the stages hold that is discrete, too.
+
+        Args:
+            chain: the modules of the stages, as they stand in the model; when the context
+                ends, they are as before, with what was chosen last.
+
+        Returns:
+            A context that gives the module that trains; None where nothing is discrete, or
+            the chain is no longer what the stages built.
+        """
+        return None
+
+
+OPTIONAL = ("serves", "stored_sparse", "relaxed")
+"""What a method need not say: it may inherit the answers of `Method`."""
+
+
+def ranks_of(method: Method) -> tuple[int, ...]:
+    """The ranks, in the order of `rank_names`."""
+    values = [getattr(method, name) for name in method.rank_names]
+    return tuple(r for v in values for r in (v if isinstance(v, tuple) else (v,)))
+
+
+def settings_of(method: Method) -> dict[str, object]:
+    """What a method holds beside its ranks, by name."""
+    names = [f.name for f in fields(method)]  # type: ignore[arg-type]
+    return {n: getattr(method, n) for n in names if n not in method.rank_names}
 
 
 def require(method: Method, unit: Unit) -> None:

@@ -8,12 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.methods import LegoNet
 from lowrank.compression.network.layers import spec_of
 from lowrank.compression.network.own_stages import Select, Shared
 from lowrank.compression.network.stages import canonical, weight_of
-from lowrank.compression.structure.history import history
-from lowrank.errors import InputError
 
 _MARGIN = 0.02
 """How far the taken brick's score is ahead of one at a right angle: some twenty steps of a
@@ -62,51 +59,32 @@ class Codes(nn.Module):
 
 
 @contextmanager
-def free_codes(model: nn.Module) -> Iterator[list[Codes]]:
-    """While the context lasts, the LegoNet layers of a model can be trained in their codes.
+def free_choice(chain: nn.Sequential, splits: int, n_bricks: int) -> Iterator[Codes]:
+    """While the context lasts, a chain of bricks, selection and mixing trains its selection.
 
     Args:
-        model: what `compress` or `apply` returned; afterwards its modules are as before,
-            with the bricks that were chosen last.
-
-    Raises:
-        InputError: the model has no such layer.
+        chain: afterwards its modules are as before, with the bricks that were chosen last.
+        splits: parts of a filter.
+        n_bricks: bricks in a split.
     """
-    chains = list(_assembled(model))
-    if not chains:
-        raise InputError("codes", "the model has no LegoNet layer", "drop it")
-    codes = []
-    for chain, method in chains:
-        shared, select, mix = chain
-        assert isinstance(select, Select)
-        code = Codes(select, mix, _scores(shared, select, method))
-        chain._modules = {"0": shared, "1": code}
-        codes.append(code)
+    shared, select, mix = chain
+    assert isinstance(select, Select)
+    codes = Codes(select, mix, _scores(shared, select, splits, n_bricks))
+    chain._modules = {"0": shared, "1": codes}
     try:
         yield codes
     finally:
-        for (chain, _), code in zip(chains, codes, strict=True):
-            code.settle()
-            chain._modules = {"0": chain[0], "1": code.select, "2": code.mix}
+        codes.settle()
+        chain._modules = {"0": shared, "1": select, "2": mix}
 
 
-def _assembled(model: nn.Module) -> Iterator[tuple[nn.Sequential, LegoNet]]:
-    for applied in history(model):
-        for name, method in applied.plan.replaced.items():
-            chain = model.get_submodule(name)
-            if isinstance(method, LegoNet) and isinstance(chain, nn.Sequential):
-                parts = list(chain)
-                if len(parts) == 3 and isinstance(parts[0], Shared) and spec_of(parts[2]):
-                    yield chain, method
-
-
-def _scores(shared: nn.Module, select: Select, method: LegoNet) -> Tensor:
+def _scores(shared: nn.Module, select: Select, splits: int, n_bricks: int) -> Tensor:
     """The taken brick ahead, the others by how much they are like it: (out, splits, n)."""
     assert isinstance(shared, Shared)
     spec = spec_of(shared.layer)
     assert spec is not None
     bricks = canonical(spec, weight_of(shared.layer).detach())[0].flatten(1).float()
     unit = bricks / bricks.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    taken = select.index.reshape(-1, method.splits) % method.n_bricks
-    ahead = torch.nn.functional.one_hot(taken, method.n_bricks)  # of bricks that are parallel
+    taken = select.index.reshape(-1, splits) % n_bricks
+    ahead = torch.nn.functional.one_hot(taken, n_bricks)  # of bricks that are parallel
     return _MARGIN * ((unit @ unit.T)[taken] + 0.01 * ahead)
