@@ -132,7 +132,9 @@ def test_subspaces_of_a_linear_layer_are_found_where_there_are_some(with_data: b
     model = nn.Sequential(nn.Linear(32, 32, bias=False))
     model[0].weight.data = torch.cat(pair, 1)
     x = torch.randn(256, 32, generator=rng)
-    given = {"data": x, "weighting": "outputs"} if with_data else {}
+    given = (
+        {"data": x, "calibration": lowrank.Calibration(weighting="outputs")} if with_data else {}
+    )
     of = {}
     for method in ("group_svd", "channel_svd"):
         [curve] = lowrank.measure(model, x[:1], methods=method, **given).curves
