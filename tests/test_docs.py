@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,11 @@ from lowrank.sensing import bases, estimators, gallery, operators, phase_transit
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = {path.relative_to(DOCS).as_posix(): path.read_text("utf-8") for path in DOCS.rglob("*.md")}
+WRITTEN = {
+    path.relative_to(DOCS).as_posix(): path.read_text("utf-8") for path in DOCS.rglob("*.md")
+}
+completed = runpy.run_path(str(DOCS / "hooks" / "solvers.py"))["completed"]
+PAGES = {name: completed(name, text) for name, text in WRITTEN.items()}
 REFERENCE = "\n".join(text for name, text in PAGES.items() if name.startswith("reference/"))
 EXAMPLES = dict(re.findall(r"^::: (\S+)\n\n```pycon\n(.*?)```", REFERENCE, re.M | re.S))
 INTERNAL = {"on_shape"}

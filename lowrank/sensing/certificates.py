@@ -54,6 +54,11 @@ class Certificate:
     dual: Array
     residual_norm: float
 
+    def __repr__(self) -> str:
+        figures = f"gap {self.gap:.1e}, infeasibility {self.infeasibility:.1e}"
+        bounds = f"objective {self.objective:.6g}, at least {self.dual_objective:.6g}"
+        return f"Certificate({figures}; {bounds})"
+
     def holds(self, tol: float) -> bool:
         """Whether the point is optimal and feasible to `tol`."""
         return bool(self.gap <= tol and self.infeasibility <= tol)

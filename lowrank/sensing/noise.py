@@ -14,6 +14,7 @@ from scipy.stats import chi2
 
 from lowrank.errors import InputError
 from lowrank.sensing.operators.arrays import MatrixLike
+from lowrank.sensing.problems.checks import not_bool
 from lowrank.sensing.regularisation import MAX_ROUNDS, _lasso
 from lowrank.sensing.solve import solve
 from lowrank.sensing.solvers.protocol import Solver
@@ -119,6 +120,8 @@ def noise_bound(std: float, m: int, *, is_complex: bool = False, confidence: flo
         >>> round(noise_bound(0.1, 100), 4)
         1.1151
     """
+    for name, value in (("std", std), ("m", m), ("confidence", confidence)):
+        not_bool(name, np.asarray(value))
     if not std >= 0 or m < 1 or not 0 < confidence < 1:
         problem = f"std={std}, m={m}, confidence={confidence}"
         raise InputError("noise_bound", problem, "pass std >= 0, m >= 1, confidence in (0, 1)")

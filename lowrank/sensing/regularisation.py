@@ -14,6 +14,7 @@ from scipy.special import gammaln
 from lowrank.errors import InputError
 from lowrank.sensing.operators.arrays import Array, MatrixLike
 from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.checks import not_bool
 from lowrank.sensing.problems.l1 import Lasso
 from lowrank.sensing.result import Recovery
 from lowrank.sensing.solve import solve
@@ -141,6 +142,7 @@ def lam_by_discrepancy(
     """
     problem = _lasso(A, y, basis, nonneg)
     size = float(np.linalg.norm(np.asarray(problem.y)))
+    not_bool("epsilon", np.asarray(epsilon))
     if not 0 < epsilon < size:
         text = f"epsilon={epsilon} is not between 0 and ||y|| = {size:.6g}"
         raise InputError("lam_by_discrepancy", text, "at ||y|| and above the answer is zero")
@@ -209,6 +211,7 @@ def lam_by_cross_validation(
     """
     problem = _lasso(A, y, basis, nonneg)
     values, m = np.asarray(problem.y), problem.operator.shape[0]
+    not_bool("folds", np.asarray(folds))
     if not 2 <= folds <= m:
         raise InputError("folds", f"{folds} is outside 2..{m}", "change it")
     grid = _checked_lams(lams, A, y, basis, nonneg)
@@ -266,6 +269,7 @@ def lam_by_sure(
 
     Source: Stein 1981; degrees of freedom by Tibshirani, Taylor 2012, theorem 2.
     """
+    not_bool("std", np.asarray(std))
     if not std > 0:
         raise InputError("std", f"{std} is not above 0", "use estimate_noise")
 
@@ -331,6 +335,7 @@ def lam_by_information(
     if criterion not in prices:
         problem = f"{criterion!r} is not one of {', '.join(prices)}"
         raise InputError("criterion", problem, "take one of these")
+    not_bool("std", np.asarray(0.0 if std is None else std))
     if std is not None and not std > 0:
         raise InputError("std", f"{std} is not above 0", "leave it out, or use estimate_noise")
 
@@ -406,7 +411,7 @@ def _checked_lams(
 ) -> Array:
     if lams is None:
         return lam_grid(A, y, basis=basis, nonneg=nonneg)
-    grid = np.sort(np.atleast_1d(np.asarray(lams, dtype=float)))[::-1]
+    grid = np.sort(np.atleast_1d(np.asarray(not_bool("lams", np.asarray(lams)), dtype=float)))[::-1]
     if grid.ndim != 1 or grid.size == 0 or not (np.isfinite(grid) & (grid > 0)).all():
         raise InputError("lams", "not all are positive and finite", "pass such numbers, (k,)")
     return grid

@@ -76,6 +76,11 @@ class SolverResult:
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
     note: str = ""
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.coefficients.shape))
+        note = f"; {self.note}" if self.note else ""
+        return f"SolverResult({self.status.name}: {shape}, {self.n_iter} iterations{note})"
+
 
 @dataclass(frozen=True, eq=False)
 class Recovery:
@@ -89,7 +94,7 @@ class Recovery:
         objective: the value that was minimised, at the answer.
         residual_norm: `||A x - y||_2`.
         gap: (objective - dual value) / size of the objective, the worst over a batch; None where
-            the problem is not convex.
+            the problem is not convex, or has no solution.
         infeasibility: violation of the constraints relative to `||y||_2`; None where not convex.
         dual: the feasible dual point `v` behind the gap; None where not convex.
         dual_objective: its value, a proven lower bound of the minimum.
@@ -123,7 +128,8 @@ class Recovery:
     message: str
 
     def __repr__(self) -> str:
-        gap = "none (not convex)" if self.gap is None else f"{self.gap:.1e}"
+        why_none = "not convex" if self.dual_objective is None else self.status.name.lower()
+        gap = f"none ({why_none})" if self.gap is None else f"{self.gap:.1e}"
         return (
             f"Recovery({self.status.name}: {self.support.size} of {self.coefficients.shape[0]} "
             f"non-zero, objective {self.objective:.6g}, residual {self.residual_norm:.3g}, "
@@ -208,7 +214,11 @@ class Recovery:
         yield "non-zeros", f"{self.support.size:,} of {self.coefficients.shape[0]:,}"
         yield "objective", f"{self.objective:.8g}"
         if self.gap is None or self.dual_objective is None:
-            yield "certificate", "none: the problem is not convex"
+            convex = self.dual_objective is not None
+            yield (
+                "certificate",
+                f"none: the problem {'has no solution' if convex else 'is not convex'}",
+            )
         else:
             yield "proven bound", f"{self.dual_objective:.8g}"
             yield "relative gap", f"{self.gap:.1e}"

@@ -56,7 +56,12 @@ def checked_number(where: str, value: Any, *, zero: bool = False) -> float:
     return number
 
 
-def _not_bool(where: str, values: Array) -> Array:
+def not_bool(where: str, values: Array) -> Array:
+    """The values, which are numbers.
+
+    Raises:
+        InputError: they are truth values, which would count as 0 and 1.
+    """
     if values.dtype.kind == "b":
         raise InputError(where, "bool is not a number", "pass numbers")
     return values
@@ -65,7 +70,7 @@ def _not_bool(where: str, values: Array) -> Array:
 def _checked_weights(weights: ArrayLike | None, size: int) -> Array:
     if weights is None:
         return np.ones(size)
-    values = as_double(_not_bool("weights", to_numpy(weights)), "weights")
+    values = as_double(not_bool("weights", to_numpy(weights)), "weights")
     if np.iscomplexobj(values) or values.shape not in ((), (size,)) or (values <= 0).any():
         problem = f"shape {values.shape}, minimum {values.real.min():.3g}, for {size} weights"
         raise InputError("weights", problem, "pass positive real numbers, one for each")
@@ -73,8 +78,8 @@ def _checked_weights(weights: ArrayLike | None, size: int) -> Array:
 
 
 def _checked_bounds(lower: ArrayLike, upper: ArrayLike, size: int) -> tuple[Array, Array]:
-    low = np.asarray(_not_bool("lower", to_numpy(lower)), dtype=float)
-    high = np.asarray(_not_bool("upper", to_numpy(upper)), dtype=float)
+    low = np.asarray(not_bool("lower", to_numpy(lower)), dtype=float)
+    high = np.asarray(not_bool("upper", to_numpy(upper)), dtype=float)
     for where, bound in (("lower", low), ("upper", high)):
         if bound.shape not in ((), (size,)) or np.isnan(bound).any():
             problem = f"shape {bound.shape} for {size} coefficients, or NaN"

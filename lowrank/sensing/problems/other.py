@@ -102,7 +102,8 @@ class KSparse(_InBasis):
     def _check(self) -> None:
         super()._check()
         limit = min(self.operator.shape)
-        whole = np.ndim(self.k) == 0 and not isinstance(self.k, bool) and int(self.k) == self.k
+        number = np.ndim(self.k) == 0 and np.asarray(self.k).dtype.kind != "b"
+        whole = number and int(self.k) == self.k
         if not whole or not 1 <= self.k <= limit:
             problem = f"{self.k} is outside 1..{limit} for A of shape {self.operator.shape}"
             raise InputError("sparsity", problem, "lower it or measure more")

@@ -1,20 +1,7 @@
 """The solvers, one file each, by name.
 
-Adding a solver:
-
-1. One file in this folder with a frozen dataclass that holds hyperparameters only (`tol` and
-   `max_iter` among them, where it iterates), the class attribute `solves` with the problem types
-   it takes, `refuses(problem)` and `solve(problem, ...)`; see `protocol.py`.
-2. It works on `problem.operator` (`A Psi`, an `Operator`: `.forward`, `.adjoint`, `.dense`,
-   `.columns(J)`, `.norm()`, `.row_orthonormal`), `problem.y` and the problem's own fields, and
-   never on `problem.A` or `problem.basis`. `problem.loss` and `problem.penalty` give values,
-   conjugates and proximal maps for columns (size, batch).
-3. It returns a `SolverResult`: the coefficients, a dual candidate if it has one, and what it
-   believes of the status. It computes no certificate: `lowrank.sensing.solve` does, from outside,
-   and an OPTIMAL that the certificate does not bear out becomes STALLED. Products with the whole
-   matrix are counted for it, unless it takes `.dense` and gives `n_products` itself.
-4. One line in `SOLVERS` (and its place in `AUTO`, if it may be chosen unasked), one row in
-   `tests/sensing_cases.py`, one line in the changelog.
+docs/add-a-solver.md adds one: a file in this folder, a line in `SOLVERS` (and its place in `AUTO`,
+if it may be chosen unasked), a row in `tests/sensing_cases.py`, a line in the changelog.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 from scipy.fft import fftn, ifftn
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, eigh
 from scipy.sparse.linalg import LinearOperator, cg
 
 from lowrank.sensing.certificates import gap_floor, relative_gap, scaled_dual
@@ -32,6 +32,8 @@ from lowrank.sensing.solvers.scaling import equilibrated, scaled_start, unscaled
 
 MAX_FACTOR = 4096
 """Largest side of a Gram matrix that is factored; beyond it, conjugate gradients."""
+SINGULAR = 1e-12
+"""Pivots and eigenvalues below this, relative to the largest, are zero."""
 
 
 @dataclass(frozen=True)
@@ -247,8 +249,7 @@ def _normal_solver(M: Operator, s: float, D: Operator | None) -> Callable[[Array
     if M.is_dense and p <= (MAX_FACTOR if D is None else MAX_FACTOR // 4):
         A = s * M.to_dense()
         rest = np.eye(p) if D is None else D.adjoint(D.to_dense())
-        factor = cho_factor(A.conj().T @ A + rest)
-        return lambda r, _: cho_solve(factor, r)
+        return _inverse(A.conj().T @ A + rest)
 
     def normal(x: Array) -> Array:
         return s**2 * M.adjoint(M.forward(x)) + (x if D is None else D.adjoint(D.forward(x)))
@@ -262,6 +263,21 @@ def _normal_solver(M: Operator, s: float, D: Operator | None) -> Callable[[Array
         return np.stack(columns, axis=1)
 
     return solve
+
+
+def _inverse(N: Array) -> Callable[[Array, float], Array]:
+    """`r -> N^-1 r`, on its range where what D and M both do not see makes N singular."""
+    try:
+        L, lower = cho_factor(N)
+    except np.linalg.LinAlgError:
+        L, lower = np.zeros_like(N), False
+    pivots = np.abs(L.diagonal()) ** 2
+    if pivots.min() > SINGULAR * pivots.max():
+        return lambda r, _: cho_solve((L, lower), r)
+    values, V = eigh(N)
+    kept = values > SINGULAR * values[-1]
+    values, V = values[kept], V[:, kept]
+    return lambda r, _: V @ ((V.conj().T @ r) / values[:, None])
 
 
 def _circulant_inverse(M: Operator, s: float, D: Operator | None) -> LinearOperator | None:
