@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import lowrank
 from lowrank.compression import Curves, accuracy, compare_outputs, weighed_plan
-from lowrank.compression.gauges.timing import compare
+from lowrank.compression.gauges.timing import time_ratio
 from lowrank.demos.bundled import fashion_mnist, resnet20
 
 LATENCIES = (0.6, 0.7, 0.8)
@@ -33,7 +33,7 @@ def figures(dense: nn.Module, small: nn.Module, example: Tensor) -> dict[str, fl
     found = compare_outputs(dense, small, None, images)
     assert found is not None
     return {
-        "latency_ratio": compare(dense, small, example, rounds=(25, 60), enough=2.0).ratio,
+        "latency_ratio": time_ratio(dense, small, example, rounds=(25, 60), enough=2.0).ratio,
         "points_below_dense": 100 * (accuracy(dense, images, labels)
                                      - accuracy(small, images, labels)),
         "kl": found.kl,

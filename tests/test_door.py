@@ -5,12 +5,13 @@ from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import matplotlib
 import pytest
 import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.compression import calibration_batches, compare_outputs, run
+from lowrank.compression import Stopwatch, calibration_batches, compare_outputs, run
 from lowrank.compression.network.batches import Batch, Batches, Form
 from lowrank.compression.network.cutting import cut
 from lowrank.compression.network.tensors import flatten, mapped, tensors
@@ -363,3 +364,33 @@ def test_outputs_of_any_structure_are_compared(kind: str) -> None:
 def test_a_batch_that_was_read_is_not_read_again() -> None:
     batch = Batch.of((X, Y))
     assert Batch.of(batch) is batch
+
+
+# --- what a report says ------------------------------------------------------------------
+
+
+def test_a_report_reads_one_clock() -> None:
+    net = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256)).eval()
+    x = torch.randn(64, 256)
+    clock = Stopwatch.here(net, x).clock
+    assert lowrank.profile(net, x).latency.clock == clock  # type: ignore[union-attr]
+    plain, timed = (
+        lowrank.compress(net, x, methods="channel_svd", **budget)[1]
+        for budget in ({"params": 0.2}, {"latency": 0.9})
+    )
+    for report in (plain, timed):
+        assert {f.latency.clock for f in (report.dense, report.compressed)} == {clock}
+    assert timed.latency is not None
+    assert timed.kept("latency_ms") == timed.latency.measured.ratio
+    assert timed.dense.latency == timed.latency.measured.dense
+    assert timed.compressed.latency == timed.latency.measured.compressed
+
+
+def test_a_plan_after_an_unlucky_drop_is_drawn() -> None:
+    found = iter([1.0])
+    small, report = lowrank.compress(NET, X[:1], max_drop=(lambda model: next(found, 0.0), 0.1))
+    assert not report.plan.replaced
+    assert "no smaller model loses at most 0.1" in str(report.plan["a"])
+    matplotlib.use("agg")
+    labels = [text.get_text() for text in report.plan.plot().get_yticklabels()]
+    assert labels == ["a", "b"]

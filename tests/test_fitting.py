@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import lowrank
 from lowrank.compression import LayerSpec, spec_of
 from lowrank.compression.methods import CP, DepthwiseSeparable
-from lowrank.compression.methods.shared.search import Searched, fit
+from lowrank.compression.methods.shared.search import Searched, fit_factors
 from lowrank.compression.pipeline import compress
 from lowrank.decompositions.metric import Metric, energy
 
@@ -28,8 +28,8 @@ def _layer(i: int = 8, o: int = 8) -> tuple[LayerSpec, Tensor, Metric]:
 @pytest.mark.parametrize("method", [CP(10, "whole"), CP(12), DepthwiseSeparable(3)], ids=str)
 def test_hops_come_closer_than_one_descent(method: Searched) -> None:
     spec, weight, metric = _layer()
-    one = fit(method, spec, weight, metric, seed=0, max_iter=150)
-    many = fit(method, spec, weight, metric, seed=0)
+    one = fit_factors(method, spec, weight, metric, seed=0, max_iter=150)
+    many = fit_factors(method, spec, weight, metric, seed=0)
     assert many.error < 0.98 * one.error
     made = (many.last @ method.features(spec, many.free)).reshape(weight.shape)
     assert metric.error((weight - made).flatten(2)) == pytest.approx(many.error, rel=1e-6)
@@ -37,14 +37,14 @@ def test_hops_come_closer_than_one_descent(method: Searched) -> None:
 
 def test_hops_are_those_of_the_seed() -> None:
     spec, weight, metric = _layer()
-    a, b = (fit(CP(10, "whole"), spec, weight, metric, seed=s) for s in (3, 3))
+    a, b = (fit_factors(CP(10, "whole"), spec, weight, metric, seed=s) for s in (3, 3))
     assert a.error == b.error
     assert all(torch.equal(x, y) for x, y in zip(a.free, b.free, strict=True))
 
 
 def test_wide_layers_are_searched_in_single_precision_and_measured_in_double() -> None:
     spec, weight, metric = _layer(32, 8)  # a fan-in of 288
-    found = fit(CP(8, "whole"), spec, weight, metric, seed=0)
+    found = fit_factors(CP(8, "whole"), spec, weight, metric, seed=0)
     assert found.last.dtype == torch.float64
     made = (found.last @ CP(8, "whole").features(spec, found.free)).reshape(weight.shape)
     again = metric.error((weight - made).flatten(2))

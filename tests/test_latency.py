@@ -30,7 +30,7 @@ from lowrank.compression import (
     scan,
     time_layers,
 )
-from lowrank.compression.gauges.timing import compare
+from lowrank.compression.gauges.timing import time_ratio
 from lowrank.compression.methods import CP, ChannelSVD, SpatialSVD, Tucker2
 from lowrank.compression.planning.clock import _next_limit
 from lowrank.errors import BudgetError, InputError
@@ -128,7 +128,7 @@ def test_comparison_takes_the_ratio_round_by_round():
         pace = 10.0 if runs[id(module)] > 10 else 1.0
         return pace * (4.0 if module is slow else 3.0)
 
-    found = compare(slow, fast, torch.zeros(1, 2), timer=timer, rounds=(20, 20))
+    found = time_ratio(slow, fast, torch.zeros(1, 2), timer=timer, rounds=(20, 20))
     assert found.ratio == 0.75
     assert (found.rounds, found.clock) == (20, "given")
 

@@ -458,7 +458,10 @@ def test_a_layer_makes_up_for_what_the_other_branch_lost() -> None:
 def test_the_mean_goes_to_a_bias_or_a_batch_norm_that_is_there(norm: bool, bias: bool) -> None:
     model = _seeded(lambda: Block(norm=norm, bias=bias))
     x = 2 + PICTURES  # a mean that matters
-    settings: dict[str, Any] = {"overrides": {"a": ChannelSVD(2)}, "only": ["a"], "params": 10**9}
+    settings: dict[str, Any] = {
+        "rules": lowrank.Rules(overrides={"a": ChannelSVD(2)}, only=["a"]),
+        "params": 10**9,
+    }
     small, report = lowrank.compress(model, x[:1], data=[x], **settings)
     assert (small.a[-1].bias is not None) == bias
     assert len(list(small.a.parameters())) == 2 + bias
@@ -585,7 +588,10 @@ def test_a_transformer_with_layer_norms() -> None:
     assert found["blocks.0.o"] == found["blocks.1.down"] == Sink(added=True)
     assert found["blocks.0.q"] == found["head"] == Sink()
     linear = {n: ChannelSVD(8) for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    settings: dict[str, Any] = {"params": 10**9, "overrides": linear, "only": list(linear)}
+    settings: dict[str, Any] = {
+        "params": 10**9,
+        "rules": lowrank.Rules(overrides=linear, only=list(linear)),
+    }
     blind, _ = lowrank.compress(model, example, **settings)
     small, report = lowrank.compress(model, example, data=data, **settings)
     assert {r.fitted for r in report.layers if r.fitted} == {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.fitting.blocks import STEPS, find_blocks, train_blocks
 from lowrank.compression.fitting.finetune import finetune
-from lowrank.compression.gauges.quality import compare, compare_on, vocabularies
+from lowrank.compression.gauges.quality import compare_on, quality_of, vocabularies
 from lowrank.compression.network.batches import Batch, mixable
 from lowrank.compression.network.cutting import batch_size, split_batches
 from lowrank.compression.network.example import Example, run
@@ -123,7 +123,7 @@ def try_out(
 
     def losses() -> tuple[float, ...]:
         pairs = zip(wanted, few, strict=True)
-        return tuple(compare([(y, run(small, b))], words).loss for y, b in pairs)
+        return tuple(quality_of([(y, run(small, b))], words).loss for y, b in pairs)
 
     found = [losses()]
     train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)

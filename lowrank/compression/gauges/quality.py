@@ -129,10 +129,10 @@ def compare_outputs(
 def compare_on(dense: nn.Module, small: nn.Module, batches: Iterable[Example]) -> Quality:
     """Quality on batches of inputs in the form that the models take."""
     pairs = ((run(dense, batch), run(small, batch)) for batch in batches)
-    return compare(pairs, vocabularies(dense))
+    return quality_of(pairs, vocabularies(dense))
 
 
-def compare(pairs: Iterable[tuple[Any, Any]], words: Collection[int] = ()) -> Quality:
+def quality_of(pairs: Iterable[tuple[Any, Any]], words: Collection[int] = ()) -> Quality:
     """Quality from the outputs themselves.
 
     Args:

@@ -46,12 +46,10 @@ class Stopwatch:
     Args:
         device: where the module runs.
         threads: CPU threads that one operation may use.
-        wall: read the wall clock on a CPU, whatever the number of threads.
     """
 
     device: torch.device
     threads: int
-    wall: bool = False
 
     @classmethod
     def here(cls, model: nn.Module, example: Example) -> Stopwatch:
@@ -65,7 +63,7 @@ class Stopwatch:
         """What is read: "thread CPU time", "wall clock" or "CUDA events"."""
         if self.device.type == "cuda":
             return "CUDA events"
-        alone = self.device.type == "cpu" and self.threads == 1 and not self.wall
+        alone = self.device.type == "cpu" and self.threads == 1
         return "thread CPU time" if alone else "wall clock"
 
     def __call__(self, module: nn.Module, example: Example) -> float:
@@ -132,27 +130,50 @@ def in_turns(
 
 
 @dataclass(frozen=True)
+class Latency:
+    """Time of one forward pass, in milliseconds.
+
+    Attributes:
+        median_ms: the median of the timed runs.
+        quartiles_ms: the first and third quartile, to show how noisy the machine is.
+        runs: how many runs were timed.
+        warmup: how many went before them, untimed.
+        threads: CPU threads that one operation may use.
+        device: where the model ran.
+        clock: what was read: "thread CPU time", "wall clock", "CUDA events", or "given".
+    """
+
+    median_ms: float
+    quartiles_ms: tuple[float, float]
+    runs: int
+    warmup: int
+    threads: int
+    device: str
+    clock: str
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A compressed model's time beside the dense one's.
 
     Attributes:
-        dense: seconds of a forward pass of the dense model, the median.
-        compressed: the same of the compressed one.
+        dense: time of a forward pass of the dense model.
+        compressed: the same of the compressed one, from the same rounds.
         ratio: median over the rounds of compressed / dense in the same round.
         rounds: how many there were.
         clock: what was read.
         threads: CPU threads that one operation may use.
     """
 
-    dense: float
-    compressed: float
+    dense: Latency
+    compressed: Latency
     ratio: float
     rounds: int
     clock: str
     threads: int
 
 
-def compare(
+def time_ratio(
     dense: nn.Module,
     compressed: nn.Module,
     example: Example,
@@ -173,20 +194,22 @@ def compare(
 
     Example:
         >>> small, large = nn.Linear(16, 4), nn.Linear(16, 4)
-        >>> compare(large, small, torch.zeros(1, 16)).rounds
+        >>> time_ratio(large, small, torch.zeros(1, 16)).rounds
         50
     """
     timer = Stopwatch.here(dense, example) if timer is None else timer
+    models = (dense, compressed)
     with torch.random.fork_rng():
-        a, b = in_turns([dense, compressed], example, timer, rounds=rounds, enough=enough, warmup=2)
-    return Comparison(
-        statistics.median(a),
-        statistics.median(b),
-        statistics.median(y / x for x, y in zip(a, b, strict=True)),
-        len(a),
-        timer.clock if isinstance(timer, Stopwatch) else "given",
-        torch.get_num_threads(),
+        runs = in_turns(models, example, timer, rounds=rounds, enough=enough, warmup=_WARMUP)
+    first, second = (
+        _latency(r, _WARMUP, _device(m, example), timer) for r, m in zip(runs, models, strict=True)
     )
+    ratio = statistics.median(y / x for x, y in zip(*runs, strict=True))
+    return Comparison(first, second, ratio, first.runs, first.clock, first.threads)
+
+
+_WARMUP = 2
+"""Rounds before those that count, where two models are compared."""
 
 
 @dataclass(frozen=True)
@@ -213,27 +236,6 @@ class LatencyCheck:
             f"({m.clock}, {m.threads} thread{'s' * (m.threads != 1)}, median of {m.rounds} "
             f"rounds), {self.predicted:.3f} predicted, {self.tries} plans timed"
         )
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Time of one forward pass, in milliseconds.
-
-    Attributes:
-        median_ms: the median of the timed runs.
-        quartiles_ms: the first and third quartile, to show how noisy the machine is.
-        runs: how many runs were timed.
-        warmup: how many went before them, untimed.
-        threads: CPU threads that one operation may use.
-        device: where the model ran.
-    """
-
-    median_ms: float
-    quartiles_ms: tuple[float, float]
-    runs: int
-    warmup: int
-    threads: int
-    device: str
 
 
 def measure_latency(
@@ -290,10 +292,10 @@ def compare_latency(
     with ExitStack() as stack:
         for device in set(devices):
             stack.enter_context(_unchanged_rng(device))
-        timer = Stopwatch(devices[0], torch.get_num_threads(), wall=True)
+        timer = Stopwatch(devices[0], torch.get_num_threads())
         rounds = (repeats, repeats)
         times = in_turns(models, example, timer, rounds=rounds, warmup=warmup)
-    return tuple(_latency(t, warmup, d) for t, d in zip(times, devices, strict=True))
+    return tuple(_latency(t, warmup, d, timer) for t, d in zip(times, devices, strict=True))
 
 
 def _check_runs(repeats: int, warmup: int) -> None:
@@ -303,10 +305,11 @@ def _check_runs(repeats: int, warmup: int) -> None:
         raise InputError("warmup", f"{warmup} is below 0", "pass 0 for no warm-up")
 
 
-def _latency(seconds: list[float], warmup: int, device: torch.device) -> Latency:
+def _latency(seconds: list[float], warmup: int, device: torch.device, timer: Timer) -> Latency:
     times = [1e3 * t for t in seconds]
     low, median, high = (
         statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
     )
     threads = torch.get_num_threads()
-    return Latency(median, (low, high), len(times), warmup, threads, str(device))
+    clock = timer.clock if isinstance(timer, Stopwatch) else "given"
+    return Latency(median, (low, high), len(times), warmup, threads, str(device), clock)

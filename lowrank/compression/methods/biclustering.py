@@ -21,7 +21,7 @@ from lowrank.compression.methods.shared.base import (
 )
 from lowrank.compression.methods.shared.error_curves import nested_curve
 from lowrank.compression.methods.shared.joint_search import fit_from
-from lowrank.compression.methods.shared.search import fit
+from lowrank.compression.methods.shared.search import fit_factors
 from lowrank.compression.network.own_stages import SelectStage
 from lowrank.compression.network.stages import Factor, LayerSpec, Stage
 from lowrank.decompositions.metric import Metric, identity
@@ -148,7 +148,9 @@ class BiClustering(Method):
         def start(metric: Metric) -> tuple[Factor, ...]:
             parts = self._clustered(spec, weight.to(metric.dtype), metric)
             engine = GroupSVD(self.in_clusters, self.rank)
-            found = fit(engine, parts.spec, parts.weight, parts.metric, seed=seed, max_iter=n)
+            found = fit_factors(
+                engine, parts.spec, parts.weight, parts.metric, seed=seed, max_iter=n
+            )
             return self._stages(spec, parts, *engine.weights(parts.spec, found.free, found.last))
 
         return fit_from(spec, self.stages(spec), weight, metric, start, max_iter=n)

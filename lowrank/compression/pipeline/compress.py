@@ -10,7 +10,7 @@ from torch import nn
 from lowrank.compression.calibration.settings import Calibration, calibration_of
 from lowrank.compression.gauges.memory import MemoryCheck, measure_memory
 from lowrank.compression.gauges.quality import Scorer, check_drop
-from lowrank.compression.gauges.timing import LatencyCheck, compare
+from lowrank.compression.gauges.timing import LatencyCheck, time_ratio
 from lowrank.compression.methods import MethodsLike
 from lowrank.compression.network.example import Example
 from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
@@ -194,9 +194,11 @@ def _checked(
     """The report with the finished model's time and memory beside what was asked for."""
     given = report.plan.budget
     if timed is not None:
-        found = compare(model, small, example)
+        found = time_ratio(model, small, example)
         check = LatencyCheck(given["latency"], timed.predicted, found, timed.tries)
-        report = replace(report, latency=check)
+        before = replace(report.dense, latency=found.dense)
+        after = replace(report.compressed, latency=found.compressed)
+        report = replace(report, latency=check, dense=before, compressed=after)
     if curves.memory is not None:
         dense, value = curves.memory.dense.total, given["memory"]
         limit = int(value * dense if value <= 1 else value)

@@ -170,6 +170,8 @@ class Report:
             InputError: another name.
         """
         name = "parameters" if measure == "params" else measure
+        if name == "latency_ms" and self.latency is not None:
+            return self.latency.measured.ratio  # of rounds in turns, as the budget was judged
         dense, small = self.dense.to_dict(), self.compressed.to_dict()
         if name not in dense:
             known = ", ".join(dense)
@@ -188,7 +190,7 @@ class Report:
         if self.quality is not None and not self.quality.held_out:
             notes.append("outputs are compared on the calibration examples: pass val= others")
         notes += [str(check) for check in (self.latency, self.memory) if check is not None]
-        ratio = self.kept("latency_ms") if self.latency is None else self.latency.measured.ratio
+        ratio = self.kept("latency_ms")
         if self.replaced and ratio is not None and ratio > 1:
             notes.append(
                 f"the compressed model runs {ratio:.2f} times as long as the dense one here: "
@@ -376,7 +378,7 @@ def _report_lines(report: Report) -> Iterator[str]:
     if timed is not None:
         yield (
             f"latency: median of {timed.runs} passes in turns on the example, "
-            f"{timed.device}, {timed.threads} thread{'s' if timed.threads != 1 else ''}"
+            f"{timed.device}, {timed.threads} thread{'s' if timed.threads != 1 else ''}, {timed.clock}"
         )
     if any(r.predicted_error is not None for r in report.replaced):
         on_data = any(row.fitted and "weights" not in row.fitted for row in report.replaced)

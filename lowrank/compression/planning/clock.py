@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from lowrank.compression.gauges.timing import Timer, compare
+from lowrank.compression.gauges.timing import Timer, time_ratio
 from lowrank.compression.methods import Method
 from lowrank.compression.network.example import Example
 from lowrank.compression.network.units import key_of
@@ -98,7 +98,7 @@ def plan_on_the_clock(
         if not plan.replaced:
             tried.append(Timed(plan, 1.0, 1.0, attempt - 1))
             break
-        found = compare(model, structure(model, plan), example, timer=timer)
+        found = time_ratio(model, structure(model, plan), example, timer=timer)
         tried.append(Timed(plan, curves.timing.ratio(_keyed(plan)), found.ratio, attempt))
         if SPENT * wanted <= found.ratio <= AIM * wanted:
             break

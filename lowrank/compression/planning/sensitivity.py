@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.calibration.statistics import Data
 from lowrank.compression.fitting.layerwise import replace_layers
-from lowrank.compression.gauges.quality import Scorer, compare, positions, score, vocabularies
+from lowrank.compression.gauges.quality import Scorer, positions, quality_of, score, vocabularies
 from lowrank.compression.network.cutting import batch_size
 from lowrank.compression.network.example import Example, run
 from lowrank.compression.network.prefix_cache import MEMORY, Reached, Replay
@@ -122,7 +122,7 @@ class _Outputs:
             (self._dense(k), self._replay.output(small, k, batch))
             for k, batch in enumerate(self.batches)
         )
-        found = compare(pairs, self._words)
+        found = quality_of(pairs, self._words)
         return found.loss if found.scores else found.relative_error**2
 
     def _dense(self, k: int) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lowrank.atomic import replacing
 from lowrank.compression.structure.history import build_structure, history
-from lowrank.compression.structure.int8 import packed, require_torchao, restore, unpacked
+from lowrank.compression.structure.int8 import packed, require_torchao, unpacked, write_int8
 from lowrank.compression.structure.plan import Plan
 from lowrank.errors import CheckpointError, PlanError
 
@@ -113,7 +113,7 @@ def load(path: str | Path, *, into: ModelT) -> ModelT:
     for plan in plans:
         build_structure(into, plan)
     into.load_state_dict(tensors, strict=True)
-    restore(into, parts)
+    write_int8(into, parts)
     return into
 
 

@@ -194,7 +194,7 @@ def packed(
     return rest, parts
 
 
-def restore(model: nn.Module, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+def write_int8(model: nn.Module, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Make weights int8 with just these parts, in place."""
     if not parts:
         return

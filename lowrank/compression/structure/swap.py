@@ -131,7 +131,7 @@ def restore_units(model: nn.Module, plan: Plan, originals: Mapping[str, nn.Modul
         restored: list[Tensor] = []
         for k, (view, owner) in enumerate(zip(unit.layers, unit.owners, strict=True)):
             weight = weights[len(restored)] if owner == k else restored[owner]
-            restore(model, view.name, view.module, weight)
+            put_dense(model, view.name, view.module, weight)
             if owner == k:
                 restored.append(weight_of(view.module))
 
@@ -161,7 +161,7 @@ def _folded(spec: LayerSpec, stages: Sequence[Stage], factors: Sequence[Factor])
     return compose(spec, stages, with_leaves(factors, found))
 
 
-def restore(model: nn.Module, name: str, shell: nn.Module, weight: Tensor) -> None:
+def put_dense(model: nn.Module, name: str, shell: nn.Module, weight: Tensor) -> None:
     """Put the dense layer, with this weight and the chain's bias, back where the chain is."""
     chain = model.get_submodule(name)
     assert isinstance(chain, nn.Sequential)

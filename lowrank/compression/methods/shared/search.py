@@ -60,7 +60,7 @@ class Searched(Protocol):
         """The canonical weights of the stages; `last` is (groups, out / groups, q)."""
 
 
-def fit(
+def fit_factors(
     method: Searched,
     spec: LayerSpec,
     weight: Tensor,
@@ -142,7 +142,7 @@ def fit_error(
     max_iter: int,
 ) -> float:
     """Squared error of a short fit, for curves."""
-    start = fit(method, spec, weight, metric, seed=seed, max_iter=0)
+    start = fit_factors(method, spec, weight, metric, seed=seed, max_iter=0)
     W, features = weight.flatten(2), partial(method.features, spec)
     found = _descent(W, metric, features, start.free, max_iter, level=start.error)
     return min(start.error, found.error)
@@ -158,5 +158,5 @@ def fit_stages(
     max_iter: int | None = None,
 ) -> tuple[Tensor, ...]:
     """The stages of `fit`, in the weight's type."""
-    found = fit(method, spec, weight, metric, seed=seed, max_iter=max_iter)
+    found = fit_factors(method, spec, weight, metric, seed=seed, max_iter=max_iter)
     return tuple(s.to(weight.dtype) for s in method.weights(spec, found.free, found.last))
