@@ -388,7 +388,7 @@ def test_a_report_reads_one_clock() -> None:
 
 def test_a_plan_after_an_unlucky_drop_is_drawn() -> None:
     found = iter([1.0])
-    small, report = lowrank.compress(NET, X[:1], max_drop=(lambda model: next(found, 0.0), 0.1))
+    _, report = lowrank.compress(NET, X[:1], max_drop=(lambda model: next(found, 0.0), 0.1))
     assert not report.plan.replaced
     assert "no smaller model loses at most 0.1" in str(report.plan["a"])
     matplotlib.use("agg")

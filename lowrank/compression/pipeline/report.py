@@ -378,7 +378,8 @@ def _report_lines(report: Report) -> Iterator[str]:
     if timed is not None:
         yield (
             f"latency: median of {timed.runs} passes in turns on the example, "
-            f"{timed.device}, {timed.threads} thread{'s' if timed.threads != 1 else ''}, {timed.clock}"
+            f"{timed.device}, {timed.threads} thread{'s' if timed.threads != 1 else ''}, "
+            f"{timed.clock}"
         )
     if any(r.predicted_error is not None for r in report.replaced):
         on_data = any(row.fitted and "weights" not in row.fitted for row in report.replaced)
