@@ -105,7 +105,8 @@ def certify(
     values, best = _best_dual(problem, _candidates(problem, c, r, dual))
     primal = _summed(problem, problem.loss.value(r)) + problem.penalty.value(_columns(c))
     violation = _violation(problem, r, problem.penalty.violation(_columns(c)))
-    residual = _columns(problem.operator.forward(c) - problem.y)
+    plain = problem.design is problem.operator and problem.only_dual is None
+    residual = r if plain else _columns(problem.operator.forward(c) - problem.y)
     price = problem.loss.violation(r) * problem.loss.price(best)
     return _certificate(problem, primal, values, violation, best, residual, price)
 
