@@ -13,7 +13,8 @@ from lowrank.errors import InputError
 from lowrank.linalg import as_working
 
 _RIDGE = 1e-10
-"""Relative to the diagonal: what keeps the small systems solvable where bricks repeat."""
+"""Relative to the diagonal, and at least the rounding of the type: what keeps the small systems
+solvable where bricks repeat."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,8 @@ def assemble(
         the alternation is k-means on lines (K-SVD with one atom, Aharon et al. 2006).
     """
     W = as_working(W, "bricks", min_dim=2)
+    metric = Metric(W.new_ones(1, W.shape[-1])) if metric is None else metric
+    W = metric.cast(W)
     if W.ndim != 2:
         raise InputError("bricks", f"shape {tuple(W.shape)}, need a matrix", "flatten it first")
     check_count(max_iter, "max_iter", 10**9, "bricks", least=0)
@@ -113,14 +116,12 @@ class _Problem:
     """The parts, their metric, and what one step needs of them.
 
     Args:
-        slices: (rows, s, d).
-        metric: of one group, or None.
+        slices: (rows, s, d), in the metric's type.
+        metric: of one group.
     """
 
-    def __init__(self, slices: Tensor, metric: Metric | None) -> None:
+    def __init__(self, slices: Tensor, metric: Metric) -> None:
         rows, s, d = slices.shape
-        if metric is None:
-            metric = Metric(slices.new_ones(1, s * d))
         self.slices, self.metric = slices, metric
         places = torch.arange(s * d, device=slices.device).reshape(s, d)
         self.diagonal = metric.C.ndim == 2
@@ -229,6 +230,7 @@ def _unit(X: Tensor) -> Tensor:
 
 
 def _ridged(A: Tensor) -> Tensor:
-    size = A.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(A.dtype).tiny)
+    info = torch.finfo(A.dtype)
+    size = A.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(info.tiny / info.eps)
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    return A + (_RIDGE * size)[..., None, None] * eye
+    return A + (max(_RIDGE, info.eps) * size)[..., None, None] * eye

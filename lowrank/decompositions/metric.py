@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,6 +21,10 @@ class Metric:
     With `C = E[x x^T]` and `G = E[g g^T]`, x an input and g a gradient at the output, this
     is the expected squared change of the output, weighted by what follows. Nothing here
     inverts C, which may be singular.
+
+    Whatever is fitted in a metric is computed in its `dtype`, that of C: this is the one place
+    where the precision of a layer's fits is decided. G and `space` are brought to it here,
+    weights by `cast`.
 
     Args:
         C: second moment of the inputs: (groups, d, d), or (groups, d) if diagonal; or, with
@@ -40,10 +44,24 @@ class Metric:
     G: Tensor | None = None
     space: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        for name, X in (("G", self.G), ("space", self.space)):
+            if X is not None and X.dtype != self.dtype:
+                object.__setattr__(self, name, X.to(self.dtype))
+
     @property
     def dtype(self) -> torch.dtype:
         """The type that is computed in: that of C."""
         return self.C.dtype
+
+    def cast(self, X: Tensor) -> Tensor:
+        """X in the type that is computed in.
+
+        Example:
+            >>> Metric(torch.ones(1, 2)).cast(torch.ones(2, dtype=torch.float64)).dtype
+            torch.float32
+        """
+        return X.to(self.dtype)
 
     def times(self, M: Tensor) -> Tensor:
         """M C for rows M of shape (groups, q, d)."""
@@ -57,7 +75,7 @@ class Metric:
 
     def error(self, difference: Tensor) -> float:
         """Squared error of W - W' of shape (groups, o, d)."""
-        D = difference.to(self.dtype)
+        D = self.cast(difference)
         left = D if self.G is None else self.G @ D
         return float((self.times(D) * left).sum())
 
@@ -89,12 +107,7 @@ class Metric:
 
     def to(self, dtype: torch.dtype) -> Metric:
         """The same metric, computed in another type."""
-        if dtype == self.dtype:
-            return self
-        parts = (self.C, self.G, self.space)
-        C, G, space = (None if X is None else X.to(dtype) for X in parts)
-        assert C is not None
-        return Metric(C, G, space)
+        return self if dtype == self.dtype else replace(self, C=self.C.to(dtype))
 
     def block(self, index: Tensor) -> Tensor:
         """C[index, index] of every group, for index (..., n) into d: (groups, ..., n, n)."""
@@ -132,7 +145,7 @@ def best_map(
 
     Source: the solution of reduced-rank regression, Izenman 1975.
     """
-    W = W.to(metric.dtype)
+    W = metric.cast(W)
     U, F = output_maps(W, metric, rank, product=product)
     return U, F @ W
 
@@ -143,14 +156,15 @@ def output_maps(
     """The U and F with which `best_map` is W' = U F W.
 
     Args:
-        W: (groups, o, d), in the metric's type.
+        W: (groups, o, d).
         metric: the error that is minimised.
         rank: 1..min(o, d).
         product: W C, where it is known.
 
     Returns:
-        U (groups, o, rank) and F (groups, rank, o).
+        U (groups, o, rank) and F (groups, rank, o), in the metric's type.
     """
+    W = metric.cast(W)
     X = metric.left(W)
     if X.shape[1] > X.shape[2]:  # the spectrum is that of the shorter side
         Q, R = torch.linalg.qr(X)
@@ -190,7 +204,7 @@ def input_directions(W: Tensor, metric: Metric, rank: int) -> Tensor:
         >>> input_directions(torch.eye(2)[None], Metric(torch.tensor([[4.0, 1.0]])), 1).abs()
         tensor([[[1., 0.]]])
     """
-    W = W.to(metric.dtype)
+    W = metric.cast(W)
     if W.shape[1] <= W.shape[2] or metric.space is not None:
         return best_map(W, metric, rank)[1]
     inner = W.mT @ W
@@ -218,7 +232,7 @@ def output_moment(W: Tensor, metric: Metric) -> Tensor:
 
 def fewest_outputs(W: Tensor, metric: Metric) -> Tensor:
     """R (groups, min(o, d), d) with R^T R = W^T G W: its errors without G are those of W."""
-    X = metric.left(W.to(metric.dtype))
+    X = metric.left(metric.cast(W))
     return torch.linalg.qr(X, mode="r").R if X.shape[1] > X.shape[2] else X
 
 
@@ -272,7 +286,7 @@ def _whitened(W: Tensor, metric: Metric, M: Tensor) -> Tensor:
     """G^1/2 W C M^T L^-T with L L^T = M C M^T."""
     MC = metric.times(M)
     scale, L = scaled_cholesky(MC @ M.mT)
-    N = metric.left(W.to(metric.dtype)) @ MC.mT * scale[:, None, :]
+    N = metric.left(metric.cast(W)) @ MC.mT * scale[:, None, :]
     return torch.linalg.solve_triangular(L, N.mT, upper=False).mT
 
 
@@ -337,12 +351,12 @@ def variable_projection(
 
     Source: Golub and Pereyra 1973.
     """
-    W = W.to(metric.dtype)
+    W = metric.cast(W)
     P = metric.times(W)
     GW = W if metric.G is None else metric.G @ W
     energy = float((P * GW).sum())
     free = [
-        s.detach().to(metric.dtype).clone(memory_format=torch.contiguous_format).requires_grad_()
+        metric.cast(s.detach()).clone(memory_format=torch.contiguous_format).requires_grad_()
         for s in start
     ]
     best: list[Projected] = []
@@ -392,11 +406,16 @@ _EXACT = 1e-4
 is none, and says nothing of other ranks."""
 
 
-def identity(weight: Tensor) -> Metric:
-    """The metric without data: the Frobenius norm."""
+def identity(weight: Tensor, dtype: torch.dtype = torch.float64) -> Metric:
+    """The metric without data: the Frobenius norm.
+
+    Args:
+        weight: canonical weight.
+        dtype: what is computed in; where a layer has a metric, that of the metric.
+    """
     g, _, *rest = weight.shape
     d = int(np.prod(rest))
-    return Metric(torch.ones(g, d, dtype=torch.float64, device=weight.device))
+    return Metric(torch.ones(g, d, dtype=dtype, device=weight.device))
 
 
 def energy(weight: Tensor, metric: Metric) -> float:

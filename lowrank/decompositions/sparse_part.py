@@ -35,6 +35,10 @@ _N_CG = (8, 3)
 """Conjugate-gradient steps that fit the kept entries; the fewer where each is long."""
 
 
+_LONG = 1e9
+"""Multiplications from which such a step is long."""
+
+
 TOL = 1e-3
 """Steps end where five of them gain less than this share of the error."""
 
@@ -101,6 +105,7 @@ def split_columns(W: Tensor, metric: Metric, kept: Tensor, places: int) -> Colum
         kept: (groups, n) channel numbers.
         places: columns of a channel.
     """
+    W = metric.cast(W)
     g, i = W.shape[0], W.shape[-1] // places
     free = torch.ones(g, i, dtype=torch.bool, device=W.device).scatter(1, kept, value=False)
     rest = free.nonzero()[:, 1].reshape(g, -1)
@@ -113,9 +118,10 @@ def split_columns(W: Tensor, metric: Metric, kept: Tensor, places: int) -> Colum
     C_kk, C_rk, C_rr = (
         _sub(metric.C, a, b) for a, b in ((columns, columns), (rows, columns), (rows, rows))
     )
-    ridge = 1e-12 * C_kk.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
+    ridge = max(1e-12, torch.finfo(W.dtype).eps) * C_kk.diagonal(dim1=1, dim2=2).mean(-1)
+    ridge = ridge.clamp_min(torch.finfo(W.dtype).tiny)[:, None, None]
     eye = torch.eye(C_kk.shape[-1], dtype=W.dtype, device=W.device)
-    carry = torch.linalg.solve(C_kk + ridge.clamp_min(1e-300) * eye, C_rk.mT).mT
+    carry = torch.linalg.solve(C_kk + ridge * eye, C_rk.mT).mT
     schur = C_rr - carry @ C_rk.mT
     left = Metric((schur + schur.mT) / 2, metric.G, metric.space)
     return ColumnSplit(kept, rest, W_k, W_r, left, carry)
@@ -135,6 +141,7 @@ def columns_curve(
         kept: (groups, n) channel numbers.
         places: columns of a channel.
     """
+    W = metric.cast(W)
     if metric.C.ndim == 2 or metric.space is not None:
         return split_columns(W, metric, kept, places).curve()
     k = _columns(kept, places)
@@ -164,9 +171,10 @@ def worst_columns(
         rank: of the map; 0 for none.
         product: W C, where it is known.
     """
+    W = metric.cast(W)
     i = W.shape[-1] // places
     index = torch.arange(i * places, device=W.device).reshape(i, places)
-    own = metric.block(index).to(W.dtype)  # (g, i, places, places)
+    own = metric.block(index)  # (g, i, places, places)
     WC = metric.times(W) if product is None else product
     D = W - _low(W, WC, metric, rank)
     kept = _worst(D, own, metric, n)
@@ -205,6 +213,7 @@ def worst_rows(moment: Tensor, metric: Metric, n: int, rank: int) -> Tensor:
         n: how many.
         rank: of the map; 0 for none.
     """
+    moment = metric.cast(moment)
     o = len(moment)
     rank = min(rank, o)
     own = moment.diagonal()
@@ -257,9 +266,10 @@ def low_rank_plus_masked(
 
     Source: Zhou and Tao 2011, section 2.1, in the metric.
     """
+    W = metric.cast(W)
     WC, best = metric.times(W), _Best(metric)
     zero = torch.zeros_like(W)
-    for S in (zero,) if start is None else (zero, start.to(W)):
+    for S in (zero,) if start is None else (zero, metric.cast(start)):
         SC = S if S is zero else metric.times(S)
         last: _Gap | None = None
         gains: list[float] = []
@@ -361,7 +371,7 @@ def _fitted(gap: _Gap, metric: Metric, mask: Tensor) -> tuple[Tensor, Tensor]:
     r = slope(gap.DC - SC)
     p = z = r / scale
     rz = (r * z).sum()
-    for _ in range(_N_CG[D.numel() * D.shape[-1] > 1e9]):
+    for _ in range(_N_CG[D.numel() * D.shape[-1] > _LONG]):
         if float(rz) <= 0:
             break
         pC = metric.times(p)

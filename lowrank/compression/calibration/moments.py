@@ -105,7 +105,7 @@ class Moments:
         if not seen:
             C = damped(C, self.share)
             space = None if space is None else damped(space[None])[0]
-        return Metric(C, self._weight(C) if weighted else None, space)
+        return Metric(C, self._weight() if weighted else None, space)
 
     def _mean_moment(self) -> Tensor:
         if self.space is None:
@@ -113,14 +113,14 @@ class Moments:
         folded = self.mean.unflatten(-1, (-1, self.space.shape[0]))  # (g, i, k)
         return folded @ folded.mT
 
-    def _weight(self, like: Tensor) -> Tensor | None:
+    def _weight(self) -> Tensor | None:
         if self.G is None or not self.G.any():  # or no gradient reaches the output
             return None
         size = self.G.diagonal(dim1=-2, dim2=-1).mean(-1)  # (g,)
         scaled = damped(self.G / size.mean(), 1e-2)
         eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
         felt = (size > 1e-9 * size.max())[:, None, None]  # a group that is not stays as it is
-        return torch.where(felt, scaled, eye).to(like.dtype)
+        return torch.where(felt, scaled, eye)
 
 
 def damped(C: Tensor, share: float | Tensor = DAMPING) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from lowrank.compression.calibration.calibrate import Calibrated, Loss, calibrate
 from lowrank.compression.calibration.downstream import Sink, find_sinks, norm_scale
 from lowrank.compression.calibration.goal import Goal
-from lowrank.compression.calibration.moments import Moments
 from lowrank.compression.gauges.quality import Scorer
 from lowrank.compression.network.cutting import held_out
 from lowrank.compression.network.example import Example
@@ -165,7 +164,7 @@ class Data:
         moments, view = self.calibrated.layers[name], self.views[name]
         if self.weighting != "outputs" and moments.G is not None:
             return moments.metric(weighted=True).G
-        return _of_norm(model, self.sinks.get(name, Sink()), view, moments)
+        return _of_norm(model, self.sinks.get(name, Sink()), view)
 
     def metric(self, model: nn.Module, name: str, *, seen: bool = False) -> Metric:
         """The metric of a layer's output error in the dense model.
@@ -184,12 +183,12 @@ class Data:
         view, moments = self.views[name], self.calibrated.layers[name]
         W = view.weight().flatten(2)
         plain = moments.metric(centred=self.centred(name))
-        normed = replace(plain, G=_of_norm(model, self.sinks.get(name, Sink()), view, moments))
+        normed = replace(plain, G=_of_norm(model, self.sinks.get(name, Sink()), view))
         positions = sum(c.batch * prod(view.spec.output_size(c.size)) for c in view.calls)
         outputs = max(normed.error(W), 0.0) * positions
         if moments.G is None:
             return Importance(outputs)
-        whole = replace(plain, G=moments.G.to(plain.dtype))
+        whole = replace(plain, G=moments.G)
         return Importance(outputs, max(0.5 * whole.error(W), 0.0))
 
     def importance_of_unseen(self, name: str) -> Importance:
@@ -224,7 +223,7 @@ def _bound(view: LayerView, modules: Mapping[str, nn.Module]) -> LayerView:
     return found
 
 
-def _of_norm(model: nn.Module, sink: Sink, view: LayerView, moments: Moments) -> Tensor | None:
+def _of_norm(model: nn.Module, sink: Sink, view: LayerView) -> Tensor | None:
     """Outputs are compared behind the batch norm: its scales squared on a diagonal."""
     scale = norm_scale(model, sink)
     if scale is None:
@@ -234,4 +233,4 @@ def _of_norm(model: nn.Module, sink: Sink, view: LayerView, moments: Moments) ->
     if not squares.any():  # its outputs go nowhere: as they are, for want of better
         return None
     floor = 1e-2 * squares.mean()
-    return torch.diag_embed(squares + floor).to(moments.mean.dtype)
+    return torch.diag_embed(squares + floor)

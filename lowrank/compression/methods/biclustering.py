@@ -108,7 +108,7 @@ class BiClustering(Method):
             if not ranks:
                 continue
             widest = cls(a, b, ranks[-1])
-            parts = widest._clustered(spec, weight.to(metric.dtype), metric, known)
+            parts = widest._clustered(spec, metric.cast(weight), metric, known)
             engine = GroupSVD(a, ranks[-1])
             (start,) = engine.starts(parts.spec, parts.weight, parts.metric, seed=seed)
             features = engine.features(parts.spec, start)
@@ -146,7 +146,7 @@ class BiClustering(Method):
         n = 20 if max_iter is None else min(20, max_iter)
 
         def start(metric: Metric) -> tuple[Factor, ...]:
-            parts = self._clustered(spec, weight.to(metric.dtype), metric)
+            parts = self._clustered(spec, metric.cast(weight), metric)
             engine = GroupSVD(self.in_clusters, self.rank)
             found = fit_factors(
                 engine, parts.spec, parts.weight, parts.metric, seed=seed, max_iter=n

@@ -131,7 +131,7 @@ def _filters(spec: LayerSpec, weight: Tensor, metric: Metric, n: int) -> Tensor:
     k = prod(kernel)
     places = torch.arange(i * k).reshape(i, k)
     own = metric.block(places)  # (g, i, K, K)
-    W = metric.left(weight.reshape(g, o, i * k).to(metric.dtype))
+    W = metric.left(metric.cast(weight.reshape(g, o, i * k)))
     slices = W.reshape(g, o, i, k).transpose(1, 2).flatten(0, 1)  # (g * i, o, K)
     V = input_directions(slices, Metric(own.flatten(0, 1)), n)  # (g * i, n, K)
     return V.reshape(g, i, n, k).transpose(1, 2)

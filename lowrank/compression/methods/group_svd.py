@@ -185,7 +185,7 @@ class GroupSVD(Method):
         """Leading directions of each subspace in its own metric: (g, rank, groups, n), nested."""
         _, _, i, *kernel = spec.weight_shape
         K, k = prod(kernel), self.groups
-        W = metric.left(weight.flatten(2).to(metric.dtype)).reshape(weight.shape)
+        W = metric.left(metric.cast(weight.flatten(2))).reshape(weight.shape)
         inputs = metric if self.fold == "kernel_first" else marginal(metric, spec, ())
         width = i * K if self.fold == "kernel_first" else i
         own = inputs.block(torch.arange(width).reshape(k, -1))  # (g, k, n, n)

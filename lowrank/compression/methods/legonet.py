@@ -80,7 +80,7 @@ class LegoNet(Method):
         metric: Metric | None = None,
     ) -> Iterable[tuple[LegoNet, float]]:
         metric = identity(weight) if metric is None else metric
-        W, whole = weight.to(metric.dtype), energy(weight, metric) or 1.0
+        W, whole = metric.cast(weight), energy(weight, metric) or 1.0
         single = metric.to(torch.float32)
         wide = spec.n_weights // spec.out_channels > _WIDE
         for method in _offered(spec, round_to, wide):
@@ -116,7 +116,7 @@ class LegoNet(Method):
         max_iter: int | None = None,
     ) -> tuple[Factor, ...]:
         def start(metric: Metric) -> tuple[Factor, ...]:
-            return self._assembled(spec, weight.to(metric.dtype), metric, max_iter=20)
+            return self._assembled(spec, metric.cast(weight), metric, max_iter=20)
 
         n = 40 if max_iter is None else min(40, max_iter)
         return fit_from(spec, self.stages(spec), weight, metric, start, max_iter=n)

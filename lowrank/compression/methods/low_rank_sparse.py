@@ -44,6 +44,11 @@ _WIDE = 2048
 _N_RANKS = 8
 
 
+_DEAR, _DEAREST = 1e8, 1e9
+"""Multiplications of an alternation from which curves of single weights try fewer densities, and
+from which one."""
+
+
 @dataclass(frozen=True)
 class LowRankSparse(Method):
     """y = L x + S x: a channel SVD of `rank` beside a sparse part of `density`.
@@ -174,9 +179,8 @@ class LowRankSparse(Method):
         if not self.kept(spec):
             svd = ChannelSVD(self.rank)
             return svd.factor(spec, weight, seed=seed, metric=metric, max_iter=max_iter)
-        plain = identity(weight)
-        metric = plain if metric is None else metric
-        W = weight.flatten(2).to(metric.dtype)
+        metric = identity(weight) if metric is None else metric
+        W, plain = metric.cast(weight.flatten(2)), identity(weight, metric.dtype)
         if self.sparsity == "channels":
             return self._fit_channels(spec, weight, W, metric, plain)
         if self.sparsity == "filters":
@@ -366,7 +370,7 @@ def _channel_curves(
 def _filter_curves(
     spec: LayerSpec, weight: Tensor, metric: Metric, round_to: int
 ) -> Iterator[tuple[LowRankSparse, float]]:
-    W = weight.flatten(2).to(metric.dtype)
+    W = metric.cast(weight.flatten(2))
     moment = (W @ metric.times(W).mT)[0]
     whole = energy(weight, metric) or 1.0
     for density in _densities(spec, spec.out_channels, (1 / 16, 1 / 8, 1 / 4)):
@@ -381,15 +385,15 @@ def _entry_curves(
     spec: LayerSpec, weight: Tensor, metric: Metric, round_to: int, seed: int
 ) -> Iterator[tuple[LowRankSparse, float]]:
     metric = metric.to(torch.float32)  # the alternation needs no more
-    W = weight.flatten(2).to(metric.dtype)
+    W = metric.cast(weight.flatten(2))
     whole = energy(weight, metric) or 1.0
     alone = [lost / whole for lost in tails(output_moment(W, metric))]
     work = W.numel() * sum(W.shape[1:])  # of one step
-    densities = (0.1, 0.2, 0.4, 0.05)[: 1 if work > 1e9 else 3 if work > 1e8 else 4]
+    densities = (0.1, 0.2, 0.4, 0.05)[: 1 if work > _DEAREST else 3 if work > _DEAR else 4]
     kinds: list[tuple[Sparsity, float]] = [("unstructured", d) for d in densities]
-    if W.shape[-1] % 4 == 0 and work <= 1e9:
+    if W.shape[-1] % 4 == 0 and work <= _DEAREST:
         kinds.append(("2:4", 0.5))
-    few = work > 1e8
+    few = work > _DEAR
     for sparsity, density in kinds:
         offered = [LowRankSparse(0, density, sparsity)]
         offered += [

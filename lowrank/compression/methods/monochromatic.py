@@ -71,7 +71,7 @@ class Monochromatic(Method):
     ) -> Iterable[tuple[Monochromatic, float]]:
         metric = identity(weight) if metric is None else metric
         whole = energy(weight, metric) or 1.0
-        W = weight.to(metric.dtype)
+        W = metric.cast(weight)
         for method in _offered(spec, round_to):
             found = method._start(spec, W, metric, n_steps=4)
             yield method, error_of(spec, method.stages(spec), found, W, metric) / whole
@@ -102,7 +102,7 @@ class Monochromatic(Method):
         max_iter: int | None = None,
     ) -> tuple[Factor, ...]:
         def start(metric: Metric) -> tuple[Factor, ...]:
-            return self._start(spec, weight.to(metric.dtype), metric, n_steps=_N_STEPS)
+            return self._start(spec, metric.cast(weight), metric, n_steps=_N_STEPS)
 
         n = 40 if max_iter is None else max_iter
         return fit_from(spec, self.stages(spec), weight, metric, start, max_iter=n)
@@ -196,7 +196,7 @@ def _read(W: Tensor, C: Tensor, colours: Tensor, m: int) -> tuple[Tensor, Tensor
     P = torch.einsum("ojl,bj->obl", WC, colours)  # (o, n, K)
     own = gram.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # (n, K, K)
     eye = torch.eye(K, dtype=W.dtype, device=W.device)
-    ridge = 1e-10 * own.diagonal(dim1=1, dim2=2).mean(-1).clamp_min(1e-300)
+    ridge = _ridge(own)
     inverse = torch.linalg.inv(own + ridge[:, None, None] * eye)
     left, chosen = P, torch.zeros(o, 0, dtype=torch.long, device=W.device)
     filters = W.new_zeros(o, 0, K)
@@ -218,7 +218,7 @@ def _solved(gram: Tensor, P: Tensor, chosen: Tensor) -> Tensor:
     A = gram[chosen[:, :, None], :, chosen[:, None, :]]  # (o, m, m, K, K)
     A = A.transpose(2, 3).reshape(o, m * K, m * K)
     eye = torch.eye(m * K, dtype=P.dtype, device=P.device)
-    ridge = 1e-10 * A.diagonal(dim1=1, dim2=2).mean(-1).clamp_min(1e-300)
+    ridge = _ridge(A)
     right = P[rows, chosen].reshape(o, m * K, 1)
     return torch.linalg.solve(A + ridge[:, None, None] * eye, right).reshape(o, m, K)
 
@@ -233,8 +233,15 @@ def _recoloured(
         F = filters[chosen == c] * weights[chosen == c, None].sqrt()
         moment = torch.einsum("kl,ikjl->ij", F.mT @ F, C)
         right = torch.einsum("ok,oik->i", F * weights[chosen == c, None].sqrt(), P[chosen == c])
-        ridge = 1e-10 * moment.diagonal().mean().clamp_min(1e-300)
+        ridge = _ridge(moment)
         eye = torch.eye(len(right), dtype=W.dtype, device=W.device)
         best = torch.linalg.solve(moment + ridge * eye, right)
         out[c] = best / best.norm().clamp_min(torch.finfo(W.dtype).tiny)
     return out
+
+
+def _ridge(A: Tensor) -> Tensor:
+    """What keeps a system (..., n, n) solvable: a share of its diagonal above rounding, (...)."""
+    info = torch.finfo(A.dtype)
+    size = A.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(info.tiny / info.eps)
+    return max(1e-10, info.eps) * size

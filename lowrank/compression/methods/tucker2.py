@@ -125,7 +125,7 @@ class Tucker2(Method):
         """The core (g, rank_out, rank_in, K) that is best after the given first stage."""
         M = spread(first, spec.kernel, ())  # (g, rank_in * K, i * K)
         MC = metric.times(M)
-        W = weight.flatten(2).to(metric.dtype)
+        W = metric.cast(weight.flatten(2))
         reduced = best_last(M, metric.times(W), MC)  # (g, o, rank_in * K)
         inner = Metric((MC @ M.mT + M @ MC.mT) / 2, metric.G)
         return best_map(reduced, inner, self.rank_out)[1].unflatten(-1, (self.rank_in, -1))

@@ -52,7 +52,7 @@ def first_stage(
     """
     folded = split_off(weight, axes)
     if metric.G is not None:  # weigh the outputs, each place alike
-        weighted = metric.left(weight.flatten(2).to(metric.dtype)).reshape(weight.shape)
+        weighted = metric.left(metric.cast(weight.flatten(2))).reshape(weight.shape)
         folded = split_off(weighted, axes)
     return input_directions(folded, marginal(metric, spec, axes), rank)
 

@@ -63,7 +63,7 @@ def refined(
         Factors in the metric's type.
     """
     start = cast_factors(factors, metric.dtype)
-    W = weight.flatten(2).to(metric.dtype)
+    W = metric.cast(weight.flatten(2))
     energy = metric.error(W)
     max_iter = min(max_iter, max(2, int(_WORK / (3 * W.numel() * W.shape[-1]))))
     if not max_iter or energy <= 0:
@@ -123,10 +123,10 @@ def fit_from(
         start: factors in a metric, with all that is discrete decided.
         max_iter: L-BFGS iterations of each refinement.
     """
-    plain = identity(weight)
+    plain = identity(weight) if metric is None else identity(weight, metric.dtype)
     found = refined(spec, stages, start(plain), weight, plain, max_iter=max_iter)
     if metric is not None:
-        W = weight.to(metric.dtype)
+        W = metric.cast(weight)
         starts = [cast_factors(f, metric.dtype) for f in (found, start(metric))]
         best = min(starts, key=lambda f: error_of(spec, stages, f, W, metric))
         found = refined(spec, stages, best, weight, metric, max_iter=max_iter)
