@@ -32,6 +32,9 @@ THRESHOLDS = {
 }
 
 
+BY_GRADIENTS = lowrank.Calibration(weighting="gradients")
+
+
 @pytest.fixture
 def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     """The type of a class of width, whose thresholds are moved."""
@@ -96,7 +99,8 @@ def test_every_method_serves_every_width(name: str, kind: str, width: torch.dtyp
     """The fit is computed in the type of the width and is as good as one in double."""
     net = _net(kind)
     x = _inputs(net)
-    curves = lowrank.measure(net, x[:1], methods=[name], only=["0"], data=x, weighting="gradients")
+    rules = lowrank.Rules(methods=name, only="0")
+    curves = lowrank.measure(net, x[:1], data=x, calibration=BY_GRADIENTS, rules=rules)
     assert curves.data is not None
     goal = curves.data.goal(net, "0")
     metric, spec = goal.metric, curves.data.views["0"].spec
@@ -118,9 +122,8 @@ def test_data_serves_on_both_sides_of_a_fan_in_of_2048(channels: int) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
     x = torch.randn(4, channels, 4, 4)
-    curves = lowrank.measure(
-        net.eval(), x[:1], methods=["low_rank_sparse"], data=x, weighting="gradients"
-    )
+    method = "low_rank_sparse"
+    curves = lowrank.measure(net.eval(), x[:1], methods=method, data=x, calibration=BY_GRADIENTS)
     small, report = lowrank.apply(net, curves.plan(params=0.5), data=curves.data)
     wanted = {227: torch.float64, 228: torch.float32}[channels]
     assert moments.working_dtype(_spec(net[0])) == wanted
