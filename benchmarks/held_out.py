@@ -129,7 +129,8 @@ def rows_of(names: list[str], pictures: Pictures) -> list[Row]:
     for cls in METHODS.values():
         for name in names:
             view = pictures.views[name]
-            if cls.supports(view.spec) is None and (half := half_of(cls, view)) is not None:
+            alone = "alone" in cls.serves and cls.supports(view.spec) is None
+            if alone and (half := half_of(cls, view)) is not None:
                 found.append(compared(view, *half, pictures))
     return found
 

@@ -99,9 +99,9 @@ def layer_input(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) ->
 
 
 def full_rank_methods(spec: LayerSpec) -> Iterator[Method]:
-    """Every method that serves the layer, at full rank, in every variant."""
+    """Every method that serves the layer by itself, at full rank, in every variant."""
     for cls in METHODS.values():
-        if cls.supports(spec) is None:
+        if "alone" in cls.serves and cls.supports(spec) is None:
             yield from cls.variants(spec)
 
 

@@ -43,8 +43,10 @@ class Fitting:
     def goals(self, names: Sequence[str]) -> tuple[list[Goal | None], str]:
         """What the layers of a unit should become, all on the same inputs, and how that was
         found, in words."""
-        found = [self.goal(name) for name in names]
-        goals, ways = [goal for goal, _ in found], [how for _, how in found]
+        places = {name: k for k, name in enumerate(self.data.views)}
+        running = sorted(names, key=lambda n: places.get(n, -1))
+        found = {name: self.goal(name, first=not k) for k, name in enumerate(running)}
+        goals, ways = [found[n][0] for n in names], [found[n][1] for n in names]
         if len(set(ways)) == 1:
             return goals, ways[0]
         why = next(how for how in ways if how != _BEHIND)
@@ -52,8 +54,11 @@ class Fitting:
             return [None] * len(names), why
         return [self.data.goal(self.dense, name) for name in names], why
 
-    def goal(self, name: str) -> tuple[Goal | None, str]:
-        """What a layer should become, and how that was found, in words."""
+    def goal(self, name: str, *, first: bool = True) -> tuple[Goal | None, str]:
+        """What a layer should become, and how that was found, in words.
+
+        Layers before it stay as they are, unless it is not the `first` of its unit.
+        """
         if (reason := self.data.reason(name)) is not None:
             return None, f"to its weights alone: {reason}"
         alone = self._alone(name)
@@ -63,6 +68,7 @@ class Fitting:
                 self.data.sinks.get(name, Sink()),
                 self.data.weight_of_outputs(self.dense, name),
                 centred=self.data.centred(name),
+                first=first,
             )
             if found is not None:
                 return found, _BEHIND

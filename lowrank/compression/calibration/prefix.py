@@ -44,7 +44,15 @@ class Prefix:
         self._replays = [Replay(m, len(self.batches), MEMORY // 2) for m in (dense, small)]
         self._seed = seed
 
-    def goal(self, view: LayerView, sink: Sink, G: Tensor | None, *, centred: bool) -> Goal | None:
+    def goal(
+        self,
+        view: LayerView,
+        sink: Sink,
+        G: Tensor | None,
+        *,
+        centred: bool,
+        first: bool = True,
+    ) -> Goal | None:
         """What the layer should do behind the compressed prefix; None if it is never reached,
         or not with as many examples, as where a router sends them elsewhere.
 
@@ -56,13 +64,14 @@ class Prefix:
             sink: where its output goes.
             G: second moment of its output gradients, as `Metric` takes it, or None.
             centred: its bias or batch norm takes the mean.
+            first: no layer before it is yet to be replaced together with it.
         """
         sums = Sums(view.spec, targets=True)
         generator = torch.Generator().manual_seed(self._seed)
         scale = norm_scale(self.dense, sink)
         for k, batch in enumerate(self.batches):
-            wanted = self._reach(0, k, batch, view, sink)
-            given = self._reach(1, k, batch, view, sink)
+            wanted = self._reach(0, k, batch, view, sink, first=True)
+            given = self._reach(1, k, batch, view, sink, first=first)
             if wanted is None or given is None or wanted.input.shape != given.input.shape:
                 return None
             target = wanted.output
@@ -75,13 +84,13 @@ class Prefix:
         return _goal(view, sums, G, centred) if sums.n else None
 
     def _reach(
-        self, which: int, k: int, batch: Example, view: LayerView, sink: Sink
+        self, which: int, k: int, batch: Example, view: LayerView, sink: Sink, *, first: bool
     ) -> _Reach | None:
         model = (self.dense, self.small)[which]
         module = model.get_submodule(view.name)
         norm = None if sink.norm is None else model.get_submodule(sink.norm)
         replay = self._replays[which]
-        reach = _Reach(module, norm, sink.added, replay.mark)
+        reach = _Reach(module, norm, sink.added, replay.mark if first else lambda: None)
         with reach:
             ended = replay.run(k, batch)
         return reach if ended else None

@@ -153,8 +153,11 @@ def train_blocks(
         if not calls:
             continue
         trained = _trained(small, block, layers if only_factors else None)
-        if trained:
-            found[str(block)] = _train(block.of(small), calls, trained, steps, lr, generator)
+        modules = block.of(small)
+        with _evaluating(modules):  # a factor that layers share may run behind its last module
+            same = _output(modules, calls[0]).shape == calls[0].target.shape
+        if trained and same:
+            found[str(block)] = _train(modules, calls, trained, steps, lr, generator)
     return found
 
 

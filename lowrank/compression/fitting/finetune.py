@@ -19,8 +19,7 @@ from lowrank.compression.fitting.distillation import Loss, Objective, check_hint
 from lowrank.compression.fitting.relaxation import relaxed
 from lowrank.compression.fitting.trainer import _Best, _seeded, _Trainer, _training
 from lowrank.compression.network.batches import Batches
-from lowrank.compression.structure.choices import Dense
-from lowrank.compression.structure.history import form_of, history
+from lowrank.compression.structure.history import factors_in, form_of
 from lowrank.compression.structure.int8 import int8_layers
 from lowrank.errors import InputError
 from lowrank.progress import Progress
@@ -256,17 +255,11 @@ def _trained(model: nn.Module, only_factors: bool) -> list[nn.Parameter]:
     """The parameters to train."""
     parts = [model]
     if only_factors:
-        names = {
-            name: None
-            for applied in history(model)
-            for name, row in applied.plan.layers.items()
-            if not isinstance(row.choice, Dense)
-        }
-        if not names:
+        parts = factors_in(model)
+        if not parts:
             raise InputError(
                 "only_factors", "the model holds no factorized layer", "pass what apply returned"
             )
-        parts = [model.get_submodule(name) for name in names]
     trained = {p: n for part in parts for n, p in part.named_parameters() if p.requires_grad}
     if not trained:
         raise InputError("model", "no parameter requires a gradient", "unfreeze what is to learn")

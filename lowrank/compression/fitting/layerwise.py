@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from lowrank.compression.calibration.goal import Goal
 from lowrank.compression.calibration.goals import Fitting, How
 from lowrank.compression.calibration.statistics import Data
 from lowrank.compression.methods import Method
+from lowrank.compression.methods.shared.base import Joint, Target
+from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.own_stages import bias_holder
 from lowrank.compression.network.stages import compose
 from lowrank.compression.network.units import Parts, Unit, owners_of
@@ -69,7 +72,8 @@ def replace_layers(
                 progress(unit.layers[0].name, done, len(units))
             names = owners_of(unit)
             goals, fitted = _goals(fitting, names)
-            made = factorize(unit, method, plan.seed, goals, max_iter)
+            counts = _importance(data, model, names)
+            made = factorize(unit, method, plan.seed, goals, max_iter, counts)
             install_unit(small, unit, made.parts, originals)
             for name, goal, weight, error in zip(
                 names, goals, made.weights, made.errors, strict=True
@@ -87,6 +91,13 @@ def replace_layers(
 def _goals(fitting: Fitting | None, names: Sequence[str]) -> tuple[Sequence[Goal | None], str]:
     """What the layers of a unit should become, and how that was found, in words."""
     return ([None] * len(names), "to its weights") if fitting is None else fitting.goals(names)
+
+
+def _importance(data: Data | None, model: nn.Module, names: Sequence[str]) -> list[float]:
+    """What an error as large as each layer's whole output counts, where there are several."""
+    if data is None or len(names) == 1:
+        return [1.0] * len(names)
+    return [data.importance(model, name).weight(0.5) for name in names]
 
 
 def take_mean(small: nn.Module, name: str, shift: Tensor, norm: str | None) -> None:
@@ -123,18 +134,30 @@ def factorize(
     seed: int,
     goals: Sequence[Goal | None],
     max_iter: int | None,
+    counts: Sequence[float],
 ) -> Replacement:
     """The stages that replace a unit, closest to its layers' weights or to their goals."""
-    view = unit.layers[0]
-    (goal,) = goals
-    wide_type = torch.promote_types(view.parameter.dtype, torch.float32)
-    W = view.weight() if goal is None else goal.weight.to(wide_type)
-    stages, metric = method.stages(unit.spec), None if goal is None else goal.metric
-    factors = method.factor(unit.spec, W, seed=seed, metric=metric, max_iter=max_iter)
-    made = compose(unit.spec, stages, factors)
+    owners = [view for k, view in enumerate(unit.layers) if unit.owners[k] == k]
+    targets = [
+        Target(_aim(view, goal), None if goal is None else goal.metric, count)
+        for view, goal, count in zip(owners, goals, counts, strict=True)
+    ]
+    stages, spec = method.stages(unit.spec), unit.spec
+    if len(targets) > 1:
+        factors = cast(Joint, method).factor_together(targets)  # as `serves` promises
+    else:
+        W, metric = targets[0].weight, targets[0].metric
+        factors = method.factor(spec, W, seed=seed, metric=metric, max_iter=max_iter)
+    made = unit.split(compose(spec, stages, factors))
     parts = unit.build(stages)
     unit.write(parts, stages, factors)
-    return Replacement(parts, (made,), (_relative(W, made, metric),))
+    errors = [_relative(t.weight, m, t.metric) for t, m in zip(targets, made, strict=True)]
+    return Replacement(parts, made, tuple(errors))
+
+
+def _aim(view: LayerView, goal: Goal | None) -> Tensor:
+    wide_type = torch.promote_types(view.parameter.dtype, torch.float32)
+    return view.weight() if goal is None else goal.weight.to(wide_type)
 
 
 def _relative(W: Tensor, made: Tensor, metric: Metric | None) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import stdev
@@ -17,6 +17,7 @@ from lowrank.compression.gauges.quality import compare_on, quality_of, vocabular
 from lowrank.compression.network.batches import Batch, mixable
 from lowrank.compression.network.cutting import batch_size, split_batches
 from lowrank.compression.network.example import Example, run
+from lowrank.compression.structure.history import history
 from lowrank.progress import Progress
 
 _BATCH = 32
@@ -209,7 +210,7 @@ def distil(
             epochs=-(-steps // len(batches)),
             lr=lr * min(1.0, max(found.relative_error, 1e-3) / _FAR),
             loss="kl" if found.scores else "mse",
-            hints=_hints(teacher, layers, batches),
+            hints=_hints(teacher, layers, batches, _hosts(small)),
             hint_weight=30.0,
             mix=all(map(mixable, batches)),
             recalibrate=False,
@@ -245,10 +246,17 @@ def _joined(batches: Sequence[Example]) -> Any:
     return torch.cat(tensors) if same else [Batch(batch, None) for batch in batches]
 
 
-def _hints(teacher: nn.Module, layers: Sequence[str], batches: Sequence[Example]) -> list[str]:
+def _hosts(model: nn.Module) -> set[str]:
+    """The modules behind which factors run, so that they give another output than before."""
+    return {host for applied in history(model) for host in applied.plan.hosts}
+
+
+def _hints(
+    teacher: nn.Module, layers: Sequence[str], batches: Sequence[Example], hosts: Collection[str]
+) -> list[str]:
     """The last modules of the blocks, where they give a single tensor, once, in every batch,
     and for every example, which experts behind a router do not."""
-    names = [b.names[-1] for b in find_blocks(teacher, layers)]
+    names = [n for b in find_blocks(teacher, layers) if (n := b.names[-1]) not in hosts]
     seen: dict[str, list[Any]] = {name: [] for name in names}
     handles = [
         teacher.get_submodule(n).register_forward_hook(lambda m, i, out, n=n: seen[n].append(out))

@@ -15,6 +15,7 @@ from lowrank.compression.methods.legonet import LegoNet
 from lowrank.compression.methods.low_rank_sparse import LowRankSparse
 from lowrank.compression.methods.monochromatic import Monochromatic
 from lowrank.compression.methods.shared.base import OPTIONAL, Method
+from lowrank.compression.methods.shared_input import SharedInputSVD
 from lowrank.compression.methods.spatial_svd import SpatialSVD
 from lowrank.compression.methods.tensor_train import TensorTrain
 from lowrank.compression.methods.tucker2 import Tucker2
@@ -32,6 +33,7 @@ __all__ = [
     "Method",
     "MethodsLike",
     "Monochromatic",
+    "SharedInputSVD",
     "SpatialSVD",
     "TensorTrain",
     "Tucker2",
@@ -55,6 +57,7 @@ METHODS: dict[str, type[Method]] = {
     "monochromatic": Monochromatic,
     "biclustering": BiClustering,
     "legonet": LegoNet,
+    "shared_input_svd": SharedInputSVD,
 }
 """Every method of the library by the name that plans and the command line use."""
 

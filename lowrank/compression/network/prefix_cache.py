@@ -26,7 +26,8 @@ class Replay:
 
     A pass over a batch is ended by raising `Reached`. Whatever module had finished when
     `mark` was called is remembered with its output, the outermost ones only, and gives that
-    output at once in the next pass. So nothing that had finished by then may change later.
+    output at once in the next pass. So nothing that had finished by then may change later. A
+    pass without a mark leaves what is remembered as it is.
 
     Args:
         model: the network.
@@ -39,17 +40,18 @@ class Replay:
         self._known: list[dict[Key, Any]] = [{} for _ in range(n_batches)]
         self._bytes = [0] * n_batches
         self._finished: list[tuple[Key, Any]] = []
-        self._marked: list[tuple[Key, Any]] = []
+        self._marked: list[tuple[Key, Any]] | None = None
 
     def run(self, k: int, batch: Example) -> bool:
         """Run batch k; True if a `Reached` ended the pass, False if the model came to its end."""
-        self._finished, self._marked = [], []
+        self._finished, self._marked = [], None
         with evaluating(self.model), _wrapped(self.model, self._known[k], self._finished):
             try:
                 call(self.model, batch)
                 return False
             except Reached:
-                self._remember(k, self._marked)
+                if self._marked is not None:
+                    self._remember(k, self._marked)
                 return True
 
     def mark(self) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +26,8 @@ from lowrank.compression.network.example import Example, check, run
 from lowrank.compression.network.layers import LayerView, is_transposed_linear, own_shapes, spec_of
 from lowrank.compression.network.own_stages import is_int8
 from lowrank.compression.network.stages import Call
-from lowrank.compression.network.units import Alone, TiedTable, Unit
+from lowrank.compression.network.tensors import tensors
+from lowrank.compression.network.units import Alone, SameInput, TiedTable, Unit
 from lowrank.errors import InputError
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -36,6 +40,8 @@ class Scan:
     Args:
         units: the replaceable layers, in the order in which the example ran them, each in
             one unit; an output head goes with the embedding whose table it reads.
+        same_input: linear layers among them that read the same input in every call, which
+            may be replaced together as well.
         reasons: name of every other module that holds parameters -> why it stays dense.
         kinds: name of every module of the two above -> its class name.
         shapes: name of every module of the two above -> shapes of its own parameters.
@@ -45,6 +51,7 @@ class Scan:
     reasons: dict[str, str]
     kinds: dict[str, str]
     shapes: dict[str, dict[str, tuple[int, ...]]]
+    same_input: tuple[SameInput, ...] = ()
 
     @property
     def views(self) -> tuple[LayerView, ...]:
@@ -57,6 +64,34 @@ class Scan:
         return tuple(self.kinds)
 
 
+class _Tensors:
+    """Tensors by numbers that are given once, without keeping them alive; and who made them."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._makers: dict[int, int] = {}
+        self._n = 0
+
+    def number(self, tensor: Tensor) -> int:
+        known = self._known.get(id(tensor))
+        if known is None or known[0]() is not tensor:
+            self._n += 1
+            known = self._known[id(tensor)] = weakref.ref(tensor), self._n
+        return known[1]
+
+    def made(self, module: nn.Module, output: Any) -> None:
+        """Note who gives a tensor; the last one to do so counts."""
+        if isinstance(output, Tensor):
+            self._makers[self.number(output)] = id(module)
+
+    def read(self, tensor: Tensor) -> _Read | None:
+        """What is read now; None for a tensor whose changes torch does not count."""
+        if tensor.is_inference():
+            return None
+        number = self.number(tensor)
+        return _Read(number, tensor._version, self._makers.get(number))
+
+
 @dataclass
 class _Watch:
     """What the run of the example showed, by the id of the module."""
@@ -65,6 +100,19 @@ class _Watch:
     reasons: dict[int, str] = field(default_factory=dict)
     readers: dict[int, tuple[str, str]] = field(default_factory=dict)
     order: list[int] = field(default_factory=list)
+    reads: dict[int, list[_Read | None]] = field(default_factory=dict)
+    tensors: _Tensors = field(default_factory=lambda: _Tensors())
+    output: Any = None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The tensor that a layer was called with: which, how often it had been changed in place by
+    then, and the module that gave it."""
+
+    tensor: int
+    version: int
+    maker: int | None
 
 
 def scan(model: nn.Module, example: Example) -> Scan:
@@ -101,11 +149,13 @@ def scan(model: nn.Module, example: Example) -> Scan:
     }
     order = {id_: i for i, id_ in enumerate(watch.order)}
     units = _units(model, views, reasons)
+    alone = [unit.layer for unit in units if isinstance(unit, Alone)]
     return Scan(
         units=tuple(sorted(units, key=lambda u: order[id(u.layers[0].module)])),
         reasons={name: reasons[name] for name in modules if name in reasons},
         kinds={name: type(m).__name__ for name, m in modules.items()},
         shapes={name: own_shapes(m) for name, m in modules.items()},
+        same_input=_same_input(model, example, alone, watch, held),
     )
 
 
@@ -262,6 +312,8 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
         # kwargs and output; after an exception torch passes neither, and the run ends anyway
         if len(rest) == 2 and id(module) in watched:
             _record_call(watch, module, args, *rest)  # still running: our reads are its own
+        if len(rest) == 2:
+            watch.tensors.made(module, rest[1])
         if running and running[-1] is module:
             running.pop()
 
@@ -283,7 +335,7 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
         # torch's own handle forgets this entry, and torch.compile then warns of global hooks
         stack.callback(torch_module._global_forward_hooks_with_kwargs.pop, after.id, None)
         stack.enter_context(_attribute_reads(candidates.values(), read))
-        run(model, example)
+        watch.output = run(model, example)
     return watch
 
 
@@ -314,6 +366,7 @@ def _record_call(watch: _Watch, module: nn.Module, args: Any, kwargs: Any, outpu
         watch.reasons[key] = "it is called with more than one tensor (output_size, for example)"
         return
     calls.append(_call(module, inputs[0]))
+    watch.reads.setdefault(key, []).append(watch.tensors.read(inputs[0]))
     if key not in watch.reasons and not _behaves_as_plain(module, inputs[0], output):
         watch.reasons[key] = f"{type(module).__name__} does more than its base class's forward"
 
@@ -422,3 +475,125 @@ def _embedding_and_head(views: list[LayerView]) -> TiedTable | None:
         return None
     embedding, head = sorted(views, key=lambda v: v.spec.kind)
     return None if is_transposed_linear(head.module) else TiedTable(embedding, head)
+
+
+def _same_input(
+    model: nn.Module,
+    example: Example,
+    views: Sequence[LayerView],
+    watch: _Watch,
+    held: Mapping[int, str],
+) -> tuple[SameInput, ...]:
+    """Linear layers that are called with the very same tensors, in the model's order."""
+    readers: dict[tuple[tuple[int, int], ...], list[LayerView]] = {}
+    for view in views:
+        reads = [r for r in watch.reads[id(view.module)] if r is not None]
+        if view.spec.kind == "linear" and len(reads) == len(view.calls):
+            readers.setdefault(tuple((r.tensor, r.version) for r in reads), []).append(view)
+    names = {id(m): name for name, m in model.named_modules()}
+    found = []
+    for layers in readers.values():
+        if len(layers) > 1 and len({(v.parameter.dtype, v.parameter.device) for v in layers}) == 1:
+            makers = {r.maker for v in layers for r in watch.reads[id(v.module)] if r is not None}
+            maker = makers.pop() if len(makers) == 1 else None
+            behind = None if maker is None or maker in held else names.get(maker)
+            found.append(SameInput(tuple(layers), behind))
+    return _only_readers(model, example, found, watch)
+
+
+def _only_readers(
+    model: nn.Module, example: Example, units: Sequence[SameInput], watch: _Watch
+) -> tuple[SameInput, ...]:
+    """The units, of which only those keep the module that makes their input whose layers are
+    all that reads it, its width included: behind it a shared factor can run once.
+
+    That is asked of the model: the module gives further channels of noise, which the layers
+    leave out, and nothing may change. All units are tried at once; where they fail, those of
+    each kind by themselves.
+    """
+    times = Counter(unit.behind for unit in units)
+    could = [
+        u
+        for u in units
+        if u.behind is not None and times[u.behind] == 1 and is_plain(model.get_submodule(u.behind))
+    ]
+    good: list[SameInput] = []
+    if could and _unmoved(model, example, could, watch.output):
+        good = could
+    elif could:
+        kinds: dict[object, list[SameInput]] = {}
+        for unit in could:
+            kinds.setdefault(_kind(model, unit), []).append(unit)
+        for alike in kinds.values() if len(kinds) > 1 else ():
+            good += alike if _unmoved(model, example, alike, watch.output) else []
+    return tuple(u if u in good else SameInput(u.layers) for u in units)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module holds no layer of its own, and can stand in an `nn.Sequential`."""
+    return all(p.ndim < 2 for p in module.parameters()) and not parametrize.is_parametrized(module)
+
+
+def _kind(model: nn.Module, unit: SameInput) -> object:
+    """Units of equal kinds stand at the same place in modules of the same class."""
+    paths = [view.name.rpartition(".") for view in unit.layers]
+    return tuple((type(model.get_submodule(parent)), last) for parent, _, last in paths)
+
+
+_MORE = 3
+"""Channels of noise that an input gets."""
+
+
+def _unmoved(model: nn.Module, example: Example, units: Sequence[SameInput], expected: Any) -> bool:
+    """Whether the model gives the same when these units' inputs are wider than they were."""
+    rng = torch.Generator().manual_seed(0)
+    inside: list[nn.Module] = []
+    read: list[nn.Module] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        inside.append(module)
+
+    def widen(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        inside.remove(module)
+        noise = torch.randn(*output.shape[:-1], _MORE, generator=rng)
+        size = output.detach().abs().amax() if output.numel() else 1.0
+        return torch.cat([output, (noise.to(output) + 1) * size], dim=-1)
+
+    def note(module: nn.Module, name: str) -> None:
+        if module not in inside:  # a Sequential in its place would have no such parameter
+            read.append(module)
+
+    makers = {unit.behind: model.get_submodule(unit.behind or "") for unit in units}
+    with ExitStack() as stack:
+        for unit in units:
+            for view in unit.layers:
+                handle = view.module.register_forward_pre_hook(
+                    partial(_cut, width=view.spec.in_channels), with_kwargs=True
+                )
+                stack.callback(handle.remove)
+        for module in makers.values():
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(widen).remove)
+        stack.enter_context(_attribute_reads(makers.values(), note))
+        try:
+            found = run(model, example)
+        except InputError:
+            return False
+    return not read and _all_equal(found, expected)
+
+
+def _cut(module: nn.Module, args: Any, kwargs: Any, *, width: int) -> tuple[Any, Any]:
+    def cut(x: Any) -> Any:
+        return x[..., :width].contiguous() if isinstance(x, Tensor) else x
+
+    return tuple(map(cut, args)), {k: cut(v) for k, v in kwargs.items()}
+
+
+def _all_equal(found: Any, expected: Any) -> bool:
+    pairs = list(zip(tensors(found), tensors(expected), strict=False))
+    return len(tensors(found)) == len(tensors(expected)) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
+        if a.is_floating_point()
+        else torch.equal(a, b)
+        for a, b in pairs
+    )

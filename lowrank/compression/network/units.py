@@ -8,7 +8,7 @@ places, which of it is shared, and what that costs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol, TypeAlias
 
@@ -264,6 +264,15 @@ class SameInput:
             out_channels=sum(s.out_channels for s in specs),
             bias=any(s.bias for s in specs),
         )
+
+    def of(self, names: Collection[str]) -> SameInput | None:
+        """The unit of some of the layers; None if fewer than two are among them.
+
+        Behind what makes the input a factor can run for all of them or for none.
+        """
+        some = tuple(view for view in self.layers if view.name in names)
+        behind = self.behind if len(some) == len(self.layers) else None
+        return SameInput(some, behind) if len(some) > 1 else None
 
     def rebound(self, layers: Sequence[LayerView]) -> SameInput:
         return SameInput(tuple(layers), self.behind)

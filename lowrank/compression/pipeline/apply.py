@@ -236,7 +236,7 @@ def _made(
     from lowrank.compression.fitting.blocks import STEPS  # which trains, a floor above
     from lowrank.compression.fitting.refine import refine, try_out
 
-    steps, layers = STEPS if steps is True else steps, list(plan.replaced)
+    steps, layers = STEPS if steps is True else steps, [*plan.replaced, *plan.hosts]
     part, held = known.parted(model)
     trial = None
     if held:

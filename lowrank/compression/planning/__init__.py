@@ -1,1 +1,1 @@
-"""What a budget buys: candidates, curves, plans."""
+"""What is chosen for every unit of a network: budgets, candidates, and the search among them."""

@@ -36,6 +36,7 @@ class Candidate:
             the layer's output. Of several layers the sum.
         int8: its linear layers are quantized; the cost and the error are those of that.
         shares: what each layer has of it, where the unit holds several.
+        others: the unit's further layers.
     """
 
     layer: str
@@ -44,6 +45,12 @@ class Candidate:
     error: float
     int8: bool = False
     shares: tuple[Share, ...] = ()
+    others: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that it covers."""
+        return (self.layer, *self.others)
 
 
 @dataclass(frozen=True)

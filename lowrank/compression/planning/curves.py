@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from lowrank.compression.gauges.memory import Peaks
 from lowrank.compression.network.stages import Cost
 from lowrank.compression.planning.budget import Budget, budget_of
 from lowrank.compression.planning.candidates import Candidate, Curve, Share, Whole
-from lowrank.compression.planning.knapsack import Choices, choose, smallest
+from lowrank.compression.planning.groups import Group, choose_grouped, least
+from lowrank.compression.planning.knapsack import Choices, smallest
 from lowrank.compression.planning.layer_times import Timing
 from lowrank.compression.structure.choices import Dense, PlannedLayer, Tied
 from lowrank.compression.structure.plan import Plan
@@ -36,6 +37,7 @@ class Curves:
         data: what was found out from data; None where errors are those of the weights.
         timing: how long the candidates take; None where that was not asked for.
         memory: what the model holds while it runs; None where that was not asked for.
+        joint: what several of the layers may become together, beside their own curves.
     """
 
     curves: tuple[Curve, ...]
@@ -47,6 +49,7 @@ class Curves:
     data: Data | None = field(default=None, compare=False, repr=False)
     timing: Timing | None = field(default=None, compare=False, repr=False)
     memory: Peaks | None = field(default=None, compare=False, repr=False)
+    joint: tuple[Curve, ...] = ()
 
     def plot(
         self, layers: Sequence[str] | None = None, *, method: str = "channel_svd", ax: Any = None
@@ -152,19 +155,17 @@ class Curves:
         if exponent is None:
             exponent = 0.5 if self.calibration.exponent is None else self.calibration.exponent
         check_exponent(exponent)
-        offers = [self._offer(curve, budget.names, exponent) for curve in self.curves]
+        offers = {c.layer: self._offer(c, budget.names, exponent) for c in self.curves}
+        joint = [self._joint_offer(c, budget.names, exponent) for c in self.joint]
         fixed = np.array(budget.wholes, float)
         fixed -= np.sum([self._dense(c, budget.names) for c in self.curves], axis=0)
-        choices = [offer.choices for offer in offers]
-        picked = choose(choices, np.array(budget.limits) - fixed)
+        picked = _picked(offers, joint, np.array(budget.limits) - fixed)
         if picked is None and budget.names == ("latency",):
-            picked = _all_dense(offers)
+            picked = _all_dense(offers, joint)
         if picked is None:
-            _refuse(budget, fixed + smallest(choices))
-        taken = {
-            c.layer: offer.options[p] or Dense(_why_dense(c, offer, budget))
-            for c, offer, p in zip(self.curves, offers, picked, strict=True)
-        }
+            _refuse(budget, fixed + _least(offers, joint))
+        why = {c.layer: _why_dense(c, offers[c.layer], budget) for c in self.curves}
+        taken = {layer: option or Dense(why[layer]) for layer, option in picked.items()}
         return self._planned(taken, budget.given)
 
     def dense(self, reason: str, given: Mapping[str, float]) -> Plan:
@@ -183,9 +184,14 @@ class Curves:
             name: PlannedLayer(self.kinds[name], self.shapes[name], Dense(reason))
             for name, reason in self.reasons.items()
         }
+        together = {c.layers: c for c in (*self.curves, *self.joint)}
         for curve in self.curves:
-            for name, row in _rows(curve, taken[curve.layer]).items():
-                rows[name] = replace(row, kind=self.kinds[name], shapes=self.shapes[name])
+            if curve.layer in taken:
+                choice = taken[curve.layer]
+                covered = choice.layers if isinstance(choice, Candidate) else curve.layers
+                rows |= _rows(together[covered], choice)
+        rows = {n: replace(r, kind=self.kinds[n], shapes=self.shapes[n]) for n, r in rows.items()}
+        rows |= _with_guests(rows)
         layers = {name: rows[name] for name in self.kinds}
         return Plan(layers, self.total, dict(given), self.calibration.seed)
 
@@ -235,6 +241,18 @@ class Curves:
             columns.append(column)
         return np.stack(columns, axis=1)
 
+    def _joint_offer(self, curve: Curve, names: Sequence[str], exponent: float) -> _Joint:
+        """The joint candidates of layers that also stand alone, smaller in every measure."""
+        apart = {c.layer: c for c in self.curves}
+        members = [apart[name] for name in curve.layers]
+        dense = np.sum([self._dense(c, names) for c in members], axis=0)
+        costs = self._costs(curve, names)
+        weights = [1.0 if c.importance is None else c.importance.weight(exponent) for c in members]
+        errors = [[share.error or 0.0 for share in c.shares] for c in curve.candidates]
+        kept = np.flatnonzero(np.all(costs < dense, axis=1))
+        choices = Choices(costs[kept], (np.array(errors) @ np.array(weights))[kept])
+        return _Joint(curve.layers, [curve.candidates[i] for i in kept], choices)
+
     def _offer(self, curve: Curve, names: Sequence[str], exponent: float) -> _Offer:
         """Dense, and what makes every budgeted measure of the layer smaller."""
         dense, costs = np.array(self._dense(curve, names)), self._costs(curve, names)
@@ -270,6 +288,54 @@ class _Offer:
     choices: Choices
 
 
+@dataclass(frozen=True)
+class _Joint:
+    """What layers that also stand alone may become together."""
+
+    layers: tuple[str, ...]
+    options: Sequence[Candidate]
+    choices: Choices
+
+
+_Taken: TypeAlias = "Mapping[str, Whole | Candidate | None]"
+"""First layer of a unit -> what it becomes; None is dense. A joint choice stands at its first."""
+
+
+def _grouped(
+    offers: Mapping[str, _Offer], joint: Sequence[_Joint]
+) -> tuple[dict[str, _Offer], list[_Joint], list[Group]]:
+    """The layers that stand alone, those that may go together, and these as groups."""
+    joint = [j for j in joint if j.options]
+    members = {name for j in joint for name in j.layers}
+    alone = {name: offer for name, offer in offers.items() if name not in members}
+    groups = [Group(tuple(offers[n].choices for n in j.layers), j.choices) for j in joint]
+    return alone, joint, groups
+
+
+def _picked(
+    offers: Mapping[str, _Offer], joint: Sequence[_Joint], limits: NDArray[np.float64]
+) -> _Taken | None:
+    """What the knapsack chooses."""
+    alone, joint, groups = _grouped(offers, joint)
+    found = choose_grouped([o.choices for o in alone.values()], groups, limits.tolist())
+    if found is None:
+        return None
+    taken = {n: o.options[p] for (n, o), p in zip(alone.items(), found[0], strict=True)}
+    for j, picks in zip(joint, found[1], strict=True):
+        if isinstance(picks, int):
+            taken[j.layers[0]] = j.options[picks]
+        else:
+            taken |= {n: offers[n].options[p] for n, p in zip(j.layers, picks, strict=True)}
+    return taken
+
+
+def _least(offers: Mapping[str, _Offer], joint: Sequence[_Joint]) -> NDArray[np.float64]:
+    """The least that can be reached, for each budget alone."""
+    alone, _, groups = _grouped(offers, joint)
+    n = next(iter(offers.values())).choices.costs.shape[1]
+    return smallest([o.choices for o in alone.values()]) + least(groups, n)
+
+
 def _with_int8(offer: _Offer, curve: Curve, names: Sequence[str], weight: float) -> _Offer:
     """The offer with what int8 makes smaller in a budgeted measure, and larger in none."""
     dense = np.array([getattr(curve.dense, n, 0) for n in names])
@@ -286,15 +352,18 @@ def _with_int8(offer: _Offer, curve: Curve, names: Sequence[str], weight: float)
     return _Offer([*offer.options, *(option for option, _ in found)], Choices(costs, errors))
 
 
-def _all_dense(offers: Sequence[_Offer]) -> list[int] | None:
+def _all_dense(offers: Mapping[str, _Offer], joint: Sequence[_Joint]) -> _Taken | None:
     """No layer has a candidate: nothing can get faster, which is no mistake in the budget."""
-    return None if any(len(o.options) > 1 or o.options[0] for o in offers) else [0] * len(offers)
+    some = any(len(o.options) > 1 or o.options[0] for o in offers.values())
+    return None if some or any(j.options for j in joint) else dict.fromkeys(offers)
 
 
 def _rows(curve: Curve, taken: Dense | Candidate | Whole) -> dict[str, PlannedLayer]:
     """The rows of a unit's layers; their kinds and shapes are put in by the caller."""
     first, *others = curve.members or ((curve.layer, curve.dense),)
     rows = {curve.layer: _row(taken, first[1])}
+    if isinstance(taken, Candidate):
+        rows[curve.layer] = replace(rows[curve.layer], behind=curve.behind)
     for k, (name, dense) in enumerate(others, 1):
         if isinstance(taken, Candidate):
             share = taken.shares[k]
@@ -303,6 +372,17 @@ def _rows(curve: Curve, taken: Dense | Candidate | Whole) -> dict[str, PlannedLa
         else:
             rows[name] = PlannedLayer("", {}, Dense(f"shares the weight of {curve.layer}"), dense)
     return rows
+
+
+def _with_guests(rows: Mapping[str, PlannedLayer]) -> dict[str, PlannedLayer]:
+    """The rows of modules behind which a shared factor runs, which stay as they are."""
+    found = {}
+    for row in rows.values():
+        host = row.behind
+        if host is not None and host in rows and isinstance(stays := rows[host].choice, Dense):
+            reason = f"{stays.reason}; a factor that layers share runs behind it"
+            found[host] = replace(rows[host], choice=Dense(reason))
+    return found
 
 
 def _row(taken: Dense | Candidate | Whole, dense: Cost) -> PlannedLayer:

@@ -134,6 +134,7 @@ class Timing:
     def __init__(self, timer: LayerTimer, units: Mapping[str, Unit], total: float) -> None:
         self.timer, self.units, self.total = timer, dict(units), total
         self.rest = total
+        self._apart: list[str] = []
         self._exact: dict[str, dict[Method | None, float]] = defaultdict(dict)
         self._sharp: dict[str, set[Method]] = defaultdict(set)
 
@@ -141,24 +142,29 @@ class Timing:
         self,
         candidates: Mapping[str, Sequence[Candidate]],
         progress: Callable[[str, int, int], None] | None = None,
+        *,
+        beside: Mapping[str, Sequence[Candidate]] | None = None,
     ) -> None:
         """Time the dense layers and a grid of each family of candidates.
 
         Args:
             candidates: unit -> what the planner may choose among.
             progress: called as (layer, done, total).
+            beside: the same for units of layers that also stand alone.
         """
-        for done, (name, offered) in enumerate(candidates.items()):
+        every = {**candidates, **(beside or {})}
+        for done, (name, offered) in enumerate(every.items()):
             if progress is not None:
-                progress(f"timing {name}", done, len(candidates))
+                progress(f"timing {name}", done, len(every))
             grids = [_grid(offered, family) for family in _families(offered).values()]
             self._time(name, [None, *(offered[i].method for grid in grids for i in grid)])
-        self.rest = max(0.0, self.total - sum(self.dense(name) for name in candidates))
+        self._apart = list(candidates)
+        self.rest = max(0.0, self.total - sum(self.dense(name) for name in self._apart))
 
     @property
     def whole(self) -> float:
         """Seconds of the dense model, as the sum of its layers and the rest."""
-        return self.rest + sum(times[None] for times in self._exact.values())
+        return self.rest + sum(self.dense(name) for name in self._apart)
 
     def ratio(self, chosen: Mapping[str, Method]) -> float:
         """Predicted time with the chosen candidates, all of them sharpened, over the dense."""
@@ -201,11 +207,13 @@ class Timing:
     def _time(self, name: str, methods: Sequence[Method | None]) -> None:
         unit, totals = self.units[name], [0.0] * len(methods)
         runs = [unit.runs(None if m is None else m.stages(unit.spec)) for m in methods]
-        for calls in dict.fromkeys(calls for run in runs for _, calls in run):
-            chains = {c: None for run in runs for c, at in run if at == calls}
+        alike: dict[tuple[tuple[Call, ...], int], dict[Chain, None]] = defaultdict(dict)
+        for chain, calls in (step for run in runs for step in run):  # those that take one input
+            alike[calls, chain[0].in_channels][chain] = None
+        for (calls, width), chains in alike.items():
             seconds = dict(zip(chains, self.timer.seconds([*chains], calls), strict=True))
             totals = [
-                t + sum(seconds[c] for c, at in run if at == calls)
+                t + sum(seconds[c] for c, at in run if (at, c[0].in_channels) == (calls, width))
                 for t, run in zip(totals, runs, strict=True)
             ]
         self._exact[name].update(zip(methods, totals, strict=True))
@@ -217,6 +225,7 @@ def time_layers(
     units: Mapping[str, Unit],
     candidates: Mapping[str, Sequence[Candidate]],
     *,
+    beside: Mapping[str, Sequence[Candidate]] | None = None,
     timer: Timer | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Timing:
@@ -227,6 +236,7 @@ def time_layers(
         example: inputs of one forward pass.
         units: the units by their keys.
         candidates: unit -> what may replace it.
+        beside: the same for units of layers that also stand alone.
         timer: seconds of one run; by default the clock that suits the device.
         progress: called as (layer, done, total).
 
@@ -247,7 +257,7 @@ def time_layers(
         timer=timer,
     )
     timing = Timing(layers, units, min(runs))
-    timing.measure(candidates, progress)
+    timing.measure(candidates, progress, beside=beside)
     return timing
 
 

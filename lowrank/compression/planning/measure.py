@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from lowrank.compression.calibration.statistics import Data, Importance, Weighti
 from lowrank.compression.gauges.counting import model_cost
 from lowrank.compression.gauges.memory import Peaks
 from lowrank.compression.methods import Method, MethodsLike
-from lowrank.compression.methods.shared.base import require
+from lowrank.compression.methods.shared.base import Joint, Target, require
 from lowrank.compression.network.batches import calibration_batches
 from lowrank.compression.network.cutting import in_memory
 from lowrank.compression.network.example import Example, check
@@ -27,7 +27,7 @@ from lowrank.compression.network.scan import (
     scan,
 )
 from lowrank.compression.network.stages import compose
-from lowrank.compression.network.units import Unit, key_of, names_of, total
+from lowrank.compression.network.units import Alone, SameInput, Unit, key_of, names_of, total
 from lowrank.compression.planning.candidates import Candidate, Curve, Share, Whole
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.layer_times import Timing, time_layers
@@ -146,7 +146,10 @@ def measured(
     if not units:
         _refuse_model(found, reasons)
     known = _calibrated(model, example, found, data, settings, progress)
-    curves = []
+    claimed = _claimed(found, overrides, reasons)
+    curves = [_forced_together(model, unit, method, known) for unit, method in claimed]
+    taken = {name for unit, _ in claimed for name in names_of(unit)}
+    units = [u for u in units if u.layers[0].name not in taken]
     for done, unit in enumerate(units):
         view = unit.layers[0]
         if progress is not None:
@@ -162,7 +165,10 @@ def measured(
         curves.append(replace(_curve(unit, candidates, importance), int8=coarse))
     if progress is not None:
         progress("measured", len(units), len(units))
-    named = {key_of(names_of(u)): u for u in units}
+    together = [*_together(found, {c.layer for c in curves if not c.fixed}, rules.classes)]
+    joint = [_joint_curve(model, u, classes, known, rules.round_to) for u, classes in together]
+    every = [*units, *(u for u, _ in claimed), *(u for u, _ in together)]
+    named = {key_of(names_of(u)): u for u in every}
     whole = Curves(
         tuple(curves),
         reasons,
@@ -171,8 +177,9 @@ def measured(
         model_cost(model, example),
         settings,
         known,
-        _timed(model, example, named, curves, progress) if latency else None,
-        _followed(model, example, named, curves) if memory else None,
+        _timed(model, example, named, curves, joint, progress) if latency else None,
+        _followed(model, example, named, [*curves, *joint]) if memory else None,
+        tuple(joint),
     )
     return _probed(model, whole, settings.weighting, progress)
 
@@ -196,10 +203,11 @@ def _timed(
     example: Example,
     units: Mapping[str, Unit],
     curves: Sequence[Curve],
+    joint: Sequence[Curve],
     progress: Progress | None,
 ) -> Timing:
-    offered = {c.key: c.candidates for c in curves}
-    return time_layers(model, example, units, offered, progress=progress)
+    offered, beside = ({c.key: c.candidates for c in some} for some in (curves, joint))
+    return time_layers(model, example, units, offered, beside=beside, progress=progress)
 
 
 def _followed(
@@ -243,6 +251,82 @@ def _on_data(
     return data.metric(model, view.name), data.importance(model, view.name)
 
 
+def _together(
+    found: Scan, apart: Collection[str], methods: Sequence[type[Method]]
+) -> Iterator[tuple[SameInput, list[type[Joint]]]]:
+    """The layers that read the same input, as far as the rules allow, and what may serve them."""
+    for unit in found.same_input:
+        if (some := unit.of(apart)) is None:
+            continue
+        classes = [
+            cast(type[Joint], cls)  # as `serves` promises
+            for cls in methods
+            if some.bond in cls.serves and cls.supports(some.spec) is None
+        ]
+        if classes:
+            yield some, classes
+
+
+def _claimed(
+    found: Scan, overrides: Mapping[str, Choice], reasons: Collection[str]
+) -> list[tuple[SameInput, Method]]:
+    """The layers that the user's rules replace together, and by what."""
+    claimed: list[tuple[SameInput, Method]] = []
+    views = {view.name: view for view in found.views}
+    for name, choice in overrides.items():
+        taken = any(name in names_of(unit) for unit, _ in claimed)
+        if isinstance(choice, Dense | Tied) or SameInput.bond not in choice.serves or taken:
+            continue
+        unit = next((u for u in found.same_input if name in names_of(u)), None)
+        some = None
+        if unit is not None:
+            free = (n for n in names_of(unit) if n not in reasons)
+            some = unit.of([n for n in free if overrides.get(n, choice) == choice])
+        require(choice, some or Alone(views[name]))
+        if some is not None:
+            claimed.append((some, choice))
+    return claimed
+
+
+def _forced_together(model: nn.Module, unit: SameInput, method: Method, data: Data | None) -> Curve:
+    targets = _targets(model, unit, data)
+    stages = method.stages(unit.spec)
+    factors = cast(Joint, method).factor_together(targets)  # as `serves` promises
+    made = unit.split(compose(unit.spec, stages, factors))
+    errors = [
+        t.scale / t.importance * (t.metric or identity(t.weight)).error(t.weight - W)
+        for t, W in zip(targets, made, strict=True)
+    ]
+    return replace(_curve(unit, (_candidate(unit, method, errors),)), fixed=True)
+
+
+def _targets(model: nn.Module, unit: SameInput, data: Data | None) -> list[Target]:
+    """What layers should become together, weighed as plans weigh them by default."""
+    known = [_on_data(model, view, data) for view in unit.layers]
+    return [
+        Target(view.weight(), metric, 1.0 if counts is None else counts.weight(0.5))
+        for view, (metric, counts) in zip(unit.layers, known, strict=True)
+    ]
+
+
+def _joint_curve(
+    model: nn.Module,
+    unit: SameInput,
+    methods: Sequence[type[Joint]],
+    data: Data | None,
+    round_to: int,
+) -> Curve:
+    """What layers may become together."""
+    targets = _targets(model, unit, data)
+    candidates = tuple(
+        _candidate(unit, method, errors)
+        for cls in methods
+        for method, errors in cls.together(targets, round_to=round_to)
+        if all(map(isfinite, errors))
+    )
+    return _curve(unit, candidates)
+
+
 def _curve(
     unit: Unit, candidates: tuple[Candidate, ...], importance: Importance | None = None
 ) -> Curve:
@@ -263,7 +347,8 @@ def _candidate(unit: Unit, method: Method, errors: Sequence[float | None]) -> Ca
     costs = unit.costs(method.stages(unit.spec))
     shares = tuple(map(Share, costs, errors)) if len(costs) > 1 else ()
     error = sum(e for e in errors if e is not None)
-    return Candidate(unit.layers[0].name, method, total(costs), error, shares=shares)
+    name, *others = names_of(unit)
+    return Candidate(name, method, total(costs), error, shares=shares, others=tuple(others))
 
 
 def _candidates(

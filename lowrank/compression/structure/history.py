@@ -12,12 +12,12 @@ from lowrank.compression.methods.shared.base import require
 from lowrank.compression.network.batches import Form
 from lowrank.compression.network.example import Example
 from lowrank.compression.network.layers import LayerView
-from lowrank.compression.network.scan import held_elsewhere, static_reason
+from lowrank.compression.network.scan import held_elsewhere, is_plain, static_reason
 from lowrank.compression.network.units import names_of
 from lowrank.compression.structure.choices import Dense, Tied
 from lowrank.compression.structure.int8 import dequantize, int8_layers
 from lowrank.compression.structure.plan import Plan
-from lowrank.compression.structure.swap import install_unit, planned_units, restore_units
+from lowrank.compression.structure.swap import install_unit, planned_units, restore_units, stages_in
 from lowrank.errors import InputError, PlanError
 
 _RECORD = "_lowrank_applied"
@@ -54,6 +54,17 @@ def remember_form(model: nn.Module, example: Example | None) -> None:
     if example is not None:
         *before, last = history(model)
         model.__dict__[_RECORD] = (*before, replace(last, form=Form.of(example)))
+
+
+def factors_in(model: nn.Module) -> list[nn.Module]:
+    """The modules that the plans of a model put into it: in layers' places, and behind others."""
+    found = []
+    for applied in history(model):
+        covered = [name for names in applied.plan.units for name in names]
+        found += [model.get_submodule(name) for name in covered]
+        for host in applied.plan.hosts:
+            found += stages_in(model, host)[1:]
+    return found
 
 
 def build_structure(model: nn.Module, plan: Plan) -> None:
@@ -124,6 +135,7 @@ def _check_choices(model: nn.Module, plan: Plan) -> None:
         if isinstance(row.choice, Tied) and row.choice.to not in plan.replaced:
             problem = f"it is tied to {row.choice.to}, which no method replaces"
             raise PlanError(name, problem, "make it dense, or tie it to the first of its unit")
+        _check_behind(model, plan, name)
     users = _users_of_weights(model)
     for unit, method in planned_units(model, plan):
         require(method, unit)
@@ -131,6 +143,17 @@ def _check_choices(model: nn.Module, plan: Plan) -> None:
         for view, owner in zip(unit.layers, unit.owners, strict=True):
             own = {n for n, other in zip(names, unit.owners, strict=True) if other == owner}
             _check_sharing(view, users[id(view.parameter)], own)
+
+
+def _check_behind(model: nn.Module, plan: Plan, name: str) -> None:
+    """Refuse a module for a shared factor to run behind that is none, or is replaced itself."""
+    behind = plan.layers[name].behind
+    if behind is None:
+        return
+    module = dict(model.named_modules()).get(behind)
+    if module is None or not is_plain(module):
+        problem = f"no factor can run behind {behind!r}, which is no module or holds layers"
+        raise PlanError(name, problem, 'drop "behind", so that each layer runs it')
 
 
 def _users_of_weights(model: nn.Module) -> dict[int, dict[str, nn.Module]]:

@@ -35,7 +35,7 @@ from lowrank.compression.structure.choices import (
     _row_to_dict,
 )
 from lowrank.errors import PlanError
-from lowrank.tables import _Fitted, amount, by_reason
+from lowrank.tables import _Fitted, amount, by_reason, merge_names
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -88,6 +88,12 @@ class Plan:
             if isinstance(row.choice, Tied) and row.choice.to in covered:
                 covered[row.choice.to].append(name)
         return {tuple(names): self.replaced[first] for first, names in covered.items()}
+
+    @property
+    def hosts(self) -> dict[str, tuple[str, ...]]:
+        """The modules behind which a shared factor runs -> the layers that share it."""
+        units = {names: self.layers[names[0]].behind for names in self.units if len(names) > 1}
+        return {host: names for names, host in units.items() if host is not None}
 
     @property
     def int8(self) -> list[str]:
@@ -327,6 +333,20 @@ def plan_table(plan: Plan) -> Group:
     return Group(*_layers(rows, plan, dense), Text(_plan_summary(plan)))
 
 
+def _sharing(plan: Plan) -> Iterator[str]:
+    """Which layers share the factors of which, those of one module by their own names."""
+    beside: dict[str, list[str]] = {}
+    for name, row in plan.layers.items():
+        if isinstance(row.choice, Tied):
+            (parent, _, _), (other, _, last) = name.rpartition("."), row.choice.to.rpartition(".")
+            if parent == other and parent:
+                beside.setdefault(last, []).append(name)
+            else:
+                yield f"{name} shares the factors of {row.choice.to}"
+    for last, names in beside.items():
+        yield f"sharing the factors of {last} beside them: {', '.join(merge_names(names))}"
+
+
 def _layers(
     rows: Mapping[str, Mapping[str, str]],
     plan: Plan,
@@ -336,9 +356,8 @@ def _layers(
 ) -> Iterator[RenderableType]:
     if rows:
         yield _Fitted(rows, [(*columns, *extra) for columns in _column_sets(plan)], _totals(plan))
-    for name, row in plan.layers.items():
-        if isinstance(row.choice, Tied):
-            yield Text(f"{name} shares the factors of {row.choice.to}")
+    for line in _sharing(plan):
+        yield Text(line, overflow="fold")
     if not dense:
         return
     yield Text(f"left dense ({len(dense)}):")

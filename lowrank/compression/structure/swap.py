@@ -118,6 +118,23 @@ def install_unit(
     """Put the modules that replace a unit in its layers' places, and keep the layers' shells."""
     for view, row in zip(unit.layers, parts.rows, strict=True):
         install(model, view.name, chained(view.module, row), originals)
+    trained = any(view.parameter.requires_grad for view in unit.layers)
+    for module in parts.front or parts.rows[0][:-1]:
+        module.requires_grad_(trained)
+    if parts.front and unit.behind is not None:
+        maker = model.get_submodule(unit.behind)
+        install(model, unit.behind, _followed(maker, parts.front), originals)
+
+
+def _followed(maker: nn.Module, front: Sequence[nn.Module]) -> nn.Sequential:
+    """A module, which stays as it is, and stages that run behind it."""
+    chain = nn.Sequential(maker, *front)
+    for key, value in vars(maker).items():
+        if not key.startswith("_"):
+            chain.__dict__[key] = value
+    for stage in front:
+        stage.train(maker.training)
+    return chain
 
 
 def restore_units(model: nn.Module, plan: Plan, originals: Mapping[str, nn.Module]) -> None:
@@ -134,18 +151,29 @@ def restore_units(model: nn.Module, plan: Plan, originals: Mapping[str, nn.Modul
             put_dense(model, view.name, view.module, weight)
             if owner == k:
                 restored.append(weight_of(view.module))
+        if unit.behind is not None:
+            chain = model.get_submodule(unit.behind)
+            _put(model, chain, chain.get_submodule("0"))
 
 
 def _weights(model: nn.Module, unit: Unit, method: Method) -> tuple[Tensor, ...]:
     """The weights, each in its layer's layout, that the stages in a model amount to."""
     stages = method.stages(unit.spec)
-    rows = [tuple(model.get_submodule(view.name).children()) for view in unit.layers]
-    made = _folded(unit.spec, stages, unit.read(Parts(tuple(rows)), stages))
+    rows = tuple(stages_in(model, view.name) for view in unit.layers)
+    front = () if unit.behind is None else stages_in(model, unit.behind)[1:]
+    made = _folded(unit.spec, stages, unit.read(Parts(rows, front), stages))
     owners = [view for k, view in enumerate(unit.layers) if unit.owners[k] == k]
     return tuple(
         module_layout(view.spec, W, transposed=is_transposed_linear(view.module))
         for view, W in zip(owners, unit.split(made), strict=True)
     )
+
+
+def stages_in(model: nn.Module, name: str) -> tuple[nn.Module, ...]:
+    """The modules in a row that a plan put in a module's place."""
+    chain = model.get_submodule(name)
+    assert isinstance(chain, nn.Sequential)
+    return tuple(chain)
 
 
 def folded_weight(chain: nn.Module, method: Method, spec: LayerSpec) -> Tensor:

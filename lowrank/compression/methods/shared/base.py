@@ -9,9 +9,9 @@ A class that inherits from `Method` has its answers to what most methods answer 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -115,6 +115,45 @@ def settings_of(method: Method) -> dict[str, object]:
     """What a method holds beside its ranks, by name."""
     names = [f.name for f in fields(method)]  # type: ignore[arg-type]
     return {n: getattr(method, n) for n in names if n not in method.rank_names}
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What one of several layers should become that are fitted together.
+
+    Args:
+        weight: its canonical weight.
+        metric: in which it should be close; None for the Frobenius norm.
+        importance: what an error as large as its whole output counts, beside the others.
+    """
+
+    weight: Tensor
+    metric: Metric | None
+    importance: float = 1.0
+
+    @property
+    def scale(self) -> float:
+        """The factor of its squared error in the sum over the layers."""
+        metric = self.metric
+        whole = (
+            float(self.weight.double().square().sum())
+            if metric is None
+            else metric.error(self.weight.flatten(2))
+        )
+        return self.importance / whole if whole > 0 else 0.0
+
+
+class Joint(Method, Protocol):
+    """A method for layers that read the same input, seen as one map with all their outputs."""
+
+    @classmethod
+    def together(
+        cls: type[M], targets: Sequence[Target], *, round_to: int
+    ) -> Iterable[tuple[M, tuple[float, ...]]]:
+        """Methods with the ranks worth considering, and each layer's relative squared error."""
+
+    def factor_together(self, targets: Sequence[Target]) -> tuple[Factor, ...]:
+        """What fills the stages; the last factor holds the outputs of all layers, in order."""
 
 
 def require(method: Method, unit: Unit) -> None:
