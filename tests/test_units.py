@@ -20,8 +20,7 @@ from lowrank.compression.methods.shared_input import SharedInputSVD
 from lowrank.compression.network.example import run
 from lowrank.compression.network.scan import scan
 from lowrank.compression.network.tensors import flatten
-from lowrank.compression.planning.groups import Group, choose_grouped
-from lowrank.compression.planning.knapsack import Choices
+from lowrank.compression.planning.knapsack import Choices, Group, choose_grouped
 from lowrank.compression.structure.history import history
 from lowrank.decompositions.metric import Metric
 from lowrank.errors import PlanError, RankError

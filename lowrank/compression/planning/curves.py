@@ -15,8 +15,13 @@ from lowrank.compression.gauges.memory import Peaks
 from lowrank.compression.network.stages import Cost
 from lowrank.compression.planning.budget import Budget, budget_of
 from lowrank.compression.planning.candidates import Candidate, Curve, Share, Whole
-from lowrank.compression.planning.groups import Group, choose_grouped, least
-from lowrank.compression.planning.knapsack import Choices, smallest
+from lowrank.compression.planning.knapsack import (
+    Choices,
+    Group,
+    choose_grouped,
+    least,
+    smallest,
+)
 from lowrank.compression.planning.layer_times import Timing
 from lowrank.compression.structure.choices import Dense, PlannedLayer, Tied
 from lowrank.compression.structure.plan import Plan
