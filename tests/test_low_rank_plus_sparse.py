@@ -5,6 +5,7 @@ import torch
 
 from lowrank.decompositions import low_rank_plus_sparse, truncated_svd
 from lowrank.errors import InputError, RankError
+from lowrank.status import Status
 
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -54,7 +55,7 @@ def test_without_a_sparse_part_it_is_the_truncated_svd():
     W = weights(50, 40, torch.float64)
     parts = low_rank_plus_sparse(W, 6, 0.0)
     torch.testing.assert_close(parts.L, truncated_svd(W, 6).to_tensor())
-    assert parts.status == "converged"
+    assert parts.status is Status.CONVERGED
 
 
 def test_is_exact_where_the_matrix_is_such_a_sum():

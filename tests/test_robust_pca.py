@@ -1,5 +1,8 @@
 """Robust PCA against CVXPY, against planted truth, and by its own duality gap."""
 
+import json
+import pickle
+
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -7,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrank.decompositions import go_dec, greedy_bilateral, robust_pca
+import lowrank
+from lowrank.decompositions import LowRankParts, complete, go_dec, greedy_bilateral, robust_pca
 from lowrank.errors import InputError
+from lowrank.status import Status
 
 TOL = 1e-7
 """Default gap of the solver."""
@@ -51,7 +56,7 @@ def gap_by_hand(M, result, mask=None, nu=0.0, columns=False):
 def test_recovers_the_planted_parts_to_the_tolerance():
     L, S = planted(120, 80, 4, 0.05)
     result = robust_pca(L + S)
-    assert result.status == "converged"
+    assert result.status is Status.OPTIMAL
     assert result.rank == 4
     assert result.gap <= TOL
     assert relative(result.L, L) < 10 * TOL
@@ -75,7 +80,7 @@ def test_agrees_with_cvxpy_and_proves_it(columns, noise, missing):
     result = robust_pca(given_M, lam, max_iter=5000, tol=1e-6, **how)
     nu = noise * np.sqrt(mask.mean()) * (np.sqrt(12) + np.sqrt(9))
     primal, gap = gap_by_hand(M, result, mask, nu, columns)
-    assert result.status == "converged"
+    assert result.status is Status.OPTIMAL
     assert gap <= 2e-6
     assert result.objective == pytest.approx(primal, rel=1e-10)
     X, E = cp.Variable(M.shape), cp.Variable(M.shape)
@@ -94,21 +99,21 @@ def test_the_optimum_is_found_where_a_growing_penalty_stops_short():
     # Outside of exact recovery: a penalty that only grows leaves a gap of several per cent here.
     L, S = planted(100, 60, 15, 0.2)
     result = robust_pca(L + S)
-    assert result.status == "converged"
+    assert result.status is Status.OPTIMAL
     assert gap_by_hand(L + S, result)[1] <= 2 * TOL
 
 
 def test_the_penalty_comes_to_rest():
     # A penalty that balances the residuals for ever goes round in circles on this matrix.
     result = robust_pca(np.random.default_rng(222).standard_normal((11, 2)))
-    assert result.status == "converged"
+    assert result.status is Status.OPTIMAL
 
 
 def test_missing_entries_are_filled():
     L, S = planted(150, 100, 3, 0.05)
     mask = np.random.default_rng(2).random(L.shape) < 0.7
     result = robust_pca(np.where(mask, L + S, np.inf), mask=mask)
-    assert result.status == "converged"
+    assert result.status is Status.OPTIMAL
     assert relative(result.L, L) < 100 * TOL
     assert not result.S[~mask].any()
 
@@ -135,7 +140,7 @@ def test_dense_noise_is_left_out_of_both_parts():
     stable, exact = robust_pca(M, noise=sigma), robust_pca(M, max_iter=3000)
     assert stable.rank == 3 < exact.rank
     assert (stable.S != 0).mean() < 0.15 < (exact.S != 0).mean()
-    assert stable.status == "converged"
+    assert stable.status is Status.OPTIMAL
 
 
 def test_complex_matrix():
@@ -145,7 +150,7 @@ def test_complex_matrix():
     L = U @ V.conj().T
     S = 6 * np.exp(2j * np.pi * rng.random(shape)) * (rng.random(shape) < 0.05)
     result = robust_pca(L + S)
-    assert result.status == "converged"
+    assert result.status is Status.OPTIMAL
     assert result.L.dtype == np.complex128
     assert relative(result.L, L) < 100 * TOL
 
@@ -178,7 +183,7 @@ def test_input_is_left_as_it_was():
 def test_any_shape_and_scale_ends_certified(m, n, seed, exponent):
     M = 10.0**exponent * np.random.default_rng(seed).standard_normal((m, n))
     result = robust_pca(M, max_iter=5000)
-    assert result.status == "converged"
+    assert result.status is Status.OPTIMAL
     assert result.residual <= TOL
     assert gap_by_hand(M, result)[1] <= 2 * TOL
 
@@ -187,7 +192,7 @@ def test_any_shape_and_scale_ends_certified(m, n, seed, exponent):
 def test_units_do_not_matter(unit):
     L, S = planted(30, 20, 2, 0.05)
     here, there = robust_pca(L + S), robust_pca((L + S) * unit)
-    assert there.status == "converged"
+    assert there.status is Status.OPTIMAL
     assert there.rank == here.rank == 2
     np.testing.assert_allclose(there.L / unit, here.L, atol=1e-6)
     np.testing.assert_allclose(there.S / unit, here.S, atol=1e-6)
@@ -198,14 +203,14 @@ def test_units_do_not_matter(unit):
         go_dec((L + S) * unit, 2, int((S != 0).sum())),
         greedy_bilateral((L + S) * unit, int((S != 0).sum())),
     ):
-        assert found.status == "converged"
+        assert found.status is Status.CONVERGED
         np.testing.assert_allclose(found.L / unit, L, atol=1e-5)
 
 
 @pytest.mark.parametrize("M", [np.zeros((4, 3)), np.ones((5, 1)), np.ones((1, 1)), np.eye(4)])
 def test_degenerate_matrices(M):
     result = robust_pca(M)
-    assert result.status == "converged"
+    assert result.status is Status.OPTIMAL
     assert np.allclose(result.L + result.S, M, atol=TOL)
     integer = robust_pca(M.astype(int))
     assert integer.L.dtype == np.float64
@@ -214,7 +219,7 @@ def test_degenerate_matrices(M):
 def test_too_few_iterations_say_so():
     L, S = planted(60, 40, 3, 0.05)
     result = robust_pca(L + S, max_iter=3)
-    assert result.status == "max_iter"
+    assert result.status is Status.MAX_ITER
     assert list(result.history) == ["primal_residual", "dual_residual"]
     assert [len(values) for values in result.history.values()] == [result.n_iter] * 2 == [3] * 2
     assert result.gap > TOL
@@ -225,7 +230,7 @@ def test_go_dec_and_greedy_bilateral_recover_exactly():
     card = int((S != 0).sum())
     given_rank, found_rank = go_dec(L + S, 4, card), greedy_bilateral(L + S, card)
     for result in (given_rank, found_rank):
-        assert result.status == "converged"
+        assert result.status is Status.CONVERGED
         assert result.rank == 4
         assert result.gap is None
         assert relative(result.L, L) < 10 * TOL
@@ -236,7 +241,7 @@ def test_go_dec_and_greedy_bilateral_recover_exactly():
 def test_greedy_bilateral_stops_at_the_largest_rank():
     L, S = planted(60, 40, 5, 0.02)
     result = greedy_bilateral(L + S, int((S != 0).sum()), max_rank=2)
-    assert result.status == "max_iter"
+    assert result.status is Status.MAX_ITER
     assert result.rank == 2
 
 
@@ -276,3 +281,43 @@ MATRIX = np.ones((4, 3))
 def test_bad_input_gets_a_sentence(call, words):
     with pytest.raises(InputError, match=words):
         call()
+
+
+def _found(kind: str, **options: int) -> LowRankParts[np.ndarray]:
+    if kind == "complete":
+        return complete(MATRIX, np.eye(*MATRIX.shape) == 0, **options)
+    if kind == "complete, rank":
+        return complete(MATRIX, np.eye(*MATRIX.shape) == 0, rank=1, **options)
+    if kind == "go_dec":
+        return go_dec(MATRIX, 1, 2, **options)
+    return robust_pca(MATRIX, **options)
+
+
+KINDS = ("robust_pca", "go_dec", "complete", "complete, rank")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_speak_one_vocabulary_with_recovery(kind: str) -> None:
+    found, again = _found(kind), _found(kind)
+    assert found.status is (Status.OPTIMAL if found.gap is not None else Status.CONVERGED)
+    assert found.status.ok
+    assert isinstance(found.status, lowrank.sensing.Status)
+    assert found == found
+    assert found != again
+    assert len({found, again, found}) == 2
+    assert len(repr(found)) < 200
+    assert repr(found).startswith(f"{type(found).__name__}({found.status.name}: ")
+    figures = json.loads(json.dumps(found.to_dict()))
+    assert figures["status"] == found.status.name.lower()
+    assert (figures["shape"], figures["rank"]) == (list(MATRIX.shape), found.rank)
+    assert set(map(len, found.history.values())) == {found.n_iter}
+    kept = pickle.loads(pickle.dumps(found))
+    assert kept.status is found.status
+    assert np.array_equal(kept.L, found.L)
+
+
+@pytest.mark.parametrize("kind", ["robust_pca", "complete"])
+def test_what_is_unfinished_says_what_to_do(kind: str) -> None:
+    found = _found(kind, max_iter=1)
+    assert found.status is Status.MAX_ITER
+    assert "raise max_iter" in repr(found)

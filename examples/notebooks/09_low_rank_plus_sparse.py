@@ -63,7 +63,7 @@ print(f"{100 * np.mean(truth != M):.1f} % of the entries show something that mov
 # %%
 robust = robust_pca(M)
 plain = truncated_svd(torch.from_numpy(M), 1).to_tensor().numpy()
-print(f"{robust.status}, gap below 1e-6: {robust.gap < 1e-6}")
+print(f"{robust.status.name}, gap below 1e-6: {robust.gap < 1e-6}")
 plain_error, robust_error = (
     np.linalg.norm(L - truth) / np.linalg.norm(truth) for L in (plain, robust.L)
 )
@@ -138,7 +138,7 @@ plt.show()
 # less than a fifth.
 
 # %%
-assert robust.status == "converged"
+assert robust.status.ok
 assert robust.gap < 1e-6
 assert robust_error < 1e-5
 assert plain_error > 0.02

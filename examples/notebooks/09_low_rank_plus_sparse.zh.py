@@ -56,7 +56,7 @@ print(f"{100 * np.mean(truth != M):.1f} % of the entries show something that mov
 # %%
 robust = robust_pca(M)
 plain = truncated_svd(torch.from_numpy(M), 1).to_tensor().numpy()
-print(f"{robust.status}, gap below 1e-6: {robust.gap < 1e-6}")
+print(f"{robust.status.name}, gap below 1e-6: {robust.gap < 1e-6}")
 plain_error, robust_error = (
     np.linalg.norm(L - truth) / np.linalg.norm(truth) for L in (plain, robust.L)
 )
@@ -123,7 +123,7 @@ plt.show()
 # **结论。** 鲁棒主成分分析精确地找到了背景，并附有证书，而同秩的主成分分析有百分之几的误差；在卷积层上，把一半存储放进 S 能降低误差，幅度不到五分之一。
 
 # %%
-assert robust.status == "converged"
+assert robust.status.ok
 assert robust.gap < 1e-6
 assert robust_error < 1e-5
 assert plain_error > 0.02

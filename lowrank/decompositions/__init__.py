@@ -13,6 +13,7 @@ from lowrank.decompositions.low_rank_sparse import (
     low_rank_plus_sparse,
     robust_pca,
 )
+from lowrank.decompositions.parts import LowRankParts
 from lowrank.decompositions.rank import energy_rank, error_rank, evbmf, evbmf_rank
 from lowrank.decompositions.svd import singular_values, truncated_svd
 from lowrank.decompositions.tensor_train import tensor_train, tt_error_bound, tt_spectra
@@ -23,6 +24,7 @@ __all__ = [
     "CPFactors",
     "Completion",
     "Factors",
+    "LowRankParts",
     "LowRankSparse",
     "SVDFactors",
     "TTFactors",

@@ -13,8 +13,7 @@ from lowrank.errors import InputError
 from lowrank.linalg import as_working
 
 _RIDGE = 1e-10
-"""Relative to the diagonal, and at least the rounding of the type: what keeps the small systems
-solvable where bricks repeat."""
+"""Relative to the diagonal: what keeps the small systems solvable where bricks repeat."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,4 +232,4 @@ def _ridged(A: Tensor) -> Tensor:
     info = torch.finfo(A.dtype)
     size = A.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(info.tiny / info.eps)
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    return A + (max(_RIDGE, info.eps) * size)[..., None, None] * eye
+    return A + (_RIDGE * size)[..., None, None] * eye

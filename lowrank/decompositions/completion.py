@@ -4,46 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowrank.decompositions.nuclear_norm import Ball, Huber, Status, minimise, named
+from lowrank.decompositions.nuclear_norm import Ball, Huber, minimise, named
 from lowrank.decompositions.observed import Array, Observed, check_count, check_positive, observe
+from lowrank.decompositions.parts import LowRankParts
 from lowrank.errors import InputError
+from lowrank.status import Status
 
 
-@dataclass(frozen=True)
-class Completion(Generic[Array]):
-    """A completed matrix.
+@dataclass(frozen=True, eq=False, repr=False)
+class Completion(LowRankParts[Array]):
+    """A completed matrix `L`; the attributes are those of `LowRankParts`.
 
-    Attributes:
-        L: (m, n) completed low-rank matrix.
-        S: (m, n) what of the observed entries `L` leaves unexplained, `M - L` there and zero on
-            the missing entries.
-        status: "converged"; "max_iter": the accuracy asked for was not reached; "infeasible": no
-            matrix of the rank asked for was found within `epsilon` of the observed entries.
-        rank: of `L`.
-        n_iter: iterations done.
-        objective: value at `L` of what is minimised.
-        gap: relative duality gap of a convex problem; None with a fixed rank.
-        residual: `||S||_F / ||M||_F` on the observed entries.
-        dual: (m, n) dual point, zero on the missing entries; None with a fixed rank.
-        history: name -> its value at each iteration: "primal_residual" and "dual_residual" of the
-            convex solver, "residual" and its "decrease" with a fixed rank, all relative.
+    `S` is what of the observed entries `L` leaves unexplained, `M - L` there and zero on the
+    missing entries, and `residual` is `||S||_F / ||M||_F` on the observed ones. With a fixed rank
+    the status INFEASIBLE says that no matrix of that rank was found within `epsilon` of them.
     """
-
-    L: Array
-    S: Array
-    status: Status
-    rank: int
-    n_iter: int
-    objective: float
-    gap: float | None
-    residual: float
-    dual: Array | None
-    history: dict[str, list[float]]
 
 
 def complete(
@@ -91,8 +71,8 @@ def complete(
         >>> M = rng.standard_normal((40, 2)) @ rng.standard_normal((2, 30))
         >>> seen = rng.random((40, 30)) < 0.6
         >>> result = complete(np.where(seen, M, np.nan), seen)
-        >>> result.status, result.rank, bool(np.abs(result.L - M).max() < 1e-5)
-        ('converged', 2, True)
+        >>> result.status.name, result.rank, bool(np.abs(result.L - M).max() < 1e-5)
+        ('OPTIMAL', 2, True)
 
     Source: Candes and Recht 2009, eq. (1.5); Mazumder, Hastie, Tibshirani 2010, eq. (8);
     Jain, Netrapalli, Sanghavi 2013, algorithm 1 (without its sample splitting).
@@ -156,10 +136,10 @@ def _fixed_rank(
         drop = (history[-1][0] if history else 1.0) - relative
         history.append((relative, drop))
         settled = relative <= target or abs(drop) <= tol * max(relative, target)
-    status: Status = "converged" if settled else "max_iter"
+    status = Status.CONVERGED if settled else Status.MAX_ITER
     misfit = float(torch.linalg.vector_norm(S))
     if settled and epsilon is not None and misfit > epsilon + tol * size:
-        status = "infeasible"
+        status = Status.INFEASIBLE
     return Completion(
         seen.back(L / seen.scale),
         seen.back(S / seen.scale),

@@ -170,7 +170,7 @@ def _sensitivity(weights: Tensor, norm: float, order: int) -> float:
     return growth / (len(weights) ** (1 / order) * norm**power) if norm > 0 else math.inf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Fit:
     """Components of unit norm, their weights, and the error against a tensor of norm 1."""
 
@@ -180,7 +180,7 @@ class _Fit:
     sensitivity: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Run:
     fit: _Fit
     status: CPStatus

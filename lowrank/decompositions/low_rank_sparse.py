@@ -5,51 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lowrank.decompositions.nuclear_norm import EXTRA, Huber, Status, minimise, named
+from lowrank.decompositions.nuclear_norm import EXTRA, Huber, minimise, named
 from lowrank.decompositions.observed import Array, Observed, check_count, check_positive, observe
+from lowrank.decompositions.parts import LowRankParts
 from lowrank.decompositions.svd import truncated_svd
 from lowrank.errors import InputError
 from lowrank.linalg import as_working, check_rank, frobenius
+from lowrank.status import Status
 
 
-@dataclass(frozen=True)
-class LowRankSparse(Generic[Array]):
-    """`M = L + S`, up to noise and missing entries.
+@dataclass(frozen=True, eq=False, repr=False)
+class LowRankSparse(LowRankParts[Array]):
+    """`M = L + S`, up to noise and missing entries; S is sparse.
 
     Attributes:
-        L: (m, n) low-rank part, defined on the missing entries too.
-        S: (m, n) sparse part; zero on the missing entries.
-        status: "converged", or "max_iter": the accuracy asked for was not reached; raise
-            `max_iter` or `tol`.
-        rank: of `L`.
-        n_iter: iterations done.
-        objective: value at `L` of what is minimised.
-        gap: relative duality gap between `objective` and the value of `dual`, a proof of how far
-            from the optimum the answer can be; None where the problem is not convex.
-        residual: `||M - L - S||_F / ||M||_F` on the observed entries.
-        dual: (m, n) dual point, `||dual||_2 <= 1` up to a scale that `gap` accounts for; None
-            where the problem is not convex.
         lam: weight of the sparse part that was used; None where a count was given instead.
-        history: name -> its value at each iteration: "primal_residual" and "dual_residual" of a
-            convex solver, "residual" and its "decrease" of a greedy one, all relative.
+
+    The others are those of `LowRankParts`; `residual` is `||M - L - S||_F / ||M||_F` on the
+    observed entries.
     """
 
-    L: Array
-    S: Array
-    status: Status
-    rank: int
-    n_iter: int
-    objective: float
-    gap: float | None
-    residual: float
-    dual: Array | None
-    lam: float | None
-    history: dict[str, list[float]]
+    lam: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON values: everything but the matrices and the history."""
+        return {**super().to_dict(), "nonzeros": int((self.S != 0).sum()), "lam": self.lam}
 
     def plot(self, shape: tuple[int, int], frames: Sequence[int] = (0,)) -> Any:
         """Draw frames of a video with their parts; see `lowrank.plots.video_frames`."""
@@ -102,8 +87,8 @@ def robust_pca(
         >>> L = rng.standard_normal((60, 2)) @ rng.standard_normal((2, 40))
         >>> S = 5.0 * (rng.random((60, 40)) < 0.05)
         >>> result = robust_pca(L + S)
-        >>> result.status, result.rank, bool(np.abs(result.L - L).max() < 1e-5)
-        ('converged', 2, True)
+        >>> result.status.name, result.rank, bool(np.abs(result.L - L).max() < 1e-5)
+        ('OPTIMAL', 2, True)
 
     Source: Candes, Li, Ma, Wright 2011, eq. (1.1), `lam` theorem 1.1; Zhou, Li, Wright, Candes,
     Ma 2010, eq. (6) (noise; theirs is `nu = noise sqrt(2 n)`, which lets noise into the rank);
@@ -138,8 +123,8 @@ def robust_pca(
         found.gap,
         _residual(seen, found.L + S),
         seen.back(found.Y),
-        float(lam),
         found.history,
+        float(lam),
     )
 
 
@@ -179,8 +164,8 @@ def go_dec(
         >>> L = rng.standard_normal((60, 2)) @ rng.standard_normal((2, 40))
         >>> S = 5.0 * (rng.random((60, 40)) < 0.05)
         >>> result = go_dec(L + S, rank=2, card=int((S > 0).sum()))
-        >>> result.status, bool(np.abs(result.L - L).max() < 1e-5)
-        ('converged', True)
+        >>> result.status.name, bool(np.abs(result.L - L).max() < 1e-5)
+        ('CONVERGED', True)
 
     Source: Zhou and Tao 2011, algorithm 2. Deviation: their bilateral random projection starts
     afresh in every step; here the last right subspace, with a few directions to spare, goes on.
@@ -283,13 +268,12 @@ def low_rank_plus_sparse(
     return LowRankSparse(
         L,
         S,
-        "converged" if settled or card == 0 else "max_iter",
+        Status.CONVERGED if settled or card == 0 else Status.MAX_ITER,
         rank,
         len(history) - 1,
         (residual * size) ** 2,
         None,
         residual,
-        None,
         None,
         named(history[1:], "residual", "decrease"),
     )
@@ -349,7 +333,7 @@ def greedy_bilateral(
         seed: of the random start.
 
     Returns:
-        The parts with the rank that was found. "max_iter" also means that `max_rank` was reached
+        The parts with the rank that was found. MAX_ITER also means that `max_rank` was reached
         without the residual asked for.
 
     Raises:
@@ -361,8 +345,8 @@ def greedy_bilateral(
         >>> L = rng.standard_normal((60, 3)) @ rng.standard_normal((3, 40))
         >>> S = 5.0 * (rng.random((60, 40)) < 0.05)
         >>> result = greedy_bilateral(L + S, card=int((S > 0).sum()))
-        >>> result.status, result.rank
-        ('converged', 3)
+        >>> result.status.name, result.rank
+        ('CONVERGED', 3)
 
     Source: Zhou and Tao 2013, algorithm 1 (GreB), with GoDec's hard threshold for `S`.
     """
@@ -433,13 +417,12 @@ class _Progress:
         return LowRankSparse(
             seen.back(L / seen.scale),
             seen.back(S / seen.scale),
-            "converged" if good else "max_iter",
+            Status.CONVERGED if good else Status.MAX_ITER,
             rank,
             len(self.history),
             (residual * self.size) ** 2 / seen.scale / seen.scale,
             None,
             residual,
-            None,
             None,
             named(self.history, "residual", "decrease"),
         )

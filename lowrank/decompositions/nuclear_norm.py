@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Status = Literal["converged", "max_iter", "infeasible"]
-
+from lowrank.status import Status
 
 EXTRA = 10
 """Directions that the warm subspace carries beyond the rank, so that it sees the rank grow."""
@@ -61,7 +60,7 @@ class Penalty(Protocol):
         """`f*(Y)` for a `Y` that `dual_step` returned, shrunk by any factor in [0, 1]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Huber:
     """`lam ||S||_1 + ||Z||_F^2 / (2 nu)` minimised over `S + Z = R`, on the observed entries.
 
@@ -103,7 +102,7 @@ class Huber:
         return self.nu / 2 * float(torch.linalg.vector_norm(Y)) ** 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ball:
     """The constraint `||R||_F <= epsilon` on the observed entries."""
 
@@ -128,7 +127,7 @@ class Ball:
         return self.epsilon * float(torch.linalg.vector_norm(Y))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """Where the iteration ended; `E` is the part of `M` that `f` takes."""
 
@@ -220,7 +219,7 @@ def minimise(M: Tensor, f: Penalty, *, max_iter: int, tol: float) -> Solution:
     V: Tensor | None = basis[:, : int((spectrum > 1 / mu).sum()) + EXTRA]
     rest, L, Y = M.clone(), torch.zeros_like(M), torch.zeros_like(M)  # rest = M - E
     s, primal, gap = M.real.new_zeros(0), 0.0, 0.0
-    status: Status = "max_iter"
+    status = Status.MAX_ITER
     history: list[tuple[float, float]] = []
     settled, next_check, growth, went_up = False, 0, GROWTH, True
     for n_iter in range(max_iter):
@@ -237,7 +236,7 @@ def minimise(M: Tensor, f: Penalty, *, max_iter: int, tol: float) -> Solution:
         if feasible <= tol and moving <= 10 * tol and n_iter >= next_check:
             primal, gap = relative_gap(M, L, float(s.sum()), Y, f)
             if gap <= tol and float(torch.linalg.vector_norm(rest - L)) <= tol * size:
-                status = "converged"
+                status = Status.OPTIMAL
                 break
             V, next_check = V if gap <= 100 * tol else None, n_iter + 5  # else one may be missed
         settled = moving / 10 <= feasible <= moving
@@ -245,7 +244,7 @@ def minimise(M: Tensor, f: Penalty, *, max_iter: int, tol: float) -> Solution:
             up = feasible > moving
             growth **= 1.0 if up == went_up else CALMING
             mu, went_up = mu * growth if up else mu / growth, up
-    if status == "max_iter":
+    if status is Status.MAX_ITER:
         primal, gap = relative_gap(M, L, float(s.sum()), Y, f)
     residuals = named(history, "primal_residual", "dual_residual")
     return Solution(L, M - rest, Y, len(s), status, len(history), primal, gap, residuals)

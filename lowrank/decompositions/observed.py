@@ -16,7 +16,7 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 """A NumPy array or a torch tensor: what goes in is what comes out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Observed(Generic[Array]):
     """A checked matrix to compute with; missing entries are zero.
 

@@ -28,10 +28,11 @@ from lowrank.sensing.problems.structured import (
     total_variation,
 )
 from lowrank.sensing.recover import recover
-from lowrank.sensing.result import Recovery, SolverResult, Status
+from lowrank.sensing.result import Recovery, SolverResult
 from lowrank.sensing.signals import sparse_signal
 from lowrank.sensing.solve import reweighted, solve
 from lowrank.sensing.solvers import AUTO, SOLVERS, Solver
+from lowrank.status import Status
 
 if TYPE_CHECKING:
     from lowrank.sensing import diagnostics, estimators, noise, phase_transition, plots

@@ -17,9 +17,10 @@ from lowrank.errors import InputError
 from lowrank.sensing import problems
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.recover import recover, share_of
-from lowrank.sensing.result import Recovery, Status
+from lowrank.sensing.result import Recovery
 from lowrank.sensing.solve import solve
 from lowrank.sensing.solvers import Solver
+from lowrank.status import Status
 
 __all__ = ["BPDN", "OMP", "BasisPursuit", "ElasticNet", "GroupLasso", "Lasso"]
 

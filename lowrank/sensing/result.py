@@ -4,50 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from lowrank.status import Status
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 Array = NDArray[Any]
-
-
-class Status(Enum):
-    """How a run ended; the value is the advice that goes with it.
-
-    Example:
-        >>> print(Status.MAX_ITER.value)
-        stopped by max_iter before the tolerance: raise max_iter, loosen tol, or take another solver
-    """
-
-    OPTIMAL = "the gap and the constraints are within tol: the answer is certified"
-    CONVERGED = (
-        "the method reached its own fixed point; the problem is not convex, so nothing is certified"
-    )
-    MAX_ITER = (
-        "stopped by max_iter before the tolerance: raise max_iter, loosen tol, "
-        "or take another solver"
-    )
-    STALLED = (
-        "no further progress above the tolerance: loosen tol, scale the columns of A, "
-        'or take solver="cvxpy"'
-    )
-    INFEASIBLE = "no x satisfies the constraints: raise the noise level or check A and y"
-    UNBOUNDED = "the objective has no lower bound: add a penalty or bounds"
-    DIVERGED = (
-        "the iteration grew without bound, so the answer is no answer: take a convex solver, "
-        "or one made for this kind of matrix"
-    )
-
-    @property
-    def ok(self) -> bool:
-        """Whether the answer may be used as the answer."""
-        return self in (Status.OPTIMAL, Status.CONVERGED)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,11 +15,12 @@ from lowrank.sensing.certificates import Certificate, certify
 from lowrank.sensing.operators.arrays import Array, to_numpy
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.checks import checked_number
-from lowrank.sensing.result import Recovery, SolverResult, Status
+from lowrank.sensing.result import Recovery, SolverResult
 from lowrank.sensing.solvers import Callback, Solver
 from lowrank.sensing.solvers.choose import _candidates, _with, describe
 from lowrank.sensing.solvers.protocol import settings_of
 from lowrank.sensing.verdict import _finish, _why_zero, _zero_if_optimal
+from lowrank.status import Status
 
 TOL = 1e-8
 """Default accuracy: relative duality gap and relative violation of the constraints."""

@@ -11,7 +11,8 @@ from scipy.sparse.linalg import LinearOperator, lsqr
 from lowrank.sensing.certificates import Certificate, certify
 from lowrank.sensing.operators.arrays import Array, to_tensor
 from lowrank.sensing.problems.base import Problem
-from lowrank.sensing.result import Recovery, SolverResult, Status
+from lowrank.sensing.result import Recovery, SolverResult
+from lowrank.status import Status
 
 
 def _why_zero(problem: Problem, result: SolverResult) -> str:

@@ -26,9 +26,10 @@ from lowrank.sensing.problems.l1 import (
     SqrtLasso,
 )
 from lowrank.sensing.problems.structured import Analysis, AnalysisLasso, GroupLasso, JointSparse
-from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.scaling import equilibrated, scaled_start, unscaled
+from lowrank.status import Status
 
 MAX_FACTOR = 4096
 """Largest side of a Gram matrix that is factored; beyond it, conjugate gradients."""

@@ -12,9 +12,10 @@ import numpy as np
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.l1 import BasisPursuit
-from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.terms import soft
+from lowrank.status import Status
 
 
 @lru_cache(maxsize=64)

@@ -11,9 +11,10 @@ from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.other import PosteriorMean
-from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.bernoulli_gaussian import first_prior, posterior
 from lowrank.sensing.solvers.protocol import Callback
+from lowrank.status import Status
 
 
 @dataclass(frozen=True)

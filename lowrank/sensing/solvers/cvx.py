@@ -32,8 +32,9 @@ from lowrank.sensing.problems.l1 import (
 )
 from lowrank.sensing.problems.other import OneBit
 from lowrank.sensing.problems.structured import Analysis, AnalysisLasso, GroupLasso, JointSparse
-from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
+from lowrank.status import Status
 
 MAX_ELEMENTS = 2**22
 """Largest m x n that is handed to CVXPY; its copies of a dense matrix are sparse ones."""

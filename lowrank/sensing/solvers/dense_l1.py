@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.l1 import BPDN, BasisPursuit, Lasso
-from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.active_set import (
     Segment,
     Settled,
@@ -27,6 +27,7 @@ from lowrank.sensing.solvers.active_set import (
 )
 from lowrank.sensing.solvers.column_pool import Array, ColumnPool, Index, Stopped, rough_copy
 from lowrank.sensing.solvers.protocol import Callback
+from lowrank.status import Status
 
 # Column norms that differ by more than this factor are scaled to 1; it costs a copy of A.
 UNEVEN = 4.0

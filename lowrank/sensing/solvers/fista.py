@@ -13,9 +13,10 @@ from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.l1 import ConstrainedLasso, ElasticNet, Lasso
 from lowrank.sensing.problems.structured import GroupLasso, JointSparse
-from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.scaling import equilibrated, scaled_start, unscaled
+from lowrank.status import Status
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import numpy as np
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.other import KSparse
-from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.support import Dictionary, dependence
+from lowrank.status import Status
 
 BLOCK_BYTES = 2**23
 """Memory for the orthonormal directions of one block of signals: they should stay in the cache."""

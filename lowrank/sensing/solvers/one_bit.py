@@ -10,9 +10,10 @@ import numpy as np
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.other import OneBit
-from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.terms import one_bit_maximiser
+from lowrank.status import Status
 
 
 @dataclass(frozen=True)

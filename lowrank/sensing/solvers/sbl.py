@@ -13,9 +13,10 @@ from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.other import PosteriorMean
-from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.support import each_column
+from lowrank.status import Status
 
 NOISE_FLOOR = 1e-10
 """Least noise variance, over the mean square of y: keeps the covariance invertible."""

@@ -11,10 +11,11 @@ from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.l1 import BPDN, BasisPursuit
-from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.scaling import equilibrated, unscaled
 from lowrank.sensing.terms import L1Ball
+from lowrank.status import Status
 
 
 class _Point(NamedTuple):

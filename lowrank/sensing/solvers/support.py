@@ -13,9 +13,10 @@ from lowrank.sensing.operators.algebra import scaled_columns
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
-from lowrank.sensing.result import SolverResult, Status
+from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.scaling import SPREAD
+from lowrank.status import Status
 
 Step = Callable[[Operator, Array, Callback | None], tuple[Array, Status, list[float]]]
 """Solves one column y (m,): coefficients, status, residual norm of each iteration."""
