@@ -586,7 +586,7 @@ def test_what_is_wrong_with_data_is_said_of_data() -> None:
 
 def test_a_metric_that_is_no_number_is_refused() -> None:
     with pytest.raises(InputError, match=r"^metric: "):
-        lowrank.compress(_net(), X[:1], data=X, max_drop=(lambda model: float("nan"), 0.1))
+        lowrank.compress(_net(), X[:1], data=X, max_drop=0.1, metric=lambda model: float("nan"))
 
 
 # --- the model is left as it was ---------------------------------------------------------

@@ -84,9 +84,9 @@ STEPS: list[dict[str, Any]] = [{"refine": True, "data": None}, {"refine": -1}, {
 COMMON: list[dict[str, Any]] = [{"progress": 3}]
 BUDGETS: list[dict[str, Any]] = [
     {"macs": 2.5}, {"params": 0}, {"params": None}, {"latency": 2}, {"memory": "half"},
-    {"max_drop": (_score, 0.1), "macs": 0.5}, {"max_drop": 0.1, "macs": 0.5},
-    {"params": None, "max_drop": 0.1}, {"params": None, "max_drop": (_score, -1)},
-    {"params": None, "max_drop": ("accuracy", 0.1)}, {"rules": lowrank.Rules(int8=True)},
+    {"max_drop": 0.1, "metric": _score, "macs": 0.5}, {"metric": _score}, {"skips": "a"},
+    {"params": None, "max_drop": 0.1}, {"params": None, "max_drop": -1, "metric": _score},
+    {"params": None, "max_drop": 0.1, "metric": "accuracy"}, {"rules": lowrank.Rules(int8=True)},
 ]  # fmt: skip
 SWEEPS: list[dict[str, Any]] = [
     {"keeps": ()}, {"keeps": (2.5,)}, {"budget": "flops"}, {"metric": "accuracy"},
@@ -388,7 +388,7 @@ def test_a_report_reads_one_clock() -> None:
 
 def test_a_plan_after_an_unlucky_drop_is_drawn() -> None:
     found = iter([1.0])
-    _, report = lowrank.compress(NET, X[:1], max_drop=(lambda model: next(found, 0.0), 0.1))
+    _, report = lowrank.compress(NET, X[:1], max_drop=0.1, metric=lambda model: next(found, 0.0))
     assert not report.plan.replaced
     assert "no smaller model loses at most 0.1" in str(report.plan["a"])
     matplotlib.use("agg")

@@ -186,7 +186,7 @@ def test_a_metric_promise_holds_for_parallel_fits() -> None:
 
     for settings in (lowrank.Calibration(fit="parallel"), lowrank.Calibration(exponent=0.0)):
         how: Any = {"calibration": settings} | FEW
-        small, _ = lowrank.compress(net, x[:1], data=x, max_drop=(closeness, 0.2), **how)
+        small, _ = lowrank.compress(net, x[:1], data=x, max_drop=0.2, metric=closeness, **how)
         assert closeness(small) >= -0.2
 
 
@@ -298,9 +298,11 @@ REFUSED: dict[str, Callable[[], object]] = {
     "loss: it returned float;": lambda: _with(calibration=lowrank.Calibration(loss=lambda y: 1.0)),
     "refine: 'a' steps make no sense": lambda: _with(refine="a"),
     "refine: 1.5 steps make no sense": lambda: _with(refine=1.5),
-    "max_drop: 0.01 is no metric with a drop": lambda: _with(params=None, max_drop=0.01),
-    "max_drop: -1 is no drop": lambda: _with(params=None, max_drop=(_one, -1)),
-    "metric: 'accuracy' is no function": lambda: _with(params=None, max_drop=("accuracy", 0.1)),
+    "max_drop: there is no metric": lambda: _with(params=None, max_drop=0.01),
+    "max_drop: -1 is no drop": lambda: _with(params=None, max_drop=-1, metric=_one),
+    "metric: 'accuracy' is no function": lambda: _with(
+        params=None, max_drop=0.1, metric="accuracy"
+    ),
     "metric: of the dense model it is nan": lambda: _sweep(metric=lambda m: NAN),
     "count: 'many'": lambda: _with(data=None, calibration=lowrank.Calibration(count="many")),
     "keeps: 1.5 is above 1": lambda: _sweep(keeps=(1.5, 0.6)),

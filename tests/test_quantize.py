@@ -162,7 +162,7 @@ def test_a_missing_torchao_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(builtins, "__import__", without)
     for call in (
         lambda: lowrank.quantize(_net()),
-        lambda: lowrank.compress(_net(), X[:1], bytes=0.2, rules=lowrank.Rules(int8=True)),
+        lambda: lowrank.compress(_net(), X[:1], bytes=0.2, int8=True),
     ):
         with pytest.raises(InputError, match=r"torchao is not installed; pip install .*quantize"):
             call()
@@ -170,9 +170,9 @@ def test_a_missing_torchao_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_int8_without_bytes_or_beside_the_clock_is_refused() -> None:
     with pytest.raises(InputError, match="no budget of bytes"):
-        lowrank.compress(_net(), X[:1], macs=0.5, rules=lowrank.Rules(int8=True))
+        lowrank.compress(_net(), X[:1], macs=0.5, int8=True)
     with pytest.raises(InputError, match="not measured for latency"):
-        lowrank.compress(_net(), X[:1], bytes=0.5, latency=0.9, rules=lowrank.Rules(int8=True))
+        lowrank.compress(_net(), X[:1], bytes=0.5, latency=0.9, int8=True)
 
 
 def test_plans_with_int8_round_trip() -> None:
@@ -266,7 +266,7 @@ def _planned(**settings: Any) -> tuple[nn.Module, lowrank.Report]:
 
 @needs_torchao
 def test_ranks_and_bits_share_the_budget() -> None:
-    small, report = _planned(bytes=0.3, rules=lowrank.Rules(int8=True))
+    small, report = _planned(bytes=0.3, int8=True)
     assert report.plan.int8
     assert report.kept("bytes") <= 0.3
     assert weight_bytes(small) == report.compressed.bytes == report.plan.cost.bytes
@@ -280,7 +280,7 @@ def test_ranks_and_bits_share_the_budget() -> None:
 
 @needs_torchao
 def test_below_a_quarter_ranks_fall_too() -> None:
-    small, report = _planned(bytes=0.17, rules=lowrank.Rules(int8=True))
+    small, report = _planned(bytes=0.17, int8=True)
     rows = {n: report.plan.layers[n] for n in report.plan.int8}
     assert any(isinstance(row.choice, ChannelSVD) for row in rows.values())
     assert report.kept("bytes") <= 0.17
@@ -292,9 +292,7 @@ def test_below_a_quarter_ranks_fall_too() -> None:
 def test_the_predicted_error_is_that_of_the_quantized_layer() -> None:
     """Without data: of the weights, which can be compared after dequantizing."""
     net = nn.Sequential(nn.Linear(64, 64, bias=False))
-    small, report = lowrank.compress(
-        net, torch.randn(1, 64), bytes=0.27, rules=lowrank.Rules(int8=True)
-    )
+    small, report = lowrank.compress(net, torch.randn(1, 64), bytes=0.27, int8=True)
     row = report.plan.layers["0"]
     assert row.int8
     W = net[0].weight.detach()
@@ -304,7 +302,7 @@ def test_the_predicted_error_is_that_of_the_quantized_layer() -> None:
 
 @needs_torchao
 def test_several_budgets_at_once() -> None:
-    _, report = _planned(bytes=0.2, macs=0.7, rules=lowrank.Rules(int8=True))
+    _, report = _planned(bytes=0.2, macs=0.7, int8=True)
     assert report.kept("bytes") <= 0.2
     assert report.kept("macs") <= 0.7
 
@@ -330,7 +328,7 @@ def _whole() -> nn.Module:
 
 
 def _factorized() -> nn.Module:
-    return _planned(bytes=0.17, rules=lowrank.Rules(int8=True))[0]
+    return _planned(bytes=0.17, int8=True)[0]
 
 
 def _in_half() -> nn.Module:

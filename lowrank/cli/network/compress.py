@@ -157,7 +157,7 @@ def _compressed(
     calibration = Calibration(seed=settings.get("seed", 0))
     settings = {k: v for k, v in settings.items() if k not in (*_RULES, "seed")}
     if "max_drop" in settings:
-        settings["max_drop"] = (labelled_accuracy(data), settings["max_drop"])
+        settings["metric"] = labelled_accuracy(data)
     return compress(
         model, example, data=data, calibration=calibration, rules=rules, progress=progress,
         **settings,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -11,7 +12,6 @@ from lowrank.compression.calibration.settings import Calibration, calibration_of
 from lowrank.compression.gauges.memory import MemoryCheck, measure_memory
 from lowrank.compression.gauges.quality import Scorer, check_drop
 from lowrank.compression.gauges.timing import LatencyCheck, time_ratio
-from lowrank.compression.methods import MethodsLike
 from lowrank.compression.network.example import Example
 from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
 from lowrank.compression.pipeline.report import Report
@@ -19,11 +19,14 @@ from lowrank.compression.planning.budget import given_of
 from lowrank.compression.planning.clock import Timed, plan_on_the_clock
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.measure import check_asked, measured
-from lowrank.compression.planning.rules import Rules, rules_of
+from lowrank.compression.planning.rules import RuleFields, Rules, rules_of
 from lowrank.compression.planning.weighting import weighing
 from lowrank.compression.structure.plan import Plan
 from lowrank.errors import BudgetError, InputError
 from lowrank.progress import Progress
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def compress(
@@ -35,15 +38,15 @@ def compress(
     macs: float | None = None,
     latency: float | None = None,
     memory: float | None = None,
-    max_drop: tuple[Scorer, float] | None = None,
+    max_drop: float | None = None,
+    metric: Scorer | None = None,
     data: object = None,
     val: object = None,
     refine: bool | int = False,
-    methods: MethodsLike = None,
-    skip: str | Sequence[str] = (),
     calibration: Calibration | None = None,
     rules: Rules | None = None,
     progress: Progress | None = None,
+    **named: Unpack[RuleFields],
 ) -> tuple[nn.Module, Report]:
     """A smaller copy of a trained network: factorized layers in place of dense ones.
 
@@ -65,24 +68,22 @@ def compress(
             that cannot get faster comes back dense.
         memory: peak bytes of a forward pass (weights and activations) to keep, a fraction in
             (0, 1] or a whole number.
-        max_drop: instead of a budget, a metric and a drop, such as (accuracy, 0.01): the
-            smallest model in MACs whose metric, a function of a model, the higher the better,
-            is at most so much lower; `lowrank.compression.pipeline.sweep.smallest` finds that in
-            parameters too.
+        max_drop: instead of a budget: the smallest model in MACs whose metric is at most so
+            much lower; `lowrank.compression.smallest` finds that in parameters too.
+        metric: quality of a model, a function of it, the higher the better, for `max_drop`:
+            accuracy, for instance.
         data: batches of inputs (a loader, a list, one tensor, or a pair with labels, which
             are not looked at) to plan and fit on; a few hundred examples do.
         val: batches on which the outputs of both models are compared; by default what the
             data holds beyond the calibration examples, else those, else the example.
         refine: block-wise refinement on the calibration data, without labels: True, or the
             number of gradient steps for a block; see `apply`.
-        methods: names such as "channel_svd", or classes, of the methods that may be used, one
-            or several; all by default.
-        skip: layers to leave dense: names or patterns such as "layer1.*", one or several.
         calibration: how many examples are used, what weighs the layers, how they are fitted,
             and the seed; see `Calibration`.
-        rules: the other rules for layers: `only`, `overrides`, `round_to`, and `int8`, by which
-            ranks and bits share the budget of `bytes`; see `Rules`.
+        rules: which layers may be replaced, and by what; see `Rules`.
         progress: called as (what, done, total).
+        **named: single rules by their names in `Rules`: `methods="channel_svd"`, `skip="fc"`,
+            `only=`, `overrides={"fc": lowrank.ChannelSVD(8)}`, `round_to=8`, `int8=True`.
 
     Returns:
         The new model, made of stock `torch.nn` layers on the same device and of the same
@@ -102,17 +103,17 @@ def compress(
         >>> small(torch.randn(3, 256)).shape
         torch.Size([3, 256])
     """
-    rules, settings = rules_of(rules, methods, skip), calibration_of(calibration)
+    rules, settings = rules_of(rules, named), calibration_of(calibration)
     budget = {"params": params, "bytes": bytes, "macs": macs, "latency": latency, "memory": memory}
-    _check_size(budget, max_drop, rules)
+    _check_size(budget, max_drop, metric, rules)
     check_refine(refine, data)
     timed_too = {"latency": latency is not None, "memory": memory is not None}
     check_asked(model, example, rules, **timed_too, progress=progress)
     compared = val_of(val, example)
     read, rest = read_data(data, example, settings, rest=val is None)
     curves = measured(model, example, read, settings, rules, **timed_too, progress=progress)
-    if max_drop is not None:
-        plan, timed = _within_drop(model, curves, *max_drop, refine, progress), None
+    if max_drop is not None and metric is not None:
+        plan, timed = _within_drop(model, curves, metric, max_drop, refine, progress), None
     else:
         exponent = weighing(model, curves, budget, settings.exponent, progress, fit=settings.fit)
         plan, timed = _planned(model, example, curves, budget, exponent)
@@ -130,19 +131,25 @@ def compress(
 
 
 def _check_size(
-    budget: Mapping[str, float | None], max_drop: tuple[Scorer, float] | None, rules: Rules
+    budget: Mapping[str, float | None],
+    max_drop: float | None,
+    metric: Scorer | None,
+    rules: Rules,
 ) -> None:
     """Refuse a budget that makes no sense, none, or two that settle the same."""
     if max_drop is None:
         given_of(budget)
+        if metric is not None:
+            problem = "there is no max_drop that it measures"
+            raise InputError("metric", problem, "pass max_drop=0.01, say")
     elif given := [name for name, value in budget.items() if value is not None]:
         problem = f"given beside {', '.join(given)}, which settles the size already"
         raise BudgetError("max_drop", problem, "give one or the other")
+    elif metric is None:
+        problem = "there is no metric to measure it by"
+        raise InputError("max_drop", problem, "pass metric=, a function of a model")
     else:
-        if not isinstance(max_drop, tuple | list) or len(max_drop) != 2:
-            problem = f"{max_drop!r} is no metric with a drop"
-            raise InputError("max_drop", problem, "give (accuracy, 0.01), say")
-        check_drop(*max_drop)
+        check_drop(metric, max_drop)
     if rules.int8 and budget["bytes"] is None:
         raise InputError("int8", "there is no budget of bytes", "pass bytes=0.2, or drop int8")
 

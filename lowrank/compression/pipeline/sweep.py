@@ -19,13 +19,12 @@ from lowrank.compression.gauges.quality import (
     compare_outputs,
     score,
 )
-from lowrank.compression.methods import MethodsLike
 from lowrank.compression.network.example import Example
 from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
 from lowrank.compression.planning.budget import checked
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.measure import check_asked, measured
-from lowrank.compression.planning.rules import Rules, rules_of
+from lowrank.compression.planning.rules import RuleFields, Rules, rules_of
 from lowrank.compression.planning.weighting import weighed_plan
 from lowrank.compression.structure.history import copy_model
 from lowrank.compression.structure.plan import Plan
@@ -34,6 +33,7 @@ from lowrank.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from typing_extensions import Unpack
 
 
 Measure = Literal["macs", "params", "bytes"]
@@ -144,11 +144,10 @@ def sweep(
     val: object = None,
     refine: bool | int = False,
     finetune: Mapping[str, Any] | None = None,
-    methods: MethodsLike = None,
-    skip: str | Sequence[str] = (),
     calibration: Calibration | None = None,
     rules: Rules | None = None,
     progress: Progress | None = None,
+    **named: Unpack[RuleFields],
 ) -> Sweep:
     """Compress to several budgets from one calibration, and measure what each costs.
 
@@ -166,11 +165,10 @@ def sweep(
         refine: block-wise refinement, as in `compress`.
         finetune: arguments of `lowrank.finetune` other than the models, such as
             `{"data": train, "epochs": 1}`; the metric is then measured after it too.
-        methods: which may be used, as in `compress`.
-        skip: layers to leave dense, likewise.
         calibration: how many examples are used, what weighs the layers, how they are fitted.
-        rules: the other rules for layers.
+        rules: which layers may be replaced, and by what.
         progress: called as (what, done, total).
+        **named: single rules by their names in `Rules`, as for `compress`.
 
     Returns:
         A `Sweep`: data that prints as JSON, and a picture by `plot()`.
@@ -188,7 +186,7 @@ def sweep(
         [0.8, 0.4]
     """
     _check(keeps, budget, metric, finetune)
-    rules = rules_of(rules, methods, skip)
+    rules = rules_of(rules, named)
     calibration = calibration_of(calibration, None if curves is None else curves.calibration)
     check_refine(refine, data if curves is None else curves.data)
     check_asked(model, example, rules, latency=False, memory=False, progress=progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from lowrank.compression.calibration.settings import Calibration, calibration_of
 from lowrank.compression.calibration.statistics import Data, Importance, Weighting
 from lowrank.compression.gauges.counting import model_cost
 from lowrank.compression.gauges.memory import Peaks
-from lowrank.compression.methods import Method, MethodsLike
+from lowrank.compression.methods import Method
 from lowrank.compression.methods.shared.base import Joint, Target, require
 from lowrank.compression.network.batches import calibration_batches
 from lowrank.compression.network.cutting import in_memory
@@ -32,12 +32,15 @@ from lowrank.compression.planning.candidates import Candidate, Curve, Share, Who
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.layer_times import Timing, time_layers
 from lowrank.compression.planning.rounding import Rounding
-from lowrank.compression.planning.rules import Rules, rules_of
+from lowrank.compression.planning.rules import RuleFields, Rules, rules_of
 from lowrank.compression.structure.choices import Choice, Dense, Tied
 from lowrank.compression.structure.int8 import require_torchao
 from lowrank.decompositions.metric import Metric, identity
 from lowrank.errors import InputError
 from lowrank.progress import Progress
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def measure(
@@ -45,13 +48,12 @@ def measure(
     example: Example,
     *,
     data: Any = None,
-    methods: MethodsLike = None,
-    skip: str | Sequence[str] = (),
     calibration: Calibration | None = None,
     rules: Rules | None = None,
     latency: bool = False,
     memory: bool = False,
     progress: Progress | None = None,
+    **named: Unpack[RuleFields],
 ) -> Curves:
     """The cost and the error of every layer x method x rank of a model.
 
@@ -62,16 +64,14 @@ def measure(
             not looked at). With them errors are those of the layers' outputs, and layers
             count by what the model's output feels of them; else errors are the weights'.
             One tensor is cut into batches whose pass, with gradients, holds about 2 GB at most.
-        methods: names such as "channel_svd", or classes, of the methods that may be used, one
-            or several; all by default.
-        skip: layers to leave dense: names or patterns such as "layer1.*".
         calibration: how many examples are used, what weighs the layers, and the seed; see
             `Calibration`.
-        rules: the other rules for layers; see `Rules`.
+        rules: which layers may be replaced, and by what; see `Rules`.
         latency: time the layers and a grid of candidates on the model's device, at the sizes
             of the example and the number of threads that is set; needed to plan by latency.
         memory: follow what the model allocates; needed to plan by memory.
         progress: called as (what, done, total).
+        **named: single rules by their names in `Rules`, as for `compress`.
 
     Returns:
         Curves, from which `plan` makes a plan for any budget in well under a second.
@@ -83,7 +83,7 @@ def measure(
         RankError: an override whose ranks do not fit its layer.
     """
     known = Calibration(weighting=data.weighting) if isinstance(data, Data) else None
-    rules, settings = rules_of(rules, methods, skip), calibration_of(calibration, known)
+    rules, settings = rules_of(rules, named), calibration_of(calibration, known)
     check_asked(model, example, rules, latency=latency, memory=memory, progress=progress)
     if data is not None and not isinstance(data, Data):
         data = calibration_batches(data, example, settings.count)

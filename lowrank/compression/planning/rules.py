@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any, TypedDict
 
 from torch import nn
 
 from lowrank.compression.calibration.settings import is_whole
 from lowrank.compression.methods import Method, MethodsLike, check_class, resolve
 from lowrank.compression.methods.shared.base import require
-from lowrank.compression.network.layer_names import left_out, matching
+from lowrank.compression.network.layer_names import left_out, matching, suggestion
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import Scan, holds_parameters, static_reason
 from lowrank.compression.network.units import Alone
@@ -19,11 +20,23 @@ from lowrank.compression.structure.swap import layer_spec
 from lowrank.errors import InputError, PlanError
 
 
+class RuleFields(TypedDict, total=False):
+    """The fields of `Rules`, as keywords of `compress`, `measure` and `sweep`."""
+
+    methods: MethodsLike
+    skip: str | Sequence[str]
+    only: str | Sequence[str] | None
+    overrides: Mapping[str, Choice]
+    round_to: int
+    int8: bool
+
+
 @dataclass(frozen=True)
 class Rules:
     """Which layers may be replaced, and by what.
 
-    Layers go by their names or by patterns as file names do: "layer1.*", "*.attn.[qkv]".
+    Layers go by their names or by patterns as file names do: "layer1.*", "*.attn.[qkv]". Every
+    field is also a keyword of `compress`, `measure` and `sweep`, for a rule or two.
 
     Args:
         methods: names of methods such as "channel_svd" or their classes, one or several;
@@ -136,34 +149,32 @@ class Rules:
         return found | own
 
 
-def rules_of(rules: object, methods: object = None, skip: object = ()) -> Rules:
-    """The rules, with what was given as arguments of their own.
+def rules_of(rules: object, named: Mapping[str, Any]) -> Rules:
+    """The rules, with those that were given as arguments of their own.
 
     Args:
         rules: a `Rules`, or None.
-        methods: as in `Rules`; None for what the rules say.
-        skip: likewise; empty for what the rules say.
+        named: fields of `Rules` by their names.
 
     Raises:
-        InputError: it is no `Rules`, or something was given twice.
+        InputError: it is no `Rules`, a name is no field, or a field was given twice.
 
     Example:
-        >>> rules_of(None, methods="channel_svd", skip="fc").skip
+        >>> rules_of(None, {"methods": "channel_svd", "skip": "fc"}).skip
         ('fc',)
     """
+    none = Rules()
     if rules is None:
-        rules = Rules()
+        rules = none
     if not isinstance(rules, Rules):
         raise InputError("rules", f"{rules!r} is no Rules", 'pass lowrank.Rules(only="fc"), say')
-    if methods is not None:
-        if rules.methods is not None:
-            raise InputError("methods", "given twice, in the rules too", "give them once")
-        rules = replace(rules, methods=methods)  # type: ignore[arg-type]
-    if skip is not None and not (isinstance(skip, Sequence) and not skip):
-        if rules.skip:
-            raise InputError("skip", "given twice, in the rules too", "give it once")
-        rules = replace(rules, skip=skip)  # type: ignore[arg-type]
-    return rules
+    known = RuleFields.__annotations__
+    for name in named:
+        if name not in known:
+            raise InputError(name, "no argument has this name", suggestion(name, known))
+        if getattr(rules, name) != getattr(none, name):
+            raise InputError(name, "given twice, in the rules too", "give it once")
+    return replace(rules, **named) if named else rules
 
 
 def _patterns(what: str, given: object) -> tuple[str, ...]:
