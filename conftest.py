@@ -27,13 +27,31 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "suite")
 N_WORKERS = 2
 LONGEST_ID = 240
 
+ON_THE_CLOCK = ("test_cli.py", "test_latency.py", "test_profile.py")
+"""They time what they run, so that no two of them run side by side."""
+
+LONGEST_FIRST = (
+    *ON_THE_CLOCK,
+    "test_finetune.py",
+    "test_docs.py",
+    "test_zoo.py",
+    "test_calibrate.py",
+    "test_hard_cases.py",
+    "test_new_methods.py",
+    "test_refine.py",
+    "test_compress.py",
+    "test_sequential.py",
+    "test_held_out.py",
+)
+"""The files with the most to do, in their order: begun first, so that processes end together."""
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Let `pytest` alone take two processes, where pytest-xdist is there and `-n` is not given.
 
     A file's tests stay in one process, so that it makes its models and curves once. Files are
-    handed out as they are listed, doctests last: small pieces, so that both end together.
+    handed out as they are ordered below, doctests last: small pieces, so that both end together.
     """
     if not config.pluginmanager.hasplugin("xdist"):
         return
@@ -44,11 +62,40 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         option.dist, option.loadscopereorder = "loadfile", False
 
 
+def _file_of(nodeid: str) -> str:
+    return nodeid.partition("::")[0].rpartition("/")[2]
+
+
+def scope_of(nodeid: str) -> str:
+    """Name what must stay in one process: a file, or the files that look at the clock."""
+    return "clock" if _file_of(nodeid) in ON_THE_CLOCK else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Hand out files by `scope_of`, where tests are handed out by file at all."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByScope(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return scope_of(nodeid)
+
+    return ByScope(config, log)
+
+
+def _place(item: pytest.Item) -> int:
+    name = _file_of(item.nodeid)
+    return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse ids that differ from process to process, or that hold a whole tensor."""
+    """Refuse ids that differ from process to process, or that hold a whole tensor; order files."""
     for item in items:
         if " at 0x" in item.nodeid or len(item.nodeid) > LONGEST_ID:
             raise pytest.UsageError(f"{item.nodeid[:LONGEST_ID]}: give it a short id of its own")
+    items.sort(key=_place)
 
 
 @pytest.hookimpl(tryfirst=True)

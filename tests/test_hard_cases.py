@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -42,7 +43,9 @@ PAIRS = [(x, -x) for x in X.split(24)]
 
 @pytest.mark.parametrize("refine", [False, 2])
 def test_two_inputs(refine: Any) -> None:
-    _, report = lowrank.compress(Two().eval(), PAIRS[0], params=0.5, data=PAIRS, refine=refine)
+    _, report = lowrank.compress(
+        Two().eval(), PAIRS[0], params=0.5, data=PAIRS, refine=refine, **FEW
+    )
     assert report.quality is not None
     assert report.quality.relative_error < 1
     if refine:
@@ -51,10 +54,11 @@ def test_two_inputs(refine: Any) -> None:
 
 def test_two_inputs_with_labels_as_finetune_takes_them() -> None:
     labelled = [(pair, torch.zeros(24)) for pair in PAIRS]
-    one, _ = lowrank.compress(Two().eval(), PAIRS[0], params=0.5, data=labelled)
-    two, _ = lowrank.compress(Two().eval(), PAIRS[0], params=0.5, data=PAIRS)
+    one, _ = lowrank.compress(Two().eval(), PAIRS[0], params=0.5, data=labelled, **FEW)
+    two, _ = lowrank.compress(Two().eval(), PAIRS[0], params=0.5, data=PAIRS, **FEW)
     assert torch.equal(run(one, PAIRS[0]), run(two, PAIRS[0]))
-    found = lowrank.sweep(Two().eval(), PAIRS[0], PAIRS, keeps=(0.5,), budget="params", val=PAIRS)
+    shares: Any = {"keeps": (0.5,), "budget": "params"} | FEW
+    found = lowrank.sweep(Two().eval(), PAIRS[0], PAIRS, val=PAIRS, **shares)
     assert found.points[0].quality is not None
     assert found.points[0].quality.n_examples == len(X)
 
@@ -72,10 +76,10 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first = nn.Conv2d(3, 16, 3, padding=1)
-        self.conv = nn.Conv2d(16, 16, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(16)
-        self.head = nn.Linear(16, 10)
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 10)
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,6 +94,7 @@ def test_a_batch_norm_of_zeros(weighting: Any, method: str) -> None:
     small, report = lowrank.compress(
         Residual().eval(), pictures[:1], params=0.8, data=pictures,
         calibration=lowrank.Calibration(weighting=weighting), methods=[method, "channel_svd"],
+        rules=lowrank.Rules(round_to=4),
     )  # fmt: skip
     assert report.quality is not None
     assert report.quality.relative_error < 0.5
@@ -203,11 +208,17 @@ class Faint(nn.Module):
         return self.c(self.a(x).relu() + self.b(self.scale * x))
 
 
+@pytest.fixture(scope="module")
+def given_zeros() -> nn.Module:
+    return lowrank.compress(Faint(0.0).eval(), X[:1], data=X, params=0.5)[0]
+
+
 @pytest.mark.parametrize("scale", [1e-18, 1e-21, 1e-25, 1e-40])
-def test_a_layer_that_is_given_next_to_nothing_is_as_one_that_is_given_zeros(scale: float) -> None:
-    expected, _ = lowrank.compress(Faint(0.0).eval(), X[:1], data=X, params=0.5)
+def test_a_layer_that_is_given_next_to_nothing_is_as_one_that_is_given_zeros(
+    scale: float, given_zeros: nn.Module
+) -> None:
     small, _ = lowrank.compress(Faint(scale).eval(), X[:1], data=X, params=0.5)
-    assert torch.allclose(small(X), expected(X), atol=1e-5)
+    assert torch.allclose(small(X), given_zeros(X), atol=1e-5)
 
 
 def test_small_inputs_in_double_precision_are_taken() -> None:
@@ -277,7 +288,12 @@ def test_layers_count_by_the_users_own_metric(cared_for: int) -> None:
 
 
 NET = _net(16, 32, 10)
-CURVES = lowrank.measure(NET, X[:1], **FEW)
+
+
+@cache
+def _curves() -> lowrank.Curves:
+    return lowrank.measure(NET, X[:1], **FEW)
+
 
 NAN = float("nan")
 REFUSED: dict[str, Callable[[], object]] = {
@@ -307,8 +323,8 @@ REFUSED: dict[str, Callable[[], object]] = {
     "count: 'many'": lambda: _with(data=None, calibration=lowrank.Calibration(count="many")),
     "keeps: 1.5 is above 1": lambda: _sweep(keeps=(1.5, 0.6)),
     "budget: 'latency' is no measure": lambda: _sweep(budget="latency"),
-    "rules: given beside curves": lambda: _sweep(data=None, curves=CURVES, methods=["cp"]),
-    "data: the curves were measured without": lambda: _sweep(curves=CURVES),
+    "rules: given beside curves": lambda: _sweep(data=None, curves=_curves(), methods=["cp"]),
+    "data: the curves were measured without": lambda: _sweep(curves=_curves()),
     "finetune: its arguments: data is missing": lambda: _sweep(metric=_one, finetune={}),
     "finetune: its arguments: epoch;": lambda: _sweep(
         metric=_one, finetune={"data": X, "epoch": 1}
@@ -334,7 +350,7 @@ def _sweep(**settings: Any) -> object:
 
 
 def _tune(**settings: Any) -> object:
-    small, _ = lowrank.apply(NET, CURVES.plan(params=0.6))
+    small, _ = lowrank.apply(NET, _curves().plan(params=0.6))
     return lowrank.finetune(small, teacher=NET, data=X, epochs=1, **settings)
 
 
