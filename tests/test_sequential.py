@@ -1,4 +1,4 @@
-"""Sinks, replay, and fitting behind the compressed prefix."""
+"""Where an output goes, the prefix cache, and fitting behind the compressed prefix."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 import lowrank
 from lowrank.compression import (
-    Data,
+    Downstream,
     Fitting,
+    PrefixCache,
     Reached,
-    Replay,
-    Sink,
+    Statistics,
     calibration_batches,
     compare_outputs,
-    find_sinks,
+    find_downstream,
     probe,
     replace_layers,
     run,
@@ -97,8 +97,8 @@ def _seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     return model
 
 
-def _sinks(model: nn.Module, x: Any) -> dict[str, Sink]:
-    return find_sinks(model, scan(model, x).views, x)
+def _sinks(model: nn.Module, x: Any) -> dict[str, Downstream]:
+    return find_downstream(model, scan(model, x).views, x)
 
 
 PICTURES = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -112,8 +112,8 @@ PICTURES = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 def test_residual_sums_in_all_spellings(add: Add, norm: bool) -> None:
     model = _seeded(lambda: Block(add, norm=norm))
     found = _sinks(model, PICTURES[:2])
-    assert found["a"] == Sink("norm" if norm else None, added=True)
-    assert found["leave"] == Sink()
+    assert found["a"] == Downstream("norm" if norm else None, added=True)
+    assert found["leave"] == Downstream()
 
 
 class Odd(nn.Module):
@@ -150,18 +150,18 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("use", "expected"),
     [
-        ("shared norm", Sink()),
-        ("read twice", Sink()),
-        ("read twice behind the norm", Sink("norm")),
-        ("subtracted", Sink()),
-        ("broadcast", Sink()),
-        ("scaled", Sink()),
-        ("doubled", Sink()),
-        ("returned too", Sink()),
-        ("norm behind a relu", Sink()),
+        ("shared norm", Downstream()),
+        ("read twice", Downstream()),
+        ("read twice behind the norm", Downstream("norm")),
+        ("subtracted", Downstream()),
+        ("broadcast", Downstream()),
+        ("scaled", Downstream()),
+        ("doubled", Downstream()),
+        ("returned too", Downstream()),
+        ("norm behind a relu", Downstream()),
     ],
 )
-def test_what_is_no_sink(use: str, expected: Sink) -> None:
+def test_what_is_no_sink(use: str, expected: Downstream) -> None:
     x = torch.randn(4, 6)
     assert _sinks(Odd(use).eval(), x)["a"] == expected
 
@@ -173,19 +173,19 @@ def test_looking_at_a_shape_is_no_use() -> None:
         assert a.dim() == b.size(0) - b.size(0) + 4
         return a + b
 
-    assert _sinks(_seeded(lambda: Block(add)), PICTURES[:2])["a"] == Sink("norm", added=True)
+    assert _sinks(_seeded(lambda: Block(add)), PICTURES[:2])["a"] == Downstream("norm", added=True)
 
 
 def test_the_bundled_network_is_understood() -> None:
     found = _sinks(resnet20(), fashion_mnist("test")[0][:2])
-    assert found["conv"] == Sink("bn")
+    assert found["conv"] == Downstream("bn")
     for stage in range(3):
         for block in range(3):
             name = f"stages.{stage}.{block}"
-            assert found[f"{name}.conv1"] == Sink(f"{name}.bn1")
-            assert found[f"{name}.conv2"] == Sink(f"{name}.bn2", added=True)
-    assert found["stages.1.0.shortcut.0"] == Sink("stages.1.0.shortcut.1", added=True)
-    assert found["fc"] == Sink()
+            assert found[f"{name}.conv1"] == Downstream(f"{name}.bn1")
+            assert found[f"{name}.conv2"] == Downstream(f"{name}.bn2", added=True)
+    assert found["stages.1.0.shortcut.0"] == Downstream("stages.1.0.shortcut.1", added=True)
+    assert found["fc"] == Downstream()
 
 
 def test_layers_that_run_twice_have_no_sink() -> None:
@@ -229,7 +229,7 @@ class InPlace(nn.Module):
         return x
 
 
-def _input_of(replay: Replay, k: int, batch: Tensor, module: nn.Module) -> Tensor:
+def _input_of(replay: PrefixCache, k: int, batch: Tensor, module: nn.Module) -> Tensor:
     """What comes into a module, the pass ended there."""
     seen: list[Tensor] = []
 
@@ -249,11 +249,11 @@ def _input_of(replay: Replay, k: int, batch: Tensor, module: nn.Module) -> Tenso
 def test_replay_gives_the_same_and_runs_nothing_twice() -> None:
     torch.manual_seed(0)
     net, batches = InPlace().eval(), torch.randn(2, 5, 6)
-    plain = Replay(net, 2, limit=0)  # keeps nothing
+    plain = PrefixCache(net, 2, limit=0)  # keeps nothing
     expected = [[_input_of(plain, k, x, p) for p in net.parts] for k, x in enumerate(batches)]
     for part in net.parts:
         part.n = 0
-    replay = Replay(net, 2, limit=1 << 20)
+    replay = PrefixCache(net, 2, limit=1 << 20)
     for j, part in enumerate(net.parts):
         for k, x in enumerate(batches):
             assert torch.equal(_input_of(replay, k, x, part), expected[k][j])
@@ -264,7 +264,7 @@ def test_replay_gives_the_same_and_runs_nothing_twice() -> None:
 def test_replay_gives_the_output_of_a_model_that_differs_behind_the_mark() -> None:
     torch.manual_seed(0)
     net, batches = InPlace().eval(), torch.randn(2, 5, 6)
-    replay = Replay(net, 2, limit=1 << 20)
+    replay = PrefixCache(net, 2, limit=1 << 20)
     for k, x in enumerate(batches):
         _input_of(replay, k, x, net.parts[1])
     other = copy.deepcopy(net)
@@ -302,7 +302,7 @@ def test_probes_from_the_middle_of_the_model_are_those_of_whole_passes() -> None
 
 
 def test_replay_runs_to_the_end_when_nothing_ends_it() -> None:
-    replay = Replay(InPlace().eval(), 1, limit=1 << 20)
+    replay = PrefixCache(InPlace().eval(), 1, limit=1 << 20)
     assert not replay.run(0, torch.randn(2, 6))
 
 
@@ -310,14 +310,14 @@ def test_replay_keeps_a_forward_of_ones_own() -> None:
     net = InPlace().eval()
     own = net.parts[0].forward
     net.parts[0].forward = own  # as accelerate and others do
-    Replay(net, 1, limit=1 << 20).run(0, torch.randn(2, 6))
+    PrefixCache(net, 1, limit=1 << 20).run(0, torch.randn(2, 6))
     assert net.parts[0].__dict__["forward"] is own
 
 
 def test_replay_is_bounded() -> None:
     torch.manual_seed(0)
     net, batches = InPlace().eval(), torch.randn(3, 5, 6)
-    replay = Replay(net, 3, limit=2 * 5 * 6 * 4)
+    replay = PrefixCache(net, 3, limit=2 * 5 * 6 * 4)
     for part in net.parts:
         for k, x in enumerate(batches):
             _input_of(replay, k, x, part)
@@ -394,7 +394,7 @@ def test_later_layers_are_fitted_to_what_earlier_ones_lost() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).eval()
     x = torch.randn(400, 8)
     units = scan(model, x[:1]).units
-    data = Data.of(model, units, [x], weighting="outputs")
+    data = Statistics.of(model, units, [x], weighting="outputs")
     small = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).eval()
     small.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -586,8 +586,8 @@ def test_a_transformer_with_layer_norms() -> None:
     ids = torch.randint(0, 50, (64, 8), generator=torch.Generator().manual_seed(0))
     example, data = {"input_ids": ids[:1]}, [{"input_ids": part} for part in ids[:48].split(16)]
     found = _sinks(model, example)
-    assert found["blocks.0.o"] == found["blocks.1.down"] == Sink(added=True)
-    assert found["blocks.0.q"] == found["head"] == Sink()
+    assert found["blocks.0.o"] == found["blocks.1.down"] == Downstream(added=True)
+    assert found["blocks.0.q"] == found["head"] == Downstream()
     linear = {n: ChannelSVD(8) for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     settings: dict[str, Any] = {
         "params": 10**9,

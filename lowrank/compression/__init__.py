@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lowrank.compression.calibration.calibrate import Calibrated as Calibrated
     from lowrank.compression.calibration.calibrate import calibrate as calibrate
-    from lowrank.compression.calibration.downstream import Sink as Sink
-    from lowrank.compression.calibration.downstream import find_sinks as find_sinks
+    from lowrank.compression.calibration.downstream import Downstream as Downstream
+    from lowrank.compression.calibration.downstream import find_downstream as find_downstream
     from lowrank.compression.calibration.goals import Fitting as Fitting
     from lowrank.compression.calibration.moments import DAMPING as DAMPING
     from lowrank.compression.calibration.moments import Moments as Moments
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lowrank.compression.calibration.patches import n_positions as n_positions
     from lowrank.compression.calibration.patches import outputs as outputs
     from lowrank.compression.calibration.patches import patches as patches
-    from lowrank.compression.calibration.statistics import Data as Data
+    from lowrank.compression.calibration.statistics import Statistics as Statistics
     from lowrank.compression.fitting.batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
     from lowrank.compression.fitting.blocks import find_blocks as find_blocks
     from lowrank.compression.fitting.blocks import train_blocks as train_blocks
@@ -69,8 +69,8 @@ if TYPE_CHECKING:
     from lowrank.compression.network.own_stages import Sparse as Sparse
     from lowrank.compression.network.own_stages import is_int8 as is_int8
     from lowrank.compression.network.own_stages import weight_bytes as weight_bytes
+    from lowrank.compression.network.prefix_cache import PrefixCache as PrefixCache
     from lowrank.compression.network.prefix_cache import Reached as Reached
-    from lowrank.compression.network.prefix_cache import Replay as Replay
     from lowrank.compression.network.scan import scan as scan
     from lowrank.compression.network.stages import Call as Call
     from lowrank.compression.network.stages import Factor as Factor
@@ -117,29 +117,30 @@ _HOME = {
     "Curve": "planning.candidates",
     "Curves": "planning.curves",
     "DAMPING": "calibration.moments",
-    "Data": "calibration.statistics",
     "Dense": "structure.choices",
+    "Downstream": "calibration.downstream",
+    "Factor": "network.stages",
     "Fitting": "calibration.goals",
+    "Form": "network.batches",
     "GRID": "planning.layer_times",
     "GroupedLinear": "network.stages",
-    "Factor": "network.stages",
-    "Stage": "network.stages",
-    "OwnStage": "network.stages",
     "LayerSpec": "network.stages",
     "LayerTimer": "planning.layer_times",
     "LayerView": "network.layers",
     "Moments": "calibration.moments",
     "Objective": "fitting.distillation",
+    "OwnStage": "network.stages",
     "Plan": "structure.plan",
+    "PrefixCache": "network.prefix_cache",
     "Profile": "gauges.profile_table",
     "Quality": "gauges.quality",
     "Quantized": "pipeline.quantize",
     "Reached": "network.prefix_cache",
-    "Replay": "network.prefix_cache",
     "Rounding": "planning.rounding",
     "SOAP": "fitting.soap",
-    "Sink": "calibration.downstream",
     "Sparse": "network.own_stages",
+    "Stage": "network.stages",
+    "Statistics": "calibration.statistics",
     "Stopwatch": "gauges.timing",
     "Sums": "calibration.moments",
     "TOTAL": "gauges.counting",
@@ -148,9 +149,7 @@ _HOME = {
     "accuracy": "gauges.quality",
     "batch_size": "network.cutting",
     "calibrate": "calibration.calibrate",
-    "Form": "network.batches",
     "calibration_batches": "network.batches",
-    "taken": "network.batches",
     "can_be_cut": "network.cutting",
     "canonical": "network.stages",
     "chain_bytes": "gauges.memory",
@@ -162,11 +161,10 @@ _HOME = {
     "count_macs": "gauges.counting",
     "distil": "fitting.refine",
     "find_blocks": "fitting.blocks",
-    "find_sinks": "calibration.downstream",
+    "find_downstream": "calibration.downstream",
     "finetune": "fitting.finetune",
     "flatten": "network.tensors",
     "form_of": "calibration.moments",
-    "relaxed": "fitting.relaxation",
     "held_out": "network.cutting",
     "in_turns": "gauges.timing",
     "is_int8": "network.own_stages",
@@ -186,6 +184,7 @@ _HOME = {
     "recalibrate_batchnorm": "fitting.batchnorm",
     "refine": "fitting.refine",
     "relative_mse": "fitting.distillation",
+    "relaxed": "fitting.relaxation",
     "replace_layers": "fitting.layerwise",
     "require_torchao": "structure.int8",
     "rounded": "structure.int8",
@@ -198,6 +197,7 @@ _HOME = {
     "spec_of": "network.layers",
     "split_batches": "network.cutting",
     "stage_bytes": "structure.int8",
+    "taken": "network.batches",
     "time_layers": "planning.layer_times",
     "train_blocks": "fitting.blocks",
     "try_out": "fitting.refine",

@@ -46,7 +46,7 @@ _LOOKS = frozenset((Tensor.size, Tensor.dim, Tensor.is_floating_point)) | {
 
 
 @dataclass(frozen=True)
-class Sink:
+class Downstream:
     """What becomes of a layer's output.
 
     Args:
@@ -59,8 +59,10 @@ class Sink:
     added: bool = False
 
 
-def find_sinks(model: nn.Module, views: Sequence[LayerView], example: Example) -> dict[str, Sink]:
-    """The sink of every layer that the example runs once.
+def find_downstream(
+    model: nn.Module, views: Sequence[LayerView], example: Example
+) -> dict[str, Downstream]:
+    """Where the output of every layer goes that the example runs once.
 
     Args:
         model: the network, run once in evaluation mode.
@@ -99,11 +101,11 @@ def find_sinks(model: nn.Module, views: Sequence[LayerView], example: Example) -
     return {v.name: _sink(uses, v.name, own.get(v.name)) for v in once}
 
 
-def _sink(uses: Uses, name: str, norm: str | None) -> Sink:
+def _sink(uses: Uses, name: str, norm: str | None) -> Downstream:
     direct, after = uses.seen.get((name, 0), []), uses.seen.get((name, 1), [])
     if norm is not None and direct == [_NORM]:
-        return Sink(norm, after == [_SUM])
-    return Sink(None, direct == [_SUM])
+        return Downstream(norm, after == [_SUM])
+    return Downstream(None, direct == [_SUM])
 
 
 class Uses(TorchFunctionMode):
@@ -173,7 +175,7 @@ def other_operand(args: Sequence[Any], kwargs: Any, tensor: Any) -> Tensor | Non
     return b if tensor is a else a
 
 
-def norm_scale(model: nn.Module, sink: Sink) -> Tensor | None:
+def norm_scale(model: nn.Module, sink: Downstream) -> Tensor | None:
     """What the batch norm behind a layer multiplies each channel with, (out,)."""
     if sink.norm is None:
         return None

@@ -7,10 +7,10 @@ from typing import Literal
 
 from torch import nn
 
-from lowrank.compression.calibration.downstream import Sink
+from lowrank.compression.calibration.downstream import Downstream
 from lowrank.compression.calibration.goal import Goal
 from lowrank.compression.calibration.prefix import Prefix
-from lowrank.compression.calibration.statistics import _BEHIND, Data
+from lowrank.compression.calibration.statistics import _BEHIND, Statistics
 
 How = Literal["sequential", "parallel"]
 """Each layer to what the compressed prefix gives it, or to what the dense one does."""
@@ -28,7 +28,7 @@ class Fitting:
     """
 
     def __init__(
-        self, data: Data, dense: nn.Module, small: nn.Module, how: How, *, seed: int
+        self, data: Statistics, dense: nn.Module, small: nn.Module, how: How, *, seed: int
     ) -> None:
         self.data, self.dense, self.how = data, dense, how
         self._prefix = Prefix(dense, small, data.batches, seed=seed)
@@ -65,7 +65,7 @@ class Fitting:
         if alone is None:
             found = self._prefix.goal(
                 self.data.views[name],
-                self.data.sinks.get(name, Sink()),
+                self.data.sinks.get(name, Downstream()),
                 self.data.weight_of_outputs(self.dense, name),
                 centred=self.data.centred(name),
                 first=first,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lowrank.compression.calibration.calibrate import add_call
 from lowrank.compression.calibration.downstream import (
     ADDITIONS,
-    Sink,
+    Downstream,
     Uses,
     norm_scale,
     other_operand,
@@ -20,7 +20,7 @@ from lowrank.compression.calibration.goal import Goal
 from lowrank.compression.calibration.moments import Sums, damped
 from lowrank.compression.network.example import Example
 from lowrank.compression.network.layers import LayerView
-from lowrank.compression.network.prefix_cache import MEMORY, Reached, Replay
+from lowrank.compression.network.prefix_cache import MEMORY, PrefixCache, Reached
 from lowrank.decompositions.metric import Metric
 
 _LEAST_SCALE = 0.05
@@ -41,13 +41,13 @@ class Prefix:
         self, dense: nn.Module, small: nn.Module, batches: Sequence[Example], *, seed: int
     ) -> None:
         self.dense, self.small, self.batches = dense, small, list(batches)
-        self._replays = [Replay(m, len(self.batches), MEMORY // 2) for m in (dense, small)]
+        self._replays = [PrefixCache(m, len(self.batches), MEMORY // 2) for m in (dense, small)]
         self._seed = seed
 
     def goal(
         self,
         view: LayerView,
-        sink: Sink,
+        sink: Downstream,
         G: Tensor | None,
         *,
         centred: bool,
@@ -84,7 +84,7 @@ class Prefix:
         return _goal(view, sums, G, centred) if sums.n else None
 
     def _reach(
-        self, which: int, k: int, batch: Example, view: LayerView, sink: Sink, *, first: bool
+        self, which: int, k: int, batch: Example, view: LayerView, sink: Downstream, *, first: bool
     ) -> _Reach | None:
         model = (self.dense, self.small)[which]
         module = model.get_submodule(view.name)

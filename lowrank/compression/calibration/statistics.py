@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.calibration.calibrate import Calibrated, Loss, calibrate
-from lowrank.compression.calibration.downstream import Sink, find_sinks, norm_scale
+from lowrank.compression.calibration.downstream import Downstream, find_downstream, norm_scale
 from lowrank.compression.calibration.goal import Goal
 from lowrank.compression.gauges.quality import Scorer
 from lowrank.compression.network.cutting import held_out
@@ -62,7 +62,7 @@ class Importance:
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
+class Statistics:
     """What is known about a model from data: all that fitting a plan needs.
 
     Args:
@@ -74,7 +74,7 @@ class Data:
     """
 
     units: dict[str, Unit]
-    sinks: dict[str, Sink]
+    sinks: dict[str, Downstream]
     calibrated: Calibrated
     batches: Sequence[Example]
     weighting: Weighting = "probe"
@@ -94,7 +94,7 @@ class Data:
         loss: Loss | None = None,
         weighting: Weighting = "probe",
         seed: int = 0,
-    ) -> Data:
+    ) -> Statistics:
         """Calibrate a model on batches of inputs.
 
         Args:
@@ -108,11 +108,11 @@ class Data:
         gradients = weighting != "outputs"
         views = [unit.layers[0] for unit in units]
         found = calibrate(model, views, batches, gradients=gradients, loss=loss, seed=seed)
-        sinks = find_sinks(model, views, batches[0])
+        sinks = find_downstream(model, views, batches[0])
         named = {u.layers[0].name: u for u in units}
         return cls(named, sinks, found, batches, weighting)
 
-    def bound(self, model: nn.Module) -> Data:
+    def bound(self, model: nn.Module) -> Statistics:
         """The same for this very model: a copy of the one that was calibrated, or that one.
 
         Raises:
@@ -125,7 +125,7 @@ class Data:
         }
         return replace(self, units=units)
 
-    def parted(self, model: nn.Module) -> tuple[Data, list[Example]]:
+    def parted(self, model: nn.Module) -> tuple[Statistics, list[Example]]:
         """The same without a quarter of the examples, and these; none of few examples.
 
         The model, which is the dense one, is calibrated anew on those that are left.
@@ -149,7 +149,7 @@ class Data:
 
     def centred(self, name: str) -> bool:
         """Whether a bias or a batch norm of its own takes the mean of the layer's error."""
-        if self.sinks.get(name, Sink()).norm is not None:
+        if self.sinks.get(name, Downstream()).norm is not None:
             return True
         return self.views[name].spec.bias and name not in self._shared_biases
 
@@ -164,7 +164,7 @@ class Data:
         moments, view = self.calibrated.layers[name], self.views[name]
         if self.weighting != "outputs" and moments.G is not None:
             return moments.metric(weighted=True).G
-        return _of_norm(model, self.sinks.get(name, Sink()), view)
+        return _of_norm(model, self.sinks.get(name, Downstream()), view)
 
     def metric(self, model: nn.Module, name: str, *, seen: bool = False) -> Metric:
         """The metric of a layer's output error in the dense model.
@@ -183,7 +183,7 @@ class Data:
         view, moments = self.views[name], self.calibrated.layers[name]
         W = view.weight().flatten(2)
         plain = moments.metric(centred=self.centred(name))
-        normed = replace(plain, G=_of_norm(model, self.sinks.get(name, Sink()), view))
+        normed = replace(plain, G=_of_norm(model, self.sinks.get(name, Downstream()), view))
         positions = sum(c.batch * prod(view.spec.output_size(c.size)) for c in view.calls)
         outputs = max(normed.error(W), 0.0) * positions
         if moments.G is None:
@@ -223,7 +223,7 @@ def _bound(view: LayerView, modules: Mapping[str, nn.Module]) -> LayerView:
     return found
 
 
-def _of_norm(model: nn.Module, sink: Sink, view: LayerView) -> Tensor | None:
+def _of_norm(model: nn.Module, sink: Downstream, view: LayerView) -> Tensor | None:
     """Outputs are compared behind the batch norm: its scales squared on a diagonal."""
     scale = norm_scale(model, sink)
     if scale is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.network.example import Example, evaluating
-from lowrank.compression.network.prefix_cache import Reached, Replay, copied
+from lowrank.compression.network.prefix_cache import PrefixCache, Reached, copied
 from lowrank.compression.network.tensors import tensors
 from lowrank.errors import InputError
 from lowrank.progress import Progress
@@ -143,7 +143,7 @@ def train_blocks(
     """
     _check(steps, lr)
     blocks = find_blocks(teacher, layers)
-    replays = [Replay(m, len(batches), _MEMORY // 2) for m in (teacher, small)]
+    replays = [PrefixCache(m, len(batches), _MEMORY // 2) for m in (teacher, small)]
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, tuple[float, float]] = {}
     for done, block in enumerate(blocks):
@@ -170,7 +170,9 @@ class _Call:
     target: Tensor
 
 
-def _calls(replays: Sequence[Replay], block: Block, batches: Sequence[Example]) -> Iterator[_Call]:
+def _calls(
+    replays: Sequence[PrefixCache], block: Block, batches: Sequence[Example]
+) -> Iterator[_Call]:
     held = 0
     for k, batch in enumerate(batches):
         wanted = _capture(replays[0], block, k, batch)
@@ -199,7 +201,7 @@ def _shapes(seen: _Capture) -> list[torch.Size]:
 
 
 def _capture(
-    replay: Replay, block: Block, k: int, batch: Example, *, stop_at_input: bool = False
+    replay: PrefixCache, block: Block, k: int, batch: Example, *, stop_at_input: bool = False
 ) -> _Capture | None:
     """The block's input, and its output unless stopped before; None if it runs more than once."""
     first, last = block.of(replay.model)[0], block.of(replay.model)[-1]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lowrank.compression.calibration.downstream import Sink
+from lowrank.compression.calibration.downstream import Downstream
 from lowrank.compression.calibration.goal import Goal
 from lowrank.compression.calibration.goals import Fitting, How
-from lowrank.compression.calibration.statistics import Data
+from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.methods import Method
 from lowrank.compression.methods.shared.base import Joint, Target
 from lowrank.compression.network.layers import LayerView
@@ -43,7 +43,7 @@ class Built:
 def replace_layers(
     model: nn.Module,
     plan: Plan,
-    data: Data | None = None,
+    data: Statistics | None = None,
     how: How = "sequential",
     *,
     max_iter: int | None = None,
@@ -79,7 +79,7 @@ def replace_layers(
                 names, goals, made.weights, made.errors, strict=True
             ):
                 if goal is not None and goal.centred and data is not None:
-                    norm = data.sinks.get(name, Sink()).norm
+                    norm = data.sinks.get(name, Downstream()).norm
                     take_mean(small, name, mean_lost(goal, weight), norm)
                 built[name] = Built(error, fitted)
     if progress is not None:
@@ -93,7 +93,7 @@ def _goals(fitting: Fitting | None, names: Sequence[str]) -> tuple[Sequence[Goal
     return ([None] * len(names), "to its weights") if fitting is None else fitting.goals(names)
 
 
-def _importance(data: Data | None, model: nn.Module, names: Sequence[str]) -> list[float]:
+def _importance(data: Statistics | None, model: nn.Module, names: Sequence[str]) -> list[float]:
     """What an error as large as each layer's whole output counts, where there are several."""
     if data is None or len(names) == 1:
         return [1.0] * len(names)

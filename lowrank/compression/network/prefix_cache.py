@@ -21,7 +21,7 @@ class Reached(BaseException):
     """Ends a pass early; not an `Exception`, which a model's forward might catch."""
 
 
-class Replay:
+class PrefixCache:
     """A model whose finished parts are not run again.
 
     A pass over a batch is ended by raising `Reached`. Whatever module had finished when

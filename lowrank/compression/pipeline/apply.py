@@ -9,9 +9,11 @@ from torch import nn
 
 from lowrank.compression.calibration.goals import How
 from lowrank.compression.calibration.settings import Calibration, calibration_of, check_progress
-from lowrank.compression.calibration.statistics import Data
+from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.fitting.batchnorm import renormalise
+from lowrank.compression.fitting.blocks import STEPS
 from lowrank.compression.fitting.layerwise import Built, replace_layers
+from lowrank.compression.fitting.refine import refine, try_out
 from lowrank.compression.gauges.quality import Quality, compare_on
 from lowrank.compression.network.batches import Batches, Form, Inputs, taken
 from lowrank.compression.network.cutting import in_memory
@@ -96,9 +98,9 @@ def apply(
     """
     _check_plan(model, plan)
     measured = Calibration(seed=plan.seed)
-    if isinstance(data, Data):
+    if isinstance(data, Statistics):
         measured = replace(measured, weighting=data.weighting)
-    given = calibration is not None and not isinstance(data, Data)
+    given = calibration is not None and not isinstance(data, Statistics)
     settings = calibration_of(calibration, None if given else measured)
     check_refine(refine, data)
     check_progress(progress)
@@ -117,7 +119,7 @@ def applied(
     plan: Plan,
     *,
     example: Example | None,
-    data: Sequence[Example] | Data | None,
+    data: Sequence[Example] | Statistics | None,
     val: Iterable[Example] | None,
     settings: Calibration,
     refine: bool | int,
@@ -174,13 +176,13 @@ def val_of(val: object, example: Example | None) -> Inputs | None:
 
 def read_data(
     data: object, example: Example | None, settings: Calibration, *, rest: bool
-) -> tuple[Sequence[Example] | Data | None, list[Example] | None]:
+) -> tuple[Sequence[Example] | Statistics | None, list[Example] | None]:
     """The examples to fit on, and those behind them to compare on, if these are wanted.
 
     Raises:
         InputError: data that is none.
     """
-    if data is None or isinstance(data, Data):
+    if data is None or isinstance(data, Statistics):
         return data, None
     used, behind = taken(data, example, settings.count, rest=_COMPARED if rest else 0)
     return used, behind or None
@@ -193,16 +195,16 @@ _COMPARED = 256
 def _known(
     model: nn.Module,
     example: Example | None,
-    data: Sequence[Example] | Data | None,
+    data: Sequence[Example] | Statistics | None,
     settings: Calibration,
-) -> Data | None:
+) -> Statistics | None:
     if data is None:
         return None
-    if isinstance(data, Data):
+    if isinstance(data, Statistics):
         return data.bound(model)
     shown = data[0] if example is None else example
     found = scan(model, shown)
-    return Data.of(
+    return Statistics.of(
         model, found.units, in_memory(data, found.views, shown),
         loss=settings.loss, weighting=settings.weighting, seed=settings.seed,
     )  # fmt: skip
@@ -212,7 +214,7 @@ def _quality(
     model: nn.Module,
     small: nn.Module,
     example: Example | None,
-    known: Data | None,
+    known: Statistics | None,
     val: Iterable[Example] | None,
 ) -> Quality | None:
     if val is not None:
@@ -225,7 +227,7 @@ def _quality(
 def _made(
     model: nn.Module,
     plan: Plan,
-    known: Data | None,
+    known: Statistics | None,
     how: How,
     steps: bool | int,
     progress: Progress | None,
@@ -233,9 +235,6 @@ def _made(
     """The new model, how close its layers came, and what there is to say of the data."""
     if known is None or not steps or not plan.replaced:
         return _fitted(model, plan, known, how, progress)
-    from lowrank.compression.fitting.blocks import STEPS  # which trains, a floor above
-    from lowrank.compression.fitting.refine import refine, try_out
-
     steps, layers = STEPS if steps is True else steps, [*plan.replaced, *plan.hosts]
     part, held = known.parted(model)
     trial = None
@@ -256,7 +255,7 @@ def _made(
 def _fitted(
     model: nn.Module,
     plan: Plan,
-    known: Data | None,
+    known: Statistics | None,
     how: How,
     progress: Progress | None,
     *,

@@ -15,6 +15,7 @@ from lowrank.compression.gauges.timing import LatencyCheck, time_ratio
 from lowrank.compression.network.example import Example
 from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
 from lowrank.compression.pipeline.report import Report
+from lowrank.compression.pipeline.sweep import smallest
 from lowrank.compression.planning.budget import given_of
 from lowrank.compression.planning.clock import Timed, plan_on_the_clock
 from lowrank.compression.planning.curves import Curves
@@ -163,8 +164,6 @@ def _within_drop(
     progress: Progress | None,
 ) -> Plan:
     """The plan of the smallest model within the drop; all dense if there is none."""
-    from lowrank.compression.pipeline.sweep import smallest
-
     found = smallest(model, curves, metric, most, refine=refine, progress=progress)
     if found is not None:
         return found[1]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.compression.calibration.settings import Calibration, check_exponent
-from lowrank.compression.calibration.statistics import Data
+from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.gauges.memory import Peaks
 from lowrank.compression.network.stages import Cost
 from lowrank.compression.planning.budget import Budget, budget_of
@@ -51,7 +51,7 @@ class Curves:
     shapes: dict[str, dict[str, tuple[int, ...]]]
     total: Cost
     calibration: Calibration = field(default_factory=Calibration)
-    data: Data | None = field(default=None, compare=False, repr=False)
+    data: Statistics | None = field(default=None, compare=False, repr=False)
     timing: Timing | None = field(default=None, compare=False, repr=False)
     memory: Peaks | None = field(default=None, compare=False, repr=False)
     joint: tuple[Curve, ...] = ()

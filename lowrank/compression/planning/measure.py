@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from torch import nn
 
 from lowrank.compression.calibration.settings import Calibration, calibration_of, check_progress
-from lowrank.compression.calibration.statistics import Data, Importance, Weighting
+from lowrank.compression.calibration.statistics import Importance, Statistics, Weighting
 from lowrank.compression.gauges.counting import model_cost
 from lowrank.compression.gauges.memory import Peaks
 from lowrank.compression.methods import Method
@@ -33,6 +33,7 @@ from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.layer_times import Timing, time_layers
 from lowrank.compression.planning.rounding import Rounding
 from lowrank.compression.planning.rules import RuleFields, Rules, rules_of
+from lowrank.compression.planning.sensitivity import probe
 from lowrank.compression.structure.choices import Choice, Dense, Tied
 from lowrank.compression.structure.int8 import require_torchao
 from lowrank.decompositions.metric import Metric, identity
@@ -82,10 +83,10 @@ def measure(
             without torchao or beside latency or memory, which are measured in full precision.
         RankError: an override whose ranks do not fit its layer.
     """
-    known = Calibration(weighting=data.weighting) if isinstance(data, Data) else None
+    known = Calibration(weighting=data.weighting) if isinstance(data, Statistics) else None
     rules, settings = rules_of(rules, named), calibration_of(calibration, known)
     check_asked(model, example, rules, latency=latency, memory=memory, progress=progress)
-    if data is not None and not isinstance(data, Data):
+    if data is not None and not isinstance(data, Statistics):
         data = calibration_batches(data, example, settings.count)
     return measured(
         model, example, data, settings, rules,
@@ -126,7 +127,7 @@ def check_asked(
 def measured(
     model: nn.Module,
     example: Example,
-    data: Sequence[Example] | Data | None,
+    data: Sequence[Example] | Statistics | None,
     settings: Calibration,
     rules: Rules,
     *,
@@ -190,10 +191,6 @@ def _probed(
     """The curves with layers weighed by probes, where that is asked for."""
     if curves.data is None or weighting in ("gradients", "outputs"):
         return curves
-    from lowrank.compression.planning.sensitivity import (
-        probe,  # which replaces layers, a floor above
-    )
-
     metric = weighting if callable(weighting) else None
     return probe(model, curves, metric=metric, progress=progress)
 
@@ -221,25 +218,25 @@ def _calibrated(
     model: nn.Module,
     example: Example,
     found: Scan,
-    data: Sequence[Example] | Data | None,
+    data: Sequence[Example] | Statistics | None,
     settings: Calibration,
     progress: Progress | None,
-) -> Data | None:
+) -> Statistics | None:
     if data is None:
         return None
-    if isinstance(data, Data):
+    if isinstance(data, Statistics):
         return data.bound(model)
     if progress is not None:
         progress("calibrating", 0, 1)
     batches = in_memory(data, found.views, example)
-    return Data.of(
+    return Statistics.of(
         model, found.units, batches,
         loss=settings.loss, weighting=settings.weighting, seed=settings.seed,
     )  # fmt: skip
 
 
 def _on_data(
-    model: nn.Module, view: LayerView, data: Data | None
+    model: nn.Module, view: LayerView, data: Statistics | None
 ) -> tuple[Metric | None, Importance | None]:
     """The metric and the importance of a layer; without a metric its weight alone counts."""
     if data is None:
@@ -288,7 +285,9 @@ def _claimed(
     return claimed
 
 
-def _forced_together(model: nn.Module, unit: SameInput, method: Method, data: Data | None) -> Curve:
+def _forced_together(
+    model: nn.Module, unit: SameInput, method: Method, data: Statistics | None
+) -> Curve:
     targets = _targets(model, unit, data)
     stages = method.stages(unit.spec)
     factors = cast(Joint, method).factor_together(targets)  # as `serves` promises
@@ -300,7 +299,7 @@ def _forced_together(model: nn.Module, unit: SameInput, method: Method, data: Da
     return replace(_curve(unit, (_candidate(unit, method, errors),)), fixed=True)
 
 
-def _targets(model: nn.Module, unit: SameInput, data: Data | None) -> list[Target]:
+def _targets(model: nn.Module, unit: SameInput, data: Statistics | None) -> list[Target]:
     """What layers should become together, weighed as plans weigh them by default."""
     known = [_on_data(model, view, data) for view in unit.layers]
     return [
@@ -313,7 +312,7 @@ def _joint_curve(
     model: nn.Module,
     unit: SameInput,
     methods: Sequence[type[Joint]],
-    data: Data | None,
+    data: Statistics | None,
     round_to: int,
 ) -> Curve:
     """What layers may become together."""

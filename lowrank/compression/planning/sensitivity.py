@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lowrank.compression.calibration.statistics import Data
+from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.fitting.layerwise import replace_layers
 from lowrank.compression.gauges.quality import Scorer, positions, quality_of, score, vocabularies
 from lowrank.compression.network.cutting import batch_size
 from lowrank.compression.network.example import Example, run
-from lowrank.compression.network.prefix_cache import MEMORY, Reached, Replay
+from lowrank.compression.network.prefix_cache import MEMORY, PrefixCache, Reached
 from lowrank.compression.network.tensors import tensors
 from lowrank.compression.planning.candidates import Candidate, Curve
 from lowrank.compression.planning.curves import Curves, all_dense
@@ -105,7 +105,7 @@ class _Outputs:
     def __init__(self, model: nn.Module, batches: Sequence[Example]) -> None:
         self.model, self.batches = model, batches
         self._words = vocabularies(model)
-        self._replay = Replay(model, len(batches), MEMORY // 2)
+        self._replay = PrefixCache(model, len(batches), MEMORY // 2)
         self._layer = ""
         self._given: list[Any] = []
         size = 0
@@ -182,7 +182,9 @@ def _probed(model: nn.Module, curves: Curves, curve: Curve, loss: Loss) -> Curve
     return replace(curve, importance=importance)
 
 
-def _error_seen(model: nn.Module, small: nn.Module, data: Data, candidate: Candidate) -> float:
+def _error_seen(
+    model: nn.Module, small: nn.Module, data: Statistics, candidate: Candidate
+) -> float:
     """A replaced layer's error on the examples that the probe runs, in units of the curve's.
 
     A few examples say less of a layer's inputs than `Candidate.error` allows for, and what

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from lowrank.compression.calibration.goals import How
-from lowrank.compression.calibration.statistics import Data
+from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.fitting.layerwise import replace_layers
 from lowrank.compression.gauges.quality import compare_on, score
 from lowrank.compression.network.cutting import batch_size
@@ -78,7 +78,7 @@ def weighing(
 
 
 def _trial(
-    model: nn.Module, plan: Plan, data: Data, examples: Sequence[Example], how: How
+    model: nn.Module, plan: Plan, data: Statistics, examples: Sequence[Example], how: How
 ) -> tuple[float, float]:
     """What a plan loses: of the user's quality if that weighs layers, and of the outputs."""
     small, _ = replace_layers(model, plan, data, how, max_iter=_TRIAL_STEPS)
