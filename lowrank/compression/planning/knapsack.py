@@ -2,7 +2,9 @@
 
 A multiple-choice knapsack. Dominated choices are dropped, the linear relaxation prices the
 budgets, choices whose reduced cost rules them out are dropped
-too (Dembo and Hammer 1980), and the few that are left are searched to within 1e-4 of the bound.
+too (Dembo and Hammer 1980), and the few that are left are searched from both ends (Horowitz and
+Sahni 1974) until no plan can be better by more than 1e-4. Where they are too many for that, as
+may be with several budgets, they go to an integer programme.
 Layers may also be chosen for in groups, one by one or all together.
 """
 
@@ -13,15 +15,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linprog
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import block_diag, csr_array
 
 _GAP = 1e-4
 """Plans are sought until none can be better by more than this share of the error."""
 
 
-_WIDTH = 1_000
-"""Partial plans kept after each layer; reached only with several budgets at once."""
+_WIDTH, _SEARCHES = 1_000, 4
+"""Partial plans of each half kept after each layer, and searches before all that is left is one
+integer programme: reached mostly with several budgets at once."""
 
 
 _MOVES = 600
@@ -34,6 +37,10 @@ _ROUNDS = 40
 
 _TINY = 1e-12
 """Errors below this, on a scale where the largest single one is 1, are rounding."""
+
+
+_ROWS, _NODES = 1e3, 20_000
+"""Of the integer programme: the size of its rows, and the most nodes."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +104,46 @@ def _undominated(layer: Choices) -> NDArray[np.int64]:
 
 def _solve(layers: Sequence[Choices], limits: NDArray[np.float64]) -> list[int] | None:
     """Price the budgets by the relaxation, then solve over what it cannot rule out."""
-    if np.any(smallest(layers) > limits):
+    within = _rounded_up(limits, len(layers))
+    if np.any(smallest(layers) > within):
         return None
-    scale = np.maximum(limits, 1.0)
-    relaxed = linprog(
+    price, first = _relaxed(layers, within)
+    reduced = [c.errors + c.costs @ price for c in layers]
+    floor = float(sum(r.min() for r in reduced) - within @ price)  # a bound at any prices
+    excess = [r - r.min() for r in reduced]
+    best = _best(layers, within, first, [int(np.argmin(c.costs.sum(1))) for c in layers])
+    if best is not None:
+        best = _improve(layers, within, excess, best, floor)
+        if _error(layers, best) <= floor * (1 + _GAP) + _TINY:
+            return best
+    for _ in range(_SEARCHES):  # a better plan rules out more, so that the next search sees further
+        found, complete = _search(layers, within, excess, best, floor)
+        better = _best(layers, within, best, found)
+        if complete or better == best:
+            break
+        best = better
+    return better if complete else _programme(layers, within, excess, better, floor)
+
+
+def _rounded_up(limits: NDArray[np.float64], n_layers: int) -> NDArray[np.float64]:
+    """What sums come to at most, whatever the order of the layers, that equal the limits."""
+    return limits * (1 + 2 * n_layers * np.finfo(float).eps)
+
+
+def _best(
+    layers: Sequence[Choices], limits: NDArray[np.float64], *plans: list[int] | None
+) -> list[int] | None:
+    """The plan of least error among those that fit."""
+    fitting = [p for p in plans if p is not None and np.all(_spent(layers, p) <= limits)]
+    return min(fitting, key=lambda p: _error(layers, p), default=None)
+
+
+def _relaxed(
+    layers: Sequence[Choices], limits: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], list[int] | None]:
+    """Error per unit of each budget, and the plan that the linear relaxation rounds to."""
+    scale = np.where(limits > 0, limits, 1.0)
+    found = linprog(
         np.concatenate([c.errors for c in layers]),
         A_ub=np.concatenate([c.costs / scale for c in layers]).T,
         b_ub=limits / scale,
@@ -108,16 +151,9 @@ def _solve(layers: Sequence[Choices], limits: NDArray[np.float64]) -> list[int] 
         b_eq=np.ones(len(layers)),
         method="highs",
     )
-    if relaxed.x is None:
-        return None
-    price = -relaxed.ineqlin.marginals / scale  # error per unit of each budget
-    excess = [e - e.min() for e in (c.errors + c.costs @ price for c in layers)]
-    best = _rounded(layers, _split(relaxed.x, layers), limits)
-    if best is not None:
-        best = _improve(layers, limits, excess, best, relaxed.fun)
-        if _error(layers, best) <= relaxed.fun * (1 + _GAP) + _TINY:
-            return best
-    return _search(layers, limits, excess, best, relaxed.fun) or best
+    if found.x is None:
+        return np.zeros(len(limits)), None
+    return np.maximum(-found.ineqlin.marginals, 0) / scale, _rounded(layers, found.x)
 
 
 def _search(
@@ -126,54 +162,140 @@ def _search(
     excess: Sequence[NDArray[np.float64]],
     best: list[int] | None,
     floor: float,
-) -> list[int] | None:
-    """Grow all partial plans layer by layer; drop those that cannot fit or cannot win.
+) -> tuple[list[int] | None, bool]:
+    """Grow all partial plans of each half of the layers, and join those that fit together best.
 
     A plan's error is at least `floor` plus the excess, at the relaxation's prices, of
     every choice made so far.
+
+    Returns:
+        The best plan that is better than `best`, and whether it was sought among all.
     """
-    room = np.inf if best is None else _error(layers, best) * (1 - _GAP) - floor
-    core = [np.flatnonzero(e <= room + _TINY) for e in excess]
+    room = _room(layers, best, floor)
+    core = _core(excess, room)
+    if not all(map(len, core)):
+        return None, True
     order = sorted(range(len(layers)), key=lambda l: len(core[l]))
-    least = [layers[l].costs[core[l]].min(axis=0) for l in order]
-    to_come = np.cumsum([*least[1:], np.zeros_like(limits)][::-1], axis=0)[::-1]
-    errors, spent, over = np.zeros(1), np.zeros((1, len(limits))), np.zeros(1)
-    trail: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-    for l, later in zip(order, to_come, strict=True):
-        layer, j = layers[l], core[l]
+    left, right = (
+        _grown(layers, half, core, limits, excess, room) for half in (order[::2], order[1::2])
+    )
+    fits = left.over[:, None] + right.over <= room
+    for b, limit in enumerate(limits):
+        fits &= left.spent[:, b, None] + right.spent[:, b] <= limit
+    both = np.where(fits, left.errors[:, None] + right.errors, np.inf)
+    complete = left.complete and right.complete
+    if not fits.any():
+        return None, complete
+    i, j = np.unravel_index(int(np.argmin(both)), both.shape)
+    picks = left.picks(int(i)) | right.picks(int(j))
+    return [picks[l] for l in range(len(layers))], complete
+
+
+@dataclass(frozen=True)
+class _Grown:
+    """Partial plans of some of the layers.
+
+    Args:
+        spent: (n, n_budgets).
+        errors: (n,).
+        over: (n,) excess at the relaxation's prices.
+        trail: per layer, its number, each plan's parent, and its choice.
+        complete: these are all that matter.
+    """
+
+    spent: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    over: NDArray[np.float64]
+    trail: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]
+    complete: bool
+
+    def picks(self, state: int) -> dict[int, int]:
+        """Layer -> choice of one of the plans."""
+        picked = {}
+        for l, parents, choices in reversed(self.trail):
+            picked[l] = int(choices[state])
+            state = int(parents[state])
+        return picked
+
+
+def _grown(
+    layers: Sequence[Choices],
+    order: Sequence[int],
+    core: Sequence[NDArray[np.int64]],
+    limits: NDArray[np.float64],
+    excess: Sequence[NDArray[np.float64]],
+    room: float,
+) -> _Grown:
+    """The partial plans of some layers, one layer after another, at most `_WIDTH` of them."""
+    left = limits - sum(c.costs[k].min(axis=0) for c, k in zip(layers, core, strict=True))
+    spent, errors, over, complete = np.zeros((1, len(limits))), np.zeros(1), np.zeros(1), True
+    trail: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = []
+    for l in order:
+        j = core[l]
         over_ = (over[:, None] + excess[l][j]).ravel()
-        spent_ = (spent[:, None] + layer.costs[j]).reshape(-1, len(limits))
-        errors_ = (errors[:, None] + layer.errors[j]).ravel()
-        alive = np.flatnonzero((over_ <= room + _TINY) & np.all(spent_ + later <= limits, axis=1))
-        alive = alive[_front(spent_[alive], errors_[alive], over_[alive])]
-        if not len(alive):
-            return None
+        spent_ = (spent[:, None] + layers[l].costs[j]).reshape(-1, len(limits))
+        errors_ = (errors[:, None] + layers[l].errors[j]).ravel()
+        left = left + layers[l].costs[j].min(axis=0)
+        alive = np.flatnonzero((over_ <= room) & np.all(spent_ <= left, axis=1))
+        alive = alive[_front(spent_[alive], errors_[alive])]
+        if len(alive) > _WIDTH:
+            alive, complete = alive[np.argpartition(over_[alive], _WIDTH)[:_WIDTH]], False
         parents, choices = np.divmod(alive, len(j))
-        trail.append((parents, j[choices]))
-        errors, spent, over = errors_[alive], spent_[alive], over_[alive]
-    return _walk_back(trail, order, int(np.argmin(errors)))
+        trail.append((l, parents, j[choices]))
+        spent, errors, over = spent_[alive], errors_[alive], over_[alive]
+    return _Grown(spent, errors, over, trail, complete)
 
 
-def _front(
-    costs: NDArray[np.float64], errors: NDArray[np.float64], over: NDArray[np.float64]
-) -> NDArray[np.int64]:
-    """The most promising partial plans; with one budget, only those that no other beats."""
-    order = np.arange(len(errors))
-    if costs.shape[1] == 1:
-        order = np.lexsort((errors, costs[:, 0]))
-        best_before = np.minimum.accumulate(np.append(np.inf, errors[order][:-1]))
-        order = order[errors[order] < best_before]
-    return order if len(order) <= _WIDTH else order[np.argpartition(over[order], _WIDTH)[:_WIDTH]]
+def _room(layers: Sequence[Choices], best: list[int] | None, floor: float) -> float:
+    """The excess that a plan may have which is better than `best` by more than the gap."""
+    return np.inf if best is None else _error(layers, best) * (1 - _GAP) - floor + _TINY
 
 
-def _walk_back(
-    trail: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]], order: Sequence[int], state: int
-) -> list[int]:
-    picks = [0] * len(order)
-    for (parents, choices), l in zip(reversed(trail), reversed(order), strict=True):
-        picks[l] = int(choices[state])
-        state = int(parents[state])
-    return picks
+def _core(excess: Sequence[NDArray[np.float64]], room: float) -> list[NDArray[np.int64]]:
+    return [np.flatnonzero(e <= room) for e in excess]
+
+
+def _front(costs: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.int64]:
+    """With one budget, the partial plans that no other beats; else all of them."""
+    if costs.shape[1] > 1:
+        return np.arange(len(errors))
+    order = np.lexsort((errors, costs[:, 0]))
+    best_before = np.minimum.accumulate(np.append(np.inf, errors[order][:-1]))
+    return order[errors[order] < best_before]
+
+
+def _programme(
+    layers: Sequence[Choices],
+    limits: NDArray[np.float64],
+    excess: Sequence[NDArray[np.float64]],
+    best: list[int] | None,
+    floor: float,
+) -> list[int] | None:
+    """The choices that are left as an integer programme, where the search kept too few plans."""
+    core = _core(excess, _room(layers, best, floor))
+    if not all(map(len, core)):
+        return best
+    rest = [Choices(c.costs[k], c.errors[k]) for c, k in zip(layers, core, strict=True)]
+    scale = np.where(limits > 0, limits, 1.0) / _ROWS  # rows are met to an absolute 1e-6
+    costs = np.concatenate([c.costs / scale for c in rest]).T
+    found = milp(
+        np.concatenate([c.errors for c in rest]),
+        integrality=1,
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(_one_each(rest), 1, 1),
+            LinearConstraint(costs, -np.inf, limits / scale),
+        ],
+        options={
+            "mip_rel_gap": _GAP / 2,
+            "node_limit": _NODES,
+            "presolve": False,  # two times slower here, and prints
+        },
+    )
+    if found.x is None:
+        return best
+    picks = [int(k[np.argmax(x)]) for k, x in zip(core, _split(found.x, rest), strict=True)]
+    return _best(layers, limits, best, picks)
 
 
 def _improve(
@@ -221,13 +343,10 @@ def _spent(layers: Sequence[Choices], picks: Sequence[int]) -> NDArray[np.float6
     return np.sum([c.costs[p] for c, p in zip(layers, picks, strict=True)], axis=0)
 
 
-def _rounded(
-    layers: Sequence[Choices], shares: Sequence[NDArray[np.float64]], limits: NDArray[np.float64]
-) -> list[int] | None:
-    """The relaxation rounded to the cheapest choice in use, or None if that does not fit."""
-    used = [np.flatnonzero(x > 1e-9) for x in shares]
-    picks = [int(u[np.argmin(c.costs[u].sum(1))]) for c, u in zip(layers, used, strict=True)]
-    return picks if np.all(_spent(layers, picks) <= limits) else None
+def _rounded(layers: Sequence[Choices], x: NDArray[np.float64]) -> list[int]:
+    """The relaxation rounded to the cheapest choice in use."""
+    used = [np.flatnonzero(share > 1e-9) for share in _split(x, layers)]
+    return [int(u[np.argmin(c.costs[u].sum(1))]) for c, u in zip(layers, used, strict=True)]
 
 
 # --- groups: layers that are chosen for one by one, or all together ---------------------------
@@ -289,7 +408,8 @@ def choose_grouped(
         return None if picked is None else (picked, [])
     bound = np.asarray(limits, float)
     every = [*(Group((c,), _none(len(bound))) for c in layers), *groups]
-    if np.any(least(every, len(bound)) > bound):
+    n_layers = sum(len(g.apart) for g in every)
+    if np.any(least(every, len(bound)) > _rounded_up(bound, n_layers)):
         return None
     most = max(float(c.errors.max(initial=0.0)) for g in every for c in (*g.apart, g.together))
     unit = max(most, np.finfo(float).tiny)
