@@ -158,7 +158,7 @@ def test_is_near_an_integer_programme_at_the_size_of_a_resnet50(keep: float) -> 
         integrality=1,
         bounds=Bounds(0, 1),
         constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(costs[None], 0, 1)],
-        options={"mip_rel_gap": 1e-6},
+        options={"mip_rel_gap": 1e-5},
     ).fun
     error = sum(c.errors[p] for c, p in zip(layers, picks, strict=True))
     assert error <= optimum * (1 + PROMISE)
