@@ -5,11 +5,16 @@ import itertools
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import lowrank
+from lowrank.compression import spec_of
+from lowrank.compression.methods import CP
 from lowrank.decompositions import cp, sensitivity, truncated_svd
 from lowrank.errors import InputError, RankError
 
@@ -18,6 +23,8 @@ with warnings.catch_warnings():  # tensorly's imports warn under newer numpy and
     import tensorly
 
 module = importlib.import_module("lowrank.decompositions.cp")  # the function hides its module
+
+methods_cp = importlib.import_module("lowrank.compression.methods.cp")
 
 FLOOR = 2 * module.ERROR_FLOOR
 """The descent stops at errors below the floor; the truth may differ from it by rounding."""
@@ -287,3 +294,34 @@ def test_not_finite():
     W[0, 0, 0] = math.nan
     with pytest.raises(InputError, match="conv1: 1 of 120 values"):
         cp(W, 2, name="conv1")
+
+
+@pytest.mark.parametrize(("i", "o"), [(512, 512), (64, 512), (512, 64), (16, 16)])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_the_curve_goes_on_to_what_a_budget_can_use(i: int, o: int, round_to: int) -> None:
+    spec = spec_of(nn.Conv2d(i, o, 3, device="meta"))
+    assert spec is not None
+    for kernel in ("whole", "separable"):
+        one = sum(s.n_weights for s in CP(1, kernel).stages(spec))
+        ranks = methods_cp._ranks(spec.n_weights // one, round_to)
+        assert ranks == sorted(set(ranks))
+        assert not any(r % round_to for r in ranks)
+        assert 0.9 * spec.n_weights < ranks[-1] * one <= spec.n_weights
+        assert max(np.diff(ranks), default=0) * one < 0.06 * spec.n_weights + round_to * one
+
+
+def test_cp_spends_its_budget_beyond_the_dense_part_of_its_curve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(methods_cp, "_DENSE", 8)
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(24, 24, 3)), torch.randn(1, 24, 6, 6)
+    _, report = lowrank.compress(net, x, methods="cp", params=0.6)
+    assert 0.55 < report.kept("parameters") <= 0.6
+
+
+def test_sweeps_are_fewer_where_they_are_dear() -> None:
+    T = torch.empty(512, 512, 9, device="meta")
+    assert methods_cp._affordable(T, 64, methods_cp._CURVE_WORK) > methods_cp._CURVE_SWEEPS
+    assert methods_cp._affordable(T, 2290, methods_cp._CURVE_WORK) == 1
+    assert 5 < methods_cp._affordable(T, 2290, methods_cp._FIT_WORK) < 50

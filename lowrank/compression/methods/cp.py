@@ -35,9 +35,13 @@ _CURVE_SWEEPS = 25
 """Sweeps of fits for curves: one start, stopped early, for an error slightly too high."""
 
 
-_TOP = 256
-"""Largest rank on the curve: beyond it the fits take minutes, and on kernels so large the
-channel SVD and Tucker-2 come closer. A plan may still ask for more."""
+_DENSE = 256
+"""Up to this rank the curve has most of its ranks; beyond it a few, to what saves weights."""
+
+
+_CURVE_WORK, _FIT_WORK = 2e10, 4e11
+"""Multiplications that the sweeps of a fit may take, for a curve and in earnest: fewer sweeps at
+high ranks, where the start, orthogonal components of the weight's slices, is near the end."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +91,20 @@ class CP(Method):
             if metric is None or whole is None:
                 return _fit_error(weight, rank, kernel, seed)
             method = cls(rank, kernel)
-            return fit_error(method, spec, weight, metric, seed=seed, max_iter=40) / whole
+            d = prod(weight.shape[2:])
+            n = min(40, int(_CURVE_WORK / (3 * len(weight) * rank * d * d)))
+            return fit_error(method, spec, weight, metric, seed=seed, max_iter=n) / whole
 
         kernels: tuple[Kernel, ...] = ("whole", "separable")
         known: dict[int, float] = {}
         for kernel in kernels if len(kernel_axes(spec)) > 1 else kernels[1:]:
-            top = min(_TOP, worthwhile(cls(1, kernel), spec, _full(spec, kernel)))
-            ranks = rank_grid(top, round_to=round_to, limit=48)
+            ranks = _ranks(worthwhile(cls(1, kernel), spec, _full(spec, kernel)), round_to)
             if ranks:
                 curve = partial(error, kernel=kernel)
                 known = dict(
-                    likened_curve(ranks, known, curve) if known else fitted_curve(ranks, curve)
+                    likened_curve(ranks, known, curve)
+                    if known
+                    else fitted_curve(ranks, curve, n_fits=7 if ranks[-1] > _DENSE else 6)
                 )
                 yield from ((cls(rank, kernel), lost) for rank, lost in known.items())
 
@@ -125,7 +132,7 @@ class CP(Method):
     ) -> tuple[Tensor, ...]:
         if metric is not None:
             return fit_stages(self, spec, weight, metric, seed=seed, max_iter=max_iter)
-        groups = [cp(_tensor(w, self.kernel), self.rank, seed=seed).balanced() for w in weight]
+        groups = [_earnest(w, self.rank, self.kernel, seed).balanced() for w in weight]
         out, *free = (torch.stack(f) for f in zip(*groups, strict=True))  # (g, n, r)
         return self._shaped(spec, [f.mT for f in free], out)
 
@@ -169,9 +176,32 @@ def _tensor(w: Tensor, kernel: Kernel) -> Tensor:
     return long_kernel(w) if kernel == "separable" else w.flatten(2)
 
 
+def _ranks(top: int, round_to: int) -> list[int]:
+    """Ranks to `top`: 48 up to 256, and two dozen beyond, which are dear to fit."""
+    low = rank_grid(min(_DENSE, top), round_to=round_to, limit=48)
+    high = rank_grid(top, round_to=round_to, limit=24) if top > _DENSE else []
+    last = [top // round_to * round_to] if high else []
+    return low + [r for r in sorted({*high, *last}) if r > _DENSE]
+
+
 def _quick(w: Tensor, rank: int, kernel: Kernel, seed: int) -> CPFactors:
     """One start, stopped early: for curves, and as the start of a fit to data."""
-    return cp(_tensor(w, kernel), rank, n_starts=1, max_iter=_CURVE_SWEEPS, seed=seed)
+    T = _tensor(w, kernel)
+    n = min(_CURVE_SWEEPS, _affordable(T, rank, _CURVE_WORK))
+    return cp(T, rank, n_starts=1, max_iter=n, seed=seed)
+
+
+def _earnest(w: Tensor, rank: int, kernel: Kernel, seed: int) -> CPFactors:
+    """The fit to the weight alone; from one start where sweeps are dear."""
+    T = _tensor(w, kernel)
+    n = _affordable(T, rank, _FIT_WORK)
+    return cp(T, rank, n_starts=2 if n >= 100 else 1, max_iter=min(100, n), seed=seed)
+
+
+def _affordable(T: Tensor, rank: int, work: float) -> int:
+    """How many sweeps of alternating least squares at a rank take so many multiplications."""
+    solve = T.ndim * rank**3 / 3 + sum(T.shape) * rank**2
+    return max(1, int(work / (2 * T.numel() * rank + solve)))
 
 
 def _fit_error(weight: Tensor, rank: int, kernel: Kernel, seed: int) -> float:
