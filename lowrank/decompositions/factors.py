@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from lowrank.linalg import mode_product, relative_error
+from lowrank.linalg import khatri_rao, mode_product, relative_error
 
 
 class Factors(Protocol):
@@ -157,11 +157,14 @@ class CPFactors:
 
     def to_tensor(self) -> Tensor:
         """Sum of the rank-one components."""
-        first, *others = self.factors
-        W = first * self.weights  # (I_1, R)
-        for A in others[:-1]:
-            W = W[..., None, :] * A  # (I_1, ..., I_n, R)
-        return W @ others[-1].mT if others else W.sum(-1)
+        if len(self.factors) == 1:
+            return (self.factors[0] * self.weights).sum(-1)
+        shape = tuple(A.shape[0] for A in self.factors)
+        largest = shape.index(max(shape))  # its factor is left out of the product: the least memory
+        others = [A for n, A in enumerate(self.factors) if n != largest]
+        W = (self.factors[largest] * self.weights) @ khatri_rao(others).mT  # (I_largest, rest)
+        rest = shape[:largest] + shape[largest + 1 :]
+        return W.unflatten(1, rest).movedim(0, largest).contiguous()
 
     def error(self, W: Tensor) -> float:
         """Relative Frobenius error."""
