@@ -32,16 +32,17 @@ ON_THE_CLOCK = ("test_cli.py", "test_latency.py", "test_profile.py")
 
 LONGEST_FIRST = (
     *ON_THE_CLOCK,
-    "test_finetune.py",
     "test_docs.py",
     "test_zoo.py",
-    "test_calibrate.py",
     "test_hard_cases.py",
     "test_new_methods.py",
+    "test_held_out.py",
+    "test_sequential.py",
+    "test_units.py",
     "test_refine.py",
     "test_compress.py",
-    "test_sequential.py",
-    "test_held_out.py",
+    "test_calibrate.py",
+    "test_finetune.py",
 )
 """The files with the most to do, in their order: begun first, so that processes end together."""
 

@@ -134,6 +134,7 @@ def test_help_is_quick():
 
 
 def test_module_runs_as_a_subprocess_with_json_alone_on_stdout(net):
+    """A second Python starts and imports torch: over five seconds on a loaded machine."""
     command = [sys.executable, "-m", "lowrank", "profile", "net.py:build", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -506,7 +507,7 @@ def test_a_folder_saved_by_transformers(net):
 
 @pytest.fixture(scope="module")
 def short_demo():
-    """The demo with few pictures and weights that know nothing."""
+    """The demo with few pictures and weights that know nothing; all of it, over five seconds."""
     torch.manual_seed(0)
     (images, labels), (seen, answers) = fashion_mnist("train"), fashion_mnist("test")
     train, test = (images[::50], labels[::50]), (seen[::40], answers[::40])

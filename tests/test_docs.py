@@ -100,6 +100,7 @@ GUIDES = [name for name, text in PAGES.items() if "```python\n" in text]
 
 @pytest.mark.parametrize("page", GUIDES)
 def test_code_of_the_guides_runs(page, tmp_path, monkeypatch):
+    """With all methods and an export, as a reader would: some pages take over five seconds."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     scope = {"__name__": "guide"}

@@ -90,6 +90,7 @@ class Residual(nn.Module):
 @pytest.mark.parametrize("weighting", ["probe", "gradients", "outputs"])
 @pytest.mark.parametrize("method", ["channel_svd", "legonet", "cp"])
 def test_a_batch_norm_of_zeros(weighting: Any, method: str) -> None:
+    """With CP some five seconds: each of its ranks is searched for on the data."""
     pictures = torch.randn(24, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     small, report = lowrank.compress(
         Residual().eval(), pictures[:1], params=0.8, data=pictures,

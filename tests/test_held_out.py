@@ -26,6 +26,7 @@ def _rows(name: str, pictures: Pictures) -> list[Row]:
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if "alone" in m.serves])
 def test_data_lowers_the_held_out_error(name: str, pictures: Pictures) -> None:
+    """Three fits a layer of a real network: the iterative methods take over five seconds."""
     rows = _rows(name, pictures)
     assert rows
     for row in rows:

@@ -49,11 +49,12 @@ def test_blocks_of_the_bundled_network():
 
 def test_refinement_helps_on_pictures_it_has_not_seen(compressed):
     dense, small, batches, layers = compressed
-    unseen, held = fashion_mnist("test")[0][:200], fashion_mnist("train")[0][96:128]
-    trial = try_out(copy.deepcopy(small), dense, batches, [held], layers, steps=5)
+    """The whole of it, twice over, on the bundled network: it takes over five seconds."""
+    unseen, held = fashion_mnist("test")[0][:100], fashion_mnist("train")[0][96:128]
+    trial = try_out(copy.deepcopy(small), dense, batches[1:], [held], layers, steps=3)
     assert min(trial.means) < trial.means[0]
     trained = copy.deepcopy(small)
-    found = refine(trained, dense, batches, layers, trial=trial, steps=5)
+    found = refine(trained, dense, batches[1:], layers, trial=trial, steps=3)
     assert found.done == trial.best > 0
     assert loss(dense, trained, unseen) < loss(dense, small, unseen)
     assert "held out went from" in str(found)
@@ -116,7 +117,7 @@ def test_steps_are_what_was_asked_for(compressed):
     dense, small, batches, layers = compressed
     errors = []
     for steps in (1, 20):
-        found = train_blocks(copy.deepcopy(small), dense, batches, layers, steps=steps)
+        found = train_blocks(copy.deepcopy(small), dense, batches[1:], layers, steps=steps)
         errors.append(sum(after for _, after in found.values()))
         assert sum(before for before, _ in found.values()) > errors[-1]
     assert errors[1] < errors[0]
@@ -153,7 +154,7 @@ def test_a_trial_without_gain_leaves_the_fits(monkeypatch):
 def test_half_precision_is_not_trained_end_to_end(compressed):
     dense, small, batches, layers = compressed
     halves = [m.to(torch.bfloat16) for m in (copy.deepcopy(dense), copy.deepcopy(small))]
-    x = [b.bfloat16() for b in batches]
+    x = [b[:16].bfloat16() for b in batches]
     trial = try_out(halves[1], halves[0], x[:1], x[1:], layers, steps=1)
     assert len(trial.means) == 2
     assert next(halves[1].parameters()).dtype == torch.bfloat16

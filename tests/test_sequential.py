@@ -665,7 +665,7 @@ def test_data_serve_a_copy_of_the_model_and_no_other() -> None:
 
 
 def test_curves_carry_their_data_to_apply() -> None:
-    """One calibration serves every plan, with the same result as compress."""
+    """One calibration serves every plan, with the same result as compress: four fits in all."""
     model, x = _narrow(), _pictures(48, 2)
     curves = lowrank.measure(model, x[:1], data=[x], methods=FEW, rules=lowrank.Rules(only=FIRST))
     plan = curves.plan(macs=0.8, exponent=0.5)

@@ -68,6 +68,7 @@ FEW = {"mobilenet": ["channel_svd", "spatial_svd", "group_svd", "low_rank_sparse
 
 @pytest.mark.parametrize("name", SMALL)
 def test_small_networks_go_the_whole_way(name: str, tmp_path: Path) -> None:
+    """All methods on ten to fifty layers, and an export: some take over five seconds."""
     _whole_way(SMALL[name], tmp_path, FEW.get(name))
 
 

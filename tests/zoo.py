@@ -69,7 +69,7 @@ class VGG(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
-def audio_net(width: int = 16) -> nn.Module:
+def audio_net(width: int = 12) -> nn.Module:
     """One-dimensional convolutions, strided, dilated and grouped."""
     return nn.Sequential(
         nn.Conv1d(1, width, 64, stride=16), nn.ReLU(),
@@ -175,7 +175,7 @@ SMALL = {
     "whisper": Net(
         _transformers(
             "WhisperForConditionalGeneration", "WhisperConfig", vocab_size=100, d_model=32,
-            encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+            encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
             decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64,
             num_mel_bins=20, max_source_positions=50, max_target_positions=24,
             pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
