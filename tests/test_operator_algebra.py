@@ -11,10 +11,20 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from sensing_cases import OPERATORS
 
 from lowrank.errors import InputError
-from lowrank.sensing import as_operator, bases, operators, recover, sparse_signal
+from lowrank.sensing import as_operator, bases, operators, recover, solve, sparse_signal
 from lowrank.sensing.operators import diagonal
 from lowrank.sensing.operators.facts import Facts
 from lowrank.sensing.operators.operator import from_functions, from_matrix
+from lowrank.sensing.problems.l1 import (
+    BPDN,
+    BasisPursuit,
+    ConstrainedLasso,
+    ElasticNet,
+    Lasso,
+    SqrtLasso,
+)
+from lowrank.sensing.problems.other import KSparse, PosteriorMean
+from lowrank.sensing.solvers import SOLVERS
 
 ROUNDING = 1e-11
 LANCZOS = 1e-6
@@ -390,6 +400,68 @@ def test_variants_take_the_same_route(A, make):
     if not make(A).is_complex:
         assert found.solver == plain.solver
     np.testing.assert_allclose(found.x, plain.x, atol=1e-7)
+
+
+PARTIAL = {
+    "dct": operators.partial_dct(64, m=32, seed=0),
+    "fourier": operators.partial_fourier(64, m=32, seed=0),
+    "hadamard": operators.partial_hadamard(64, m=32, seed=0),
+}
+"""Orthonormal rows, matrix-free."""
+
+
+def _stated(A, c):
+    """Problems with the same answers for `c A` whatever c is, by name."""
+    clean = A @ sparse_signal(64, 3, seed=1)
+    y = c * (clean + 0.01 * np.random.default_rng(0).standard_normal(32))
+    lam = 0.05 * float(np.abs(A.H @ (y / c)).max()) * c**2
+    return {
+        "basis pursuit": BasisPursuit(c * A, c * clean),
+        "bpdn": BPDN(c * A, y, 0.05 * c),
+        "lasso": Lasso(c * A, y, lam),
+        "within a ball": ConstrainedLasso(c * A, y, 1.0),
+        "elastic net": ElasticNet(c * A, y, lam, 0.1 * c**2),
+        "square root": SqrtLasso(c * A, y, 0.2 * c),
+        "sparse": KSparse(c * A, y, 3),
+        "posterior": PosteriorMean(c * A, y, 0.01 * c),
+        "posterior, noise unknown": PosteriorMean(c * A, y),
+    }
+
+
+@pytest.mark.parametrize("c", [1e-3, 2.0, 1e3])
+@pytest.mark.parametrize("name", PARTIAL)
+def test_multiples_take_the_same_route(name, c):
+    A = PARTIAL[name]
+    for kind, problem in _stated(A, 1.0).items():
+        multiple = _stated(A, c)[kind]
+        plain, found = solve(problem), solve(multiple)
+        assert found.solver == plain.solver, kind
+        assert found.status is plain.status, kind
+        np.testing.assert_allclose(found.x, plain.x, atol=1e-6, err_msg=kind)
+
+
+TRANSFORMS = ("admm", "fista", "vamp", "omp", "iht", "cosamp", "subspace_pursuit")
+"""What works by products alone: a multiple changes nothing but roundings."""
+
+
+@pytest.mark.parametrize("c", [1e-3, 2.0, 1e3])
+@pytest.mark.parametrize("solver", TRANSFORMS)
+def test_multiples_take_as_many_products(solver, c):
+    near = 0.15 if solver == "admm" else 0.0  # checked every so often
+    taken = 0
+    for A in PARTIAL.values():
+        for kind, problem in _stated(A, 1.0).items():
+            multiple = _stated(A, c)[kind]
+            if type(problem) not in SOLVERS[solver].solves:
+                continue
+            refused = [SOLVERS[solver]().refuses(each) for each in (problem, multiple)]
+            assert refused[0] == refused[1], kind
+            if refused[0] is None:
+                plain, found = (solve(each, solver, max_iter=60) for each in (problem, multiple))
+                assert found.n_iter == pytest.approx(plain.n_iter, rel=near), kind
+                assert found.n_products == pytest.approx(plain.n_products, rel=near), kind
+                taken += 1
+    assert taken
 
 
 @pytest.mark.parametrize("n", [64])

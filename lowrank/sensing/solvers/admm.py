@@ -45,7 +45,7 @@ class ADMM:
     the terms at z, projects `2 p - z` onto the range of K, and averages the reflected point with
     the epoch's first one. Restarts make the rate linear for linear programs, where plain ADMM
     crawls. The projection is exact: by one Cholesky factorisation, in closed form where
-    `M M^H = I`, else by warm-started conjugate gradients, preconditioned by FFT for TV.
+    `M M^H = g I`, else by warm-started conjugate gradients, preconditioned by FFT for TV.
 
     Args:
         tol: relative duality gap and relative violation to stop at.
@@ -224,18 +224,23 @@ def _columns(x: Array) -> Array:
 
 
 def _first_penalty(problem: Problem) -> float:
-    """A penalty at which a typical coefficient and a typical threshold are of one size."""
+    """A penalty at which a typical coefficient and a typical threshold are of one size.
+
+    A constraint has no threshold: the curvature of `1/2 ||M c - b||^2` is its measure.
+    """
     z = float(np.abs(problem.design.adjoint(problem.target)).max())
-    size = z / max(problem.design.norm() ** 2, 1e-300)
+    curvature = max(problem.design.norm() ** 2, 1e-300)
+    size = z / curvature
     rows = problem.n_unknowns if problem.analysis is None else problem.analysis.shape[0]
     weight = float(problem.penalty.value(np.ones((rows, 1))).max()) / rows
-    return max(weight, 1e-12 * z) / size if weight > 0 and size > 0 else 1.0
+    return max(weight, 1e-12 * z) / size if weight > 0 and size > 0 else curvature
 
 
 def _gram_solver(M: Operator, s: float) -> Callable[[Array, Array], Array] | None:
     """`a, Mb -> (I + G)^-1 (G a + Mb)` with `G = s^2 M M^H`, where G is at hand."""
-    if M.row_orthonormal:
-        return lambda a, Mb: (s**2 * a + Mb) / (1 + s**2)
+    if M.facts.row_gram is not None:
+        g = s**2 * M.facts.row_gram
+        return lambda a, Mb: (g * a + Mb) / (1 + g)
     if not M.is_dense or not M.shape[0] < M.shape[1] or M.shape[0] > MAX_FACTOR:
         return None
     A = s * M.to_dense()

@@ -1,4 +1,4 @@
-"""EM Bernoulli-Gaussian VAMP (also called OAMP) for operators with orthonormal rows."""
+"""EM Bernoulli-Gaussian VAMP (also called OAMP) for operators with orthogonal rows of one length."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class VAMP:
-    """Posterior mean under a learned Bernoulli-Gaussian prior, for `A A^H = I`.
+    """Posterior mean under a learned Bernoulli-Gaussian prior, for `A A^H = g I`.
 
     Alternates the entrywise posterior with the linear estimate from the measurements, each fed
     only what the other did not know already. Two transforms an iteration; the posterior has many
@@ -53,19 +53,22 @@ class VAMP:
     solves: ClassVar[tuple[type[Problem], ...]] = (PosteriorMean,)
 
     def refuses(self, problem: Problem) -> str | None:
-        """Only operators known to have orthonormal rows."""
-        known = problem.operator.row_orthonormal
-        return None if known else "needs an operator with orthonormal rows, and A is not known to"
+        """Only operators known to have orthogonal rows of one length."""
+        if problem.operator.facts.row_gram is not None:
+            return None
+        return "needs an operator with orthogonal rows of one length, and A is not known to"
 
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
         """Estimate; `x0` is not used."""
         assert isinstance(problem, PosteriorMean)
-        y = np.asarray(problem.y)
-        columns = y.reshape(len(y), -1)
+        assert problem.operator.facts.row_gram is not None  # else refused
+        y, length = np.asarray(problem.y), np.sqrt(problem.operator.facts.row_gram)
+        A, columns = problem.operator / length, y.reshape(len(y), -1) / length  # now A A^H = I
+        noise_std = None if problem.noise_std is None else problem.noise_std / length
         seen = callback and (lambda k, x: callback(k, x.reshape(problem.unknown_shape)))
-        x, status, n_iter = self._iterate(problem.operator, columns, problem.noise_std, seen)
+        x, status, n_iter = self._iterate(A, columns, noise_std, seen)
         return SolverResult(x.reshape(problem.unknown_shape), status=status, n_iter=n_iter)
 
     def _iterate(
