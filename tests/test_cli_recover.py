@@ -140,6 +140,7 @@ def test_kinds_of_files(kind):
     else:
         np.savetxt(matrix, A, delimiter="," if kind == "csv" else " ")
         np.savetxt(y, Y)
+        Path(matrix).write_bytes(b"\xef\xbb\xbf" + Path(matrix).read_bytes())  # a byte-order mark
     found = figures("-o", "x.csv", "--noise", "auto", matrix=matrix, y=y)  # for (m,) alone
     assert found["status"] == "optimal"
     np.testing.assert_allclose(np.loadtxt("x.csv"), X, atol=1e-8)

@@ -12,7 +12,7 @@ from sensing_cases import OPERATORS
 
 from lowrank.errors import InputError
 from lowrank.sensing import as_operator, bases, operators, recover, solve, sparse_signal
-from lowrank.sensing.operators import diagonal
+from lowrank.sensing.operators import diagonal, operator
 from lowrank.sensing.operators.facts import Facts
 from lowrank.sensing.operators.operator import from_functions, from_matrix
 from lowrank.sensing.problems.l1 import (
@@ -544,6 +544,19 @@ def test_tensors_join(dtype):
     np.testing.assert_allclose(found.numpy(), X.numpy() @ M, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [float, complex])
+def test_products_with_a_matrix_form_few_columns_at_a_time(monkeypatch, dtype):
+    monkeypatch.setattr(operator, "BLOCK", 3 * 16)
+    D, widths = operators.gaussian(16, 10, seed=0, dtype=dtype), []
+    for make, matrix in (
+        (lambda A: A @ D, TURN.to_dense() @ D.dense),
+        (lambda A: D.H @ A, D.dense.conj().T @ TURN.to_dense()),
+    ):
+        made = make(TURN.counting(widths.append))
+        np.testing.assert_allclose(made.dense, matrix, atol=1e-13)
+    assert max(widths, default=0) == 3
+
+
 def test_matrices_of_scipy_are_dense():
     assert as_operator(aslinearoperator(M)).is_dense
     assert as_operator(aslinearoperator(M) @ HAAR).is_dense
@@ -664,6 +677,21 @@ def test_no_shape_gets_a_sentence(make, shape):
 def test_no_length_gets_a_sentence(make, n):
     with pytest.raises(InputError, match="no positive whole number"):
         make(n)
+
+
+@pytest.mark.parametrize("rows", [[1.9, 2.2], [1.0, 2.0], ["1"], torch.tensor([1.0])])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rows: operators.sampling(16, rows),
+        lambda rows: operators.partial_dct(16, rows=rows),
+        lambda rows: operators.partial_hadamard(16, rows=rows),
+        lambda rows: operators.random_convolution(16, seed=0, rows=rows),
+    ],
+)
+def test_rows_that_are_no_indices_get_a_sentence(make, rows):
+    with pytest.raises(InputError, match="numbers are no indices"):
+        make(rows)
 
 
 def test_sampling_takes_a_mask_of_the_picture():

@@ -91,7 +91,9 @@ def _text(path: Path) -> Array:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # NumPy only warns of an empty file
         try:
-            return np.loadtxt(path, delimiter="," if ".csv" in path.suffixes else None, ndmin=2)
+            delimiter = "," if ".csv" in path.suffixes else None
+            # spreadsheets put a byte-order mark first
+            return np.loadtxt(path, delimiter=delimiter, ndmin=2, encoding="utf-8-sig")
         except UserWarning as warning:
             raise ValueError(str(warning)) from warning
 

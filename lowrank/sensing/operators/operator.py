@@ -39,6 +39,10 @@ MAX_DENSE_ELEMENTS = 2**27
 """Largest product matrix (1 GiB of float64) that a product with a dense operator may form."""
 
 
+BLOCK = 2**22
+"""Entries of a matrix that a matrix-free operator is applied to at a time."""
+
+
 LONGEST_NAME = 60
 """Characters of a name that is made of the names of others."""
 
@@ -501,8 +505,20 @@ def _product(outer: Operator, inner: Operator) -> Operator:
 
 def _product_matrix(outer: Operator, inner: Operator) -> Array:
     if inner.is_dense:
-        return np.asarray(outer.forward(inner.to_dense()))
-    return np.ascontiguousarray(inner.adjoint(outer.to_dense().conj().T).conj().T)
+        return _in_blocks(outer, inner.to_dense())
+    return np.ascontiguousarray(_in_blocks(inner.H, outer.to_dense().conj().T).conj().T)
+
+
+def _in_blocks(A: Operator, X: Array) -> Array:
+    """`A X`, some columns at a time, since a transform needs several copies of what it is given."""
+    n, batch = X.shape
+    width = max(1, BLOCK // n)
+    if A.is_dense or batch <= width:
+        return np.asarray(A.forward(X))
+    found = np.empty((A.shape[0], batch), np.result_type(A.dtype, X.dtype, float))
+    for j in range(0, batch, width):
+        found[:, j : j + width] = A.forward(X[:, j : j + width])
+    return found
 
 
 def _multiple(a: float | complex, A: Operator) -> Operator:

@@ -297,7 +297,10 @@ def _rows(
             text = f"m={m}, seed={seed} for {n} rows"
             raise InputError("rows", text, "give the rows, or 1 <= m <= n and a seed")
         return np.sort(np.random.default_rng(seed).choice(n, m, replace=False))
-    kept = np.asarray(rows)
+    kept = to_numpy(rows)
+    if kept.dtype.kind not in "biu" and kept.size:
+        advice = f"give distinct indices in 0..{n - 1}"
+        raise InputError("rows", f"{kept.dtype} numbers are no indices", advice)
     kept = np.flatnonzero(kept) if kept.dtype == bool else kept.astype(int)
     distinct = np.unique(kept).size == kept.size
     if kept.ndim != 1 or kept.size == 0 or not distinct or kept.min() < 0 or kept.max() >= n:

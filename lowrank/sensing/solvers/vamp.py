@@ -1,4 +1,4 @@
-"""EM Bernoulli-Gaussian VAMP (also called OAMP) for operators with orthogonal rows of one length."""
+"""EM Bernoulli-Gaussian VAMP (also called OAMP) for orthogonal rows of one length."""
 
 from __future__ import annotations
 
