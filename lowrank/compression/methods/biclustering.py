@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import combinations
 from math import prod
 from typing import ClassVar, TypeAlias
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lowrank.compression.methods.group_svd import GroupSVD
@@ -210,7 +210,7 @@ def clusters(X: Tensor, n: int) -> Tensor:
     """The rows of X in n equally large clusters along one direction each: numbers, in order.
 
     Lloyd's iteration on squared cosines, the clusters' directions their leading singular
-    vectors, with an optimal assignment to places.
+    vectors; between any two clusters rows are exchanged as is best.
 
     Args:
         X: (rows, features).
@@ -221,17 +221,31 @@ def clusters(X: Tensor, n: int) -> Tensor:
         return torch.arange(rows, device=X.device)
     unit = X / X.norm(dim=1, keepdim=True).clamp_min(torch.finfo(X.dtype).tiny)
     centres = unit[_apart(unit, n)]
-    of = torch.zeros(rows, dtype=torch.long, device=X.device)
+    of = torch.arange(rows, device=X.device) // (rows // n)
     for _ in range(_N_STEPS):
-        like = (unit @ centres.mT).square()
-        places = like.repeat_interleave(rows // n, dim=1).cpu().numpy()
-        _, place = linear_sum_assignment(places, maximize=True)
-        new = torch.as_tensor(place // (rows // n), device=X.device)
+        new = _shares((unit @ centres.mT).square(), of)
         if torch.equal(new, of):
             break
         of = new
         centres = torch.stack([_lead(unit[of == c], centres[c]) for c in range(n)])
     return of.argsort(stable=True)
+
+
+def _shares(like: Tensor, of: Tensor) -> Tensor:
+    """Clusters of as many rows as before, by exchanges between two that raise the likeness.
+
+    Args:
+        like: (rows, n), of each row to each cluster.
+        of: (rows,) the clusters before.
+    """
+    of = of.clone()
+    for _ in range(2):  # what is left to gain, the next step of Lloyd's iteration sees
+        for a, b in combinations(range(like.shape[1]), 2):
+            both = torch.nonzero((of == a) | (of == b))[:, 0]
+            size = len(both) // 2
+            order = both[(like[both, b] - like[both, a]).argsort(stable=True)]
+            of[order[:size]], of[order[size:]] = a, b
+    return of
 
 
 def _lead(rows: Tensor, start: Tensor) -> Tensor:
