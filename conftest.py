@@ -54,8 +54,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     A file's tests stay in one process, so that it makes its models and curves once. Files are
     handed out as they are ordered below, doctests last: small pieces, so that both end together.
     """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
+    if not config.pluginmanager.hasplugin("xdist") or "PYTEST_XDIST_WORKER" in os.environ:
+        return  # a worker starts none of its own
     option, whole = config.option, config.args_source == config.ArgsSource.TESTPATHS
     if whole and option.numprocesses is None and not (option.usepdb or option.collectonly):
         option.numprocesses = N_WORKERS

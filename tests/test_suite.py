@@ -54,3 +54,16 @@ def test_the_files_that_are_named_are_there() -> None:
     named = [*conftest.LONGEST_FIRST, *conftest.ON_THE_CLOCK]
     assert [name for name in named if not (TESTS / name).is_file()] == []
     assert len(set(conftest.LONGEST_FIRST)) == len(conftest.LONGEST_FIRST)
+
+
+@pytest.mark.parametrize("worker", [False, True])
+def test_a_worker_starts_no_workers(monkeypatch: pytest.MonkeyPatch, worker: bool) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    if worker:
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    option = SimpleNamespace(numprocesses=None, usepdb=False, collectonly=False, dist="no")
+    manager = SimpleNamespace(hasplugin=lambda name: True)
+    source = pytest.Config.ArgsSource.TESTPATHS
+    config: Any = SimpleNamespace(pluginmanager=manager, option=option, args_source=source)
+    conftest.pytest_cmdline_main(config)
+    assert option.numprocesses == (None if worker else conftest.N_WORKERS)
