@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
 import torch
 from scipy.linalg import eigh
 from torch import Tensor
@@ -22,13 +24,64 @@ def wide(X: Tensor) -> Tensor:
     return X if X.dtype == torch.float64 else X.float()
 
 
-def as_working(W: Tensor, name: str, *, min_dim: int = 1) -> Tensor:
+@runtime_checkable
+class _Array(Protocol):
+    """What NumPy reads: its own arrays, and those of other libraries."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        """As NumPy's."""
+
+
+@runtime_checkable
+class _Factorized(Protocol):
+    """A tensor in factors, tensorly's or ours."""
+
+    def to_tensor(self) -> Any:
+        """Multiply the factors out."""
+
+
+TensorLike: TypeAlias = "Tensor | np.ndarray | _Array | _Factorized"
+"""A torch tensor, an array of NumPy or of another of tensorly's backends, or factors."""
+
+
+def as_tensor(W: object, name: str) -> Tensor:
+    """A tensor of torch, of NumPy or another library, or in factors, as a torch tensor.
+
+    Args:
+        W: what NumPy can read as an array of numbers, or has a method `to_tensor`.
+        name: layer or function that the error message names.
+
+    Returns:
+        The same values in the same precision; of an array that may be written, a view.
+
+    Raises:
+        InputError: it is no array of numbers.
+
+    Example:
+        >>> as_tensor(np.ones((2, 3)), "W").shape
+        torch.Size([2, 3])
+    """
+    if isinstance(W, Tensor):
+        return W
+    if isinstance(W, _Factorized):
+        return as_tensor(W.to_tensor(), name)
+    if not isinstance(W, _Array):
+        problem = f"got {type(W).__name__}, need a real floating-point tensor or array"
+        raise InputError(name, problem, "convert it with torch.as_tensor or numpy.asarray")
+    array = np.asarray(W)
+    if array.dtype.kind not in "biufc":
+        raise InputError(name, f"got dtype {array.dtype}, need numbers", "use .astype(float)")
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+
+
+def as_working(W: object, name: str, *, min_dim: int = 1) -> Tensor:
     """Check a tensor and return it, detached, in the dtype that is computed in.
 
     float64 and float32 stay what they are; every narrower type becomes float32.
 
     Args:
-        W: real floating-point tensor of at least `min_dim` dimensions, not empty.
+        W: real floating-point tensor of at least `min_dim` dimensions, not empty; or an array of
+            another library, see `as_tensor`.
         name: layer or function that the error message names.
         min_dim: least number of dimensions.
 
@@ -42,11 +95,10 @@ def as_working(W: Tensor, name: str, *, min_dim: int = 1) -> Tensor:
         >>> as_working(torch.ones(2, 3, dtype=torch.float16), "fc").dtype
         torch.float32
     """
-    if not isinstance(W, Tensor) or not W.is_floating_point():
-        got = f"a {W.dtype} tensor" if isinstance(W, Tensor) else type(W).__name__
-        raise InputError(
-            name, f"got {got}, need a real floating-point tensor", "convert it with .float()"
-        )
+    W = as_tensor(W, name)
+    if not W.is_floating_point():
+        problem = f"got a {W.dtype} tensor, need a real floating-point tensor"
+        raise InputError(name, problem, "convert it with .float()")
     if W.ndim < min_dim or W.numel() == 0:
         problem = f"shape {tuple(W.shape)}, need at least {min_dim} non-empty dimensions"
         raise InputError(name, problem, "reshape it")
@@ -86,7 +138,7 @@ in that range
         raise RankError(name, problem, "choose an integer in that range")
 
 
-def relative_error(W: Tensor, approximation: Tensor) -> float:
+def relative_error(W: TensorLike, approximation: Tensor) -> float:
     """Relative Frobenius error of an approximation, over the whole tensor.
 
         error = ||W - W'||_F / ||W||_F,   0 if both are zero, inf if only W is
@@ -105,6 +157,7 @@ def relative_error(W: Tensor, approximation: Tensor) -> float:
         >>> round(relative_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0])), 6)
         0.8
     """
+    W = as_tensor(W, "relative_error")
     if W.shape != approximation.shape:
         problem = f"shape {tuple(W.shape)} does not match {tuple(approximation.shape)}"
         raise InputError("relative_error", problem, "compare with the tensor that was factorized")

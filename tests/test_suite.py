@@ -63,7 +63,9 @@ def test_a_worker_starts_no_workers(monkeypatch: pytest.MonkeyPatch, worker: boo
         monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
     option = SimpleNamespace(numprocesses=None, usepdb=False, collectonly=False, dist="no")
     manager = SimpleNamespace(hasplugin=lambda name: True)
-    source = pytest.Config.ArgsSource.TESTPATHS
-    config: Any = SimpleNamespace(pluginmanager=manager, option=option, args_source=source)
+    kinds = pytest.Config.ArgsSource
+    config: Any = SimpleNamespace(
+        pluginmanager=manager, option=option, args_source=kinds.TESTPATHS, ArgsSource=kinds
+    )
     conftest.pytest_cmdline_main(config)
     assert option.numprocesses == (None if worker else conftest.N_WORKERS)

@@ -6,6 +6,7 @@ from lowrank.decompositions.bricks import Bricks, assemble
 from lowrank.decompositions.completion import Completion, complete
 from lowrank.decompositions.cp import cp, sensitivity
 from lowrank.decompositions.factors import CPFactors, Factors, SVDFactors, TTFactors, TuckerFactors
+from lowrank.decompositions.interop import from_tensorly, to_tensorly
 from lowrank.decompositions.low_rank_sparse import (
     LowRankSparse,
     go_dec,
@@ -36,6 +37,7 @@ __all__ = [
     "error_rank",
     "evbmf",
     "evbmf_rank",
+    "from_tensorly",
     "go_dec",
     "greedy_bilateral",
     "hosvd_core",
@@ -44,6 +46,7 @@ __all__ = [
     "sensitivity",
     "singular_values",
     "tensor_train",
+    "to_tensorly",
     "truncated_svd",
     "tt_error_bound",
     "tt_spectra",

@@ -10,7 +10,7 @@ from torch import Tensor
 from lowrank.decompositions.metric import Metric
 from lowrank.decompositions.observed import check_count
 from lowrank.errors import InputError
-from lowrank.linalg import as_working
+from lowrank.linalg import TensorLike, as_working
 
 _RIDGE = 1e-10
 """Relative to the diagonal: what keeps the small systems solvable where bricks repeat."""
@@ -36,7 +36,7 @@ class Bricks:
 
 
 def assemble(
-    W: Tensor,
+    W: TensorLike,
     n_bricks: int,
     splits: int,
     metric: Metric | None = None,

@@ -23,7 +23,7 @@ from lowrank.decompositions.observed import check_positive
 from lowrank.decompositions.svd import truncated_svd
 from lowrank.decompositions.tucker import tucker
 from lowrank.errors import InputError
-from lowrank.linalg import as_working, check_rank, frobenius, khatri_rao, unfold
+from lowrank.linalg import TensorLike, as_working, check_rank, frobenius, khatri_rao, unfold
 
 RIDGE = 1e-11
 """Added to the unit diagonal of the normal equations: Cholesky holds when columns coincide."""
@@ -50,7 +50,7 @@ POLISH_SWEEPS = 5
 
 
 def cp(
-    W: Tensor,
+    W: TensorLike,
     rank: int,
     *,
     n_starts: int = 2,

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from lowrank.linalg import khatri_rao, mode_product, relative_error
+from lowrank.linalg import TensorLike, khatri_rao, mode_product, relative_error
 
 
 class Factors(Protocol):
@@ -31,7 +31,7 @@ class Factors(Protocol):
         """Multiply the factors out."""
         ...
 
-    def error(self, W: Tensor) -> float:
+    def error(self, W: TensorLike) -> float:
         """Relative Frobenius error ||W - W'|| / ||W||; 0 for W = W' = 0, inf if only W is 0."""
         ...
 
@@ -69,7 +69,7 @@ class SVDFactors:
         root = self.s.sqrt()
         return self.U * root[..., None, :], root[..., :, None] * self.Vh
 
-    def error(self, W: Tensor) -> float:
+    def error(self, W: TensorLike) -> float:
         """Relative Frobenius error, over all batches together."""
         return relative_error(W, self.to_tensor())
 
@@ -105,15 +105,15 @@ class TuckerFactors:
             W = mode_product(W, U, mode)
         return W
 
-    def error(self, W: Tensor) -> float:
+    def error(self, W: TensorLike) -> float:
         """Relative Frobenius error."""
         return relative_error(W, self.to_tensor())
 
 
-CPStatus = Literal["exact", "converged", "max_iter", "bounded"]
+CPStatus = Literal["exact", "converged", "max_iter", "bounded", "given"]
 """How `cp` ended: in closed form (exact; for a matrix, optimal); the error stopped falling;
 iterations ran out; the sensitivity bound stopped the descent, as a better fit needs components
-that cancel each other."""
+that cancel each other. "given": taken from elsewhere, see `from_tensorly`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,7 @@ class CPFactors:
         rest = shape[:largest] + shape[largest + 1 :]
         return W.unflatten(1, rest).movedim(0, largest).contiguous()
 
-    def error(self, W: Tensor) -> float:
+    def error(self, W: TensorLike) -> float:
         """Relative Frobenius error."""
         return relative_error(W, self.to_tensor())
 
@@ -198,6 +198,6 @@ class TTFactors:
             W = torch.tensordot(W, core, dims=1)  # (1, I_1, ..., I_n, r_n)
         return W.squeeze(0).squeeze(-1)
 
-    def error(self, W: Tensor) -> float:
+    def error(self, W: TensorLike) -> float:
         """Relative Frobenius error."""
         return relative_error(W, self.to_tensor())

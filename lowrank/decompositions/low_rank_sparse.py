@@ -15,7 +15,7 @@ from lowrank.decompositions.observed import Array, Observed, check_count, check_
 from lowrank.decompositions.parts import LowRankParts
 from lowrank.decompositions.svd import truncated_svd
 from lowrank.errors import InputError
-from lowrank.linalg import as_working, check_rank, frobenius
+from lowrank.linalg import TensorLike, as_working, check_rank, frobenius
 from lowrank.status import Status
 
 
@@ -202,7 +202,7 @@ SAMPLE = 50_000
 
 
 def low_rank_plus_sparse(
-    W: Tensor,
+    W: TensorLike,
     rank: int,
     density: float,
     *,

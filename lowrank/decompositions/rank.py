@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lowrank.decompositions.svd import singular_values
 from lowrank.errors import InputError
-from lowrank.linalg import as_working
+from lowrank.linalg import TensorLike, as_working
 
 
 def energy_rank(s: Tensor, energy: float) -> int:
@@ -93,7 +93,7 @@ class EVBMF:
         return self.s.shape[0]
 
 
-def evbmf(W: Tensor, sigma2: float | None = None, *, name: str = "evbmf") -> EVBMF:
+def evbmf(W: TensorLike, sigma2: float | None = None, *, name: str = "evbmf") -> EVBMF:
     """Low-rank part of a noisy matrix by empirical variational Bayes, in closed form.
 
     With L = min(m, n), M = max(m, n), alpha = L / M, and tau > 0 the root of
@@ -143,7 +143,7 @@ def evbmf(W: Tensor, sigma2: float | None = None, *, name: str = "evbmf") -> EVB
     return EVBMF(spectrum.new_tensor(shrunken).to(W.dtype), sigma2)
 
 
-def evbmf_rank(W: Tensor, sigma2: float | None = None, *, name: str = "evbmf_rank") -> int:
+def evbmf_rank(W: TensorLike, sigma2: float | None = None, *, name: str = "evbmf_rank") -> int:
     """Number of singular values of W that stand out of the noise; see `evbmf`.
 
     Args:

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from lowrank.decompositions.factors import SVDFactors
 from lowrank.errors import InputError
-from lowrank.linalg import as_working, check_rank, gram, leading_eigenvectors, leading_left_vectors
+from lowrank.linalg import (
+    TensorLike,
+    as_working,
+    check_rank,
+    gram,
+    leading_eigenvectors,
+    leading_left_vectors,
+)
 
 Method = Literal["auto", "lapack", "gram", "randomized"]
 
@@ -20,7 +27,7 @@ GRAM_DEFECT = {torch.float32: torch.finfo(torch.float32).eps, torch.float64: 1e-
 
 
 def truncated_svd(
-    W: Tensor, rank: int, *, method: Method = "auto", seed: int = 0, name: str = "truncated_svd"
+    W: TensorLike, rank: int, *, method: Method = "auto", seed: int = 0, name: str = "truncated_svd"
 ) -> SVDFactors:
     """Best approximation of given rank in the Frobenius norm.
 
@@ -68,7 +75,7 @@ def truncated_svd(
     return factors if method == "gram" or _resolved(factors.s, W.dtype) else _lapack(W, rank)
 
 
-def singular_values(W: Tensor, *, name: str = "singular_values") -> Tensor:
+def singular_values(W: TensorLike, *, name: str = "singular_values") -> Tensor:
     """All singular values, at the price of eigenvalues of the Gram matrix where that is exact.
 
     float32 and narrower: within about 1e-7 s_max of the true values, from a float64 Gram matrix.

@@ -10,10 +10,10 @@ from torch import Tensor
 from lowrank.decompositions.factors import TTFactors
 from lowrank.decompositions.svd import singular_values, truncated_svd
 from lowrank.errors import RankError
-from lowrank.linalg import as_working, check_rank
+from lowrank.linalg import TensorLike, as_working, check_rank
 
 
-def tensor_train(W: Tensor, ranks: Sequence[int], *, name: str = "tensor_train") -> TTFactors:
+def tensor_train(W: TensorLike, ranks: Sequence[int], *, name: str = "tensor_train") -> TTFactors:
     """Quasi-optimal tensor train by a sequence of truncated SVDs.
 
         W'[i_1, ..., i_N] = G_1[i_1] G_2[i_2] ... G_N[i_N],   G_n[i] of size r_{n-1} x r_n
@@ -51,7 +51,7 @@ def tensor_train(W: Tensor, ranks: Sequence[int], *, name: str = "tensor_train")
     return TTFactors((*cores, rest[:, :, None]))  # (r_{N-1}, I_N, 1)
 
 
-def tt_spectra(W: Tensor, *, name: str = "tt_spectra") -> tuple[Tensor, ...]:
+def tt_spectra(W: TensorLike, *, name: str = "tt_spectra") -> tuple[Tensor, ...]:
     """Singular values of the unfoldings (I_1 ... I_k) x (I_{k+1} ... I_N), k = 1..N-1.
 
     Computed once, they bound the error of every choice of ranks: see `tt_error_bound`.

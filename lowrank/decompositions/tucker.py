@@ -10,6 +10,7 @@ from torch import Tensor
 from lowrank.decompositions.factors import TuckerFactors
 from lowrank.errors import InputError, RankError
 from lowrank.linalg import (
+    TensorLike,
     as_working,
     check_rank,
     gram,
@@ -21,7 +22,7 @@ from lowrank.linalg import (
 
 
 def tucker(
-    W: Tensor,
+    W: TensorLike,
     ranks: Sequence[int],
     *,
     modes: Sequence[int] | None = None,
@@ -79,7 +80,7 @@ def tucker(
 
 
 def hosvd_core(
-    W: Tensor, modes: Sequence[int] | None = None, *, name: str = "hosvd_core"
+    W: TensorLike, modes: Sequence[int] | None = None, *, name: str = "hosvd_core"
 ) -> TuckerFactors:
     """HOSVD at full rank: W itself in the bases of the left singular vectors of its unfoldings.
 
@@ -109,7 +110,7 @@ def hosvd_core(
 
 
 def tucker_error_surface(
-    W: Tensor, modes: Sequence[int] | None = None, *, name: str = "tucker_error_surface"
+    W: TensorLike, modes: Sequence[int] | None = None, *, name: str = "tucker_error_surface"
 ) -> Tensor:
     """Squared relative error of the truncated HOSVD for all ranks at once.
 
