@@ -530,6 +530,67 @@ def test_statistics_that_would_harm_are_refused(nets):
     assert not recalibrate_batchnorm(nn.ReLU(), teacher=nn.ReLU(), data=[HELD], val=[HELD])
 
 
+def _narrow(norm: nn.Module, conv: nn.Module) -> nn.Module:
+    """The norm sees one place of each example."""
+    return nn.Sequential(conv, norm, nn.ReLU(), nn.Flatten(), nn.Linear(16, 8)).eval()
+
+
+NARROW = {
+    "linear": (lambda: _narrow(nn.BatchNorm1d(16), nn.Linear(9, 16)), (9,)),
+    "signal": (lambda: _narrow(nn.BatchNorm1d(16), nn.Conv1d(3, 16, 3)), (3, 3)),
+    "picture": (lambda: _narrow(nn.BatchNorm2d(16), nn.Conv2d(3, 16, 3)), (3, 3, 3)),
+    "volume": (lambda: _narrow(nn.BatchNorm3d(16), nn.Conv3d(3, 16, 3)), (3, 3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", NARROW)
+def test_batches_of_one_leave_the_statistics_and_say_so(kind):
+    torch.manual_seed(0)
+    net, shape = NARROW[kind][0](), NARROW[kind][1]
+    x = torch.randn(16, *shape)
+    compress = functools.partial(lowrank.compress, net, x[:1], params=0.8, methods="channel_svd")
+    small, report = compress(data=[*x.split(1)])
+    (note,) = [n for n in report.notes if "batch-norm" in n]
+    assert note.startswith("batch-norm statistics stay as they were in 1: every batch")
+    assert same(state(small[1]), state(net[1]))
+
+    for data in ([*x[:9].split(1), *x[9:].split(5)], [x]):
+        notes = compress(data=data)[1].notes
+        assert not any("stay as they were" in n for n in notes)
+
+
+@pytest.mark.parametrize("kind", NARROW)
+@pytest.mark.parametrize("order", [[1, 1, 5, 7], [5, 1, 7, 1], [5, 7]])
+def test_statistics_are_those_of_the_batches_that_can_tell_a_variance(kind, order):
+    torch.manual_seed(0)
+    net, shape = NARROW[kind][0](), NARROW[kind][1]
+    batches = [torch.randn(n, *shape) for n in order]
+    several = [net[0](b).flatten(2) if b.ndim > 2 else net[0](b) for b in batches if len(b) > 1]
+    with torch.no_grad():
+        mean = sum(y.reshape(len(y), 16).mean(0) for y in several) / 2
+        var = sum(y.reshape(len(y), 16).var(0) for y in several) / 2
+    scores = iter([1.0, 0.0])
+    assert recalibrate_batchnorm(net, teacher=net, data=batches, val=lambda _: next(scores))
+    torch.testing.assert_close(net[1].running_mean, mean)
+    torch.testing.assert_close(net[1].running_var, var)
+    assert int(net[1].num_batches_tracked) == 2
+    assert net[1].momentum == 0.1
+    assert not net[1].training
+    assert not net[1]._forward_pre_hooks
+
+
+def test_one_norm_of_several_keeps_its_statistics():
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1))
+    net = nn.Sequential(wide, nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1)).eval()
+    scores = iter([1.0, 0.0])
+    ones = [*IMAGES[:8].split(1)]
+    assert recalibrate_batchnorm(net, teacher=net, data=ones, val=lambda _: next(scores))
+    assert int(net[0][1].num_batches_tracked) == 8
+    assert not net[1].running_mean.any()
+    assert net[0][1].running_mean.any()
+
+
 def test_finetune_recalibrates_where_val_improves(nets):
     teacher, small = nets
     small.bn.running_mean.add_(2.0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowrank.compression.fitting.distillation import Objective
@@ -35,7 +36,9 @@ def recalibrate_batchnorm(
 
     Running means and variances become the averages over all batches of the data. This gives
     much back after a crude factorization, and harms where inputs are few or odd: hence the
-    check on data that was held out.
+    check on data that was held out. A batch that gives a layer a single value per channel, such
+    as one picture on a 1 x 1 map, has no variance to tell: it is passed over there, and a layer
+    that sees no other keeps its statistics.
 
     Args:
         model: a compressed model; its statistics, and nothing else, may change.
@@ -67,7 +70,7 @@ def recalibrate_batchnorm(
     data, measure = measure_on(val, data, Objective("mse"), teacher, batch_size, generator, form)
     batches = Batches.of(data, form, size=batch_size, generator=generator)
     norms = batch_norms(model)
-    return improves(model, norms, (b.inputs for b in batches), measure) is not None
+    return improves(model, norms, (b.inputs for b in batches), measure).measure is not None
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -76,17 +79,30 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in layers if m.running_mean is not None]
 
 
+@dataclass(frozen=True)
+class Renewal:
+    """What came of an estimate.
+
+    Args:
+        measure: with the new statistics, where it fell; None where all are as they were.
+        single: the layers that were only given single values per channel and kept theirs.
+    """
+
+    measure: float | None
+    single: tuple[_BatchNorm, ...] = ()
+
+
 def improves(
     model: nn.Module, norms: Sequence[_BatchNorm], inputs: Iterable[Example], measure: Measure
-) -> float | None:
-    """Re-estimate the layers' statistics; the new measure if lower, else None and no change."""
+) -> Renewal:
+    """Re-estimate the layers' statistics; they stay only if the measure falls."""
     if not norms:
-        return None
+        return Renewal(None)
     before = measure(model)
     kept = False
     saved = [{k: v.clone() for k, v in m.named_buffers(recurse=False)} for m in norms]
     try:
-        _estimate(model, norms, inputs)
+        single = _estimate(model, norms, inputs)
         after = measure(model)
         kept = after < before  # False for NaN
     finally:
@@ -94,7 +110,7 @@ def improves(
             for norm, buffers in zip(norms, saved, strict=True):
                 for name, value in buffers.items():
                     norm.get_buffer(name).copy_(value)
-    return after if kept else None
+    return Renewal(after if kept else None, single)
 
 
 def measure_on(
@@ -130,40 +146,63 @@ def measure_on(
 
 
 @contextmanager
-def _cumulative(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Statistics start anew and become the plain average over the batches that follow."""
+def _cumulative(norms: Sequence[_BatchNorm]) -> Iterator[dict[_BatchNorm, bool]]:
+    """Statistics become the plain average over the batches that follow and can tell a variance.
+
+    Gives the layers that ran -> whether some batch had more than one value per channel; only
+    these start anew.
+    """
     momenta = [m.momentum for m in norms]
-    try:
-        for norm in norms:
+    several: dict[_BatchNorm, bool] = {}
+
+    def look(norm: _BatchNorm, args: Any, kwargs: Any) -> None:
+        x: Tensor = next(iter([*args, *kwargs.values()]))
+        norm.training = x.numel() > x.shape[1]
+        if norm.training and not several.get(norm):
             norm.reset_running_stats()
-            norm.momentum, norm.training = None, True
-        yield
-    finally:
+        several[norm] = several.get(norm, False) or norm.training
+
+    with ExitStack() as stack:
         for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+            stack.callback(setattr, norm, "momentum", momentum)
+            stack.callback(norm.register_forward_pre_hook(look, with_kwargs=True).remove)
+            norm.momentum = None
+        yield several
 
 
-def _estimate(model: nn.Module, norms: Sequence[_BatchNorm], inputs: Iterable[Example]) -> None:
+def _estimate(
+    model: nn.Module, norms: Sequence[_BatchNorm], inputs: Iterable[Example]
+) -> tuple[_BatchNorm, ...]:
+    """The layers that keep their statistics, as every batch gave them single values."""
     seen = False
-    with evaluating(model), _cumulative(norms):
+    with evaluating(model), _cumulative(norms) as several:
         for batch in inputs:
             call(model, placed(batch, model))
             seen = True
     if not seen:
         raise InputError("data", "it holds no batch", "pass at least one")
+    return tuple(norm for norm, told in several.items() if not told)
 
 
-def renormalise(model: nn.Module, small: nn.Module, batches: Sequence[Example]) -> bool:
+def renormalise(model: nn.Module, small: nn.Module, batches: Sequence[Example]) -> list[str]:
     """Estimate batch-norm statistics anew; kept only if outputs held out come closer.
 
     A fourth of the examples is held out; of a single one nothing is, and nothing is kept.
-    True if they were kept.
+    What there is to say of it.
     """
     rest, held = held_out(batches, model)
     if not held:
-        return False
+        return []
 
     def lost(candidate: nn.Module) -> float:
         return compare_on(model, candidate, held).loss
 
-    return improves(small, batch_norms(small), rest, lost) is not None
+    found = improves(small, batch_norms(small), rest, lost)
+    notes = [] if found.measure is None else ["batch-norm statistics were estimated anew"]
+    if found.single:
+        names = ", ".join(n for n, m in small.named_modules() if m in found.single)
+        notes.append(
+            f"batch-norm statistics stay as they were in {names}: every batch gives a single "
+            "value per channel there; pass larger batches"
+        )
+    return notes

@@ -245,7 +245,7 @@ def _recalibrated(
 ) -> Iterator[Epoch]:
     """The best weights, which the model holds, with statistics re-estimated if they gain."""
     start = time.perf_counter()
-    val = improves(trainer.model, norms, (b.inputs for b in trainer.batches), measure)
+    val = improves(trainer.model, norms, (b.inputs for b in trainer.batches), measure).measure
     if val is not None and best.offer(val, best.index):
         seconds = time.perf_counter() - start
         yield Epoch(best.index, val=val, seconds=seconds, best=True, recalibrated=True)

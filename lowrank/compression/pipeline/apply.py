@@ -264,9 +264,7 @@ def _fitted(
     small, built = replace_layers(model, plan, known, how, max_iter=max_iter, progress=progress)
     if known is None:
         return small, built, []
-    notes = [str(known.calibrated)]
-    if renormalise(model, small, known.batches):
-        notes.append("batch-norm statistics were estimated anew")
+    notes = [str(known.calibrated), *renormalise(model, small, known.batches)]
     return small, built, notes
 
 

@@ -182,7 +182,7 @@ class Report:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must not miss."""
-        notes = list(self.remarks)
+        notes = [*self.remarks, *self.plan.notes]
         apart = {r.fitted: r.name for r in self.layers if r.fitted and ": " in r.fitted}
         for fitted in apart:
             names = [r.name for r in self.layers if r.fitted == fitted]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lowrank.compression.calibration.settings import Calibration, check_exponent
 from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.gauges.memory import Peaks
+from lowrank.compression.methods.shared.base import ranks_of
 from lowrank.compression.network.stages import Cost
 from lowrank.compression.planning.budget import Budget, budget_of
 from lowrank.compression.planning.candidates import Candidate, Curve, Share, Whole
@@ -24,8 +25,9 @@ from lowrank.compression.planning.knapsack import (
 )
 from lowrank.compression.planning.layer_times import Timing
 from lowrank.compression.structure.choices import Dense, PlannedLayer, Tied
-from lowrank.compression.structure.plan import Plan
+from lowrank.compression.structure.plan import Plan, _short
 from lowrank.errors import BudgetError
+from lowrank.tables import merge_names
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ class Curves:
         Every budget is a kept fraction in (0, 1] of the whole model, or an absolute figure
         as a whole number; several at once must all be met. A layer is replaced only where
         each given measure gets smaller. The plan's error is within 1e-4 (relative) of the
-        optimum with one budget.
+        optimum with one budget. Where the budget stays unspent because the methods of some
+        layers offer nothing closer to dense, the plan's notes say so.
 
         Args:
             params: parameters to keep.
@@ -171,7 +174,8 @@ class Curves:
             _refuse(budget, fixed + _least(offers, joint))
         why = {c.layer: _why_dense(c, offers[c.layer], budget) for c in self.curves}
         taken = {layer: option or Dense(why[layer]) for layer, option in picked.items()}
-        return self._planned(taken, budget.given)
+        notes = self._endings(picked, offers, joint, np.array(budget.limits) - fixed, budget)
+        return replace(self._planned(taken, budget.given), notes=notes)
 
     def dense(self, reason: str, given: Mapping[str, float]) -> Plan:
         """The plan that leaves every layer as it is.
@@ -199,6 +203,29 @@ class Curves:
         rows |= _with_guests(rows)
         layers = {name: rows[name] for name in self.kinds}
         return Plan(layers, self.total, dict(given), self.calibration.seed)
+
+    def _endings(
+        self,
+        picked: _Taken,
+        offers: Mapping[str, _Offer],
+        joint: Sequence[_Joint],
+        limits: NDArray[np.float64],
+        budget: Budget,
+    ) -> tuple[str, ...]:
+        """A note on layers whose methods end far below what the budget could use."""
+        if "latency" in budget.names:  # predicted only: the clock has its own say
+            return ()
+        chosen = {n: _source(offers[n], joint, option) for n, option in picked.items()}
+        room = limits - np.sum([o.choices.costs[at] for o, at in chosen.values()], axis=0)
+        if np.any(room <= _UNSPENT * np.array(budget.wholes)):
+            return ()
+        skipped = {c.layer for c in self.curves if c.fixed}
+        skipped |= {j.layers[0] for j in joint if any(len(offers[n].options) > 1 for n in j.layers)}
+        ended: dict[str, list[str]] = {}
+        for name, option in picked.items():
+            if isinstance(option, Candidate) and name not in skipped and _ends(*chosen[name], room):
+                ended.setdefault(_short(option.method), []).append(name)
+        return (_ending(ended, room, budget),) if ended else ()
 
     def predicted(self, plan: Plan, exponent: float = 0.5) -> float:
         """The plan's error as the planner weighs it, as a share of losing every output."""
@@ -332,6 +359,44 @@ def _picked(
         else:
             taken |= {n: offers[n].options[p] for n, p in zip(j.layers, picks, strict=True)}
     return taken
+
+
+_UNSPENT = 0.02
+"""Share of the whole model that a budget may leave over in silence."""
+
+
+_NAMED = 6
+"""Layers that a note names."""
+
+
+def _source(
+    offer: _Offer, joint: Sequence[_Joint], option: Whole | Candidate | None
+) -> tuple[_Offer | _Joint, int]:
+    """Where the option was offered, and its position there."""
+    sources: list[_Offer | _Joint] = [offer, *joint]
+    places = ((o, k) for o in sources for k in range(len(o.options)))
+    return next((o, k) for o, k in places if o.options[k] is option)
+
+
+def _ends(offer: _Offer | _Joint, at: int, room: NDArray[np.float64]) -> bool:
+    """Whether the option is the most exact beside dense, though a rank more would fit."""
+    methods = {k: o.method for k, o in enumerate(offer.options) if isinstance(o, Candidate)}
+    costs, errors = offer.choices.costs, offer.choices.errors
+    if at not in methods or min(errors[k] for k in methods) < errors[at]:
+        return False
+    return bool(np.all(costs[at] / max(1, *ranks_of(methods[at])) <= room))
+
+
+def _ending(ended: Mapping[str, list[str]], room: NDArray[np.float64], budget: Budget) -> str:
+    """What stays unspent, and the layers where nothing could use it."""
+    layers = [f"{n} ({method})" for method, names in ended.items() for n in merge_names(names)]
+    more = f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
+    figures = zip(budget.given.items(), budget.limits, room, strict=True)
+    shares = [f"{100 * left / limit:.0f} % of {k}={v:,}" for (k, v), limit, left in figures]
+    return (
+        f"nothing closer to dense is offered for {', '.join(layers[:_NAMED])}{more}, so "
+        f"{' and '.join(shares)} stays unspent: allow more methods"
+    )
 
 
 def _least(offers: Mapping[str, _Offer], joint: Sequence[_Joint]) -> NDArray[np.float64]:

@@ -55,6 +55,7 @@ class Plan:
         total: cost of the whole dense model on the example.
         budget: the limits that the plan was made for, as given.
         seed: seed of the randomised fits.
+        notes: what a reader must not miss, such as a budget that stays unspent.
 
     Example:
         >>> import torch, lowrank
@@ -70,6 +71,7 @@ class Plan:
     total: Cost
     budget: dict[str, float] = field(default_factory=dict)
     seed: int = 0
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Choice:
         return self.layers[name].choice
@@ -117,6 +119,8 @@ class Plan:
     def with_choice(self, name: str, choice: Choice) -> Plan:
         """The same plan with another choice for one layer, its predictions and int8 dropped.
 
+        The notes, which were of the plan as it was made, are dropped, too.
+
         Raises:
             PlanError: the plan has no such layer.
         """
@@ -126,7 +130,7 @@ class Plan:
             n: replace(self.layers[n], cost=None, error=None, int8=False) for n in self.unit(name)
         }
         bare[name] = replace(bare[name], choice=choice)
-        return replace(self, layers={**self.layers, **bare})
+        return replace(self, layers={**self.layers, **bare}, notes=())
 
     def unit(self, name: str) -> tuple[str, ...]:
         """The layers that are replaced together with this one, itself included."""
@@ -180,6 +184,7 @@ class Plan:
             "budget": self.budget,
             "seed": self.seed,
             "total": asdict(self.total),
+            **({"notes": list(self.notes)} if self.notes else {}),
             "layers": {name: _row_to_dict(row) for name, row in self.layers.items()},
         }
 
@@ -212,8 +217,8 @@ class Plan:
             )
         try:
             rows = {name: _row_from_dict(name, row) for name, row in data["layers"].items()}
-            total = Cost(**data["total"])
-            return cls(rows, total, dict(data.get("budget", {})), int(data.get("seed", 0)))
+            total, budget = Cost(**data["total"]), dict(data.get("budget", {}))
+            return cls(rows, total, budget, int(data.get("seed", 0)), _notes_of(data))
         except PlanError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -281,6 +286,13 @@ class Plan:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
 
         yield plan_table(self)
+
+
+def _notes_of(data: Mapping[str, Any]) -> tuple[str, ...]:
+    notes = data.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise PlanError("plan", f"notes {notes!r} are no list of texts", "mend or drop them")
+    return tuple(notes)
 
 
 def _bars(plan: Plan, measure: str) -> list[Bar]:
@@ -394,6 +406,7 @@ def _plan_summary(plan: Plan) -> str:
     ]
     if unknown:
         lines.append(f"{unknown} chosen by hand and counted as dense until the plan is applied")
+    lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(lines)
 
 
