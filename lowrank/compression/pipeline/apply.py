@@ -88,7 +88,8 @@ def apply(
     Example:
         >>> import torch, lowrank
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
-        >>> plan = lowrank.measure(model, torch.zeros(1, 64)).plan(macs=0.5)
+        >>> curves = lowrank.measure(model, torch.zeros(1, 64), methods="channel_svd")
+        >>> plan = curves.plan(macs=0.5)
         >>> small, report = lowrank.apply(model, plan)
         >>> small[0]
         Sequential(

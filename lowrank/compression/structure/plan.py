@@ -60,7 +60,8 @@ class Plan:
     Example:
         >>> import torch, lowrank
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
-        >>> plan = lowrank.measure(model, torch.zeros(1, 64)).plan(macs=0.5)
+        >>> curves = lowrank.measure(model, torch.zeros(1, 64), methods="channel_svd")
+        >>> plan = curves.plan(macs=0.5)
         >>> plan["0"]
         ChannelSVD(rank=16, fold='kernel_first')
         >>> Plan.from_json(plan.to_json()) == plan
