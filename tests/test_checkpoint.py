@@ -57,8 +57,8 @@ def _flip_weight(data: bytes) -> bytes:
 
 
 def _flip_plan(data: bytes) -> bytes:
-    at = data.index(b"channel_svd")
-    return data[:at] + b"channel_svx" + data[at + 11 :]
+    at = data.index(b"_svd")
+    return data[:at] + b"_svx" + data[at + 4 :]
 
 
 def _empty(data: bytes) -> bytes:

@@ -551,3 +551,31 @@ def test_layers_of_a_unit_with_a_tied_table_have_their_own_figures() -> None:
     again, report = lowrank.apply(model, read)
     assert report.plan.layers["transformer.wte"].cost is not None
     assert all(map(torch.equal, outputs(small, example), outputs(again, example)))
+
+
+class _Branching(nn.Module):
+    """Reads the norm's output elsewhere, on a way that an example of five steps does not take."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.norm = kind, nn.LayerNorm(24)
+        self.q, self.k, self.out = (nn.Linear(24, 24) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        y = self.out(self.q(h) * self.k(h))
+        long = self.kind == "length" and x.shape[1] > 5
+        return y + h.mean() if long or (self.kind == "training" and self.training) else y
+
+
+@pytest.mark.parametrize("kind", ["nothing", "length", "training"])
+def test_readers_that_the_example_does_not_show(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x, longer = _Branching(kind).eval(), torch.randn(1, 5, 24), torch.randn(6, 8, 24)
+    few = lowrank.Calibration(weighting="outputs")
+    curves = lowrank.measure(
+        model, x, data=longer, calibration=few, methods=["shared_input_svd", "channel_svd"]
+    )
+    (joint,) = curves.joint
+    assert (joint.behind == "norm") == (kind == "nothing")
+    assert not any(part.training for part in model.modules())

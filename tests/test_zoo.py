@@ -22,12 +22,15 @@ pytestmark = [
 
 
 OWN_MODULES = {"low_rank_sparse", "legonet", "biclustering", "monochromatic"}
-"""Methods with sums, selections or sparse storage, which no stock module has."""
+"""Methods with sums, selections or sparse storage, which no stock module has; nor has torch a
+linear layer in groups."""
 
 
 def _own_modules_only_where_stock_ones_cannot_serve(small, report):
     own = {n for n, m in small.named_modules() if "lowrank" in type(m).__module__}
     free = {n for n, m in report.plan.replaced.items() if m.name in OWN_MODULES}
+    linear = {n for n, row in report.plan.layers.items() if row.kind == "Linear"}
+    free |= {n for n in linear & {*report.plan.replaced} if report.plan[n].name == "group_svd"}
     assert all(any(n == f or n.startswith(f"{f}.") for f in free) for n in own)
 
 

@@ -11,7 +11,7 @@ import functools
 import types
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
-from lowrank.compression.network.example import Example, check, run
+from lowrank.compression.network.example import Example, call, check, run
 from lowrank.compression.network.layers import LayerView, is_transposed_linear, own_shapes, spec_of
 from lowrank.compression.network.own_stages import is_int8
 from lowrank.compression.network.stages import Call
@@ -526,7 +526,61 @@ def _only_readers(
             kinds.setdefault(_kind(model, unit), []).append(unit)
         for alike in kinds.values() if len(kinds) > 1 else ():
             good += alike if _unmoved(model, example, alike, watch.output) else []
+    good = _unmoved_in_training(model, example, good)
     return tuple(u if u in good else SameInput(u.layers) for u in units)
+
+
+def only_readers_on(
+    model: nn.Module, batches: Sequence[Example], units: Sequence[SameInput]
+) -> tuple[SameInput, ...]:
+    """The units, with the module that makes their input only where these batches, too, show
+    that nothing else reads it: a branch that the example did not take may.
+
+    Args:
+        model: the model.
+        batches: inputs; each costs two passes while some unit is left to ask about.
+        units: of one model, as `scan` found them.
+    """
+    good = [u for u in units if u.behind is not None]
+    for batch in batches:
+        if not good:
+            break
+        expected = run(model, batch)
+        if not _unmoved(model, batch, good, expected):
+            good = [u for u in good if _unmoved(model, batch, [u], expected)]
+    return tuple(u if u in good or u.behind is None else SameInput(u.layers) for u in units)
+
+
+def _unmoved_in_training(
+    model: nn.Module, example: Example, units: list[SameInput]
+) -> list[SameInput]:
+    """Those of which training mode shows no other reader, as far as it runs the example."""
+    if not units:
+        return units
+    flags = [(part, part.training) for part in model.modules()]
+    buffers = [(b, b.clone()) for b in model.buffers()]
+
+    def trained(model: nn.Module, example: Example) -> Any:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return call(model, example)
+
+    try:
+        for part, _ in flags:
+            part.training = True
+        with torch.random.fork_rng():
+            expected = trained(model, example)
+            if _unmoved(model, example, units, expected, trained):
+                return units
+            return [u for u in units if _unmoved(model, example, [u], expected, trained)]
+    except InputError:  # no training on a single example, say
+        return units
+    finally:
+        for part, flag in flags:
+            part.training = flag
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -544,7 +598,13 @@ _MORE = 3
 """Channels of noise that an input gets."""
 
 
-def _unmoved(model: nn.Module, example: Example, units: Sequence[SameInput], expected: Any) -> bool:
+def _unmoved(
+    model: nn.Module,
+    example: Example,
+    units: Sequence[SameInput],
+    expected: Any,
+    forward: Callable[[nn.Module, Example], Any] = run,
+) -> bool:
     """Whether the model gives the same when these units' inputs are wider than they were."""
     rng = torch.Generator().manual_seed(0)
     inside: list[nn.Module] = []
@@ -576,7 +636,7 @@ def _unmoved(model: nn.Module, example: Example, units: Sequence[SameInput], exp
             stack.callback(module.register_forward_hook(widen).remove)
         stack.enter_context(_attribute_reads(makers.values(), note))
         try:
-            found = run(model, example)
+            found = forward(model, example)
         except InputError:
             return False
     return not read and _all_equal(found, expected)

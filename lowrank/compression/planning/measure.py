@@ -22,6 +22,7 @@ from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import (
     Scan,
     holds_parameters,
+    only_readers_on,
     refuse_valueless,
     require_module,
     scan,
@@ -42,6 +43,9 @@ from lowrank.progress import Progress
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_LOOKS = 4
+"""Batches of the data that may show other readers of an input that layers share."""
 
 
 def measure(
@@ -147,6 +151,9 @@ def measured(
     if not units:
         _refuse_model(found, reasons)
     known = _calibrated(model, example, found, data, settings, progress)
+    if known is not None:
+        seen = only_readers_on(model, known.batches[:_LOOKS], found.same_input)
+        found = replace(found, same_input=seen)
     claimed = _claimed(found, overrides, reasons)
     curves = [_forced_together(model, unit, method, known) for unit, method in claimed]
     taken = {name for unit, _ in claimed for name in names_of(unit)}
