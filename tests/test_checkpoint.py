@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,9 @@ def _flip_weight(data: bytes) -> bytes:
 
 
 def _flip_plan(data: bytes) -> bytes:
-    at = data.index(b"_svd")
-    return data[:at] + b"_svx" + data[at + 4 :]
+    method = re.search(rb"method\W+(\w+)", data)
+    assert method is not None
+    return data[: method.end() - 1] + b"x" + data[method.end() :]
 
 
 def _empty(data: bytes) -> bytes:

@@ -394,3 +394,43 @@ def test_a_plan_after_an_unlucky_drop_is_drawn() -> None:
     matplotlib.use("agg")
     labels = [text.get_text() for text in report.plan.plot().get_yticklabels()]
     assert labels == ["a", "b"]
+
+
+class _Reads(nn.Module):
+    """Takes one record, and reads its field."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, p: Any) -> Tensor:
+        return self.b(self.a(p.u).relu())
+
+
+@dataclasses.dataclass
+class _Record:
+    u: Tensor
+
+
+@pytest.mark.parametrize("made", [namedtuple("Named", "u"), _Record], ids=["named", "dataclass"])
+def test_a_record_is_one_batch(made: Any) -> None:
+    few = lowrank.Calibration(weighting="outputs", exponent=0.5)
+    _, report = lowrank.compress(
+        _Reads(), made(X[:1]), params=0.7, data=made(X), val=made(X), calibration=few
+    )
+    assert report.quality is not None
+
+
+@pytest.mark.parametrize("given", [None, "good", torch.ones(2)], ids=["None", "text", "several"])
+def test_a_metric_that_gives_no_number_is_refused(given: Any) -> None:
+    with pytest.raises(InputError, match=r"^metric: of the dense model it is .* no number"):
+        lowrank.compress(NET, X[:1], max_drop=0.1, metric=lambda model: given)
+
+
+def test_an_unknown_keyword_says_where_it_belongs() -> None:
+    with pytest.raises(InputError, match=r"Calibration\(fit=\.\.\.\)"):
+        lowrank.sweep(NET, X[:1], fit="bogus")
+    with pytest.raises(InputError, match=r"did you mean skip"):
+        lowrank.compress(NET, X[:1], macs=0.5, skips="a")
+    with pytest.raises(InputError, match=r"Rules has methods"):
+        lowrank.compress(NET, X[:1], macs=0.5, bogus=3)

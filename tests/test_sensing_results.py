@@ -208,3 +208,9 @@ def test_advice_is_not_what_was_just_done():
     assert stalled.status is Status.STALLED
     assert "cvxpy" not in stalled.message
     assert "cvxpy" in solve(Lasso(A, A[:, 0], 0.1), "exact_l1", tol=1e-300).message
+
+
+@pytest.mark.parametrize("wrong", [3, "x"])
+def test_a_callback_that_is_no_function_gets_a_sentence(wrong):
+    with pytest.raises(InputError, match=r"^callback: .* is no function"):
+        recover(np.eye(3)[:2], np.ones(2), callback=wrong)

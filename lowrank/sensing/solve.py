@@ -62,6 +62,9 @@ def solve(
         ([2.0, 0.0], 'OPTIMAL')
     """
     _check_limits(tol, max_iter)
+    if callback is not None and not callable(callback):
+        problem = f"{callback!r} is no function of an iteration and the coefficients"
+        raise InputError("callback", problem, "pass one that returns True to stop, or None")
     _warn(problem, TOL if tol is None else tol)
     start = _checked_start(problem, x0)
     calls: list[bool] = []

@@ -32,9 +32,14 @@ def score(scorer: Scorer, model: nn.Module, whose: str) -> float:
         whose: "the dense model", say, for the message.
 
     Raises:
-        InputError: it is NaN or infinite.
+        InputError: it is no number, NaN or infinite.
     """
-    found = float(scorer(model))
+    given: object = scorer(model)
+    try:
+        found = float(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        problem = f"of {whose} it is {given!r}, which is no number"
+        raise InputError("metric", problem, "return a finite number") from error
     if not isfinite(found):
         raise InputError("metric", f"of {whose} it is {found}", "return a finite number")
     return found

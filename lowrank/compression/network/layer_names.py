@@ -60,7 +60,9 @@ def matching(what: str, patterns: str | Sequence[str], names: Collection[str]) -
     return found
 
 
-def suggestion(name: str, names: Iterable[str]) -> str:
+def suggestion(
+    name: str, names: Iterable[str], otherwise: str = "check the model's layer names"
+) -> str:
     """What to do about a name that no layer has.
 
     Example:
@@ -68,4 +70,4 @@ def suggestion(name: str, names: Iterable[str]) -> str:
         'did you mean conv1?'
     """
     close = difflib.get_close_matches(name, list(names), n=3)
-    return f"did you mean {' or '.join(close)}?" if close else "check the model's layer names"
+    return f"did you mean {' or '.join(close)}?" if close else otherwise

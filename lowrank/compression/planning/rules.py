@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypedDict
 
 from torch import nn
 
-from lowrank.compression.calibration.settings import is_whole
+from lowrank.compression.calibration.settings import Calibration, is_whole
 from lowrank.compression.methods import Method, MethodsLike, check_class, resolve
 from lowrank.compression.methods.shared.base import require
 from lowrank.compression.network.layer_names import left_out, matching, suggestion
@@ -171,10 +171,19 @@ def rules_of(rules: object, named: Mapping[str, Any]) -> Rules:
     known = RuleFields.__annotations__
     for name in named:
         if name not in known:
-            raise InputError(name, "no argument has this name", suggestion(name, known))
+            raise InputError(name, "no argument has this name", _advice(name))
         if getattr(rules, name) != getattr(none, name):
             raise InputError(name, "given twice, in the rules too", "give it once")
     return replace(rules, **named) if named else rules
+
+
+def _advice(name: str) -> str:
+    """What to do about a keyword that no rule has."""
+    if name in {one.name for one in fields(Calibration)}:
+        return f"it is one of the calibration's: pass calibration=lowrank.Calibration({name}=...)"
+    return suggestion(
+        name, RuleFields.__annotations__, f"Rules has {', '.join(RuleFields.__annotations__)}"
+    )
 
 
 def _patterns(what: str, given: object) -> tuple[str, ...]:
