@@ -8,13 +8,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rich import box
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
-
-if TYPE_CHECKING:
-    from rich.console import ConsoleOptions, RenderResult
+if TYPE_CHECKING:  # rich is slow to import, and wanted only to print
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.table import Table
 
 
 _HEADERS = {
@@ -49,6 +45,8 @@ _LEAST = 12
 
 def as_text(printable: RenderableType) -> str:
     """The plain text of what a terminal would show, as wide as this one."""
+    from rich.console import Console
+
     console = Console(color_system=None)
     with console.capture() as capture:
         console.print(printable)
@@ -116,6 +114,10 @@ class _Fitted:
         yield grid
 
     def _grid(self, labels: _Labels, columns: Sequence[str]) -> Table:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
         grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_footer=True)
         longest = max(len(label) for label, _ in labels)
         for name in columns:

@@ -10,7 +10,7 @@ import lowrank
 from lowrank.compression import LayerSpec, spec_of
 from lowrank.compression.methods import CP, DepthwiseSeparable
 from lowrank.compression.methods.shared.search import Searched, fit_factors
-from lowrank.compression.pipeline import compress
+from lowrank.compression.planning import weighting
 from lowrank.decompositions.metric import Metric, energy
 
 
@@ -68,14 +68,14 @@ def test_layers_are_weighed_by_the_fits_that_will_be_made(
     net = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU())
     x = torch.randn(64, 24)
     seen: list[str] = []
-    whole = compress.replace_layers
+    whole = weighting.replace_layers
 
     def noted(*args: object, **kwargs: object) -> object:
         seen.append(str(args[3]))
         return whole(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(compress, "replace_layers", noted)
-    monkeypatch.setattr(compress, "_TRIAL_WORK", work)
+    monkeypatch.setattr(weighting, "replace_layers", noted)
+    monkeypatch.setattr(weighting, "_TRIAL_WORK", work)
     lowrank.compress(net, x[:1], data=x, params=0.6, calibration=lowrank.Calibration(fit=fit_))
     assert seen
     assert set(seen) == {expected}

@@ -135,6 +135,7 @@ def chain_bytes(chain: Sequence[Stage], at: Call, dtype: torch.dtype) -> int:
         dtype: of the numbers.
 
     Example:
+        >>> from lowrank.compression.network.stages import LayerSpec
         >>> stage = LayerSpec("linear", 64, 64)
         >>> chain_bytes([stage.pointwise(64, 8), stage.pointwise(8, 64)], Call(2), torch.float32)
         576

@@ -17,6 +17,7 @@ def flatten(output: Any) -> list[Tensor]:
     anything else, caches and integer tensors among it, is left out.
 
     Example:
+        >>> import torch
         >>> logits, ids = torch.zeros(2, 10), torch.zeros(2, dtype=torch.long)
         >>> [tuple(t.shape) for t in flatten({"logits": logits, "ids": ids})]
         [(2, 10)]
@@ -28,6 +29,7 @@ def mapped(value: Any, f: Callable[[Tensor], Tensor]) -> Any:
     """The same tuples, dicts and dataclasses around other tensors, each of its own class.
 
     Example:
+        >>> import torch
         >>> mapped({"x": torch.ones(1), "name": "a"}, lambda t: 2 * t)
         {'x': tensor([2.]), 'name': 'a'}
     """
@@ -46,6 +48,7 @@ def is_whole(value: Any) -> bool:
     """Whether a value is a record that goes to a model as one: a namedtuple or a dataclass.
 
     Example:
+        >>> import torch
         >>> is_whole(torch.nn.utils.rnn.pack_sequence([torch.ones(2)])), is_whole((1, 2))
         (True, False)
     """
@@ -88,6 +91,7 @@ def tensors(value: Any) -> list[Tensor]:
     """Every tensor inside a tensor, tuple, list, dict or dataclass, in order.
 
     Example:
+        >>> import torch
         >>> len(tensors((torch.zeros(1), {"mask": torch.ones(1)}, None)))
         2
     """
@@ -98,6 +102,7 @@ def describe(example: Any) -> str:
     """Shape, dtype and device of every tensor, as error messages say it.
 
     Example:
+        >>> import torch
         >>> describe({"input_ids": torch.zeros(8, 128)})
         'dict(input_ids=float32 (8, 128) on cpu)'
     """

@@ -20,6 +20,7 @@ def for_real_signals(A: MatrixLike) -> Operator:
     Measurements go with it: `y -> np.concatenate([y.real, y.imag])`.
 
     Example:
+        >>> from lowrank.sensing.operators import partial_fourier
         >>> A = for_real_signals(partial_fourier(8, m=3, seed=0))
         >>> A.shape, A.is_complex
         ((6, 8), False)

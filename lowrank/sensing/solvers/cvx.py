@@ -188,7 +188,7 @@ class CVXPY:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # inaccuracy is the certificate's to tell
             try:
-                statement.solve(solver=backend, verbose=self.verbose, **options)
+                statement.solve(solver=backend, verbose=self.verbose, warm_start=False, **options)
             except _cvxpy().error.SolverError as error:
                 return str(error)
         return str(statement.status)
