@@ -8,15 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from lowrank.compression.gauges.timing import Latency
 from lowrank.tables import amount, ranges
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
+    from rich.text import Text
 
 
 _COLUMNS = (
@@ -55,6 +53,8 @@ def summary(cost: Profile) -> Text:
         f"compute     {amount(cost.macs)} MACs, {amount(cost.flops)} FLOPs (1 MAC = 2 FLOPs)",
         f"activations {peak} at the peak, at least {bound} needed",
     ]
+    from rich.text import Text
+
     return Text("\n".join([*lines, *_notes(cost)]))
 
 
@@ -77,6 +77,10 @@ def _notes(cost: Profile) -> Iterator[str]:
 
 
 def _grid(columns: Sequence[str], rows: Sequence[_Row], cost: Profile) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_footer=True)
     totals = _totals(cost)
     for name in columns:
