@@ -22,7 +22,6 @@ compressed with, else by its forward's required arguments.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
@@ -244,7 +243,7 @@ class Batches:
             steps = -(-len(whole[0]) // size)
             source = _shuffled(whole, steps, generator) if generator else _in_order(whole, size)
             batches = cls(source, steps, form, name)
-        elif _is_one_batch(data):
+        elif isinstance(data, Mapping) or is_whole(data):
             batches = cls(lambda: [data], 1, form, name)
         elif isinstance(data, str | bytes) or not isinstance(data, Iterable):
             raise InputError(name, f"a {type(data).__name__} gives no batches", _FORMS)
@@ -356,13 +355,6 @@ def _parameters(model: nn.Module) -> list[inspect.Parameter]:
 
 def _second(item: Any) -> Any:
     return item[1] if len(item) > 1 else None
-
-
-def _is_one_batch(data: object) -> bool:
-    """Whether data are one batch: a mapping, a namedtuple or a dataclass."""
-    named = isinstance(data, tuple) and type(data) is not tuple
-    record = dataclasses.is_dataclass(data) and not isinstance(data, type)
-    return isinstance(data, Mapping) or named or record
 
 
 def _as_tensors(data: Any, form: Form, name: str) -> tuple[Tensor, ...] | None:
