@@ -9,6 +9,7 @@ from torch import nn
 import lowrank
 from lowrank.compression import (
     Batch,
+    Trained,
     Trial,
     compare_outputs,
     distil,
@@ -108,7 +109,7 @@ def test_a_block_that_comes_no_closer_stays(compressed):
     trained = copy.deepcopy(small)
     before = tensors_of(trained)
     found = train_blocks(trained, dense, batches, layers, steps=1, lr=10.0)
-    assert all(a == b for a, b in found.values())
+    assert all(b.before == b.after and b.why is None for b in found.values())
     for name, value in trained.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -118,8 +119,8 @@ def test_steps_are_what_was_asked_for(compressed):
     errors = []
     for steps in (1, 20):
         found = train_blocks(copy.deepcopy(small), dense, batches[1:], layers, steps=steps)
-        errors.append(sum(after for _, after in found.values()))
-        assert sum(before for before, _ in found.values()) > errors[-1]
+        errors.append(sum(b.after for b in found.values()))
+        assert sum(b.before for b in found.values()) > errors[-1]
     assert errors[1] < errors[0]
 
 
@@ -136,7 +137,7 @@ def test_a_trial_without_gain_leaves_the_fits(monkeypatch):
     def harmful(small, *_, **__):
         for p in small.parameters():
             p.data.mul_(3)
-        return {"0": (0.5, 0.4)}
+        return {"0": Trained(0.5, 0.4)}
 
     monkeypatch.setattr("lowrank.compression.fitting.refine.train_blocks", harmful)
     monkeypatch.setattr("lowrank.compression.fitting.refine.distil", lambda *_, **__: None)
@@ -214,3 +215,92 @@ def test_mixing_is_a_choice_of_finetune(compressed):
         lowrank.finetune(model, teacher=dense, data=data, epochs=1, mix=mix)
     weights = [torch.cat([p.flatten() for p in m.parameters()]) for m in models]
     assert not torch.equal(*weights)
+
+
+class Keys:
+    """What a language model keeps of the words before: it grows at every call."""
+
+    def __init__(self):
+        self.k = None
+
+    def update(self, k):
+        self.k = k if self.k is None else torch.cat([self.k, k], 1)
+        return self.k
+
+
+class Attending(nn.Module):
+    """A block that fills its caller's cache, works in place on its input, or takes a generator."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.q, self.o = how, nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x, cache):
+        if self.how == "in place":
+            x += 1
+        seen = cache.update(x) if self.how == "cache" else x
+        longest.append(seen.shape[1])
+        return self.o(torch.relu(self.q(seen[:, -x.shape[1] :])))
+
+
+class Speaking(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.table, self.block = how, nn.Embedding(20, 16), Attending(how)
+        self.head = nn.Linear(16, 20)
+
+    def forward(self, ids):
+        cache = (k for k in range(3)) if self.how == "generator" else Keys()
+        return self.head(self.block(self.table(ids), cache))
+
+
+longest = []
+
+
+@pytest.mark.parametrize("how", ["cache", "in place", "generator"])
+def test_a_block_is_called_each_time_as_it_was_the_first(how):
+    torch.manual_seed(0)
+    longest.clear()
+    model, ids = Speaking(how).eval(), torch.randint(0, 20, (32, 6))
+    few = {"methods": "channel_svd", "only": "block.*"}
+    small, _ = lowrank.compress(model, ids[:1], params=0.9, **few)
+    found = train_blocks(small, model, [ids], ["block.q", "block.o"], steps=3)["block"]
+    assert set(longest) == {6}
+    if how == "generator":
+        assert "a generator, which cannot be copied" in found.why
+    else:
+        assert found.after < found.before
+    calls = longest.copy()
+    _, report = lowrank.compress(model, ids[:1], params=0.9, data=ids, refine=2, **few)
+    assert set(longest) == {6}
+    assert len(longest) > len(calls)
+    assert any("refined" in note for note in report.notes)
+
+
+class Moody(nn.Module):
+    """What training mode changes of a model."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.first, self.more = how, nn.Linear(16, 32), nn.Linear(32, 32)
+        self.last, self.aside = nn.Linear(32, 8), nn.Linear(32, 8)
+
+    def forward(self, x, targets=None):
+        h = torch.relu(self.first(x))
+        if not (self.training and self.how == "a layer less"):
+            h = h + torch.relu(self.more(h))
+        y = self.last(h)
+        if self.training and self.how == "a loss":
+            return {"loss": nn.functional.cross_entropy(y, targets)}
+        return (y, self.aside(h)) if self.training and self.how == "two heads" else y
+
+
+@pytest.mark.parametrize("how", ["a layer less", "a loss", "two heads"])
+def test_models_are_refined_as_they_will_be_used(how):
+    torch.manual_seed(0)
+    model, x = Moody(how).eval(), torch.randn(64, 16)
+    small, report = lowrank.compress(
+        model, x[:1], params=0.6, data=x, refine=20, methods="channel_svd"
+    )
+    assert any("then trained end to end" in note for note in report.notes)
+    assert not any(module.training for module in small.modules())

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lowrank.compression.calibration.patches import patches as patches
     from lowrank.compression.calibration.statistics import Statistics as Statistics
     from lowrank.compression.fitting.batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
+    from lowrank.compression.fitting.blocks import Trained as Trained
     from lowrank.compression.fitting.blocks import find_blocks as find_blocks
     from lowrank.compression.fitting.blocks import train_blocks as train_blocks
     from lowrank.compression.fitting.distillation import Objective as Objective
@@ -145,6 +146,7 @@ _HOME = {
     "Sums": "calibration.moments",
     "TOTAL": "gauges.counting",
     "TRIES": "planning.clock",
+    "Trained": "fitting.blocks",
     "Trial": "fitting.refine",
     "accuracy": "gauges.quality",
     "batch_size": "network.cutting",

@@ -21,7 +21,7 @@ from lowrank.compression.calibration.moments import (
 from lowrank.compression.calibration.patches import batched, chunks, n_positions, outputs, patches
 from lowrank.compression.gauges.quality import is_scores, vocabularies
 from lowrank.compression.network.cutting import batch_size
-from lowrank.compression.network.example import Example, call, evaluating
+from lowrank.compression.network.example import Example, call, evaluating, first_line
 from lowrank.compression.network.hooks import Seen, watching
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.tensors import describe, flatten, tensors
@@ -44,6 +44,10 @@ _WORK = 1 << 36
 """Most multiplications for one layer's moment, but at least four positions per input."""
 
 
+class NoGradients(InputError):
+    """The model takes the data, and its output cannot be differentiated."""
+
+
 @dataclass(frozen=True, eq=False)
 class Calibrated:
     """What one pass over the data found.
@@ -55,6 +59,9 @@ class Calibrated:
         seconds: time it took.
         bytes: memory of all moments.
         kronecker: layers whose moment is held as channels (x) kernel places.
+        ungraded: layers that no gradient reached though it was asked for, or none of use:
+            their outputs are taken as they are.
+        why: that is so for the whole model; None where it is not.
     """
 
     layers: dict[str, Moments]
@@ -63,6 +70,8 @@ class Calibrated:
     seconds: float
     bytes: int
     kronecker: tuple[str, ...] = ()
+    ungraded: tuple[str, ...] = ()
+    why: str | None = None
 
     @property
     def uncertain(self) -> dict[str, float]:
@@ -87,7 +96,15 @@ class Calibrated:
             text += f"; more examples would help: left to chance are {first}{others}"
         if self.never_ran:
             text += f"; never ran: {', '.join(self.never_ran)}"
-        return text
+        return text + self._about_gradients()
+
+    def _about_gradients(self) -> str:
+        if self.why is not None:
+            return f'; outputs are taken as they are, as by weighting="outputs": {self.why}'
+        if self.ungraded:
+            names = ", ".join(self.ungraded)
+            return f"; outputs are taken as they are where no gradient of use arrives: {names}"
+        return ""
 
 
 def calibrate(
@@ -114,6 +131,7 @@ def calibrate(
     Raises:
         InputError: no batch, or one that the model refuses; values whose squares overflow
             or underflow.
+        NoGradients: they were asked for, and the model cannot be differentiated.
     """
     started = time.perf_counter()
     sums = {v.name: Sums(v.spec) for v in views}
@@ -137,8 +155,10 @@ def calibrate(
         if not bool(m.C.isfinite().all()):
             problem = f"squares of what {name or 'the model'} is given overflow"
             raise InputError("data", problem, "scale the inputs down, or mend the layers before")
-    if gradients:
-        layers = {k: replace(m, G=gram[k] / n) if k in gram else m for k, m in layers.items()}
+    gram = {k: G / n for k, G in gram.items() if bool(G.isfinite().all())}
+    if gradients and layers and not any(bool(G.any()) for G in gram.values()):
+        raise _no_gradients("none of use arrives at any layer")
+    layers = {k: replace(m, G=gram[k]) if k in gram else m for k, m in layers.items()}
     ran = [v for v in views if v.name in layers]
     return Calibrated(
         layers,
@@ -147,6 +167,7 @@ def calibrate(
         time.perf_counter() - started,
         sum(moment_bytes(v.spec) for v in ran),
         tuple(v.name for v in ran if layers[v.name].space is not None),
+        tuple(v.name for v in ran if v.name not in gram) if gradients else (),
     )
 
 
@@ -222,21 +243,34 @@ def _backward(
 
     with evaluating(model), _no_parameter_gradients(model), watching(views, both):
         with torch.enable_grad():
-            output = call(model, batch)
+            try:
+                output = call(model, batch)
+            except InputError as error:
+                with torch.no_grad():
+                    call(model, batch)  # refused for itself, if this is, too
+                raise _no_gradients(first_line(error.__cause__ or error)) from error
             total = loss(output) if loss else drawn_loss(output, generator, vocabularies(model))
-        _check_loss(total, "model" if loss is None else "loss")
-        total.backward()
+        _check_loss(total, output)
+        try:
+            total.backward()
+        except Exception as error:  # of torch, and of functions with a backward of their own
+            raise _no_gradients(first_line(error)) from error
 
 
-def _check_loss(total: Any, name: str) -> None:
+def _no_gradients(why: str) -> NoGradients:
+    return NoGradients("model", f"no gradients can be had: {why}", 'pass weighting="outputs"')
+
+
+def _check_loss(total: Any, output: Any) -> None:
     if not isinstance(total, Tensor) or total.numel() != 1:
-        raise InputError(name, f"it returned {describe(total)}", "return a tensor of one number")
+        raise InputError("loss", f"it returned {describe(total)}", "return a tensor of one number")
+    if not total.requires_grad and any(y.requires_grad for y in flatten(output)):
+        problem = "it does not depend on any layer, as far as gradients show"
+        raise InputError("loss", problem, 'mend it, or pass weighting="outputs"')
     if not total.requires_grad:
-        problem = "its output does not depend on any layer, as far as gradients show"
-        advice = 'check the model and torch.inference_mode, or pass weighting="outputs"'
-        raise InputError(name, problem, advice)
+        raise _no_gradients("the output does not depend on any layer, as far as they show")
     if not bool(total.isfinite()):
-        raise InputError(name, f"on the data it gives {total.item()}", "look for what overflows")
+        raise InputError("loss", f"on the data it gives {total.item()}", "look for what overflows")
 
 
 @contextmanager
@@ -261,7 +295,7 @@ def drawn_loss(output: Any, generator: torch.Generator, words: Collection[int] =
     """
     found = flatten(output)
     if not found:
-        raise InputError("model", "it returns no floating-point tensor", "wrap it to do so")
+        raise _no_gradients("the model returns no floating-point tensor")
     first, *others = [y for y in found if y.requires_grad] or found[:1]
     if not all(bool(y.isfinite().all()) for y in (first, *others)):
         raise InputError("model", "its output on the data holds NaN or Inf", "check both")

@@ -12,7 +12,12 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.calibration.calibrate import Calibrated, Loss, calibrate
+from lowrank.compression.calibration.calibrate import (
+    Calibrated,
+    Loss,
+    NoGradients,
+    calibrate,
+)
 from lowrank.compression.calibration.downstream import Downstream, find_downstream, norm_scale
 from lowrank.compression.calibration.goal import Goal
 from lowrank.compression.gauges.quality import Scorer
@@ -102,12 +107,16 @@ class Statistics:
             units: its layers, from `scan`.
             batches: inputs, from `calibration_batches`.
             loss: whose gradients weigh the outputs; see `calibrate`.
-            weighting: "outputs" needs no backward pass, the others do.
+            weighting: "outputs" needs no backward pass, the others do; where that cannot be
+                had, outputs are taken as they are.
             seed: of everything drawn.
         """
         gradients = weighting != "outputs"
         views = [unit.layers[0] for unit in units]
-        found = calibrate(model, views, batches, gradients=gradients, loss=loss, seed=seed)
+        try:
+            found = calibrate(model, views, batches, gradients=gradients, loss=loss, seed=seed)
+        except NoGradients as error:
+            found = replace(calibrate(model, views, batches, seed=seed), why=error.problem)
         sinks = find_downstream(model, views, batches[0])
         named = {u.layers[0].name: u for u in units}
         return cls(named, sinks, found, batches, weighting)

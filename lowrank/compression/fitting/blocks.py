@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.network.example import Example, evaluating
-from lowrank.compression.network.prefix_cache import PrefixCache, Reached, copied
+from lowrank.compression.network.example import Example, evaluating, first_line
+from lowrank.compression.network.prefix_cache import NotAgain, PrefixCache, Reached, afresh
 from lowrank.compression.network.tensors import tensors
 from lowrank.errors import InputError
 from lowrank.progress import Progress
@@ -26,6 +26,21 @@ _FAR = 0.3
 
 _MEMORY = 1 << 31
 """Bytes of a block's inputs and targets that are held at a time; beyond it, fewer batches."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of a block.
+
+    Args:
+        before: its relative error, ||y' - y|| / ||y|| over the batches.
+        after: the same in the end.
+        why: why it was left as it was; None where it was trained.
+    """
+
+    before: float
+    after: float
+    why: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,12 +132,13 @@ def train_blocks(
     only_factors: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, Trained]:
     """Train, in place, block after block on the dense block's outputs; no labels are needed.
 
     Each block sees what the refined blocks before it produce, and is drawn to what the dense
     block gives in the dense model: least mean squared error, by Adam with a cosine schedule.
-    Batch norms keep their statistics. A block that does not come closer is left as it was.
+    Batch norms keep their statistics. A block that does not come closer is left as it was, and
+    so is one that gradients do not reach or whose call cannot be made again.
 
     Args:
         small: the compressed model.
@@ -136,7 +152,7 @@ def train_blocks(
         progress: called as (block, done, total).
 
     Returns:
-        Block -> its relative error before and after, ||y' - y|| / ||y|| over the batches.
+        Block -> its error before and after.
 
     Raises:
         InputError: steps or a learning rate that make no sense.
@@ -145,11 +161,15 @@ def train_blocks(
     blocks = find_blocks(teacher, layers)
     replays = [PrefixCache(m, len(batches), _MEMORY // 2) for m in (teacher, small)]
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[str, Trained] = {}
     for done, block in enumerate(blocks):
         if progress is not None:
             progress(f"refining {block}", done, len(blocks))
-        calls = list(_calls(replays, block, batches))
+        try:
+            calls = list(_calls(replays, block, batches))
+        except NotAgain as error:
+            found[str(block)] = Trained(0.0, 0.0, str(error))
+            continue
         if not calls:
             continue
         trained = _trained(small, block, layers if only_factors else None)
@@ -168,6 +188,11 @@ class _Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     target: Tensor
+
+    def inputs(self) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """What the block is called with, anew: it may work in place, or fill a cache of keys."""
+        args, kwargs = afresh((self.args, self.kwargs))
+        return args, kwargs
 
 
 def _calls(
@@ -209,7 +234,7 @@ def _capture(
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         replay.mark()
-        seen.args, seen.kwargs = copied(args), copied(kwargs)
+        seen.args, seen.kwargs = afresh((args, kwargs))
         if stop_at_input:
             raise Reached
 
@@ -246,8 +271,8 @@ def _train(
     steps: int,
     lr: float,
     generator: torch.Generator,
-) -> tuple[float, float]:
-    """Train a block; its relative error before and after."""
+) -> Trained:
+    """Train a block, if gradients can be had."""
     before = _error(modules, calls)
     saved = [p.detach().clone() for p in parameters]
     wanted = [p.requires_grad for p in parameters]
@@ -258,6 +283,7 @@ def _train(
         optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / steps))
     )
     order: list[int] = []
+    why: str | None = None
     with _evaluating(modules), torch.enable_grad():
         for p in parameters:
             p.requires_grad_(True)
@@ -265,20 +291,24 @@ def _train(
             order = order or torch.randperm(len(calls), generator=generator).tolist()
             call = calls[order.pop()]
             optimizer.zero_grad()
-            loss = (_output(modules, call).float() - call.target.float()).square().mean()
-            (loss / max(energy, 1e-30)).backward()
+            try:
+                loss = (_output(modules, call).float() - call.target.float()).square().mean()
+                (loss / max(energy, 1e-30)).backward()
+            except Exception as error:  # without gradients all of this runs
+                why = f"no gradients can be had: {first_line(error)}"
+                break
             optimizer.step()
             schedule.step()
     for p, flag in zip(parameters, wanted, strict=True):
         p.requires_grad_(flag)
         p.grad = None
-    after = _error(modules, calls)
+    after = before if why else _error(modules, calls)
     if not after < before:
         with torch.no_grad():
             for p, value in zip(parameters, saved, strict=True):
                 p.copy_(value)
-        return before, before
-    return before, after
+        return Trained(before, before, why)
+    return Trained(before, after)
 
 
 def _evaluating(modules: Sequence[nn.Module]) -> Any:
@@ -286,7 +316,8 @@ def _evaluating(modules: Sequence[nn.Module]) -> Any:
 
 
 def _output(modules: Sequence[nn.Module], call: _Call) -> Tensor:
-    value: Any = modules[0](*call.args, **call.kwargs)
+    args, kwargs = call.inputs()
+    value: Any = modules[0](*args, **kwargs)
     for module in modules[1:]:
         value = module(value)
     return next(t for t in tensors(value) if t.is_floating_point())

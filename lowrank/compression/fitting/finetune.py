@@ -93,6 +93,7 @@ def finetune(
     amp: torch.dtype | None = None,
     only_factors: bool = False,
     relax: bool = False,
+    training: bool = True,
     recalibrate: bool = True,
     batch_size: int = 64,
     seed: int = 0,
@@ -146,6 +147,9 @@ def finetune(
             norm may still change.
         relax: train what methods hold that is discrete as well, such as which brick each
             filter of a `LegoNet` layer takes, by straight-through gradients.
+        training: False trains the model as it will be used, in evaluation mode: without
+            dropout, and without what training mode adds or leaves out, such as auxiliary
+            heads, losses in place of outputs, or layers dropped at random.
         recalibrate: before and after, re-estimate the batch-norm statistics on the data and
             keep them if `val` gets better; not done without `val`.
         batch_size: examples in a batch, for data given as tensors.
@@ -203,7 +207,12 @@ def finetune(
         trainer.try_out()
         best = _Best(model, trained)
         norms = _free_norms(model) if recalibrate else []
-        with best.kept(), _training(model, trained), trainer.rates(), _bar(progress) as shown:
+        with (
+            best.kept(),
+            _training(model, trained, training),
+            trainer.rates(),
+            _bar(progress) as shown,
+        ):
             for record in _epochs(trainer, best, measure, norms, patience, shown):
                 if callback is not None:
                     callback(record)

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.fitting.blocks import STEPS, find_blocks, train_blocks
+from lowrank.compression.fitting.blocks import STEPS, Trained, find_blocks, train_blocks
 from lowrank.compression.fitting.finetune import finetune
 from lowrank.compression.gauges.quality import compare_on, quality_of, vocabularies
 from lowrank.compression.network.batches import Batch, mixable
 from lowrank.compression.network.cutting import batch_size, split_batches
-from lowrank.compression.network.example import Example, run
+from lowrank.compression.network.example import Example, first_line, run
 from lowrank.compression.structure.history import history
+from lowrank.errors import InputError
 from lowrank.progress import Progress
+from lowrank.tables import by_reason
 
 _BATCH = 32
 """Examples in a step, at most."""
@@ -37,29 +39,46 @@ class Refined:
     """What refinement came to.
 
     Args:
-        blocks: block -> its relative error before and after, ||y' - y|| / ||y||.
+        blocks: block -> what became of it.
         lost: of a trial, how far the outputs were off on examples held out: at first, with
             refined blocks, and after training end to end; empty if there was none.
         done: how many of these steps were made in earnest, 0 to 2.
+        why: why there was no trial, or no training end to end; None where nothing barred them.
     """
 
-    blocks: dict[str, tuple[float, float]]
+    blocks: dict[str, Trained]
     lost: tuple[float, ...]
     done: int
+    why: str | None = None
 
     def __str__(self) -> str:
-        n = len(self.blocks)
+        return "; ".join([self._done(), *self._left(), *([self.why] if self.why else [])])
+
+    def _done(self) -> str:
+        trained = [b for b in self.blocks.values() if b.why is None]
         if self.done == 0:
-            return "not refined: in a trial, examples held out lost by it"
-        if not n:
-            return "nothing was refined: no block holds a replaced layer that runs once"
-        before, after = (sum(b[k] for b in self.blocks.values()) / n for k in (0, 1))
+            lost = "not refined: in a trial, examples held out lost by it"
+            return lost if len(self.lost) > 1 else "not refined"
+        if not trained:
+            none = "nothing was refined"
+            return (
+                none if self.blocks else f"{none}: no block holds a replaced layer that runs once"
+            )
+        n = len(trained)
+        before, after = (
+            sum(part) / n for part in zip(*((b.before, b.after) for b in trained), strict=True)
+        )
         said = f"refined {n} blocks, whose relative error fell from {before:.3f} to {after:.3f} "
         if not self.lost:
-            return f"{said}on average; there were too few examples for a trial"
+            return f"{said}on average, without a trial"
         end = ", then trained end to end" if self.done > 1 else ""
         lost = f"{self.lost[0]:.4g} to {self.lost[self.done]:.4g}"
         return f"{said}on average{end}; in a trial the loss on examples held out went from {lost}"
+
+    def _left(self) -> list[str]:
+        """The blocks that could not be trained, by reason."""
+        left = {name: b.why for name, b in self.blocks.items() if b.why is not None}
+        return [f"left as fitted: {', '.join(v)} ({why})" for why, v in by_reason(left).items()]
 
 
 @dataclass(frozen=True)
@@ -69,9 +88,11 @@ class Trial:
     Args:
         losses: for the model as it was, with refined blocks, and after training end to end:
             how far the outputs are off on each few of the examples.
+        why: why there is none of training end to end; None where there is.
     """
 
     losses: tuple[tuple[float, ...], ...]
+    why: str | None = None
 
     @property
     def means(self) -> tuple[float, ...]:
@@ -127,12 +148,24 @@ def try_out(
         return tuple(quality_of([(y, run(small, b))], words).loss for y, b in pairs)
 
     found = [losses()]
-    train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
+    blocks = train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
+    barred = [b.why for b in blocks.values()]
+    if barred and barred[0] is not None and all(barred):
+        return Trial(tuple(found), barred[0])
     found.append(losses())
-    if all(p.dtype.itemsize >= 4 for p in small.parameters() if p.is_floating_point()):
-        distil(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
-        found.append(losses())
-    return Trial(tuple(found))
+    if any(p.dtype.itemsize < 4 for p in small.parameters() if p.is_floating_point()):
+        return Trial(tuple(found), "half precision is not trained end to end")
+    why = _distilled(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
+    return Trial(tuple(found if why else [*found, losses()]), why)
+
+
+def _distilled(*args: Any, **kwargs: Any) -> str | None:
+    """Do as `distil` does, as far as that is possible; why it was not, or None."""
+    try:
+        distil(*args, **kwargs)
+    except (InputError, RuntimeError) as error:  # the models run, so gradients are at fault
+        return f"not trained end to end: {first_line(error)}"
+    return None
 
 
 def refine(
@@ -165,14 +198,15 @@ def refine(
         InputError: steps that make no sense.
     """
     lost, stages = ((), 1) if trial is None else (trial.means, trial.best)
+    why = "there were too few examples for a trial" if trial is None else trial.why
     if not stages:
-        return Refined({}, lost, 0)
+        return Refined({}, lost, 0, why)
     parts = split_batches(batches, _BATCH, teacher)
     blocks = train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
     if stages > 1:
         steps *= _ROUNDS
-        distil(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
-    return Refined(blocks, lost, stages)
+        why = _distilled(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
+    return Refined(blocks, lost, stages if why is None else 1, why)
 
 
 def distil(
@@ -214,6 +248,7 @@ def distil(
             hint_weight=30.0,
             mix=all(map(mixable, batches)),
             recalibrate=False,
+            training=False,
             batch_size=max(map(batch_size, batches)),
             seed=seed,
             progress=_named("refining end to end", progress),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from lowrank.compression.fitting.distillation import Objective
 from lowrank.compression.network.batches import Batch, Batches
-from lowrank.compression.network.example import evaluating
+from lowrank.compression.network.example import evaluating, first_line
 from lowrank.compression.network.tensors import describe
-from lowrank.errors import InputError
+from lowrank.errors import InputError, LowRankError
 from lowrank.progress import Progress
 
 
@@ -58,7 +58,9 @@ class _Trainer:
         step = 0
         for step, batch in enumerate(map(Batch.to_train, self.batches), 1):
             self._set_rate(index, step)
-            terms = self._step(batch.mixed() if self.mix else batch, f"epoch {index}, step {step}")
+            batch = batch.mixed() if self.mix else batch
+            with self._as_tried_out(batch) if index == step == 1 else nullcontext():
+                terms = self._step(batch, f"epoch {index}, step {step}")
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + value
             if self.batches.steps is not None:
@@ -68,6 +70,27 @@ class _Trainer:
             raise InputError("data", f"it gave no batch in epoch {index}", "pass a list or loader")
         means = {name: value / step for name, value in totals.items()}
         return means, self.optimizer.param_groups[0]["lr"], step
+
+    @contextmanager
+    def _as_tried_out(self, batch: Batch) -> Iterator[None]:
+        """Say what is wrong with a first step that fails though `try_out` did not."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, LowRankError) and error.where == "finetune":
+                raise
+            reason = error.problem if isinstance(error, LowRankError) else first_line(error)
+            try:
+                with torch.no_grad():
+                    self._terms(batch)
+            except LowRankError as again:
+                problem = f"in training mode it is another: {again.problem}"
+                advice = "pass training=False, to train it as it will be used, or a loss"
+                raise InputError("model", problem, advice) from error
+            problem = f"no gradients can be had: {reason}"
+            raise InputError(
+                "model", problem, "train a model that can be differentiated"
+            ) from error
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         with torch.autocast(self.device, dtype=self.amp, enabled=self.amp is not None):
@@ -160,15 +183,17 @@ class _Best:
 
 
 @contextmanager
-def _training(model: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Training mode and gradients for what is trained; flags come back, gradients go."""
+def _training(
+    model: nn.Module, trained: Sequence[nn.Parameter], training: bool = True
+) -> Iterator[None]:
+    """The mode, and gradients for what is trained; flags come back, gradients go."""
     flags = [(module, module.training) for module in model.modules()]
     wanted = [(p, p.requires_grad) for p in model.parameters()]
     frozen = {id(p) for p in model.parameters()} - {id(p) for p in trained}
     try:
-        if not model.training:
+        if not model.training or not training:
             for module, _ in flags:
-                module.training = not isinstance(module, _BatchNorm)
+                module.training = training and not isinstance(module, _BatchNorm)
         for parameter, _ in wanted:
             parameter.grad = None
             parameter.requires_grad_(id(parameter) not in frozen)

@@ -164,7 +164,7 @@ def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     raise InputError("example", f"is a {type(example).__name__}", _FORMS)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what an exception says, at most 200 characters of it."""
     lines = str(error).strip().splitlines() or ["no message"]
     return lines[0][:200]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -120,9 +121,45 @@ def _wrapped(
                 module.__dict__["forward"] = before
 
 
+class NotAgain(BaseException):
+    """A call that cannot be made a second time, as what it was given cannot be copied; not an
+    `Exception`, which would be taken for the model's own."""
+
+
 def copied(output: Any) -> Any:
-    """The same, with every tensor inside copied and cut off from gradients."""
-    return tree_map(lambda t: t.detach().clone() if isinstance(t, torch.Tensor) else t, output)
+    """The same, with every tensor inside copied and cut off from gradients, and every object
+    that may change, such as the cache of a language model's keys, if that can be."""
+
+    def copy_of(value: Any) -> Any:
+        try:
+            return _copy(value, {})
+        except NotAgain:
+            return value
+
+    return tree_map(copy_of, output)
+
+
+def afresh(inputs: Any) -> Any:
+    """A call's inputs, to be used up: what a module may change in place is copied.
+
+    Raises:
+        NotAgain: an object cannot be copied.
+    """
+    known: dict[int, Any] = {}  # one object in two places stays one
+    return tree_map(lambda value: _copy(value, known), inputs)
+
+
+def _copy(value: Any, known: dict[int, Any]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if callable(value):
+        return value
+    try:
+        with torch.no_grad():
+            return copy.deepcopy(value, known)
+    except Exception as error:
+        kind = type(value).__name__
+        raise NotAgain(f"it is called with a {kind}, which cannot be copied") from error
 
 
 MEMORY = 1 << 31

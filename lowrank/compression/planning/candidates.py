@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import ClassVar
 
 from lowrank.compression.calibration.statistics import Importance
@@ -100,3 +102,25 @@ class Curve:
     def key(self) -> str:
         """The unit's name among those that are timed and followed."""
         return key_of(self.layers)
+
+
+def on_one_scale(curves: Sequence[Curve]) -> tuple[Curve, ...]:
+    """The curves, where layers without a loss of their own, which no gradient reached, have as
+    much for the size of their output as the others have in the middle.
+
+    Example:
+        >>> from lowrank.compression.network.stages import Cost
+        >>> from lowrank.compression.calibration.statistics import Importance
+        >>> known = [Importance(2.0, 8.0), Importance(3.0)]
+        >>> curves = [Curve("", Cost(1, 1, 1), (), importance=one) for one in known]
+        >>> [c.importance.loss for c in on_one_scale(curves)]
+        [8.0, 12.0]
+    """
+    known = [c.importance for c in curves if c.importance is not None]
+    rates = [i.loss / i.outputs for i in known if i.loss is not None and i.outputs > 0]
+    return tuple(
+        replace(c, importance=replace(c.importance, loss=median(rates) * c.importance.outputs))
+        if rates and c.importance is not None and c.importance.loss is None
+        else c
+        for c in curves
+    )

@@ -29,7 +29,13 @@ from lowrank.compression.network.scan import (
 )
 from lowrank.compression.network.stages import compose
 from lowrank.compression.network.units import Alone, SameInput, Unit, key_of, names_of, total
-from lowrank.compression.planning.candidates import Candidate, Curve, Share, Whole
+from lowrank.compression.planning.candidates import (
+    Candidate,
+    Curve,
+    Share,
+    Whole,
+    on_one_scale,
+)
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.layer_times import Timing, time_layers
 from lowrank.compression.planning.rounding import Rounding
@@ -189,7 +195,8 @@ def measured(
         _followed(model, example, named, [*curves, *joint]) if memory else None,
         tuple(joint),
     )
-    return _probed(model, whole, settings.weighting, progress)
+    whole = _probed(model, whole, settings.weighting, progress)
+    return replace(whole, curves=on_one_scale(whole.curves))
 
 
 def _probed(
