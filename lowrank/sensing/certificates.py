@@ -30,6 +30,10 @@ JOINED = 1e-9
 """Size of `M^H v - D^H p`, relative to `||M|| ||v||`, up to which a pair counts as feasible."""
 
 
+CLOSED = 1e-13
+"""Relative gap at which no better dual point is looked for: rounding, and below any tolerance."""
+
+
 @dataclass(frozen=True, eq=False)
 class Certificate:
     """What is proven about a point, whoever computed it.
@@ -99,11 +103,12 @@ def certify(
     if c.shape != problem.unknown_shape:
         text = f"shape {c.shape}, and the problem has {problem.unknown_shape}"
         raise InputError("coefficients", text, "pass the coefficients in the basis")
-    r = _columns(problem.design.forward(c) - problem.target)
+    fitted = problem.design.forward(c) if c.any() else 0  # no product where c = 0
+    r = _columns(fitted - problem.target)
     if problem.analysis is not None:
         return _certify_analysis(problem, problem.analysis, c, r, dual, analysis_dual)
-    values, best = _best_dual(problem, _candidates(problem, c, r, dual))
     primal = _summed(problem, problem.loss.value(r)) + problem.penalty.value(_columns(c))
+    values, best = _best_dual(problem, _candidates(problem, c, r, dual), primal)
     violation = _violation(problem, r, problem.penalty.violation(_columns(c)))
     plain = problem.design is problem.operator and problem.only_dual is None
     residual = r if plain else _columns(problem.operator.forward(c) - problem.y)
@@ -119,6 +124,8 @@ def relative_gap(primal: Array, dual: Array, floor: Any = 0.0) -> Array:
 
 def gap_floor(problem: Problem) -> Array:
     """What a gap is measured against at least, (batch,): not 0 where the minimum may be 0."""
+    if not problem.floor_share:
+        return np.zeros(1)
     sizes = np.linalg.norm(_columns(problem.target), axis=0)
     return np.asarray(problem.floor_share * sizes**2 / 2)
 
@@ -189,8 +196,11 @@ def _sign_dual(problem: Problem, c: Array) -> Array:
     return v
 
 
-def _best_dual(problem: Problem, candidates: list[Array]) -> tuple[Array, Array]:
-    """The best dual value of every column over the candidates, and the points behind it."""
+def _best_dual(problem: Problem, candidates: list[Array], primal: Array) -> tuple[Array, Array]:
+    """The best dual value of every column over the candidates, and the points behind it.
+
+    Each candidate costs a product, so none is tried once those before it close the gap.
+    """
     if problem.only_dual is not None:
         v = _columns(problem.only_dual)
         return -problem.penalty.conjugate(_columns(problem.design.adjoint(v))), v
@@ -199,7 +209,9 @@ def _best_dual(problem: Problem, candidates: list[Array]) -> tuple[Array, Array]
     best = np.zeros(b.shape, dtype=dtype)
     values = np.zeros(1 if problem.coupled else b.shape[1])  # v = 0 is feasible, of value 0
     values -= problem.penalty.conjugate(np.zeros((problem.n_unknowns, b.shape[1])))
-    for v in candidates:
+    for tried, v in enumerate(candidates):
+        if tried and (np.abs(primal - values) <= CLOSED * np.abs(primal)).all():
+            break
         if not np.isfinite(v).all():
             continue
         scale, value = scaled_dual(problem, v, _columns(problem.design.adjoint(v)))
@@ -225,7 +237,7 @@ def scaled_dual(problem: Problem, v: Array, z: Array) -> tuple[Array, Array]:
     cap = np.minimum(g.cap(z), f.cap(v).min(keepdims=True) if problem.coupled else f.cap(v))
     curvature = f.curvature(v)
     slope = correlation - _summed(problem, np.where(curvature > 0, 0, f.conjugate(v)))
-    quadratic = np.broadcast_to(_summed(problem, curvature), cap.shape)
+    quadratic = _summed(problem, curvature)
     if g.is_ray_linear:
         slope = slope - g.conjugate(z)
         with np.errstate(divide="ignore", invalid="ignore"):

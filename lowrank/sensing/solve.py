@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,7 +18,7 @@ from lowrank.sensing.result import Recovery, SolverResult
 from lowrank.sensing.solvers import Callback, Solver
 from lowrank.sensing.solvers.choose import _candidates, _with, describe
 from lowrank.sensing.solvers.protocol import settings_of
-from lowrank.sensing.verdict import _finish, _why_zero, _zero_if_optimal
+from lowrank.sensing.verdict import Spent, _finish, _why_zero, _zero_if_optimal
 from lowrank.status import Status
 
 TOL = 1e-8
@@ -72,34 +71,33 @@ def solve(
     if (trivial := _zero_if_optimal(problem, tol or TOL)) is not None:
         result, certificate, what = trivial
         why = f"{what} is the optimum"
-        return _finish(problem, result, certificate, "none", why, tol or TOL, debias)
+        return _finish(
+            problem, result, certificate, "none", why, tol or TOL, debias, Spent().plus(result, 0.0)
+        )
     tried: list[str] = []
     best: Recovery | None = None
-    later, cost = 0, np.zeros(3)  # where those tried after the best begin, and what all cost
+    later, spent = 0, Spent()  # where those tried after the best begin, and what all cost
     for name, candidate, why in _candidates(problem, solver):
         ready, unheard = _with(candidate, tol=tol, max_iter=max_iter)
         seen = len(calls)
         result, seconds = _run(ready, problem, start, watched)
         if callback is not None and len(calls) == seen and result.n_iter:
             unheard.append("callback")
-        cost += result.n_iter, result.n_products or 0, seconds
+        spent = spent.plus(result, seconds)
         silent = f"{name} has no {' and no '.join(unheard)}" if unheard else ""
         said = [*tried, why, result.note, silent, _why_zero(problem, result)]
         why, stopped = "; ".join(filter(None, said)), bool(calls and calls[-1])
         accuracy = float(settings_of(ready).get("tol", tol or TOL))
-        args = (describe(name, ready), why, accuracy, debias, stopped)
+        args = (describe(name, ready), why, accuracy, debias, spent, stopped)
         found = _finish(problem, result, _certified(problem, result), *args)
         if best is None or _is_better(found, best):
             best, later = found, len(tried) + 1
         settled = found.status in (Status.INFEASIBLE, Status.UNBOUNDED)
         if found.status.ok or settled or stopped:
-            best, tried = found, []
-            break
+            return found
         tried.append(f"{name} ended {found.status.name} with gap {found.gap}")
     assert best is not None  # `_candidates` raises rather than being empty
-    totals: dict[str, Any] = dict(zip(("n_iter", "n_products"), map(int, cost), strict=False))
-    why = "; ".join([best.why, *tried[later:]])
-    return replace(best, why=why, seconds=float(cost[2]), **totals)
+    return replace(best, why="; ".join([best.why, *tried[later:]]), **spent._asdict())
 
 
 def _check_limits(tol: float | None, max_iter: int | None) -> None:

@@ -407,8 +407,10 @@ class L1:
     @cached_property
     def is_ray_linear(self) -> bool:
         """Without ridge, and with bounds that are 0 or infinite."""
+        if self.ridge or not self.bounded:
+            return not self.ridge
         ends = [(bound == 0) | np.isinf(bound) for bound in (self.lower, self.upper)]
-        return self.ridge == 0 and all(bool(end.all()) for end in ends)
+        return all(bool(end.all()) for end in ends)
 
     @cached_property
     def bounded(self) -> bool:

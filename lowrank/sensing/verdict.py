@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import lsq_linear
@@ -13,6 +13,22 @@ from lowrank.sensing.operators.arrays import Array, to_tensor
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.result import Recovery, SolverResult
 from lowrank.status import Status
+
+
+class Spent(NamedTuple):
+    """What the solvers that were tried cost so far."""
+
+    n_iter: int = 0
+    n_products: int = 0
+    seconds: float = 0.0
+
+    def plus(self, result: SolverResult, seconds: float) -> Spent:
+        """With one more run."""
+        return Spent(
+            self.n_iter + result.n_iter,
+            self.n_products + (result.n_products or 0),
+            self.seconds + seconds,
+        )
 
 
 def _why_zero(problem: Problem, result: SolverResult) -> str:
@@ -31,11 +47,12 @@ def _zero_if_optimal(
     for c, what in problem.simple_answers():
         if not problem.convex:
             return None if np.any(problem.y) else (SolverResult(c, n_products=0), None, what)
-        at_zero = not np.any(c)
+        at_zero = not c.any()
         b = problem.target.reshape(len(problem.target), -1)
-        if at_zero and problem.loss.violation(-b).max() > 0:
+        if at_zero and problem.loss.violation(b).max() > 0:
             continue
-        certificate = certify(problem, c, problem.target if at_zero else None)
+        dual = problem.target if at_zero and not problem.loss.residual_is_dual else None
+        certificate = certify(problem, c, dual)
         if certificate.holds(min(tol, 1e-12)):
             return SolverResult(c, n_products=1), certificate, what
     return None
@@ -49,6 +66,7 @@ def _finish(
     why: str,
     tol: float,
     debias: bool,
+    spent: Spent,
     stopped: bool = False,
 ) -> Recovery:
     c = np.asarray(result.coefficients)
@@ -74,9 +92,7 @@ def _finish(
         dual=_back(problem, certificate.dual) if certificate else None,
         dual_objective=certificate.dual_objective if certificate else None,
         debiased=None if fitted is None else _back(problem, problem.signal(fitted)),
-        n_iter=result.n_iter,
-        n_products=result.n_products or 0,
-        seconds=0.0,
+        **spent._asdict(),
         history=result.history,
         solver=name,
         why=why,

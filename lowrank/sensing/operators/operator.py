@@ -47,6 +47,10 @@ LONGEST_NAME = 60
 """Characters of a name that is made of the names of others."""
 
 
+UNKNOWN = Facts()
+"""Of a matrix of which nothing is said, and from which nothing follows."""
+
+
 class Operator(LinearOperator):  # type: ignore[misc]
     """A linear map `A` from (n,) to (m,), with its adjoint and the facts solvers ask for.
 
@@ -101,7 +105,7 @@ class Operator(LinearOperator):  # type: ignore[misc]
         super().__init__(np.dtype(dtype), (int(shape[0]), int(shape[1])))
         self._forward, self._adjoint = forward, adjoint
         self.name, self.trusted, self._dense = name, trusted, dense
-        self.facts = _checked_facts(facts or Facts(), self.shape)
+        self.facts = UNKNOWN if facts is None else _checked_facts(facts, self.shape)
         self._said, self._recipe = facts, recipe  # what follows from it may not pickle
         self._adjoint_of: Operator | None = None
 

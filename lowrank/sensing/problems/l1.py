@@ -40,7 +40,7 @@ class BasisPursuit(_L1Problem):
 
     asked_by: ClassVar[str] = "neither noise nor lam"
 
-    @property
+    @cached_property
     def loss(self) -> terms.Loss:
         """`M c = b`."""
         return terms.Ball(0.0)
@@ -82,7 +82,7 @@ class BPDN(_L1Problem):
         super()._check()
         self._set("epsilon", checked_number("epsilon", self.epsilon, zero=True))
 
-    @property
+    @cached_property
     def loss(self) -> terms.Loss:
         """`||M c - b||_2 <= epsilon`."""
         return terms.Ball(self.epsilon)
@@ -126,7 +126,7 @@ class Lasso(_L1Problem):
         super()._check()
         self._set("lam", checked_number("lam", self.lam))
 
-    @property
+    @cached_property
     def loss(self) -> terms.Loss:
         """`1/2 ||M c - b||_2^2`."""
         return terms.HalfSquare()
@@ -181,7 +181,7 @@ class ConstrainedLasso(_L1Problem):
             problem = "only c >= 0 can join the bound on the L1 norm"
             raise InputError("lower, upper", problem, "pass lower=0, or use Lasso for boxes")
 
-    @property
+    @cached_property
     def loss(self) -> terms.Loss:
         """`1/2 ||M c - b||_2^2`."""
         return terms.HalfSquare()
@@ -223,7 +223,7 @@ class DantzigSelector(_L1Problem):
         super()._check()
         self._set("lam", checked_number("lam", self.lam, zero=True))
 
-    @property
+    @cached_property
     def loss(self) -> terms.Loss:
         """`||M c - b||_inf <= lam`."""
         return terms.BallInf(self.lam)
@@ -276,7 +276,7 @@ class ElasticNet(_L1Problem):
         self._set("lam", checked_number("lam", self.lam))
         self._set("ridge", checked_number("ridge", self.ridge))
 
-    @property
+    @cached_property
     def loss(self) -> terms.Loss:
         """`1/2 ||M c - b||_2^2`."""
         return terms.HalfSquare()
@@ -328,7 +328,7 @@ class SqrtLasso(_L1Problem):
         super()._check()
         self._set("lam", checked_number("lam", self.lam))
 
-    @property
+    @cached_property
     def loss(self) -> terms.Loss:
         """`||M c - b||_2`."""
         return terms.Norm2()
@@ -373,7 +373,7 @@ class L1Fit(_L1Problem):
         super()._check()
         self._set("lam", checked_number("lam", self.lam))
 
-    @property
+    @cached_property
     def loss(self) -> terms.Loss:
         """`||M c - b||_1`."""
         return terms.Norm1()

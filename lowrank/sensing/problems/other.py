@@ -48,7 +48,7 @@ class OneBit(_InBasis):
         if self.radius < 1:
             raise InputError("radius", f"{self.radius} is below 1", "pass sqrt(k) for sparsity k")
 
-    @property
+    @cached_property
     def loss(self) -> terms.Loss:
         """`-<y, M c>`."""
         return terms.Correlation(np.asarray(self.y).reshape(len(np.asarray(self.y)), -1))

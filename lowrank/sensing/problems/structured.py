@@ -60,7 +60,7 @@ class GroupLasso(_InBasis):
         weights = np.sqrt(sizes) if self.weights is None else self.weights
         self._set("weights", _checked_weights(weights, sizes.size))
 
-    @property
+    @cached_property
     def loss(self) -> terms.Loss:
         """`1/2 ||M c - b||_2^2`."""
         return terms.HalfSquare()
@@ -119,7 +119,7 @@ class JointSparse(_InBasis):
                 "y", problem, "stack the signals' measurements as columns, or use Lasso"
             )
 
-    @property
+    @cached_property
     def loss(self) -> terms.Loss:
         """`1/2 ||M c - b||_2^2`."""
         return terms.HalfSquare()
@@ -165,7 +165,7 @@ class Analysis(_AnalysisProblem):
         self._set("D", _checked_analysis(self.A, self.D, self.components))
         _single_signal(self.y)
 
-    @property
+    @cached_property
     def loss(self) -> terms.Loss:
         """`||M c - b||_2 <= epsilon`."""
         return terms.Ball(self.epsilon)
@@ -213,7 +213,7 @@ class AnalysisLasso(_AnalysisProblem):
         self._set("D", _checked_analysis(self.A, self.D, self.components))
         _single_signal(self.y)
 
-    @property
+    @cached_property
     def loss(self) -> terms.Loss:
         """`1/2 ||M c - b||_2^2`."""
         return terms.HalfSquare()

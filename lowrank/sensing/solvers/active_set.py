@@ -134,13 +134,14 @@ def exchange(pool: ColumnPool, line: Segment, lam: float) -> Exchange:
 
     A product in float32 finds most changes; only "no change" needs float64.
     """
-    pool.tell(line.support, line.coefficients(lam))
+    x = line.coefficients(lam)
+    pool.tell(line.support, x)
     if lam == 0:
         signs, stay = limit_signs(line)
         if pool.nonneg:
             signs, stay = line.signs, stay & (signs > 0)
     else:
-        signs, stay = line.signs, line.signs * (line.x_ls - lam * line.q) > 0
+        signs, stay = line.signs, line.signs * x > 0
     u = line.dual(lam)
     c = pool.multiply_roughly(u)
     join = joining(pool, line, c, ROUGH_TIE)

@@ -80,7 +80,8 @@ def _accepting(name: str, solver: Solver, problem: Problem) -> Solver:
 
 def _with(solver: Solver, **changes: Any) -> tuple[Solver, list[str]]:
     """The solver with these hyperparameters, and the names of those that it does not have."""
-    known, asked = settings_of(solver), {k: v for k, v in changes.items() if v is not None}
+    asked = {name: value for name, value in changes.items() if value is not None}
+    known = settings_of(solver) if asked else {}
     wanted = {name: value for name, value in asked.items() if name in known}
     return with_settings(solver, wanted), [name for name in asked if name not in known]
 

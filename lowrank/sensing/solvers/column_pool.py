@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,11 @@ class ColumnPool:
         self._columns = np.empty((0, A.shape[0]))
         self._gram = np.empty((0, 0))
         self._base, self._factor = np.empty(0, np.intp), np.empty((0, 0))
+
+    @cached_property
+    def lam_max(self) -> float:
+        """The smallest `lam` at which 0 solves the LASSO."""
+        return 1.0 + float(self.violation(self.correlation).max())
 
     @property
     def crowded(self) -> bool:

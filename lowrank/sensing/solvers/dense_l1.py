@@ -232,14 +232,9 @@ def _uneven(single: NDArray[Any]) -> bool:
 
 def _trivial(pool: ColumnPool, goal: Goal) -> Answer | None:
     """Zero, where that is the optimum."""
-    if pool.y_norm > goal.epsilon and not (goal.lam and lam_max(pool) <= goal.lam):
+    if pool.y_norm > goal.epsilon and not (goal.lam and pool.lam_max <= goal.lam):
         return None
     return Answer(np.zeros(pool.weights.size), pool.y, 0.0, 0.0, "zero")
-
-
-def lam_max(pool: ColumnPool) -> float:
-    """The smallest `lam` at which 0 solves the LASSO."""
-    return 1.0 + float(pool.violation(pool.correlation).max())
 
 
 def _nothing(pool: ColumnPool) -> Answer:

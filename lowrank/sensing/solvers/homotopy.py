@@ -22,7 +22,6 @@ from lowrank.sensing.solvers.dense_l1 import (
     Goal,
     Link,
     answer_of,
-    lam_max,
     measure,
     refuses_dense,
     solve_columns,
@@ -66,13 +65,15 @@ def breakpoints(pool: ColumnPool, here: Settled, *, rough: bool = False) -> Brea
     with np.errstate(divide="ignore", invalid="ignore"):
         lam = np.concatenate([a / (w - b), -a / (w + b), line.x_ls / line.q])
     n = w.size
-    valid = (lam > PATH_END * lam_max(pool)) & (lam < here.lam * (1 - 1e-12))
+    valid = (lam > PATH_END * pool.lam_max) & (lam < here.lam * (1 - 1e-12))
     if pool.nonneg:
         valid[n : 2 * n] = False
     chosen = np.flatnonzero(valid)
     chosen = chosen[np.argsort(-lam[chosen])]
-    column = np.concatenate([np.arange(n), np.arange(n), line.support])[chosen]
-    return Breakpoints(lam[chosen], column, np.select([chosen < n, chosen < 2 * n], [1.0, -1.0]))
+    leaves = chosen >= 2 * n
+    column, sign = chosen % n, np.where(chosen < n, 1.0, -1.0)
+    column[leaves], sign[leaves] = line.support[chosen[leaves] - 2 * n], 0.0
+    return Breakpoints(lam[chosen], column, sign)
 
 
 def single_step(pool: ColumnPool, here: Settled) -> Settled | None:
@@ -96,7 +97,7 @@ def single_step(pool: ColumnPool, here: Settled) -> Settled | None:
 def top_of_path(pool: ColumnPool) -> Settled:
     """`x = 0`, at a `lam` just above `lam_max`, so that the first columns are still to come."""
     empty, none = np.empty(0), np.empty(0, np.intp)
-    lam = lam_max(pool) * (1 + 1e-9)
+    lam = pool.lam_max * (1 + 1e-9)
     line = Segment(none, empty, empty, empty, pool.y, np.zeros_like(pool.y), exact=False)
     return Settled(line, lam, pool.correlation / lam)
 
