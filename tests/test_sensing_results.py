@@ -201,13 +201,30 @@ def test_signals_of_a_batch_are_debiased_each_on_its_own_support():
     np.testing.assert_allclose(found.debiased, X, atol=1e-6)
 
 
+def test_the_certificate_makes_no_product_that_it_can_do_without():
+    rng = np.random.default_rng(0)
+    problem = Lasso(rng.standard_normal((20, 40)), rng.standard_normal(20), 1.0)
+    found = solve(problem)
+    made = []
+    counted = problem.counting(made.append)
+    assert certify(counted, found.coefficients, found.dual).gap < 1e-12
+    assert len(made) == 2  # A c, and A^H of a dual that closes the gap by itself
+    made.clear()
+    assert certify(counted, np.zeros(40)).gap > 0
+    assert len(made) == 1  # A 0 is 0
+    made.clear()
+    assert certify(counted, found.coefficients, rng.standard_normal(20)).gap < 1e-12
+    assert len(made) == 3  # of a poor dual first, then of the residual
+
+
 def test_advice_is_not_what_was_just_done():
     rng = np.random.default_rng(3)
     A = rng.standard_normal((12, 20))
     stalled = solve(Lasso(A, A[:, 0], 0.1), "cvxpy", tol=1e-300)
     assert stalled.status is Status.STALLED
     assert "cvxpy" not in stalled.message
-    assert "cvxpy" in solve(Lasso(A, A[:, 0], 0.1), "exact_l1", tol=1e-300).message
+    many = rng.standard_normal((12, 16))  # of so many signals one gap at least is not exactly 0
+    assert "cvxpy" in solve(Lasso(A, many, 0.1), "exact_l1", tol=1e-300).message
 
 
 @pytest.mark.parametrize("wrong", [3, "x"])
