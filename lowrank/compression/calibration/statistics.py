@@ -137,7 +137,8 @@ class Statistics:
     def parted(self, model: nn.Module) -> tuple[Statistics, list[Example]]:
         """The same without a quarter of the examples, and these; none of few examples.
 
-        The model, which is the dense one, is calibrated anew on those that are left.
+        The model, which is the dense one, is calibrated anew on those that are left, and of it
+        the layers that were known: batches cut anew may take another branch.
         """
         rest, held = held_out(self.batches, model)
         if not held:
@@ -145,7 +146,9 @@ class Statistics:
         bound = self.bound(model)
         found = calibrate(model, list(bound.views.values()), rest)
         known = self.calibrated.layers
-        layers = {name: replace(m, G=known[name].G) for name, m in found.layers.items()}
+        layers = {
+            name: replace(m, G=known[name].G) for name, m in found.layers.items() if name in known
+        }
         found = replace(found, layers=layers)
         return replace(bound, calibrated=found, batches=rest), held
 

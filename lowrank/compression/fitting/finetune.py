@@ -19,6 +19,7 @@ from lowrank.compression.fitting.distillation import Loss, Objective, check_hint
 from lowrank.compression.fitting.relaxation import relaxed
 from lowrank.compression.fitting.trainer import _Best, _seeded, _Trainer, _training
 from lowrank.compression.network.batches import Batches
+from lowrank.compression.network.example import refuse_lazy
 from lowrank.compression.structure.history import factors_in, form_of
 from lowrank.compression.structure.int8 import int8_layers
 from lowrank.errors import InputError
@@ -185,6 +186,8 @@ def finetune(
     _check_arguments(val, patience, loss, amp, optimizer, schedule)
     if not isinstance(teacher, nn.Module):
         raise InputError("teacher", f"{teacher!r} is no model", "pass the dense one")
+    for each in (model, teacher):
+        refuse_lazy(each)
     if names := int8_layers(model):
         problem = f"{names[0]} is int8, which cannot be trained"
         raise InputError("model", problem, "fine-tune first, then lowrank.quantize")

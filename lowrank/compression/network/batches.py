@@ -328,14 +328,17 @@ def _mixed(inputs: Any, order: Tensor, shares: Tensor) -> Any:
 def placed(inputs: Any, module: nn.Module) -> Any:
     """The inputs on the module's device and, where floating, in the type of its parameters.
 
+    In a module of several types they stay in theirs: it takes what its parts do not tell.
+
     Example:
         >>> placed({"x": torch.zeros(2)}, nn.Linear(2, 2).double())["x"].dtype
         torch.float64
     """
-    like = next((p for p in module.parameters() if p.is_floating_point()), None)
-    if like is None:
+    floating = [p for p in module.parameters() if p.is_floating_point()]
+    if not floating:
         return inputs
-    device, dtype = like.device, like.dtype
+    device, types = floating[0].device, {p.dtype for p in floating}
+    dtype = types.pop() if len(types) == 1 else None
     return mapped(inputs, lambda t: t.to(device, dtype if t.is_floating_point() else None))
 
 

@@ -37,6 +37,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     The flags are set directly, not through `model.train`, which a model may override with
     side effects (merging adapters, freezing statistics) that no flag can take back.
 
+    Raises:
+        InputError: the model is lazy: to run it would give it weights.
+
     Example:
         >>> model = nn.Dropout()
         >>> with evaluating(model):
@@ -45,6 +48,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
+    refuse_lazy(model)
     flags = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in flags:
@@ -54,6 +58,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Refuse a model with parameters or buffers that its first pass would make.
+
+    Raises:
+        InputError: names the first.
+    """
+    for name, held in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(held):
+            problem = "it is lazy and has no values yet"
+            raise InputError(name, problem, "run the model once on an example")
 
 
 def call(model: nn.Module, example: Example) -> Any:

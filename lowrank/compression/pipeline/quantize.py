@@ -10,9 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowrank.compression.network.example import refuse_lazy
 from lowrank.compression.network.layer_names import left_out
 from lowrank.compression.network.own_stages import weight_bytes
-from lowrank.compression.structure.int8 import int8_layers, quantize_linear, reasons_against
+from lowrank.compression.structure.int8 import (
+    int8_layers,
+    linear_in,
+    quantize_linear,
+    reasons_against,
+)
 from lowrank.errors import InputError
 
 
@@ -86,9 +92,11 @@ def quantize(
 
     Source: torchao's `Int8DynamicActivationInt8WeightConfig`.
     """
+    refuse_lazy(model)
     reasons = reasons_against(model)
     modules = dict(model.named_modules())
-    linear = [n for n, m in modules.items() if isinstance(m, nn.Linear) and n not in reasons]
+    own = {id(m) for m in linear_in(model)}
+    linear = [n for n, m in modules.items() if id(m) in own and n not in reasons]
     reasons |= left_out(linear, skip, only, modules)
     chosen = [name for name in linear if name not in reasons]
     if not chosen:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lowrank.atomic import replacing
+from lowrank.compression.network.example import refuse_lazy
 from lowrank.compression.structure.history import build_structure, history
 from lowrank.compression.structure.int8 import packed, require_torchao, unpacked, write_int8
 from lowrank.compression.structure.plan import Plan
@@ -43,6 +44,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     Raises:
         CheckpointError: the model's state holds something other than tensors, or the file
             cannot be written.
+        InputError: the model is lazy and has no weights yet.
 
     Example:
         >>> import tempfile, torch, lowrank
@@ -56,6 +58,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         >>> torch.equal(small(x), again(x))
         True
     """
+    refuse_lazy(model)
     path = Path(path)
     tensors, aliases, int8 = _unshared(model, path)
     header: dict[str, Any] = {
@@ -89,7 +92,9 @@ def load(path: str | Path, *, into: ModelT) -> ModelT:
     Raises:
         CheckpointError: the file is missing, damaged, altered, or does not fit the model.
         PlanError: the file's plan is for another model; the first mismatch is named.
+        InputError: the model is lazy and has no weights yet.
     """
+    refuse_lazy(into)
     path = Path(path)
     header, tensors = _read(path)
     plans = [Plan.from_dict(plan) for plan in header["plans"]]

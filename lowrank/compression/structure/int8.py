@@ -140,8 +140,11 @@ def quantize_linear(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def linear_in(module: nn.Module) -> list[nn.Linear]:
-    """The linear layers of a module, itself included."""
-    return [m for m in module.modules() if isinstance(m, nn.Linear)]
+    """The linear layers of a module, itself included, that hold a weight of their own: a sparse
+    stage holds the non-zeros for its layer, a parametrization makes them.
+    """
+    found = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    return [m for m in found if isinstance(m._parameters.get("weight"), nn.Parameter)]
 
 
 def int8_layers(model: nn.Module) -> list[str]:
