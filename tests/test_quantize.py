@@ -5,12 +5,15 @@ from __future__ import annotations
 import builtins
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 import lowrank
 from lowrank.compression import (
@@ -103,6 +106,56 @@ def test_reasons_name_what_stays() -> None:
     assert "norm" not in found
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_reasons_speak_of_the_layer_whatever_holds_its_weight() -> None:
+    lin = nn.Linear
+    net = nn.ModuleDict(
+        {"normed": parametrizations.weight_norm(lin(4, 4)), "lazy": nn.LazyLinear(3)}
+    )
+    net["pruned"] = prune.l1_unstructured(lin(4, 4), "weight", amount=2)
+    net["scripted"] = torch.jit.script(nn.Sequential(lin(4, 4)))
+    net.update({"thin": lin(1, 8), "fine": lin(2, 8)})
+    found = reasons_against(net)
+    assert "fine" not in found
+    assert "its weight is parametrized" in found["normed"]
+    assert "has no weights yet" in found["lazy"]
+    assert "recomputed from" in found["pruned"]
+    assert "this is a RecursiveScriptModule" in found["scripted.0"]
+    assert "at least 2 inputs" in found["thin"]
+    assert set(found) == {"normed", "lazy", "pruned", "scripted.0", "thin"}
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_no_factor_of_one_input_is_in_int8(rank: int) -> None:
+    net = nn.Sequential(nn.Linear(12, 8)).eval()
+    x = torch.randn(5, 12)
+    (curve,) = lowrank.measure(net, x, methods=["channel_svd", "group_svd"]).curves
+    (view,) = scan(net, x).views
+    for mine in Rounding(view, None).of(curve.candidates):
+        widths = [s.in_channels for s in mine.method.stages(view.spec)]
+        assert min(widths) > 1, mine.method
+    plan = lowrank.measure(net, x).plan(params=0.9).with_choice("0", ChannelSVD(rank))
+    plan = replace(plan, layers={"0": replace(plan.layers["0"], int8=True)})
+    if rank == 1:
+        with pytest.raises(PlanError, match="two inputs at least"):
+            lowrank.apply(net, plan)
+    elif _has_torchao():
+        assert lowrank.apply(net, plan)[0](x).shape == (5, 8)
+
+
+@needs_torchao
+def test_narrow_layers_run_in_int8_or_stay() -> None:
+    for i, o in product((1, 2, 3, 17), repeat=2):
+        net, x = nn.Sequential(nn.Linear(i, o), nn.Linear(o, 4)).eval(), torch.randn(3, i)
+        if i == o == 1:
+            with pytest.raises(InputError, match="at least 2 inputs"):
+                lowrank.quantize(net)
+            continue
+        small, report = lowrank.quantize(net)
+        assert small(x).shape == (3, 4)
+        assert len(report.left_alone) == (i == 1) + (o == 1)
+
+
 def test_errors_of_rounding_are_measured_in_the_metric() -> None:
     net = _net()
     curves = lowrank.measure(
@@ -133,8 +186,9 @@ def test_candidates_in_int8_cost_a_quarter_and_lose_a_little_more() -> None:
     )
     view = next(v for v in scan(net, X[:1]).views if v.name == "b")
     coarse = {c.method: c for c in Rounding(view, None).of(curve.candidates)}
-    assert set(coarse) == {c.method for c in curve.candidates}
-    for fine in curve.candidates:
+    wider = [c for c in curve.candidates if c.method.rank > 1]  # type: ignore[attr-defined]
+    assert set(coarse) == {c.method for c in wider}
+    for fine in wider:
         mine = coarse[fine.method]
         assert mine.int8
         assert mine.cost.macs == fine.cost.macs

@@ -32,6 +32,10 @@ SCALE_BYTES = 5
 """Bytes beside the int8 weights of a row: its scale in float32 and its zero point in int8."""
 
 
+NARROWEST = 2
+"""Inputs that torchao's int8 layers take at least: with one it mistakes the scales of rows."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a layer costs on one run of the example: weights, their bytes, and MACs.
@@ -269,8 +273,8 @@ class LayerSpec:
         return self.n_weights * element_size
 
     def int8_bytes(self) -> int | None:
-        """Bytes of a linear layer in int8, with its scales; None for others."""
-        if self.kind != "linear" or self.groups > 1:
+        """Bytes of a linear layer in int8, with its scales; None for others and narrow ones."""
+        if self.kind != "linear" or self.groups > 1 or self.in_channels < NARROWEST:
             return None
         return self.n_weights + SCALE_BYTES * self.out_channels
 

@@ -289,7 +289,8 @@ def _check_int8(model: nn.Module, plan: Plan) -> None:
             problem = f"it shares factors with {', '.join(n for n in unit if n != name)}"
         elif not isinstance(choice, Dense | Tied):
             linear = stages_fit(choice.stages(layer_spec(module)))
-            problem = None if linear else f"{choice.name} does not make it linear layers alone"
+            what = "does not make it linear layers alone, of two inputs at least"
+            problem = None if linear else f"{choice.name} {what}"
         elif not linear_in(module):
             problem = problem or "it is no linear layer"
         if problem is not None:

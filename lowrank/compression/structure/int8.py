@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from lowrank.compression.network.own_stages import is_int8
 from lowrank.compression.network.scan import static_reason
-from lowrank.compression.network.stages import Stage
+from lowrank.compression.network.stages import NARROWEST, Stage
 from lowrank.errors import InputError
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -46,7 +48,10 @@ def reasons_against(model: nn.Module) -> dict[str, str]:
     shared = _shared(model)
     found = {}
     for name, module in model.named_modules():
-        if not any(p.ndim > 1 for p in module.parameters(recurse=False)):
+        if isinstance(module, parametrize.ParametrizationList):
+            continue  # what it holds belongs to the layer, which says why it stays
+        matrix = any(p.ndim > 1 for p in module.parameters(recurse=False) if not is_lazy(p))
+        if not matrix and not isinstance(module, nn.Linear):
             continue
         reason = _reason(module) or shared.get(id(module))
         if reason is not None:
@@ -56,15 +61,16 @@ def reasons_against(model: nn.Module) -> dict[str, str]:
 
 def _reason(module: nn.Module) -> str | None:
     kind = type(module).__name__
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and is_int8(weight):
+    if _has_int8(module):
         return "it is int8 already"
     if not isinstance(module, nn.Linear):
         return f"torchao has int8 kernels for linear layers only, and this is a {kind}"
-    if type(module) is not nn.Linear:
-        return f"{kind} may use its weight otherwise than a Linear does"
     if (reason := static_reason(module)) is not None:
         return reason
+    if type(module) is not nn.Linear:
+        return f"{kind} may use its weight otherwise than a Linear does"
+    if module.in_features < NARROWEST:
+        return f"torchao's int8 layers take at least {NARROWEST} inputs, and this one has 1"
     if module.weight.dtype not in TYPES:
         return f"torchao's int8 layers do not compute in {module.weight.dtype}"
     return None
@@ -74,7 +80,7 @@ def _shared(model: nn.Module) -> dict[int, str]:
     """Modules whose weight another one holds too: id -> why they stay."""
     users: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
-        if isinstance(weight := module._parameters.get("weight"), nn.Parameter):
+        if (weight := _own_weight(module)) is not None:
             users.setdefault(id(weight), []).append((name, module))
     return {
         id(module): f"it shares its weight with {', '.join(n for n, _ in held if n != name)}"
@@ -153,8 +159,13 @@ def int8_layers(model: nn.Module) -> list[str]:
 
 
 def _has_int8(module: nn.Module) -> bool:
-    weight = module._parameters.get("weight")
+    weight = _own_weight(module)
     return weight is not None and is_int8(weight)
+
+
+def _own_weight(module: nn.Module) -> nn.Parameter | None:
+    """The parameter of this name; of a scripted module, too, whose dict of them is none."""
+    return dict(module.named_parameters(recurse=False)).get("weight")
 
 
 def dequantize(model: nn.Module) -> None:
