@@ -90,7 +90,7 @@ class Loss(Term, Protocol):
 def soft(c: Array, t: Any) -> Array:
     """Soft threshold `c / |c| max(|c| - t, 0)`, real or complex."""
     if not np.iscomplexobj(c):
-        return np.asarray(c - np.clip(c, -t, t))
+        return np.asarray(c - np.minimum(np.maximum(c, -t), t))
     size = np.abs(c)
     return np.asarray(c * (np.maximum(size - t, 0) / np.where(size > 0, size, 1)))
 
