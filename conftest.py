@@ -104,6 +104,6 @@ def pytest_runtest_setup() -> None:
     """Start every test alike, fixtures included: tests may run in any order, in any process."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  what code that draws without a generator draws from
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # without a device, the other one formats the stack
     torch.set_default_dtype(torch.float32)
     torch.set_num_threads(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from cases import LAYERS, PROMISE, SELECTIVE, full_rank_methods, layer_input
@@ -26,12 +28,18 @@ class Wrapped(nn.Module):
         return self.layer(x)
 
 
-def _replaced(layer: nn.Module, x: torch.Tensor, method: object) -> nn.Module:
-    curves = lowrank.measure(
-        Wrapped(layer).eval(), x, rules=lowrank.Rules(overrides={"layer": method})
-    )
-    small, _ = lowrank.apply(Wrapped(layer).eval(), curves.plan(params=10**9))
-    return small.layer
+@cache
+def _swapped(
+    name: str, method: object, dtype: torch.dtype
+) -> tuple[nn.Module, torch.Tensor, nn.Module]:
+    """The model around a layer, its input, and the model with a method in the layer's place."""
+    torch.default_generator.manual_seed(0)
+    build, shape = LAYERS[name]
+    model = Wrapped(build().to(dtype)).eval()
+    x = layer_input(model.layer, shape, dtype)
+    rules = lowrank.Rules(overrides={"layer": method})
+    small, _ = lowrank.apply(model, lowrank.measure(model, x, rules=rules).plan(params=10**9))
+    return model, x, small
 
 
 def _grid() -> list[tuple[str, object]]:
@@ -45,15 +53,11 @@ def _grid() -> list[tuple[str, object]]:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(("name", "method"), _grid(), ids=str)
 def test_full_rank_is_the_layer_itself(name: str, method: object, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    build, shape = LAYERS[name]
-    layer = build().to(dtype)
-    x = layer_input(layer, shape, dtype)
-    chain = _replaced(layer, x, method)
-    expected = layer(x)
-    assert isinstance(chain, nn.Sequential)
-    assert chain(x).shape == expected.shape
-    assert (chain(x) - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
+    model, x, small = _swapped(name, method, dtype)
+    found, expected = small(x), model(x)
+    assert isinstance(small.layer, nn.Sequential)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
 
 
 def _bytes_of_places(chain: nn.Module) -> int:
@@ -71,7 +75,7 @@ def test_costs_are_what_the_stages_hold_and_do(name: str) -> None:
     x = layer_input(layer, shape, torch.float32)
     [view] = scan(Wrapped(layer).eval(), x).views
     for method in full_rank_methods(view.spec):
-        chain = _replaced(layer, x, method)
+        chain = _swapped(name, method, torch.float32)[2].layer
         cost = view.cost(method.stages(view.spec))
         weights = [p for n, p in chain.named_parameters() if n.endswith("weight")]
         assert cost.params == sum(p.numel() for p in weights)
@@ -135,15 +139,8 @@ def test_transposed_linear_of_transformers_becomes_two_linear_layers() -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_densify_gives_the_layer_back(name: str) -> None:
-    torch.manual_seed(0)
-    build, shape = LAYERS[name]
-    model = Wrapped(build().double()).eval()
-    x = layer_input(model.layer, shape, torch.float64)
-    [view] = scan(model, x).views
-    for method in full_rank_methods(view.spec):
-        small, _ = lowrank.compress(
-            model, x, params=10**9, rules=lowrank.Rules(overrides={"layer": method})
-        )
+    for method in full_rank_methods(spec_of(LAYERS[name][0]())):
+        model, x, small = _swapped(name, method, torch.float64)
         dense = lowrank.densify(small)
         assert repr(dense) == repr(model)
         assert (dense(x) - model(x)).abs().max() < 1e-10

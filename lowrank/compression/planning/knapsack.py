@@ -107,6 +107,9 @@ def _solve(layers: Sequence[Choices], limits: NDArray[np.float64]) -> list[int] 
     within = _rounded_up(limits, len(layers))
     if np.any(smallest(layers) > within):
         return None
+    closest = [int(np.argmin(c.errors)) for c in layers]
+    if np.all(_spent(layers, closest) <= within):
+        return closest
     price, first = _relaxed(layers, within)
     reduced = [c.errors + c.costs @ price for c in layers]
     floor = float(sum(r.min() for r in reduced) - within @ price)  # a bound at any prices

@@ -250,7 +250,7 @@ def _gram_solver(M: Operator, s: float) -> Callable[[Array, Array], Array] | Non
 
 
 def _substitution(L: Array, lower: bool) -> Callable[[Array], Array]:
-    """`r -> (L L^H)^-1 r`, (n, batch), by LAPACK itself: `cho_solve` checks longer than it solves."""
+    """`r -> (L L^H)^-1 r`, (n, batch), by LAPACK: `cho_solve` checks for longer than it solves."""
     (potrs,) = get_lapack_funcs(("potrs",), (L,))
     return lambda r: np.asarray(potrs(L, r, lower=lower)[0])
 
