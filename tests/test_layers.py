@@ -85,7 +85,17 @@ def test_costs_are_what_the_stages_hold_and_do(name: str) -> None:
         assert 2 * cost.macs == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("name", LAYERS)
+SHAPES = list(
+    {
+        (spec.kind, spec.groups, spec.weight_shape): name
+        for name, (build, _) in LAYERS.items()
+        if (spec := spec_of(build())) is not None
+    }.values()
+)
+"""A layer for each shape of weights, on which padding, stride and bias have no say."""
+
+
+@pytest.mark.parametrize("name", SHAPES)
 def test_candidates_promise_the_error_they_build(name: str) -> None:
     """The curve's error is the built one: exactly for SVDs, at least for Tucker-2 and TT."""
     torch.manual_seed(0)
@@ -98,7 +108,7 @@ def test_candidates_promise_the_error_they_build(name: str) -> None:
             continue
         offered = list(cls.candidates(view.spec, W, round_to=1, seed=0))
         assert offered or cls.name in SELECTIVE
-        for method, promised in offered[:: max(1, len(offered) // 6)]:
+        for method, promised in offered[:: max(1, len(offered) // 4)]:
             assert method.check(view.spec) is None
             specs = method.stages(view.spec)
             built = compose(view.spec, specs, method.factor(view.spec, W, seed=0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -104,39 +106,60 @@ def _with(method: Method, net: Net, x: Tensor, **data: object) -> tuple[nn.Modul
     return lowrank.compress(net, x, params=10**9, rules=rules, **data)
 
 
-@pytest.mark.parametrize("method", METHODS_OF_SMALL_SIZE, ids=str)
-def test_a_network_with_it_saves_exports_and_comes_back(method: Method, tmp_path: Path) -> None:
+X = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+@cache
+def _fitted(method: Method) -> tuple[nn.Module, lowrank.Report]:
+    """The seeded network with the method on its layer a, by its weights alone."""
     torch.manual_seed(0)
-    net, x = Net().eval(), torch.randn(2, 12, 8, 8)
-    small, report = _with(method, net, x)
+    return _with(method, Net().eval(), X)
+
+
+class Side(nn.Module):
+    """Networks side by side on one input: a graph for all of them, which is dear to make."""
+
+    def __init__(self, methods: list[Method]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(copy.deepcopy(_fitted(m)[0]) for m in methods)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(net(x) for net in self.nets)
+
+
+@pytest.mark.parametrize("method", METHODS_OF_SMALL_SIZE, ids=str)
+def test_a_network_with_it_is_saved_and_comes_back(method: Method, tmp_path: Path) -> None:
+    small, report = _fitted(method)
     assert report.plan["a"] == method
     assert lowrank.Plan.from_json(report.plan.to_json()) == report.plan
 
     lowrank.save(small, tmp_path / "small.safetensors")
     again = lowrank.load(tmp_path / "small.safetensors", into=Net()).eval()
-    assert torch.equal(again(x), small(x))
-
-    lowrank.export_program(small, x)
-    lowrank.export_onnx(small, x, tmp_path / "small.onnx")
+    assert torch.equal(again(X), small(X))
 
     dense = lowrank.densify(small)
     assert type(dense.a) is nn.Conv2d
-    assert torch.allclose(dense(x), small(x), atol=1e-4)
+    assert torch.allclose(dense(X), small(X), atol=1e-4)
 
-    small.train()(x).sum().backward()
-    weights = [p for n, p in small.a.named_parameters() if n.endswith("weight")]
+    trained = copy.deepcopy(small).train()
+    trained(X).sum().backward()
+    weights = [p for n, p in trained.a.named_parameters() if n.endswith("weight")]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in weights)
 
 
-@pytest.mark.parametrize("method", METHODS_OF_SMALL_SIZE, ids=str)
-def test_it_runs_under_compile(method: Method) -> None:
-    torch.manual_seed(0)
-    net, x = Net().eval(), torch.randn(2, 12, 8, 8)
-    small, _ = _with(method, net, x)
+def test_networks_with_each_of_them_are_exported(tmp_path: Path) -> None:
+    """Torch's exporter reads all of its library first: it takes over five seconds."""
+    nets = Side(METHODS_OF_SMALL_SIZE).eval()
+    lowrank.export_program(nets, X)  # both compare every output
+    lowrank.export_onnx(nets, X, tmp_path / "nets.onnx")
+
+
+def test_networks_with_each_of_them_run_under_compile() -> None:
+    nets = Side(METHODS_OF_SMALL_SIZE).eval()
     torch.compiler.reset()
     with torch.no_grad():
-        fast = torch.compile(small, backend="eager", fullgraph=True)
-        assert torch.allclose(fast(x), small(x))
+        fast = torch.compile(nets, backend="eager", fullgraph=True)
+        assert all(torch.allclose(a, b) for a, b in zip(fast(X), nets(X), strict=True))
 
 
 @pytest.mark.parametrize("method", METHODS_OF_SMALL_SIZE, ids=str)
@@ -148,7 +171,7 @@ def test_fitted_to_data_it_serves_the_network_better(method: Method) -> None:
         + torch.randn(64, 12, 1, 1) * torch.linspace(0, 2, 12)[:, None, None]
     )
     x = base + 0.3 * torch.randn(64, 12, 8, 8)
-    blind, _ = _with(method, net, x[:1])
+    blind, _ = _fitted(method)
     seen, _ = _with(method, net, x[:1], data=[x[:48]])
     with torch.no_grad():
         lost = [(m(x[48:]) - net(x[48:])).square().sum() for m in (blind, seen)]
