@@ -298,7 +298,7 @@ def test_a_matrix_is_needed():
 
 
 def test_a_solver_that_does_not_take_the_problem():
-    assert "omp cannot take this BasisPursuit" in fails("--solver", "omp")
+    assert "omp solves KSparse (sparsity=), and this is BasisPursuit" in fails("--solver", "omp")
 
 
 @pytest.mark.parametrize("name", ["A.npy", "y.npy", "../{}/A.npy"])

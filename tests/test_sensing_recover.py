@@ -11,6 +11,7 @@ import torch
 from lowrank.errors import InputError
 from lowrank.sensing import (
     BPDN,
+    SOLVERS,
     Analysis,
     BasisPursuit,
     ConstrainedLasso,
@@ -298,6 +299,35 @@ def test_breakdown_is_a_status(instance):
     assert "broke down: no pivot" in result.why
 
 
+NO_COLUMN = (BasisPursuit(np.zeros((5, 8)), np.ones(5)), BPDN(np.zeros((5, 8)), np.ones(5), 0.1))
+ABLE = [
+    (problem, name)
+    for problem in NO_COLUMN
+    for name, solver in SOLVERS.items()
+    if type(problem) in solver.solves and solver().refuses(problem) is None
+]
+
+
+@pytest.mark.parametrize(("problem", "solver"), [*ABLE, *((one, "auto") for one in NO_COLUMN)])
+def test_a_matrix_of_zeros_is_no_accident(problem, solver):
+    found = solve(problem, solver)
+    assert found.status is Status.INFEASIBLE
+    assert "no column of A correlates with y" in found.why
+    assert "broke down" not in found.why
+    assert "nan" not in found.why
+
+
+@pytest.mark.parametrize("solver", ["homotopy", "exact_l1"])
+@pytest.mark.parametrize("options", [{}, {"noise": 0.1}, {"lam": 0.1}])
+def test_a_run_cut_short_states_one_gap(instance, solver, options):
+    A, _, y = instance
+    found = recover(A, y, solver=solver, max_iter=1, **options)
+    assert found.status is Status.MAX_ITER
+    assert "stopped short" in found.why
+    assert "gap" not in found.why  # that of the certificate is in the message
+    assert f"gap {found.gap:.1e}" in found.message
+
+
 def test_products_are_counted(instance):
     A, _, y = instance
     result = recover(operators.from_matrix(A), y, lam=0.05, solver="fista", max_iter=10)
@@ -360,7 +390,7 @@ EYE, ONES = np.eye(3), np.ones(3)
         (lambda: recover(EYE, ONES, basis="dcl"), "basis: .dcl. is no basis"),
         (lambda: recover(EYE, ONES, solver=None), "None is neither a name nor a solver"),
         (lambda: recover(EYE, ONES, solver=dict), "dict is neither a name nor a solver"),
-        (lambda: recover(EYE, ONES, solver="omp"), r"omp takes KSparse \(sparsity=\)"),
+        (lambda: recover(EYE, ONES, solver="omp"), r"omp solves KSparse \(sparsity=\)"),
         (lambda: recover(lambda x: x, ONES), "A: function is not a matrix.*from_functions"),
         (lambda: recover([[1, 2], [3]], [1, 2]), "rows of different lengths"),
         (lambda: recover(EYE, 1e300 * ONES), "y: values up to 1.0e\\+300, whose squares overflow"),
@@ -373,7 +403,12 @@ EYE, ONES = np.eye(3), np.ones(3)
         (lambda: recover(EYE, ONES, lam_fraction="5%"), "str is not a number"),
         (lambda: recover(EYE, ONES, solver="nope"), "'nope' is not one of"),
         (lambda: recover(EYE, ONES, solver="cvxpy:nope"), "CVXPY finds no solver"),
-        (lambda: recover(EYE, ONES, solver="fista"), "cannot take this BasisPursuit"),
+        (lambda: recover(EYE, ONES, solver="fista"), "for BasisPursuit take .* or spg"),
+        (
+            lambda: recover(EYE, ONES, lam=9.0, solver="omp"),
+            r"omp solves KSparse \(sparsity=\), and",
+        ),
+        (lambda: recover(EYE, 0 * ONES, solver="nope"), "'nope' is not one of"),
         (lambda: recover(EYE * 1j, ONES, nonneg=True), "which have no order"),
         (lambda: recover(EYE, ONES, weights=[1, 0, 1]), "positive real numbers"),
         (lambda: recover(EYE, ONES, basis=bases.dct(4)), "basis makes 4 samples"),

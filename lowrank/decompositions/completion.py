@@ -21,7 +21,7 @@ class Completion(LowRankParts[Array]):
     """A completed matrix `L`; the attributes are those of `LowRankParts`.
 
     `S` is what of the observed entries `L` leaves unexplained, `M - L` there and zero on the
-    missing entries, and `residual` is `||S||_F / ||M||_F` on the observed ones. With a fixed rank
+    missing entries, and `residual_norm` is `||S||_F`. With a fixed rank
     the status INFEASIBLE says that no matrix of that rank was found within `epsilon` of them.
     """
 
@@ -107,7 +107,7 @@ def _convex(
         found.n_iter,
         scale * (found.objective / seen.scale),
         found.gap,
-        _relative(S, seen.M),
+        float(torch.linalg.vector_norm(S)) / seen.scale,
         seen.back(found.Y),
         found.history,
     )
@@ -148,7 +148,7 @@ def _fixed_rank(
         len(history),
         misfit**2 / seen.scale / seen.scale,
         None,
-        _relative(S, seen.M),
+        misfit / seen.scale,
         None,
         named(history, "residual", "decrease"),
     )

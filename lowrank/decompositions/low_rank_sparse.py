@@ -26,8 +26,8 @@ class LowRankSparse(LowRankParts[Array]):
     Attributes:
         lam: weight of the sparse part that was used; None where a count was given instead.
 
-    The others are those of `LowRankParts`; `residual` is `||M - L - S||_F / ||M||_F` on the
-    observed entries.
+    The others are those of `LowRankParts`; `residual_norm` is `||M - L - S||_F` on the observed
+    entries.
     """
 
     lam: float | None = None
@@ -121,7 +121,7 @@ def robust_pca(
         found.n_iter,
         found.objective / seen.scale,
         found.gap,
-        _residual(seen, found.L + S),
+        _residual_norm(seen, found.L + S),
         seen.back(found.Y),
         found.history,
         float(lam),
@@ -237,8 +237,8 @@ def low_rank_plus_sparse(
     Example:
         >>> W = torch.randn(60, 40, generator=torch.Generator().manual_seed(0))
         >>> parts = low_rank_plus_sparse(W, rank=8, density=0.1)
-        >>> parts.rank, int((parts.S != 0).sum()), round(parts.residual, 2)
-        (8, 240, 0.44)
+        >>> parts.rank, int((parts.S != 0).sum()), round(parts.residual_norm, 1)
+        (8, 240, 21.9)
 
     Source: Zhou and Tao 2011, the alternation of section 2.1; the start, the over-relaxation and
     the threshold estimated on a sample of the entries are ours.
@@ -264,16 +264,16 @@ def low_rank_plus_sparse(
         residual = frobenius(R - S) / size
         history.append((residual, history[-1][0] - residual))
     S = _largest(W - L, card)
-    residual = frobenius(W - L - S) / size
+    left = frobenius(W - L - S)
     return LowRankSparse(
         L,
         S,
         Status.CONVERGED if settled or card == 0 else Status.MAX_ITER,
         rank,
         len(history) - 1,
-        (residual * size) ** 2,
+        left**2,
         None,
-        residual,
+        left,
         None,
         named(history[1:], "residual", "decrease"),
     )
@@ -413,24 +413,24 @@ class _Progress:
         self, seen: Observed[Array], L: Tensor, S: Tensor, rank: int, *, need_reached: bool = False
     ) -> LowRankSparse[Array]:
         good = self.reached if need_reached else self.done
-        residual = self.history[-1][0]
+        left = self.history[-1][0] * self.size
         return LowRankSparse(
             seen.back(L / seen.scale),
             seen.back(S / seen.scale),
             Status.CONVERGED if good else Status.MAX_ITER,
             rank,
             len(self.history),
-            (residual * self.size) ** 2 / seen.scale / seen.scale,
+            left**2 / seen.scale / seen.scale,
             None,
-            residual,
+            left / seen.scale,
             None,
             named(self.history, "residual", "decrease"),
         )
 
 
-def _residual(seen: Observed[Any], fit: Tensor) -> float:
+def _residual_norm(seen: Observed[Any], fit: Tensor) -> float:
     R = seen.M - fit if seen.mask is None else (seen.M - fit) * seen.mask
-    return float(torch.linalg.vector_norm(R)) / (float(torch.linalg.vector_norm(seen.M)) or 1.0)
+    return float(torch.linalg.vector_norm(R)) / seen.scale
 
 
 def _random_basis(M: Tensor, k: int, seed: int) -> Tensor:

@@ -23,7 +23,7 @@ class LowRankParts(Generic[Array]):
         objective: value at `L` of what is minimised.
         gap: relative duality gap between `objective` and the value of `dual`, a proof of how far
             from the optimum the answer can be; None where the problem is not convex.
-        residual: what the parts leave of the observed entries, relative to these.
+        residual_norm: Frobenius norm of what the parts leave of the observed entries.
         dual: (m, n) dual point, `||dual||_2 <= 1` up to a scale that `gap` accounts for; None
             where the problem is not convex.
         history: name -> its value at each iteration: "primal_residual" and "dual_residual" of a
@@ -37,7 +37,7 @@ class LowRankParts(Generic[Array]):
     n_iter: int
     objective: float
     gap: float | None
-    residual: float
+    residual_norm: float
     dual: Array | None
     history: dict[str, list[float]]
 
@@ -46,14 +46,14 @@ class LowRankParts(Generic[Array]):
         gap = "none (not convex)" if self.gap is None else f"{self.gap:.1e}"
         line = (
             f"{type(self).__name__}({self.status.name}: {m} x {n} of rank {self.rank}, objective "
-            f"{self.objective:.6g}, residual {self.residual:.3g}, gap {gap}; "
+            f"{self.objective:.6g}, residual {self.residual_norm:.3g}, gap {gap}; "
             f"{self.n_iter} iterations)"
         )
         return line if self.status.ok else f"{line}\n  {self.status.value}"
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON values: everything but the matrices and the history."""
-        names = ("rank", "n_iter", "objective", "gap", "residual")
+        names = ("rank", "n_iter", "objective", "gap", "residual_norm")
         return {
             "status": self.status.name.lower(),
             "shape": list(self.L.shape),

@@ -154,7 +154,8 @@ def lam_by_discrepancy(
         miss = found.residual_norm - epsilon
         tried.append((math.exp(guess), found))
         if abs(miss) <= tol * epsilon:
-            return _selected(tried, len(tried) - 1, [r.residual_norm for _, r in tried], "residual")
+            norms = [r.residual_norm for _, r in tried]
+            return _selected(tried, len(tried) - 1, norms, "residual norm")
         if miss > 0:
             high, above = guess, miss
         else:

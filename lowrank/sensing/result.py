@@ -110,7 +110,7 @@ class Recovery:
         counts = ("n_iter", "n_products", "seconds", "solver", "why", "message")
         return {
             "status": self.status.name.lower(),
-            "n": int(self.x.shape[0]),
+            "shape": list(self.x.shape),
             "nonzeros": int(self.support.size),
             **{name: getattr(self, name) for name in (*names, *counts)},
         }

@@ -66,6 +66,7 @@ def solve(
         raise InputError("callback", problem, "pass one that returns True to stop, or None")
     _warn(problem, TOL if tol is None else tol)
     start = _checked_start(problem, x0)
+    candidates = _candidates(problem, solver)  # what cannot be taken is no way to a known answer
     calls: list[bool] = []
     watched = None if callback is None else _watched(callback, calls)
     if (trivial := _zero_if_optimal(problem, tol or TOL)) is not None:
@@ -77,7 +78,7 @@ def solve(
     tried: list[str] = []
     best: Recovery | None = None
     later, spent = 0, Spent()  # where those tried after the best begin, and what all cost
-    for name, candidate, why in _candidates(problem, solver):
+    for name, candidate, why in candidates:
         ready, unheard = _with(candidate, tol=tol, max_iter=max_iter)
         seen = len(calls)
         result, seconds = _run(ready, problem, start, watched)
@@ -85,7 +86,7 @@ def solve(
             unheard.append("callback")
         spent = spent.plus(result, seconds)
         silent = f"{name} has no {' and no '.join(unheard)}" if unheard else ""
-        said = [*tried, why, result.note, silent, _why_zero(problem, result)]
+        said = [*tried, why, _why_zero(problem, result) or result.note, silent]
         why, stopped = "; ".join(filter(None, said)), bool(calls and calls[-1])
         accuracy = float(settings_of(ready).get("tol", tol or TOL))
         args = (describe(name, ready), why, accuracy, debias, spent, stopped)
@@ -95,7 +96,8 @@ def solve(
         settled = found.status in (Status.INFEASIBLE, Status.UNBOUNDED)
         if found.status.ok or settled or stopped:
             return found
-        tried.append(f"{name} ended {found.status.name} with gap {found.gap}")
+        gap = "no gap" if found.gap is None else f"gap {found.gap:.1e}"
+        tried.append(f"{name} ended {found.status.name} with {gap}")
     assert best is not None  # `_candidates` raises rather than being empty
     return replace(best, why="; ".join([best.why, *tried[later:]]), **spent._asdict())
 
@@ -186,6 +188,13 @@ def reweighted(
     return found
 
 
+_PYTHONS_WORDS = {
+    "float division by zero": "a division by zero",
+    "(34, 'Numerical result out of range')": "a number beyond the range of floats",
+}
+"""What Python's own errors mean; those of linear algebra speak for themselves."""
+
+
 def _run(
     solver: Solver, problem: Problem, x0: Array | None, callback: Callback | None
 ) -> tuple[SolverResult, float]:
@@ -200,7 +209,8 @@ def _run(
         raise error.error from None
     except (ArithmeticError, np.linalg.LinAlgError) as error:
         zero = np.zeros(problem.unknown_shape, problem.dtype)
-        result = SolverResult(zero, status=Status.DIVERGED, note=f"broke down: {error}")
+        note = f"broke down: {_PYTHONS_WORDS.get(str(error), error)}"
+        result = SolverResult(zero, status=Status.DIVERGED, note=note)
     seconds = time.perf_counter() - begin
     products = sum(counts) if result.n_products is None else result.n_products
     return replace(result, n_products=products), seconds

@@ -32,8 +32,9 @@ class Spent(NamedTuple):
 
 
 def _why_zero(problem: Problem, result: SolverResult) -> str:
-    """Why a method without certificate came back with nothing, if that is plain to see."""
-    if problem.convex or np.any(result.coefficients) or not np.any(problem.y):
+    """Why a run came back with nothing, if that is plain to see."""
+    c = np.asarray(result.coefficients)
+    if (np.isfinite(c) & (c != 0)).any() or not np.any(problem.y):
         return ""
     if np.any(problem.operator.adjoint(np.asarray(problem.y))):
         return ""
@@ -113,12 +114,12 @@ def _judge(
     figures = f"gap {certificate.gap:.1e}, infeasibility {certificate.infeasibility:.1e}: "
     if certificate.holds(tol):
         return Status.OPTIMAL, figures
-    if not np.isfinite(certificate.gap):
-        return Status.DIVERGED, figures
     if certificate.infeasibility > tol and (distance := _distance_if_infeasible(problem, tol)):
         share = distance / float(np.linalg.norm(problem.y))
         text = f"the closest A x is {distance:.6g} away from y ({share:.2g} of ||y||): "
         return Status.INFEASIBLE, text
+    if not np.isfinite(certificate.gap):
+        return Status.DIVERGED, figures
     measured = problem.residual_bound is not None
     if result.status in (Status.INFEASIBLE, Status.UNBOUNDED) and not measured:
         return result.status, "by the solver's word alone: "

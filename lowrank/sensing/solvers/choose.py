@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
 
 from lowrank.errors import InputError
 from lowrank.sensing.problems.base import Problem
@@ -15,17 +15,24 @@ from lowrank.sensing.solvers.protocol import (
     with_settings,
 )
 
+Candidate: TypeAlias = tuple[str, Solver, str]
+"""A solver to try: its name, itself, and why."""
 
-def _candidates(problem: Problem, solver: str | Solver) -> Iterator[tuple[str, Solver, str]]:
-    """Solvers to try, each with its name and why."""
-    kind = type(problem)
+
+def _candidates(problem: Problem, solver: str | Solver) -> Iterable[Candidate]:
+    """Solvers to try; one that is asked for is checked at once."""
     if not isinstance(solver, str):
         solver = checked_solver(solver)
-        yield type(solver).__name__, _accepting(type(solver).__name__, solver, problem), "asked for"
-        return
+        name = type(solver).__name__
+        return [(name, _accepting(name, solver, problem), "asked for")]
     if solver != "auto":
-        yield solver, _accepting(solver, _named(solver), problem), "asked for by name"
-        return
+        return [(solver, _accepting(solver, _named(solver), problem), "asked for by name")]
+    return _in_order(problem)
+
+
+def _in_order(problem: Problem) -> Iterator[Candidate]:
+    """Those of `AUTO` that take the problem."""
+    kind = type(problem)
     reasons: list[str] = []
     any_fits = False
     for name in AUTO:
@@ -64,18 +71,29 @@ def _why(problem: Problem, name: str, reasons: list[str]) -> str:
 
 def _accepting(name: str, solver: Solver, problem: Problem) -> Solver:
     kind = type(problem)
-    able = [other for other, cls in SOLVERS.items() if kind in cls.solves]
     listed = kind in solver.solves
-    reason = solver.refuses(problem) if listed else "does not list it"
-    if reason is None:
+    reason = solver.refuses(problem) if listed else None
+    if listed and reason is None:
         return solver
+    able = [other for other, cls in SOLVERS.items() if kind in cls.solves]
     takers = [other for other in able if SOLVERS[other]().refuses(problem) is None]
-    advice = f"take one of: {', '.join(takers) or 'none so far'}"
-    if not listed:  # what to ask for so that this solver can answer
-        asked = [f"{p.__name__} ({p.asked_by})" for p in solver.solves if p.asked_by]
-        advice += f"; {name} takes {', '.join(asked or [p.__name__ for p in solver.solves])}"
-    text = f"{name} cannot take this {kind.__name__}: it {reason}"
-    raise InputError("solver", text, advice)
+    advice = f"for {kind.__name__} take {_either(takers) or 'another formulation'}"
+    if listed:
+        raise InputError("solver", f"{name} cannot take this {kind.__name__}: it {reason}", advice)
+    served = [p for p in solver.solves if p.asked_by] or list(solver.solves)
+    text = f"{name} solves {_either(map(_named_with_door, served))}"
+    raise InputError("solver", f"{text}, and this is {_named_with_door(kind)}", advice)
+
+
+def _named_with_door(kind: type[Problem]) -> str:
+    """A formulation, and what to give `recover` for it."""
+    return f"{kind.__name__} ({kind.asked_by})" if kind.asked_by else kind.__name__
+
+
+def _either(names: Iterable[str]) -> str:
+    """`a, b or c`."""
+    *most, last = names or [""]
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _with(solver: Solver, **changes: Any) -> tuple[Solver, list[str]]:

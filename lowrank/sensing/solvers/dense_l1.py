@@ -168,14 +168,14 @@ def solve_columns(
     status = Status.OPTIMAL if worst.error <= tol else Status.STALLED
     if worst.link == STOPPED:
         status = Status.MAX_ITER
-    note = "stopped by the callback" if shown.stopped else f"{worst.link}, gap {worst.gap:.0e}"
+    note = worst.link if math.isinf(worst.gap) else f"{worst.link}, gap {worst.gap:.0e}"
     return SolverResult(
         coefficients=X.reshape(shape),
         dual=np.stack([a.u for a in answers], axis=-1).reshape(y.shape),
         status=status,
         n_iter=max(pool.n_iter for pool in pools),
         n_products=sum(pool.products for pool in pools),
-        note=note,
+        note="stopped by the callback" if shown.stopped else note,
     )
 
 
