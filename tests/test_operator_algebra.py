@@ -147,6 +147,13 @@ def check_facts(A, M):
         if gram is not None:
             identity = gram * np.eye(len(square))
             np.testing.assert_allclose(square, identity, atol=ROUNDING * max(gram, 1))
+    for said, square in (
+        (A.facts.orthogonal_rows, M @ M.conj().T),
+        (A.facts.orthogonal_columns, M.conj().T @ M),
+    ):
+        if said:
+            lengths = np.diag(np.diag(square))
+            np.testing.assert_allclose(square, lengths, atol=ROUNDING * max(norm**2, 1))
     atol = 1e-7 * max(1.0, float(norm))  # of what transforms tell, as a root of rounding
     np.testing.assert_allclose(A.column_norms(), np.linalg.norm(M, axis=0), atol=atol)
     np.testing.assert_allclose(A.row_norms(), np.linalg.norm(M, axis=1), atol=atol)
@@ -269,6 +276,58 @@ def test_what_is_proven_is_known(made, fact, value):
 )
 def test_lengths_stay_known(made, knows):
     assert getattr(made, knows)
+
+
+RAMP = diagonal(1.0 + np.arange(5))
+WEIGHED = RAMP @ ROWS
+"""Orthogonal rows of different lengths."""
+
+
+@pytest.mark.parametrize(
+    ("made", "rows", "columns"),
+    [
+        (RAMP, True, True),
+        (WEIGHED, True, False),
+        (WEIGHED @ TURN, True, False),
+        (WEIGHED.H, False, True),
+        (ROWS.H @ RAMP, False, True),
+        (TURN @ WEIGHED.H, False, True),
+        (-2 * WEIGHED, True, False),
+        (-2 * WEIGHED.H, False, True),
+        (WEIGHED[2:], True, False),
+        (WEIGHED[::-1], True, False),
+        (WEIGHED.H[:, 2:], False, True),
+        (WEIGHED.H[::-1], False, True),
+        ((RAMP @ TURN[:5]).conj(), True, False),
+        (bases.concatenation(WEIGHED, ROWS), True, False),
+        (operators.for_real_signals((RAMP @ TURN[:5]).H), False, True),
+        (WEIGHED @ WEIGHED.H, True, True),
+        (RAMP + RAMP, True, True),
+        (RAMP @ PLAIN, False, False),
+        (ROWS @ diagonal(1.0 + np.arange(16)), False, False),
+        (WEIGHED[[0, 0]], False, False),
+        (WEIGHED[:, 1:], False, False),
+        (bases.concatenation(WEIGHED, PLAIN), False, False),
+        (WEIGHED + ROWS, False, False),
+        (operators.for_real_signals(RAMP @ TURN[:5]), False, False),
+    ],
+)
+def test_orthogonality_is_known_whatever_the_lengths(made, rows, columns):
+    assert (made.facts.orthogonal_rows, made.facts.orthogonal_columns) == (rows, columns)
+    counts = []
+    counted = made.counting(counts.append)
+    if rows or columns:  # their longest is the norm, and no product finds it
+        lengths = counted.row_norms() if rows else counted.column_norms()
+        assert counted.norm() == pytest.approx(lengths.max(), rel=1e-12)
+        assert not counts
+    check_facts(made, made.to_dense())
+
+
+def test_weighed_measurements_cost_no_inner_iteration():
+    weights = diagonal(10 ** np.linspace(-1, 1, 32))
+    problem = Lasso(weights @ PARTIAL["dct"], np.ones(32), 0.01)
+    found = solve(problem, "admm", max_iter=60)
+    assert found.n_products <= 3 * found.n_iter + 12
 
 
 @pytest.mark.parametrize(

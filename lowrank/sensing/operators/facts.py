@@ -31,6 +31,8 @@ class Facts:
         norm: spectral norm `||A||_2`.
         row_gram: g > 0 with `A A^H = g I`: rows are orthogonal and of length sqrt(g).
         column_gram: g > 0 with `A^H A = g I`: columns are orthogonal and of length sqrt(g).
+        orthogonal_rows: `A A^H` is diagonal: rows are orthogonal, of whatever lengths.
+        orthogonal_columns: `A^H A` is diagonal.
         row_norms: function that gives the lengths of the rows, (m,).
         column_norms: function that gives the lengths of the columns `||a_j||_2`, (n,).
         gram_spectrum: eigenvalues, of the signal's shape and in the order of `numpy.fft`, of a
@@ -50,6 +52,8 @@ class Facts:
     norm: float | None = None
     row_gram: float | None = None
     column_gram: float | None = None
+    orthogonal_rows: bool = False
+    orthogonal_columns: bool = False
     row_norms: Norms | None = None
     column_norms: Norms | None = None
     gram_spectrum: Array | None = None
@@ -69,14 +73,20 @@ class Facts:
             norm = float(np.sqrt(gram))
         row_norms = facts.row_norms or _constant(shape[0], row)
         column_norms = facts.column_norms or _constant(shape[1], column)
+        orthogonal_rows = facts.orthogonal_rows or row is not None
+        orthogonal_columns = facts.orthogonal_columns or column is not None
+        by = _longest(row_norms) if orthogonal_rows else None
+        by = _first(by, _longest(column_norms) if orthogonal_columns else None)
         return replace(
             facts,
             norm=norm,
             row_gram=row,
             column_gram=column,
+            orthogonal_rows=orthogonal_rows,
+            orthogonal_columns=orthogonal_columns,
             row_norms=row_norms,
             column_norms=column_norms,
-            norm_by=None if norm is not None else facts.norm_by,
+            norm_by=None if norm is not None else _first(by, facts.norm_by),
         )
 
 
@@ -90,6 +100,8 @@ def _of_diagonal(facts: Facts, d: Array) -> Facts:
         norm=largest,
         row_gram=gram,
         column_gram=gram,
+        orthogonal_rows=True,
+        orthogonal_columns=True,
         row_norms=lambda: size,
         column_norms=lambda: size,
     )
@@ -103,7 +115,8 @@ def product(A: Facts, B: Facts) -> Facts:
     """Of `A B`.
 
     `A^H A = a I` gives `||A x|| = sqrt(a) ||x||` for every x, such as a column of B; `B B^H = b I`
-    the same for rows. A diagonal factor scales columns or rows one by one.
+    the same for rows. A diagonal factor scales columns or rows one by one, and what was orthogonal
+    stays so.
     """
     a, b = A.column_gram, B.row_gram
     column_norms, row_norms = _times(_root(a), B.column_norms), _times(_root(b), A.row_norms)
@@ -116,6 +129,8 @@ def product(A: Facts, B: Facts) -> Facts:
         norm_by=_first(_times(_root(b), A.norm_by), _times(_root(a), B.norm_by)),
         row_gram=_gram(A.row_gram, B.row_gram),
         column_gram=_gram(A.column_gram, B.column_gram),
+        orthogonal_rows=_either(b, A.orthogonal_rows, A.diagonal, B.orthogonal_rows),
+        orthogonal_columns=_either(a, B.orthogonal_columns, B.diagonal, A.orthogonal_columns),
         row_norms=row_norms,
         column_norms=column_norms,
         gram_spectrum=_first(
@@ -131,11 +146,17 @@ def product(A: Facts, B: Facts) -> Facts:
 
 def gram(A: Facts) -> Facts:
     """Of `A^H A`, whose norm is that of A squared."""
-    by = A.norm_by
+    by, lengths = A.norm_by, A.column_norms if A.orthogonal_columns else None
+    known = product(adjoint(A), A)
+    squares = None if lengths is None else lambda: lengths() ** 2
     return replace(
-        product(adjoint(A), A),
+        known,
         norm=None if A.norm is None else A.norm**2,
         norm_by=None if by is None else lambda: by() ** 2,
+        orthogonal_rows=known.orthogonal_rows or A.orthogonal_columns,
+        orthogonal_columns=known.orthogonal_columns or A.orthogonal_columns,
+        row_norms=_first(known.row_norms, squares),
+        column_norms=_first(known.column_norms, squares),
     )
 
 
@@ -147,6 +168,8 @@ def multiple(a: complex, A: Facts) -> Facts:
         norm_by=_times(size, A.norm_by),
         row_gram=_gram(square, A.row_gram),
         column_gram=_gram(square, A.column_gram),
+        orthogonal_rows=A.orthogonal_rows,
+        orthogonal_columns=A.orthogonal_columns,
         row_norms=_times(size, A.row_norms),
         column_norms=_times(size, A.column_norms),
         gram_spectrum=_scaled(square, A.gram_spectrum),
@@ -170,6 +193,8 @@ def adjoint(A: Facts) -> Facts:
         norm_by=A.norm_by,
         row_gram=A.column_gram,
         column_gram=A.row_gram,
+        orthogonal_rows=A.orthogonal_columns,
+        orthogonal_columns=A.orthogonal_rows,
         row_norms=A.column_norms,
         column_norms=A.row_norms,
         gram_spectrum=A.cogram_spectrum,
@@ -194,7 +219,8 @@ def rows(A: Facts, kept: Array, m: int) -> Facts:
     if np.unique(kept).size < kept.size:
         return Facts(row_norms=row_norms, scales=A.scales)
     if kept.size < m:
-        return Facts(row_gram=A.row_gram, row_norms=row_norms, scales=A.scales)
+        known = Facts(row_gram=A.row_gram, orthogonal_rows=A.orthogonal_rows)
+        return replace(known, row_norms=row_norms, scales=A.scales)
     return replace(A, row_norms=row_norms, cogram_spectrum=None, diagonal=None)  # a permutation
 
 
@@ -211,6 +237,7 @@ def side_by_side(parts: Sequence[Facts]) -> Facts:
     grams = [part.row_gram for part in parts]
     return Facts(
         row_gram=None if None in grams else float(sum(g for g in grams if g is not None)),
+        orthogonal_rows=all(part.orthogonal_rows for part in parts),
         column_norms=_joined(column_norms, np.concatenate),
         row_norms=_joined(row_norms, lambda found: np.sqrt(sum(f**2 for f in found))),
     )
@@ -221,6 +248,7 @@ def real_parts(A: Facts) -> Facts:
     spectrum = A.gram_spectrum
     return Facts(
         column_gram=A.column_gram,
+        orthogonal_columns=A.orthogonal_columns,
         column_norms=A.column_norms,
         gram_spectrum=None if spectrum is None else (spectrum + mirrored(spectrum)) / 2,
         scales=A.scales,
@@ -230,6 +258,15 @@ def real_parts(A: Facts) -> Facts:
 def mirrored(spectrum: Array) -> Array:
     """The eigenvalue of each frequency's negative."""
     return np.roll(np.flip(spectrum), 1, range(spectrum.ndim))
+
+
+def _either(gram: float | None, first: bool, diagonal: Array | None, second: bool) -> bool:
+    """Whether one factor is a multiple of an isometry or diagonal, and the other is orthogonal."""
+    return (gram is not None and first) or (diagonal is not None and second)
+
+
+def _longest(norms: Norms | None) -> Callable[[], float] | None:
+    return None if norms is None else lambda: float(norms().max())
 
 
 def _root(gram: float | None) -> float | None:

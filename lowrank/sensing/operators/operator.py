@@ -117,6 +117,8 @@ class Operator(LinearOperator):  # type: ignore[misc]
             kind.append(f"A A^H = {_multiple_of_identity(rows)}")
         elif columns is not None:
             kind.append(f"A^H A = {_multiple_of_identity(columns)}")
+        elif self.facts.orthogonal_rows or self.facts.orthogonal_columns:
+            kind.append(f"{'A A^H' if self.facts.orthogonal_rows else 'A^H A'} diagonal")
         return f"<Operator {self.shape} {self.name}: {', '.join(kind)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -238,8 +238,8 @@ def _first_penalty(problem: Problem) -> float:
 
 def _gram_solver(M: Operator, s: float) -> Callable[[Array, Array], Array] | None:
     """`a, Mb -> (I + G)^-1 (G a + Mb)` with `G = s^2 M M^H`, where G is at hand."""
-    if M.facts.row_gram is not None:
-        g = s**2 * M.facts.row_gram
+    if M.facts.orthogonal_rows and M.knows_row_norms:
+        g = (s * M.row_norms()[:, None]) ** 2
         return lambda a, Mb: (g * a + Mb) / (1 + g)
     if not M.is_dense or not M.shape[0] < M.shape[1] or M.shape[0] > MAX_FACTOR:
         return None
