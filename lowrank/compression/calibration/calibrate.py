@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ from lowrank.compression.calibration.moments import (
     rows_of_a_draw,
 )
 from lowrank.compression.calibration.patches import batched, chunks, n_positions, outputs, patches
-from lowrank.compression.gauges.quality import is_scores, vocabularies
+from lowrank.compression.gauges.quality import Loss, is_scores, vocabularies
 from lowrank.compression.network.cutting import batch_size
 from lowrank.compression.network.example import Example, call, evaluating, first_line
 from lowrank.compression.network.hooks import Seen, watching
@@ -27,10 +27,6 @@ from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.tensors import describe, flatten, tensors
 from lowrank.errors import InputError
 from lowrank.linalg import wide
-
-Loss = Callable[[Any], Tensor]
-"""From a model's output on a batch to the sum of the examples' losses."""
-
 
 _POSITIONS = 1 << 18
 """Most positions of a layer whose patches are summed, over all examples."""
@@ -296,6 +292,9 @@ def drawn_loss(output: Any, generator: torch.Generator, words: Collection[int] =
     found = flatten(output)
     if not found:
         raise _no_gradients("the model returns no floating-point tensor")
+    if not any(y.numel() for y in found):  # a detector that finds nothing
+        return sum((y.sum() for y in found), torch.zeros(()))
+    found = [y for y in found if y.numel()]
     first, *others = [y for y in found if y.requires_grad] or found[:1]
     if not all(bool(y.isfinite().all()) for y in (first, *others)):
         raise InputError("model", "its output on the data holds NaN or Inf", "check both")

@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import get_args
 
-from lowrank.compression.calibration.calibrate import Loss
 from lowrank.compression.calibration.goals import How
 from lowrank.compression.calibration.statistics import Way, Weighting
+from lowrank.compression.gauges.quality import Loss
 from lowrank.errors import InputError
 
 
@@ -21,6 +21,7 @@ class Calibration:
         loss: from the model's output to the sum of the examples' losses, whose gradients
             weigh the outputs. By default the log-likelihood of labels drawn from the
             model's own scores, or a random projection where the output is no score matrix.
+            It is also what is compared where outputs have other lengths, as a detector's.
         weighting: "probe" fits layers by those gradients and weighs each by what replacing
             it alone does to the model's output; "gradients" weighs by them too, to first
             order, which is cheaper and sees no errors that add up over positions;

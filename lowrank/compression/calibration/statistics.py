@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from lowrank.compression.calibration.calibrate import (
     Calibrated,
-    Loss,
     NoGradients,
     calibrate,
 )
 from lowrank.compression.calibration.downstream import Downstream, find_downstream, norm_scale
 from lowrank.compression.calibration.goal import Goal
-from lowrank.compression.gauges.quality import Scorer
+from lowrank.compression.gauges.quality import Loss, Scorer
 from lowrank.compression.network.cutting import held_out
 from lowrank.compression.network.example import Example
 from lowrank.compression.network.layers import LayerView, spec_of
@@ -76,6 +75,8 @@ class Statistics:
         calibrated: moments of the dense model.
         batches: the inputs they are from.
         weighting: how outputs are weighed.
+        loss: the user's, of an output, where there is one.
+        notes: on what could not be done with these data.
     """
 
     units: dict[str, Unit]
@@ -83,6 +84,8 @@ class Statistics:
     calibrated: Calibrated
     batches: Sequence[Example]
     weighting: Weighting = "probe"
+    loss: Loss | None = None
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def views(self) -> dict[str, LayerView]:
@@ -119,7 +122,7 @@ class Statistics:
             found = replace(calibrate(model, views, batches, seed=seed), why=error.problem)
         sinks = find_downstream(model, views, batches[0])
         named = {u.layers[0].name: u for u in units}
-        return cls(named, sinks, found, batches, weighting)
+        return cls(named, sinks, found, batches, weighting, loss)
 
     def bound(self, model: nn.Module) -> Statistics:
         """The same for this very model: a copy of the one that was calibrated, or that one.

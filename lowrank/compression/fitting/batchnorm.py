@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowrank.compression.fitting.distillation import Objective
-from lowrank.compression.gauges.quality import compare_on
+from lowrank.compression.gauges.quality import Loss, Unmatched, compare_on
 from lowrank.compression.network.batches import Batch, Batches, Form, hold_out, placed
 from lowrank.compression.network.cutting import held_out
 from lowrank.compression.network.example import Example, call, evaluating
@@ -184,20 +184,28 @@ def _estimate(
     return tuple(norm for norm, told in several.items() if not told)
 
 
-def renormalise(model: nn.Module, small: nn.Module, batches: Sequence[Example]) -> list[str]:
+def renormalise(
+    model: nn.Module,
+    small: nn.Module,
+    batches: Sequence[Example],
+    loss: Loss | None = None,
+) -> list[str]:
     """Estimate batch-norm statistics anew; kept only if outputs held out come closer.
 
-    A fourth of the examples is held out; of a single one nothing is, and nothing is kept.
-    What there is to say of it.
+    A fourth of the examples is held out; of a single one nothing is, and nothing is kept, nor
+    where outputs cannot be compared. What there is to say of it.
     """
     rest, held = held_out(batches, model)
     if not held:
         return []
 
     def lost(candidate: nn.Module) -> float:
-        return compare_on(model, candidate, held).loss
+        return compare_on(model, candidate, held, loss).loss
 
-    found = improves(small, batch_norms(small), rest, lost)
+    try:
+        found = improves(small, batch_norms(small), rest, lost)
+    except Unmatched:
+        return []
     notes = [] if found.measure is None else ["batch-norm statistics were estimated anew"]
     if found.single:
         names = ", ".join(n for n, m in small.named_modules() if m in found.single)

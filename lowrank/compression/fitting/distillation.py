@@ -22,6 +22,12 @@ _NONE = 1e-30
 """Mean square up to which a tensor is zero."""
 
 
+_ADVICE = (
+    "pass the model that was compressed as its teacher, or a function as loss where lengths "
+    "depend on the data"
+)
+
+
 Loss: TypeAlias = Literal["kl", "mse"] | Callable[[Any, Any], Tensor]
 """How far the student's output is from the teacher's."""
 
@@ -140,7 +146,7 @@ def relative_mse(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
     """
     if len(student) != len(teacher) or not student:
         problem = f"{len(student)} floating-point outputs against the teacher's {len(teacher)}"
-        raise InputError("model", problem, "pass the model that was compressed as its teacher")
+        raise InputError("model", problem, _ADVICE)
     losses = []
     for ours, theirs in zip(student, teacher, strict=True):
         _check_same("an output", ours, theirs)
@@ -193,4 +199,4 @@ def _captured(model: nn.Module, names: Sequence[str], where: str) -> Iterator[di
 def _check_same(what: str, ours: Tensor, theirs: Tensor) -> None:
     if ours.shape != theirs.shape:
         problem = f"{what} is {tuple(ours.shape)} against the teacher's {tuple(theirs.shape)}"
-        raise InputError("model", problem, "pass the model that was compressed as its teacher")
+        raise InputError("model", problem, _ADVICE)

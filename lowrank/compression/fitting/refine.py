@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.fitting.blocks import STEPS, Trained, find_blocks, train_blocks
 from lowrank.compression.fitting.finetune import finetune
-from lowrank.compression.gauges.quality import compare_on, quality_of, vocabularies
+from lowrank.compression.gauges.quality import Loss, compare_on, quality_of, vocabularies
 from lowrank.compression.network.batches import Batch, mixable
 from lowrank.compression.network.cutting import batch_size, split_batches
 from lowrank.compression.network.example import Example, first_line, run
@@ -123,6 +123,7 @@ def try_out(
     held: Sequence[Example],
     layers: Sequence[str],
     *,
+    loss: Loss | None = None,
     steps: int = STEPS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -135,17 +136,21 @@ def try_out(
         batches: inputs, from `calibration_batches`.
         held: others.
         layers: names of the replaced layers.
+        loss: of an output, which is compared where outputs have other lengths.
         steps: gradient steps for a block, and of training end to end, which parameters in
             half precision are spared.
         seed: of everything random.
         progress: called as (what, done, total).
+
+    Raises:
+        Unmatched: the models' outputs cannot be compared.
     """
     parts, few = split_batches(batches, _BATCH, teacher), split_batches(held, 4, teacher)
     wanted, words = [run(teacher, batch) for batch in few], vocabularies(teacher)
 
     def losses() -> tuple[float, ...]:
         pairs = zip(wanted, few, strict=True)
-        return tuple(quality_of([(y, run(small, b))], words).loss for y, b in pairs)
+        return tuple(quality_of([(y, run(small, b))], words, loss).loss for y, b in pairs)
 
     found = [losses()]
     blocks = train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
@@ -175,6 +180,7 @@ def refine(
     layers: Sequence[str],
     *,
     trial: Trial | None = None,
+    untried: str = "there were too few examples for a trial",
     steps: int = STEPS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -190,6 +196,7 @@ def refine(
         batches: inputs, from `calibration_batches`.
         layers: names of the replaced layers.
         trial: what `try_out` found; without it, blocks alone are refined.
+        untried: why there is none.
         steps: gradient steps for a block; five times as many follow end to end.
         seed: of everything random.
         progress: called as (what, done, total).
@@ -198,7 +205,7 @@ def refine(
         InputError: steps that make no sense.
     """
     lost, stages = ((), 1) if trial is None else (trial.means, trial.best)
-    why = "there were too few examples for a trial" if trial is None else trial.why
+    why = untried if trial is None else trial.why
     if not stages:
         return Refined({}, lost, 0, why)
     parts = split_batches(batches, _BATCH, teacher)

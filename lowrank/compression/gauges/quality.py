@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from numbers import Real
@@ -21,6 +21,10 @@ from lowrank.linalg import wide
 
 Scorer: TypeAlias = Callable[[nn.Module], float]
 """The user's own quality of a model, the higher the better: accuracy, for instance."""
+
+
+Loss: TypeAlias = Callable[[Any], Tensor]
+"""From a model's output on a batch to the sum of the examples' losses."""
 
 
 def score(scorer: Scorer, model: nn.Module, whose: str) -> float:
@@ -68,6 +72,16 @@ def check_drop(metric: object, most: object) -> None:
         raise InputError("max_drop", f"{most!r} is no drop from 0 up", "give 0.01, say")
 
 
+class Unmatched(InputError):
+    """Outputs of which nothing can be compared."""
+
+
+def unmatched(what: str) -> Unmatched:
+    """Says what there is in place of outputs that can be compared."""
+    advice = "pass Calibration(loss=), or a function of a model as its weighting or as metric="
+    return Unmatched("model", f"its outputs cannot be compared: {what}", advice)
+
+
 @dataclass(frozen=True)
 class Quality:
     """Outputs of the compressed model against the dense one's.
@@ -83,6 +97,8 @@ class Quality:
         scores: the first output holds class scores; see `is_scores`.
         held_out: none of the examples was used to compress the model.
         others: ||y' - y||^2 / ||y||^2 of the outputs behind the first, summed.
+        unmatched: share in [0, 1] of the outputs that are left out, as they have another
+            shape: a detector's, say, whose length depends on what is found.
     """
 
     relative_error: float
@@ -92,12 +108,14 @@ class Quality:
     scores: bool = False
     held_out: bool = True
     others: float = 0.0
+    unmatched: float = 0.0
 
     @property
     def loss(self) -> float:
         """How far the outputs are off: the error; where the first is class scores, their
-        divergence and the squared error of the others."""
-        return self.kl + self.others if self.scores else self.relative_error
+        divergence and the squared error of the others. What is left out counts as lost."""
+        off = self.kl + self.others if self.scores else self.relative_error
+        return off + self.unmatched
 
     def to_dict(self) -> dict[str, float | None]:
         """The figures as JSON values."""
@@ -120,6 +138,7 @@ def compare_outputs(
 
     Raises:
         InputError: the data is empty, or a batch is refused.
+        Unmatched: there is nothing in the outputs that can be compared.
     """
     batches: Iterable[Example]
     if data is not None:
@@ -131,54 +150,98 @@ def compare_outputs(
     return compare_on(dense, small, batches)
 
 
-def compare_on(dense: nn.Module, small: nn.Module, batches: Iterable[Example]) -> Quality:
-    """Quality on batches of inputs in the form that the models take."""
+def compare_on(
+    dense: nn.Module, small: nn.Module, batches: Iterable[Example], loss: Loss | None = None
+) -> Quality:
+    """Quality on batches of inputs in the form that the models take; see `quality_of`."""
     pairs = ((run(dense, batch), run(small, batch)) for batch in batches)
-    return quality_of(pairs, vocabularies(dense))
+    return quality_of(pairs, vocabularies(dense), loss)
 
 
-def quality_of(pairs: Iterable[tuple[Any, Any]], words: Collection[int] = ()) -> Quality:
-    """Quality from the outputs themselves.
+def quality_of(
+    pairs: Iterable[tuple[Any, Any]], words: Collection[int] = (), loss: Loss | None = None
+) -> Quality:
+    """Quality from the outputs themselves: of all that have the same shape in both models.
 
     Args:
         pairs: the dense model's output on a batch, and the compressed one's.
         words: from `vocabularies`, of the dense model.
+        loss: of an output, which is compared where no output has the same shape.
 
     Raises:
-        InputError: no pair, or one without a floating-point tensor.
+        InputError: no pair.
+        Unmatched: no output can be compared.
     """
-    lost: dict[int, float] = {}
-    energy: dict[int, float] = {}
-    kl = 0.0
-    agree = positions = n = 0
-    scores = classes = False
+    found = _Compared(words)
+    losses: list[tuple[float, float]] = []
     for wanted, given in pairs:
-        expected, got = flatten(wanted), flatten(given)
-        if not expected:
-            raise InputError("model", "it returns no floating-point tensor", "wrap it to do so")
-        for k, (a, b) in enumerate(zip(expected, got, strict=True)):
+        found.add(flatten(wanted), flatten(given))
+        if loss is not None:
+            losses.append((float(loss(wanted)), float(loss(given))))
+    if not found.batches:
+        raise InputError("data", "it holds no batch", "pass at least one")
+    if found.energy:
+        return found.quality()
+    if losses:
+        off = _ratio(sum((b - a) ** 2 for a, b in losses), sum(a**2 for a, _ in losses)) ** 0.5
+        return Quality(off, None, 0.0, found.n or len(losses), unmatched=1.0)
+    raise unmatched(found.why)
+
+
+class _Compared:
+    """Sums over the outputs of pairs of models."""
+
+    def __init__(self, words: Collection[int]) -> None:
+        self.words = words
+        self.lost: dict[int, float] = {}
+        self.energy: dict[int, float] = {}
+        self.kl = 0.0
+        self.agree = self.positions = self.n = self.batches = 0
+        self.seen = self.left = 0
+        self.scores = self.classes = False
+        self.why = "there is no floating-point tensor among them"
+
+    def add(self, expected: Sequence[Tensor], got: Sequence[Tensor]) -> None:
+        """Add the outputs of one batch."""
+        self.batches += 1
+        self.seen += len(expected)
+        self.left += max(len(expected) - len(got), 0)
+        if len(expected) != len(got):
+            self.why = f"{len(got)} floating-point tensors in place of {len(expected)}"
+        for k, (a, b) in enumerate(zip(expected, got, strict=False)):
+            if a.shape != b.shape or not a.numel():
+                self.left += 1
+                self.why = f"{tuple(b.shape)} in place of {tuple(a.shape)}"
+                continue
             a = wide(a)
-            lost[k] = lost.get(k, 0.0) + _energy(a - b.to(a))
-            energy[k] = energy.get(k, 0.0) + _energy(a)
-        scores = is_scores(expected[0], words)
-        p, q = _scores(expected[0]), _scores(got[0])
-        classes = p.shape[-1] > 1
-        agree += int((p.argmax(-1) == q.argmax(-1)).sum())
-        positions += p[..., 0].numel()
-        kl += float(
+            self.lost[k] = self.lost.get(k, 0.0) + _energy(a - b.to(a))
+            self.energy[k] = self.energy.get(k, 0.0) + _energy(a)
+            if not k:
+                self._add_first(a, b)
+
+    def _add_first(self, expected: Tensor, got: Tensor) -> None:
+        self.scores = is_scores(expected, self.words)
+        p, q = _scores(expected), _scores(got)
+        self.classes = p.shape[-1] > 1
+        self.agree += int((p.argmax(-1) == q.argmax(-1)).sum())
+        self.positions += p[..., 0].numel()
+        self.kl += float(
             F.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="sum", log_target=True)
         )
-        n += expected[0].shape[0] if expected[0].ndim else 1
-    if not n:
-        raise InputError("data", "it holds no batch", "pass at least one")
-    return Quality(
-        _ratio(sum(lost.values()), sum(energy.values())) ** 0.5,
-        agree / positions if classes else None,
-        max(kl / positions, 0.0),
-        n,
-        scores,
-        others=sum(_ratio(lost[k], energy[k]) for k in lost if k),
-    )
+        self.n += expected.shape[0] if expected.ndim else 1
+
+    def quality(self) -> Quality:
+        """What the sums amount to."""
+        lost, energy = self.lost, self.energy
+        return Quality(
+            _ratio(sum(lost.values()), sum(energy.values())) ** 0.5,
+            self.agree / self.positions if self.classes else None,
+            max(self.kl / self.positions, 0.0) if self.positions else 0.0,
+            self.n or self.batches,
+            self.scores,
+            others=sum(_ratio(lost[k], energy[k]) for k in lost if k),
+            unmatched=self.left / self.seen,
+        )
 
 
 def _energy(x: Tensor) -> float:

@@ -14,7 +14,7 @@ from lowrank.compression.fitting.batchnorm import renormalise
 from lowrank.compression.fitting.blocks import STEPS
 from lowrank.compression.fitting.layerwise import Built, replace_layers
 from lowrank.compression.fitting.refine import refine, try_out
-from lowrank.compression.gauges.quality import Quality, compare_on
+from lowrank.compression.gauges.quality import Loss, Quality, Unmatched, compare_on
 from lowrank.compression.network.batches import Batches, Form, Inputs, taken
 from lowrank.compression.network.cutting import in_memory
 from lowrank.compression.network.example import Example, check
@@ -136,8 +136,10 @@ def applied(
     remember_form(small, known.batches[0] if example is None and known else example)
     rows = _rows(plan, built)
     before, after = Figures.of(model, small, example)
-    quality = _quality(model, small, example, known, val)
-    return small, Report(rows, plan, before, after, quality, (*notes, *_int8_notes(plan)))
+    loss = settings.loss if known is None else known.loss
+    quality, said = _quality(model, small, example, known, val, loss)
+    remarks = (*notes, *said, *_int8_notes(plan))
+    return small, Report(rows, plan, before, after, quality, remarks)
 
 
 def _check_plan(model: nn.Module, plan: Plan) -> None:
@@ -217,12 +219,24 @@ def _quality(
     example: Example | None,
     known: Statistics | None,
     val: Iterable[Example] | None,
-) -> Quality | None:
-    if val is not None:
-        return compare_on(model, small, val)
-    if known is not None:
-        return replace(compare_on(model, small, known.batches), held_out=False)
-    return None if example is None else compare_on(model, small, [example])
+    loss: Loss | None,
+) -> tuple[Quality | None, list[str]]:
+    """How far the outputs are off, and what there is to say of it."""
+    shown = [] if example is None else [example]
+    batches = val if val is not None else shown if known is None else known.batches
+    if batches is shown and not shown:
+        return None, []
+    try:
+        found = compare_on(model, small, batches, loss)
+    except Unmatched as error:
+        return None, [error.problem]
+    notes = []
+    if found.unmatched:
+        notes = [
+            f"{100 * found.unmatched:.0f} % of the outputs have another length than the dense "
+            "model's and are not compared"
+        ]
+    return replace(found, held_out=val is not None or known is None), notes
 
 
 def _made(
@@ -238,17 +252,20 @@ def _made(
         return _fitted(model, plan, known, how, progress)
     steps, layers = STEPS if steps is True else steps, [*plan.replaced, *plan.hosts]
     part, held = known.parted(model)
-    trial = None
+    trial, untried = None, "there were too few examples for a trial"
     if held:
         tried, _, _ = _fitted(model, plan, part, how, progress, max_iter=_IN_SHORT)
-        trial = try_out(
-            tried, model, part.batches, held, layers,
-            steps=steps, seed=plan.seed, progress=progress,
-        )  # fmt: skip
+        try:
+            trial = try_out(
+                tried, model, part.batches, held, layers,
+                loss=known.loss, steps=steps, seed=plan.seed, progress=progress,
+            )  # fmt: skip
+        except Unmatched as error:
+            untried = f"there was no trial: {error.problem}"
     small, built, notes = _fitted(model, plan, known, how, progress)
     found = refine(
         small, model, known.batches, layers,
-        trial=trial, steps=steps, seed=plan.seed, progress=progress,
+        trial=trial, untried=untried, steps=steps, seed=plan.seed, progress=progress,
     )  # fmt: skip
     return small, built, [*notes, str(found)]
 
@@ -265,7 +282,8 @@ def _fitted(
     small, built = replace_layers(model, plan, known, how, max_iter=max_iter, progress=progress)
     if known is None:
         return small, built, []
-    notes = [str(known.calibrated), *renormalise(model, small, known.batches)]
+    renormed = renormalise(model, small, known.batches, known.loss)
+    notes = [str(known.calibrated), *known.notes, *renormed]
     return small, built, notes
 
 

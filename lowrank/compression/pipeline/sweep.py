@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -14,6 +15,7 @@ from lowrank.compression.fitting.finetune import finetune as tune
 from lowrank.compression.gauges.quality import (
     Quality,
     Scorer,
+    Unmatched,
     check_drop,
     check_metric,
     compare_outputs,
@@ -231,7 +233,10 @@ def _point(
     finetune: Mapping[str, Any] | None,
 ) -> Point:
     small, report = applied(model, plan, example=None, data=curves.data, progress=None, **how)
-    quality = report.quality or compare_outputs(model, small, example)
+    quality = report.quality
+    if quality is None:
+        with suppress(Unmatched):
+            quality = compare_outputs(model, small, example)
     found = None if metric is None else float(metric(small))
     tuned = None
     if finetune is not None and metric is not None:

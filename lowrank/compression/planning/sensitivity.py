@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.fitting.layerwise import replace_layers
-from lowrank.compression.gauges.quality import Scorer, positions, quality_of, score, vocabularies
+from lowrank.compression.gauges import quality
+from lowrank.compression.gauges.quality import (
+    Scorer,
+    Unmatched,
+    positions,
+    quality_of,
+    score,
+    vocabularies,
+)
 from lowrank.compression.network.cutting import batch_size
 from lowrank.compression.network.example import Example, run
 from lowrank.compression.network.prefix_cache import MEMORY, PrefixCache, Reached
@@ -60,7 +68,8 @@ def probe(
         progress: called as (layer, done, total).
 
     Returns:
-        Curves for the same budgets.
+        Curves for the same budgets; as they were, with a note in their data, where the outputs
+        of models cannot be compared.
 
     Raises:
         InputError: curves without data, or a metric that is not finite.
@@ -73,15 +82,20 @@ def probe(
     """
     if curves.data is None:
         raise InputError("curves", "they were measured without data", "pass data= to measure")
-    one = _some(curves.data.batches, 1)[0]
+    data = curves.data
+    one = _some(data.batches, 1)[0]
     n = _n_examples(curves, positions(run(model, one)))
-    loss = _loss_of(model, _some(curves.data.batches, n), metric)
-    places = {name: k for k, name in enumerate(curves.data.views)}  # in the order they run
+    loss = _loss_of(model, _some(data.batches, n), metric, data.loss)
+    places = {name: k for k, name in enumerate(data.views)}  # in the order they run
     found: dict[str, Curve] = {}
-    for curve in sorted(curves.curves, key=lambda c: places.get(c.layer, -1)):
-        if progress is not None:
-            progress(f"probing {curve.layer}", len(found), len(curves.curves))
-        found[curve.layer] = _probed(model, curves, curve, loss)
+    try:
+        for curve in sorted(curves.curves, key=lambda c: places.get(c.layer, -1)):
+            if progress is not None:
+                progress(f"probing {curve.layer}", len(found), len(curves.curves))
+            found[curve.layer] = _probed(model, curves, curve, loss)
+    except Unmatched as error:
+        note = f"layers are not weighed by probes: {error.problem}"
+        return replace(curves, data=replace(data, notes=(*data.notes, note)))
     return replace(curves, curves=tuple(found[c.layer] for c in curves.curves))
 
 
@@ -89,11 +103,16 @@ Loss = Callable[[nn.Module, str], float]
 """Of a model in which the named layer is another."""
 
 
-def _loss_of(model: nn.Module, batches: Sequence[Example], metric: Scorer | None) -> Loss:
+def _loss_of(
+    model: nn.Module,
+    batches: Sequence[Example],
+    metric: Scorer | None,
+    given: quality.Loss | None,
+) -> Loss:
     if metric is not None:
         best = score(metric, model, "the dense model")
         return lambda small, layer: best - score(metric, small, f"the model without {layer}")
-    return _Outputs(model, batches).loss
+    return _Outputs(model, batches, given).loss
 
 
 class _Outputs:
@@ -102,8 +121,10 @@ class _Outputs:
     Layers are asked for in the order in which they run.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Example]) -> None:
-        self.model, self.batches = model, batches
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Example], given: quality.Loss | None
+    ) -> None:
+        self.model, self.batches, self.given = model, batches, given
         self._words = vocabularies(model)
         self._replay = PrefixCache(model, len(batches), MEMORY // 2)
         self._layer = ""
@@ -122,8 +143,8 @@ class _Outputs:
             (self._dense(k), self._replay.output(small, k, batch))
             for k, batch in enumerate(self.batches)
         )
-        found = quality_of(pairs, self._words)
-        return found.loss if found.scores else found.relative_error**2
+        found = quality_of(pairs, self._words, self.given)
+        return found.loss if found.scores else found.relative_error**2 + found.unmatched
 
     def _dense(self, k: int) -> Any:
         return self._given[k] if k < len(self._given) else run(self.model, self.batches[k])

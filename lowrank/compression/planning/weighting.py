@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 
 from torch import nn
 
 from lowrank.compression.calibration.goals import How
 from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.fitting.layerwise import replace_layers
-from lowrank.compression.gauges.quality import compare_on, score
+from lowrank.compression.gauges.quality import Unmatched, compare_on, score
 from lowrank.compression.network.cutting import batch_size
 from lowrank.compression.network.example import Example
 from lowrank.compression.planning.curves import Curves
@@ -74,7 +75,8 @@ def weighing(
             progress("weighing layers", done, len(plans))
         same = next((d for d in lost if plans[d].layers == plan.layers), None)
         lost[e] = lost[same] if same is not None else _trial(model, plan, data, examples, how)
-    return min(lost, key=lost.__getitem__)
+    best = min(lost, key=lost.__getitem__)
+    return 0.5 if lost[best][1] == inf else best
 
 
 def _trial(
@@ -84,4 +86,7 @@ def _trial(
     small, _ = replace_layers(model, plan, data, how, max_iter=_TRIAL_STEPS)
     scorer = data.weighting if callable(data.weighting) else None
     quality = 0.0 if scorer is None else score(scorer, small, "a trial")
-    return -quality, compare_on(model, small, examples).loss
+    try:
+        return -quality, compare_on(model, small, examples, data.loss).loss
+    except Unmatched:
+        return -quality, 0.0 if scorer is not None else inf
