@@ -222,6 +222,41 @@ def test_inconsistent_system_is_infeasible_with_distance():
     assert recover(A, np.array([1.0, 2.0, 0.0]), noise=0.6).status is Status.INFEASIBLE
 
 
+def _inconsistent(m, n):
+    """Problems without a solution that go to a first-order method, by name."""
+    rng = np.random.default_rng(0)
+    A, y = rng.standard_normal((m, n)), rng.standard_normal(m)
+    C = A + 1j * rng.standard_normal((m, n))
+    free = from_functions((m, n), lambda x: A @ x, lambda v: A.T @ v)
+    return {
+        "a bound": (BasisPursuit(A, y, upper=2.0), "auto"),
+        "a bound and noise": (BPDN(A, y, 0.01, upper=2.0), "auto"),
+        "a bound, matrix-free": (BasisPursuit(free, y, upper=2.0), "auto"),
+        "complex": (BasisPursuit(C, y), "auto"),
+        "several signals": (BPDN(C, rng.standard_normal((m, 2)), 0.01), "auto"),
+        "analysis": (Analysis(A, y, np.eye(n), epsilon=0.01), "auto"),
+        "by admm": (BasisPursuit(A, y), "admm"),
+        "by spg": (BasisPursuit(A, y), "spg"),
+    }
+
+
+@pytest.mark.parametrize("kind", _inconsistent(6, 1))
+@pytest.mark.parametrize("shape", [(6, 1), (60, 40)])
+def test_inconsistency_is_seen_long_before_the_last_iteration(kind, shape):
+    problem, solver = _inconsistent(*shape)[kind]
+    found = solve(problem, solver)
+    assert found.status is Status.INFEASIBLE
+    assert found.n_iter < 1000
+    assert "away from y" in found.message
+
+
+def test_a_tight_box_is_seen_to_be_too_tight():
+    A = np.random.default_rng(0).standard_normal((20, 50))
+    y = A @ sparse_signal(50, 5, seed=0)
+    assert solve(BasisPursuit(A, y, lower=-0.01, upper=0.01)).status is Status.INFEASIBLE
+    assert solve(BasisPursuit(A, y, lower=-9.0, upper=9.0)).status is Status.OPTIMAL
+
+
 def test_nonneg_infeasible_with_distance():
     result = recover(np.eye(2), np.array([1.0, -0.25]), nonneg=True)
     assert result.status is Status.INFEASIBLE

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import lsq_linear
-from scipy.sparse.linalg import LinearOperator, lsqr
 
 from lowrank.sensing.certificates import Certificate, certify
+from lowrank.sensing.feasibility import distance_if_infeasible
 from lowrank.sensing.operators.arrays import Array, to_tensor
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.result import Recovery, SolverResult
@@ -114,7 +113,7 @@ def _judge(
     figures = f"gap {certificate.gap:.1e}, infeasibility {certificate.infeasibility:.1e}: "
     if certificate.holds(tol):
         return Status.OPTIMAL, figures
-    if certificate.infeasibility > tol and (distance := _distance_if_infeasible(problem, tol)):
+    if certificate.infeasibility > tol and (distance := distance_if_infeasible(problem, tol)):
         share = distance / float(np.linalg.norm(problem.y))
         text = f"the closest A x is {distance:.6g} away from y ({share:.2g} of ||y||): "
         return Status.INFEASIBLE, text
@@ -125,42 +124,6 @@ def _judge(
         return result.status, "by the solver's word alone: "
     lost = result.status in (Status.OPTIMAL, Status.CONVERGED, Status.INFEASIBLE)
     return (Status.STALLED if lost else result.status), figures
-
-
-def _distance_if_infeasible(problem: Problem, tol: float) -> float:
-    """Distance from y to what `A c` can be within the bounds, if it rules out every c; else 0."""
-    if (allowed := problem.residual_bound) is None:
-        return 0.0
-    y = np.asarray(problem.y)
-    worst = 0.0
-    for column in y.reshape(y.shape[0], -1).T:
-        distance = _distance(problem, column)
-        if distance - allowed > tol * np.linalg.norm(column):
-            worst = max(worst, distance)
-    return worst
-
-
-def _distance(problem: Problem, y: Array) -> float:
-    """`min ||A c - y||` within the bounds, or 0 where that could not be settled."""
-    A, box = problem.operator, problem.box
-    small = A.is_dense and A.shape[0] * A.shape[1] <= 2**24
-    if box is not None and not small:
-        return 0.0
-    if box is not None:
-        method = "bvls" if A.shape[1] <= 1000 else "trf"
-        c = lsq_linear(A.to_dense(), y, box, tol=1e-14, method=method).x
-    elif small:
-        c = np.linalg.lstsq(A.to_dense(), y, rcond=None)[0]
-    else:
-        dtype = np.result_type(A.dtype, y)
-        system = LinearOperator(A.shape, matvec=A.forward, rmatvec=A.adjoint, dtype=dtype)
-        c = lsqr(system, y, atol=1e-14, btol=1e-14, iter_lim=2000)[0]
-    r = y - A.forward(c)
-    size, L = float(np.linalg.norm(r)), A.norm() ** 2 or 1.0
-    uphill = A.adjoint(r) / L
-    moved = uphill if box is None else np.clip(c + uphill, *box) - c
-    settled = np.linalg.norm(moved) * np.sqrt(L) <= 1e-6 * size  # else a slow fit looks like a gap
-    return size if settled else 0.0
 
 
 def support_of(coefficients: Array) -> Array:

@@ -12,6 +12,7 @@ from scipy.linalg import cho_factor, eigh, get_lapack_funcs
 from scipy.sparse.linalg import LinearOperator, cg
 
 from lowrank.sensing.certificates import gap_floor, relative_gap, scaled_dual
+from lowrank.sensing.feasibility import Doubt
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
@@ -92,6 +93,7 @@ class ADMM:
         """Iterate until gap and residuals are within tol."""
         problem, S = equilibrated(problem)
         split, rho = _Split(problem), _first_penalty(problem)
+        doubt = Doubt(problem, self.tol)
         c = scaled_start(problem, x0, S)
         z = Kc = split.forward(c)
         epoch: _Epoch | None = None
@@ -105,6 +107,9 @@ class ADMM:
                 gaps.append(split.gap(p, c, rho * dual))
                 if gaps[-1] <= self.tol / 2 or not np.isfinite(gaps[-1]):
                     status = Status.OPTIMAL if np.isfinite(gaps[-1]) else Status.DIVERGED
+                    break
+                if doubt(k, split.answer(p, c)):
+                    status = Status.INFEASIBLE
                     break
             if callback is not None and callback(k, unscaled(problem, split.answer(p, c), S)):
                 break

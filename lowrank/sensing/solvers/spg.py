@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from lowrank.sensing.feasibility import Doubt
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
@@ -81,7 +82,12 @@ class SPG:
         ball = L1Ball(0.0, weights, problem.nonneg)
         point = _Point(np.zeros(A.shape[1], problem.dtype), y, -A.adjoint(y), 0)
         dual, gaps = y, []
-        seen = callback and (lambda k, c: callback(k, unscaled(problem, c[:, None], S)))
+        doubt = Doubt(problem, self.tol)
+
+        def seen(k: int, c: Array) -> bool:
+            shown = callback is not None and callback(k, unscaled(problem, c[:, None], S))
+            return bool(shown) or doubt(k, c)
+
         status = Status.MAX_ITER
         while point.n_iter < self.max_iter:
             rnorm, steepest = float(np.linalg.norm(point.r)), _dual_norm(ball, point.g)
@@ -93,6 +99,7 @@ class SPG:
             if bound > ball.tau:
                 dual = point.r
             if point.stopped:
+                status = Status.INFEASIBLE if doubt.proven else status
                 break
             if gaps[-1] <= self.tol / 2:
                 status = Status.OPTIMAL
@@ -118,7 +125,7 @@ class SPG:
         ball: L1Ball,
         epsilon: float,
         start: _Point,
-        callback: Callback | None,
+        callback: Callback,
     ) -> _Point:
         """Projected gradient on `1/2 ||A c - y||^2` until its line is good enough."""
         c = _project(ball, start.c)
@@ -147,7 +154,7 @@ class SPG:
             g = -A.adjoint(r)
             values.append(_square(r) / 2)
             step = float(np.vdot(d, d).real / curvature) if curvature > 0 else 10 * step
-            if callback is not None and callback(k, c):
+            if callback(k, c):
                 return _Point(c, r, g, k, stopped=True)
         return _Point(c, r, g, k)
 

@@ -1,0 +1,101 @@
+"""Whether anything satisfies the constraints: the distance from y to what can be measured."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import lsq_linear
+from scipy.sparse.linalg import LinearOperator, lsqr
+
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.problems.base import Problem
+
+SMALL = 2**24
+"""Entries of a matrix up to which the closest point is found by factoring it."""
+
+
+FIRST_DOUBT = 256
+"""Iterations after which a run that misses its constraints is looked at, then at each double."""
+
+
+class Doubt:
+    """Asked as a callback is, tells a run that comes no closer to its constraints if none can.
+
+    A first-order method cannot say so itself: its coefficients settle at the closest point, or
+    drift, and it would go on to its last iteration. The closest point is looked for only where the
+    violation has not halved in twice the iterations.
+    """
+
+    def __init__(self, problem: Problem, tol: float) -> None:
+        self.problem, self.tol = problem, tol
+        self.due, self.last = FIRST_DOUBT, np.inf
+        self.proven = False
+
+    def __call__(self, k: int, coefficients: Array) -> bool:
+        """Whether it is proven that nothing satisfies the constraints."""
+        allowed = self.problem.residual_bound
+        if allowed is None or k < self.due:
+            return False
+        self.due = 2 * k
+        y = np.asarray(self.problem.y)
+        r = self.problem.operator.forward(coefficients.reshape(-1, *y.shape[1:])) - y
+        outside = np.maximum(np.linalg.norm(r, axis=0) - allowed, 0.0)
+        violation = float((outside / np.maximum(np.linalg.norm(y, axis=0), 1e-300)).max())
+        stuck, self.last = violation > max(self.tol, 0.5 * self.last), violation
+        self.proven = stuck and distance_if_infeasible(self.problem, self.tol) > 0
+        return self.proven
+
+
+def distance_if_infeasible(problem: Problem, tol: float) -> float:
+    """Distance from y to what `A c` can be within the bounds, if it rules out every c; else 0."""
+    if (allowed := problem.residual_bound) is None:
+        return 0.0
+    y = np.asarray(problem.y)
+    worst = 0.0
+    for column in y.reshape(y.shape[0], -1).T:
+        distance = _distance(problem, column)
+        if distance - allowed > tol * np.linalg.norm(column):
+            worst = max(worst, distance)
+    return worst
+
+
+def _distance(problem: Problem, y: Array) -> float:
+    """`min ||A c - y||` within the bounds, or 0 where that could not be settled."""
+    A, box = problem.operator, problem.box
+    c = _closest(problem, y) if box is None else _closest_in_box(problem, y, box)
+    r = y - A.forward(c)
+    size, L = float(np.linalg.norm(r)), A.norm() ** 2 or 1.0
+    uphill = A.adjoint(r) / L
+    moved = uphill if box is None else np.clip(c + uphill, *box) - c
+    settled = np.linalg.norm(moved) * np.sqrt(L) <= 1e-6 * size  # else a slow fit looks like a gap
+    return size if settled else 0.0
+
+
+def _closest(problem: Problem, y: Array) -> Array:
+    """Least squares."""
+    A = problem.operator
+    if _is_small(problem):
+        return np.asarray(np.linalg.lstsq(A.to_dense(), y, rcond=None)[0])
+    return np.asarray(lsqr(_system(problem, y), y, atol=1e-14, btol=1e-14, iter_lim=2000)[0])
+
+
+def _closest_in_box(problem: Problem, y: Array, box: tuple[Array, Array]) -> Array:
+    """Least squares within the bounds."""
+    A = problem.operator
+    if not _is_small(problem):
+        system = _system(problem, y)
+        found = lsq_linear(system, y, box, tol=1e-14, lsq_solver="lsmr", max_iter=100)
+    else:
+        method = "bvls" if A.shape[1] <= 1000 else "trf"
+        found = lsq_linear(A.to_dense(), y, box, tol=1e-14, method=method)
+    return np.asarray(found.x)
+
+
+def _is_small(problem: Problem) -> bool:
+    A = problem.operator
+    return A.is_dense and A.shape[0] * A.shape[1] <= SMALL
+
+
+def _system(problem: Problem, y: Array) -> LinearOperator:
+    A = problem.operator
+    dtype = np.result_type(A.dtype, y)
+    return LinearOperator(A.shape, matvec=A.forward, rmatvec=A.adjoint, dtype=dtype)
