@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.compression import Batch, Objective, count_macs, run
-from lowrank.errors import InputError
+from lowrank.compression import Batch, GroupedLinear, Objective, count_macs, run
+from lowrank.errors import ExportError, InputError
 
 # --- lazy models -----------------------------------------------------------------------------
 
@@ -118,3 +119,84 @@ def test_int8_leaves_the_linear_layer_inside_of_a_sparse_stage(
     small, _ = lowrank.compress(model, torch.zeros(1, 16), bytes=0.9, overrides=plan, only="0")
     lowrank.quantize(small)
     assert quantized == ["1"]
+
+
+def test_a_grouped_linear_layer_counts_alike_at_every_width() -> None:
+    """Also where a group has a single input or output, of which torch makes no matrix product."""
+    for i, o, groups in ((2, 8, 2), (8, 2, 2), (4, 4, 4), (12, 8, 2)):
+        layer, x = GroupedLinear(i, o, groups), torch.randn(3, 5, i)
+        assert count_macs(nn.Sequential(layer), x)["(total)"] == 15 * layer.weight.numel()
+        blocks = torch.block_diag(*layer.weight.detach().unflatten(0, (groups, -1)))
+        torch.testing.assert_close(layer(x), nn.functional.linear(x, blocks, layer.bias))
+        assert layer(x[0, 0]).shape == (o,)
+        assert layer(x[:0]).shape == (0, 5, o)
+
+
+# --- what cannot be copied -------------------------------------------------------------------
+
+UNCOPYABLE: dict[str, Callable[[], object]] = {
+    "lock": threading.Lock,
+    "generator": lambda: (n for n in range(3)),
+    "graph": lambda: 2 * nn.Parameter(torch.ones(3)),
+}
+
+
+@pytest.mark.parametrize("what", UNCOPYABLE)
+def test_what_cannot_be_copied_is_named(what: str, tmp_path: Path) -> None:
+    x = torch.zeros(1, 8)
+    small, _ = lowrank.compress(nn.Sequential(nn.Linear(8, 8)), x, params=0.7)
+    lowrank.save(small, tmp_path / "small.safetensors")
+
+    def held() -> nn.Module:
+        model = nn.Sequential(nn.Linear(8, 8))
+        model[0].extra = UNCOPYABLE[what]()
+        return model
+
+    small[0].extra = UNCOPYABLE[what]()
+    for act in (
+        lambda: lowrank.compress(held(), x, params=0.7),
+        lambda: lowrank.load(tmp_path / "small.safetensors", into=held()),
+        lambda: lowrank.densify(small),
+    ):
+        with pytest.raises(InputError, match=r"^0\.extra: it cannot be copied \(\w+: "):
+            act()
+
+
+# --- programs that do not run ----------------------------------------------------------------
+
+
+class Worded(nn.Module):
+    """Layers under names that are words of Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"in": nn.Linear(8, 8), "is": nn.Linear(8, 8)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts["is"](self.parts["in"](x))
+
+
+def test_a_program_that_does_not_run_is_refused() -> None:
+    """torch writes Python code out of the names of modules."""
+    try:
+        lowrank.export_program(Worded(), torch.zeros(1, 8))
+    except ExportError as error:
+        assert "the program does not run (SyntaxError" in str(error)  # noqa: PT017
+    small, _ = lowrank.compress(Worded(), torch.zeros(1, 8), params=0.7)
+    assert small(torch.zeros(2, 8)).shape == (2, 8)
+
+
+def test_onnx_of_bfloat16_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = nn.Sequential(nn.Linear(4, 4), Rounded())
+    with pytest.raises(ExportError, match="onnx: onnxruntime cannot run the graph"):
+        lowrank.export_onnx(model, torch.zeros(1, 4), tmp_path / "net.onnx")
+    assert not (tmp_path / "net.onnx").exists()
+
+
+class Rounded(nn.Module):
+    """A cast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.bfloat16()

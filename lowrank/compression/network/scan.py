@@ -226,7 +226,7 @@ def held_elsewhere(model: nn.Module) -> dict[int, str]:
         if type(module).__name__ == "OptimizedModule":  # torch.compile's; it copies itself anew
             continue
         for key, value in vars(module).items():
-            if key in _TORCH_FIELDS or isinstance(value, Tensor | str | int | float):
+            if key in TORCH_FIELDS or isinstance(value, Tensor | str | int | float):
                 continue
             where = f"{name}.{key}" if name else key
             for held in _modules_in(value, set()):
@@ -234,7 +234,8 @@ def held_elsewhere(model: nn.Module) -> dict[int, str]:
     return found
 
 
-_TORCH_FIELDS = frozenset(vars(nn.Module()))
+TORCH_FIELDS = frozenset(vars(nn.Module()))
+"""What torch itself keeps in every module."""
 
 
 def _modules_in(value: Any, seen: set[int]) -> Iterator[nn.Module]:

@@ -134,8 +134,9 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) 
     """What `GroupedLinear` computes, with a weight (out, in / groups)."""
     if groups == 1:
         return F.linear(x, weight, bias)
-    blocks = weight.unflatten(0, (groups, -1))  # (g, o, i)
-    y = torch.einsum("...gi,goi->...go", x.unflatten(-1, (groups, -1)), blocks).flatten(-2)
+    blocks = weight.unflatten(0, (groups, -1)).mT  # (g, i, o)
+    rows = x.reshape(-1, groups, blocks.shape[1]).transpose(0, 1)  # (g, n, i)
+    y = torch.bmm(rows, blocks).transpose(0, 1).reshape(*x.shape[:-1], weight.shape[0])
     return y if bias is None else y + bias
 
 

@@ -33,7 +33,8 @@ def export_program(
         path: file (`.pt2`) to write as well.
 
     Raises:
-        ExportError: torch cannot trace the model, or the program's outputs differ.
+        ExportError: torch cannot trace the model, or the program does not run or its outputs
+            differ.
         InputError: an example that is no tensor, tuple or dict.
 
     Example:
@@ -50,8 +51,12 @@ def export_program(
             raise ExportError(
                 "torch.export", f"cannot trace the model ({_said(error)})", _ADVICE
             ) from error
-    with torch.no_grad():
-        got = program.module()(*args, **kwargs)
+    try:
+        with torch.no_grad():
+            got = program.module()(*args, **kwargs)
+    except Exception as error:  # SyntaxError too: names of modules become code
+        problem = f"the program does not run ({_said(error)})"
+        raise ExportError("torch.export", problem, _ADVICE) from error
     _compare("torch.export", flatten(run(model, example)), flatten(got))
     if path is not None:
         with _written("torch.export", path) as temporary:
@@ -97,10 +102,20 @@ def export_onnx(
             raise ExportError(
                 "onnx", f"the graph takes {names}, the example has {len(values)}", _ADVICE
             )
-        feed = {n: v.detach().cpu().numpy() for n, v in zip(names, values, strict=True)}
-        got = [torch.as_tensor(o) for o in session.run(None, feed)]
+        got = _run_onnx(session, dict(zip(names, values, strict=True)))
         expected = [t.cpu() for t in flatten(run(model, example))]
         _compare("onnx", expected, [t for t in got if t.is_floating_point()][: len(expected)])
+
+
+def _run_onnx(session: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """The graph's outputs, by way of NumPy, which has no bfloat16."""
+    try:
+        found = session.run(None, {n: v.detach().cpu().numpy() for n, v in inputs.items()})
+        return [torch.as_tensor(o) for o in found]
+    except Exception as error:
+        problem = f"onnxruntime cannot run the graph ({_said(error)})"
+        advice = "export the model in float32, with a tensor for every output"
+        raise ExportError("onnx", problem, advice) from error
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 from lowrank.compression.network.example import refuse_lazy
 from lowrank.compression.network.layer_names import left_out
 from lowrank.compression.network.own_stages import weight_bytes
+from lowrank.compression.structure.history import copy_model
 from lowrank.compression.structure.int8 import (
     int8_layers,
     linear_in,
@@ -104,7 +104,7 @@ def quantize(
         problem = f"no layer can be int8; {first[0] or 'the model'}: {first[1]}"
         raise InputError("quantize", problem, "pass a model with linear layers")
     with torch.inference_mode(False):
-        small = copy.deepcopy(model)
+        small = copy_model(model)
         quantize_linear(small, chosen)
     n = sum(p.numel() for p in model.parameters())
     return small, Quantized(

@@ -6,7 +6,6 @@ of it. Nothing is unpickled; the names of methods are looked up among the `known
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from lowrank.atomic import replacing
 from lowrank.compression.network.example import refuse_lazy
-from lowrank.compression.structure.history import build_structure, history
+from lowrank.compression.structure.history import build_structure, copy_model, history
 from lowrank.compression.structure.int8 import packed, require_torchao, unpacked, write_int8
 from lowrank.compression.structure.plan import Plan
 from lowrank.errors import CheckpointError, PlanError
@@ -219,7 +218,7 @@ def _weightless(model: ModelT) -> ModelT:
         memo[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
     for b in model.buffers():
         memo[id(b)] = b.detach().to("meta")
-    return copy.deepcopy(model, memo)
+    return copy_model(model, memo)
 
 
 def _check_fit(path: Path, trial: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from torch import nn
 
 from lowrank.compression.methods.shared.base import require
 from lowrank.compression.network.batches import Form
-from lowrank.compression.network.example import Example
+from lowrank.compression.network.example import Example, first_line
 from lowrank.compression.network.layers import LayerView
-from lowrank.compression.network.scan import held_elsewhere, is_plain, static_reason
+from lowrank.compression.network.scan import TORCH_FIELDS, held_elsewhere, is_plain, static_reason
 from lowrank.compression.network.units import names_of
 from lowrank.compression.structure.choices import Dense, Tied
 from lowrank.compression.structure.int8 import dequantize, int8_layers
@@ -21,6 +22,8 @@ from lowrank.compression.structure.swap import install_unit, planned_units, rest
 from lowrank.errors import InputError, PlanError
 
 _RECORD = "_lowrank_applied"
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,18 +110,36 @@ def densify(model: nn.Module) -> nn.Module:
     return dense
 
 
-def copy_model(model: nn.Module) -> nn.Module:
+def copy_model(model: ModelT, known: dict[int, Any] | None = None) -> ModelT:
     """A deep copy of the model.
 
+    Args:
+        model: the model.
+        known: what stands in the copy for objects of given ids, as `copy.deepcopy` takes it.
+
     Raises:
-        InputError: the model holds tensors that cannot be copied.
+        InputError: the model holds something that cannot be copied, such as a lock, an open
+            file or the graph of a pass with gradients; names it.
     """
     try:
-        return copy.deepcopy(model)
-    except RuntimeError as error:
-        raise InputError(
-            "model", f"it cannot be copied ({error})", "run it under torch.no_grad() first"
-        ) from error
+        return copy.deepcopy(model, known)
+    except Exception as error:  # a class may copy itself in its own way, and fail in its own
+        problem = f"it cannot be copied ({type(error).__name__}: {first_line(error)})"
+        advice = "take it off the model, or detach it where it is a tensor with a graph"
+        raise InputError(_uncopyable(model) or "model", problem, advice) from error
+
+
+def _uncopyable(model: nn.Module) -> str | None:
+    """The first attribute, beside torch's own, that cannot be copied."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key in TORCH_FIELDS:
+                continue
+            try:
+                copy.deepcopy(value, {id(m): m for m in model.modules()})
+            except Exception:
+                return f"{name}.{key}" if name else f"model.{key}"
+    return None
 
 
 def _check_choices(model: nn.Module, plan: Plan) -> None:
