@@ -341,7 +341,9 @@ def test_three_examples_for_a_fan_in_of_144() -> None:
     moments = _calibrated(net, [x]).layers["0"]
     assert torch.linalg.matrix_rank(moments.C[0], rtol=1e-5) == 2  # three, less their mean
     for n in (1, 3):
-        small, report = lowrank.compress(net, x[:1], params=0.5, data=[x[:n]])
+        small, report = lowrank.compress(
+            net, x[:1], params=0.5, data=[x[:n]], methods=["channel_svd", "tucker2", "group_svd"]
+        )
         assert report.kept("parameters") <= 0.5
         assert small(x).isfinite().all()
 
@@ -586,7 +588,14 @@ def test_what_is_wrong_with_data_is_said_of_data() -> None:
 
 def test_a_metric_that_is_no_number_is_refused() -> None:
     with pytest.raises(InputError, match=r"^metric: "):
-        lowrank.compress(_net(), X[:1], data=X, max_drop=0.1, metric=lambda model: float("nan"))
+        lowrank.compress(
+            _net(),
+            X[:1],
+            data=X,
+            max_drop=0.1,
+            metric=lambda model: float("nan"),
+            methods=["channel_svd"],
+        )
 
 
 # --- the model is left as it was ---------------------------------------------------------

@@ -35,8 +35,9 @@ class Untouched(nn.Module):
 
 
 NET = Untouched().eval()
-CURVES = lowrank.measure(NET, X[:1], data=X, calibration=lowrank.Calibration(weighting="outputs"))
-PLAIN = lowrank.measure(NET, X[:1])
+OUTPUTS = lowrank.Calibration(weighting="outputs")
+CURVES = lowrank.measure(NET, X[:1], methods="channel_svd", data=X, calibration=OUTPUTS)
+PLAIN = lowrank.measure(NET, X[:1], methods="channel_svd")
 PLAN = PLAIN.plan(params=0.7)
 
 

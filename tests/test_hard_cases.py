@@ -17,6 +17,8 @@ from lowrank.compression import relative_mse, run
 
 X = torch.randn(96, 16, generator=torch.Generator().manual_seed(0))
 FEW: Any = {"methods": ["channel_svd"]}
+KINDS: Any = {"methods": ["channel_svd", "group_svd", "low_rank_sparse"]}
+"""Fits in closed form, by search, and with entries of their own."""
 
 
 def _net(*sizes: int) -> nn.Sequential:
@@ -90,12 +92,11 @@ class Residual(nn.Module):
 @pytest.mark.parametrize("weighting", ["probe", "gradients", "outputs"])
 @pytest.mark.parametrize("method", ["channel_svd", "legonet", "cp"])
 def test_a_batch_norm_of_zeros(weighting: Any, method: str) -> None:
-    """With CP some five seconds: each of its ranks is searched for on the data."""
     pictures = torch.randn(24, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     small, report = lowrank.compress(
         Residual().eval(), pictures[:1], params=0.8, data=pictures,
         calibration=lowrank.Calibration(weighting=weighting), methods=[method, "channel_svd"],
-        rules=lowrank.Rules(round_to=4),
+        rules=lowrank.Rules(round_to=4 if method == "channel_svd" else 8),
     )  # fmt: skip
     assert report.quality is not None
     assert report.quality.relative_error < 0.5
@@ -119,12 +120,12 @@ class Gated(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_layer_that_no_gradient_reaches(dtype: torch.dtype) -> None:
     small, _ = lowrank.compress(
-        Gated().eval().to(dtype), X[:1].to(dtype), params=0.6, data=X.to(dtype)
+        Gated().eval().to(dtype), X[:1].to(dtype), params=0.6, data=X.to(dtype), **KINDS
     )
     sizes = [float(p.detach().abs().max()) for p in small.b.parameters()]
     assert all(1e-3 < size < 1e2 for size in sizes)
     if dtype == torch.float32:
-        lowrank.compress(Gated().eval(), X[:1], params=0.6, data=X, refine=2)
+        lowrank.compress(Gated().eval(), X[:1], params=0.6, data=X, refine=2, **FEW)
 
 
 class Graph(nn.Module):
@@ -185,7 +186,7 @@ def test_a_head_of_zeros() -> None:
 
 
 def test_a_metric_promise_holds_for_parallel_fits() -> None:
-    net, x = _net(32, 64, 64, 64, 8), X.repeat(3, 2)[:256] @ torch.randn(32, 32)
+    net, x = _net(32, 64, 64, 8), X.repeat(3, 2)[:256] @ torch.randn(32, 32)
 
     def closeness(model: nn.Module) -> float:
         return -float((run(model, x) - run(net, x)).norm() / run(net, x).norm())
@@ -211,14 +212,14 @@ class Faint(nn.Module):
 
 @pytest.fixture(scope="module")
 def given_zeros() -> nn.Module:
-    return lowrank.compress(Faint(0.0).eval(), X[:1], data=X, params=0.5)[0]
+    return lowrank.compress(Faint(0.0).eval(), X[:1], data=X, params=0.5, **KINDS)[0]
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e-21, 1e-25, 1e-40])
 def test_a_layer_that_is_given_next_to_nothing_is_as_one_that_is_given_zeros(
     scale: float, given_zeros: nn.Module
 ) -> None:
-    small, _ = lowrank.compress(Faint(scale).eval(), X[:1], data=X, params=0.5)
+    small, _ = lowrank.compress(Faint(scale).eval(), X[:1], data=X, params=0.5, **KINDS)
     assert torch.allclose(small(X), given_zeros(X), atol=1e-5)
 
 
@@ -250,7 +251,7 @@ class Experts(nn.Module):
 @pytest.mark.parametrize("batches", [[X], [X[:3], X[3:]]], ids=["one", "uneven"])
 def test_experts_behind_a_router(batches: list[Tensor], refine: Any) -> None:
     net = Experts().eval()
-    small, report = lowrank.compress(net, X[:2], params=0.6, data=batches, refine=refine)
+    small, report = lowrank.compress(net, X[:2], params=0.6, data=batches, refine=refine, **KINDS)
     assert report.quality is not None
     assert report.quality.relative_error < 0.5
     assert bool(run(small, X).isfinite().all())

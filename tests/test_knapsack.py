@@ -136,14 +136,15 @@ def test_budgets_at_the_exact_sum_of_fractions_are_met() -> None:
         assert choose(layers, (costs[:, 0].sum(axis=0) * (1 - 1e-9)).tolist()) is None
 
 
+@pytest.mark.parametrize("n", [40, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("keep", [0.8, 0.5, 0.3])
-def test_is_near_an_integer_programme_at_the_size_of_a_resnet50(keep: float) -> None:
+def test_is_near_an_integer_programme_at_the_size_of_a_resnet50(keep: float, n: int) -> None:
     rng = np.random.default_rng(0)
     layers = []
     for _ in range(54):
-        width, share = rng.integers(64, 2048), np.append(rng.uniform(0, 1, 200), 1.0)
-        cost = share * width**2 * np.append(rng.uniform(0.7, 1.3, 200), 1.0)
-        layers.append(Choices(cost[:, None], (1 - share) ** 2 * rng.uniform(0.8, 1.2, 201)))
+        width, share = rng.integers(64, 2048), np.append(rng.uniform(0, 1, n), 1.0)
+        cost = share * width**2 * np.append(rng.uniform(0.7, 1.3, n), 1.0)
+        layers.append(Choices(cost[:, None], (1 - share) ** 2 * rng.uniform(0.8, 1.2, n + 1)))
     limit = keep * np.sum([c.costs[-1] for c in layers], axis=0)
     picks = choose(layers, limit.tolist())
     assert picks is not None

@@ -117,15 +117,37 @@ def test_every_method_serves_every_width(name: str, kind: str, width: torch.dtyp
         assert errors[0] <= 1.05 * errors[1] + 1e-6 * energy(goal.weight, metric)
 
 
-@pytest.mark.parametrize("channels", [227, 228], ids=["2043", "2052"])
-def test_data_serves_on_both_sides_of_a_fan_in_of_2048(channels: int) -> None:
+def _served(channels: int) -> torch.dtype:
+    """The type that a layer of this many channels is worked on in, which data and a plan fit."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    net = nn.Sequential(nn.Conv2d(channels, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten())
     x = torch.randn(4, channels, 4, 4)
     method = "low_rank_sparse"
     curves = lowrank.measure(net.eval(), x[:1], methods=method, data=x, calibration=BY_GRADIENTS)
-    small, report = lowrank.apply(net, curves.plan(params=0.5), data=curves.data)
-    wanted = {227: torch.float64, 228: torch.float32}[channels]
-    assert moments.working_dtype(_spec(net[0])) == wanted
+    small, report = lowrank.apply(net, curves.plan(params=0.7), data=curves.data)
     assert "0" in report.plan.replaced
     assert small(x).isfinite().all()
+    return moments.working_dtype(_spec(net[0]))
+
+
+@pytest.mark.parametrize(("channels", "wanted"), [(3, torch.float64), (4, torch.float32)], ids=str)
+@pytest.mark.parametrize("width", ["single"], indirect=True)
+def test_data_serves_on_both_sides_of_a_bound(
+    channels: int, wanted: torch.dtype, width: torch.dtype
+) -> None:
+    assert _served(channels) == wanted  # a fan-in of 27 or of 36, and a bound of 32
+
+
+FULL = [(227, torch.float64), (228, torch.float32)]
+"""A fan-in of 2043 or of 2052, and the bound of 2048."""
+
+
+@pytest.mark.parametrize(("channels", "wanted"), FULL, ids=str)
+def test_the_bound_is_a_fan_in_of_2048(channels: int, wanted: torch.dtype) -> None:
+    assert moments.working_dtype(_spec(nn.Conv2d(channels, 4, 3))) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("channels", "wanted"), FULL, ids=str)
+def test_data_serves_on_both_sides_of_a_fan_in_of_2048(channels: int, wanted: torch.dtype) -> None:
+    assert _served(channels) == wanted

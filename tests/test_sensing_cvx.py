@@ -19,6 +19,15 @@ def random_instance():
     return A, A @ sparse_signal(50, 4, seed=1)
 
 
+@pytest.fixture
+def few_objects():
+    """Only objects that the test makes are collected: the others of a long run are many."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def test_statements_follow_the_parameter_rules(instance):
     from sensing_cases import PROBLEMS
 
@@ -36,7 +45,7 @@ def test_new_measurements_reuse_the_statement(instance):
     assert result.status is Status.OPTIMAL
 
 
-def test_one_statement_is_held_and_none_that_is_large(instance, monkeypatch):
+def test_one_statement_is_held_and_none_that_is_large(instance, monkeypatch, few_objects):
     A, y = instance
     held = []
     for scale in (1.0, 2.0, 3.0, 4.0):
@@ -51,7 +60,7 @@ def test_one_statement_is_held_and_none_that_is_large(instance, monkeypatch):
     assert held[-1]() is None
 
 
-def test_what_is_held_does_not_grow_with_the_solves():
+def test_what_is_held_does_not_grow_with_the_solves(few_objects):
     rng = np.random.default_rng(0)
     matrices = [rng.standard_normal((40, 100)) for _ in range(5)]
     solve(Lasso(matrices[0], np.ones(40), 0.1), "cvxpy")  # what CVXPY imports once

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import chi2
+from scipy.special import gammaincinv
 
 from lowrank.errors import InputError
 from lowrank.sensing.operators.arrays import MatrixLike
@@ -126,4 +126,4 @@ def noise_bound(std: float, m: int, *, is_complex: bool = False, confidence: flo
         problem = f"std={std}, m={m}, confidence={confidence}"
         raise InputError("noise_bound", problem, "pass std >= 0, m >= 1, confidence in (0, 1)")
     parts = 2 if is_complex else 1
-    return std * math.sqrt(float(chi2.ppf(confidence, parts * m)) / parts)
+    return std * math.sqrt(2 * float(gammaincinv(parts * m / 2, confidence)) / parts)

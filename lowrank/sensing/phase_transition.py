@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.special import expit, log_ndtr
-from scipy.stats import norm
 
 from lowrank.errors import InputError
 from lowrank.sensing.operators.arrays import Array
@@ -64,7 +63,7 @@ def l1_threshold(delta: float, *, nonneg: bool = False) -> float:
 
     def negative_rho(z: float) -> float:
         # Phi(-z) through its logarithm: for small delta the maximum lies far out in the tail
-        g = (1 + z * z) * math.exp(log_ndtr(-z)) - z * float(norm.pdf(z))
+        g = (1 + z * z) * math.exp(log_ndtr(-z)) - z * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
         return -(1 - c / delta * g) / (1 + z * z - c * g)
 
     grid = np.linspace(0.01, 12, 400)
