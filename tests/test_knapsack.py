@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from lowrank.compression import Choices
+from lowrank.compression.planning import knapsack
 from lowrank.compression.planning.knapsack import choose, smallest
 
 # the promise of the planner, and what is rounding where the largest error is 1
@@ -163,6 +164,26 @@ def test_is_near_an_integer_programme_at_the_size_of_a_resnet50(keep: float, n: 
     ).fun
     error = sum(c.errors[p] for c, p in zip(layers, picks, strict=True))
     assert error <= optimum * (1 + PROMISE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("budgets", [1, 2, 3])
+def test_the_least_errors_are_taken_where_they_fit(
+    kind: str, budgets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: no programme is solved for a budget that binds nothing."""
+    monkeypatch.setattr(knapsack, "linprog", None)
+    rng = np.random.default_rng(budgets)
+    layers = [_layer(rng, kind, budgets) for _ in range(5)]
+    picks = choose(layers, sum(c.costs.max(axis=0) for c in layers).tolist())
+    assert picks is not None
+    for layer, p in zip(layers, picks, strict=True):
+        assert layer.errors[p] == layer.errors.min()
+        as_close = layer.costs[layer.errors == layer.errors[p]]
+        less = np.all(as_close <= layer.costs[p], axis=1) & np.any(
+            as_close < layer.costs[p], axis=1
+        )
+        assert not less.any()
 
 
 def test_says_what_cannot_be_reached() -> None:

@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from scipy.linalg import cho_factor
 from sensing_cases import MAY_STOP_SHORT, PROBLEMS, ZERO
 
 from lowrank.sensing import (
@@ -18,6 +19,7 @@ from lowrank.sensing import (
     solve,
     sparse_signal,
 )
+from lowrank.sensing.solvers import admm
 
 SAME = 1e-6
 TOL = 1e-8
@@ -152,6 +154,19 @@ FORMULAS = {
     "Analysis": lambda p: (lambda A, c: 0.0, lambda c: _lengths(p, c)),
     "AnalysisLasso": lambda p: (_half(p), lambda c: p.lam * _lengths(p, c)),
 }
+
+
+@pytest.mark.parametrize("kind", [float, complex])
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_substitution_solves_with_either_factor(kind, lower, batch):
+    rng = np.random.default_rng(0)
+    A, r = (rng.standard_normal(shape).astype(kind) for shape in ((6, 9), (6, batch)))
+    if kind is complex:
+        A, r = A + 1j * A[::-1], r - 2j * r[::-1]
+    N = np.eye(6) + A @ A.conj().T
+    solved = admm._substitution(*cho_factor(N, lower=lower))
+    np.testing.assert_allclose(solved(r), np.linalg.solve(N, r), rtol=1e-12)
 
 
 @pytest.mark.parametrize("case", ZERO)
