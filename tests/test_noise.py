@@ -59,6 +59,26 @@ def test_noise_level_on_average_is_unbiased():
     assert np.mean(ratios) == pytest.approx(1, abs=0.1)
 
 
+def _covered(m, n, k, seed):
+    A, _, y = instance(m, n, k, std=0.0, seed=seed, kind="gaussian")
+    noise = np.random.default_rng(1000 + seed).standard_normal(m)
+    noise *= 0.05 * np.linalg.norm(y) / math.sqrt(m)
+    return estimate_noise(A, y + noise).epsilon / np.linalg.norm(noise)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(80, 160, 5), (20, 200, 2)])
+def test_estimated_bound_covers_the_noise(m, n, k):
+    ratios = np.array([_covered(m, n, k, seed) for seed in range(20)])
+    assert (ratios >= 1).mean() >= 0.85  # 95 %, less two standard deviations of 20 draws
+    assert np.median(ratios) < 1.5
+
+
+def test_few_measurements_are_not_all_taken_for_noise():
+    found = [estimate_noise(*instance(20, 200, 3, 0.1, seed)[::2]) for seed in range(12)]
+    assert sum(estimate.n_columns == 0 for estimate in found) <= 1
+    assert np.median([estimate.std for estimate in found]) == pytest.approx(0.1, rel=SPREAD)
+
+
 def test_noise_level_of_degenerate_measurements():
     A, x, _ = instance()
     assert estimate_noise(A, np.zeros(100)).std == 0

@@ -123,3 +123,12 @@ def test_what_makes_no_sense(options, says):
 def test_several_signals_have_several_noises():
     with pytest.raises(InputError, match="one signal at a time"):
         recover(A, np.stack([NOISY, NOISY], axis=1), noise="auto")
+
+
+def test_measurements_that_are_all_noise_are_told():
+    rng = np.random.default_rng(0)
+    G, noise = rng.standard_normal((40, 60)), rng.standard_normal(40)
+    with pytest.warns(UserWarning, match="no column of A stands out"):
+        found = recover(G, noise, noise="auto")
+    assert found.support.size == 0
+    assert not recover(G, np.zeros(40), noise="auto").x.any()  # without a warning

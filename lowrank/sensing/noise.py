@@ -6,19 +6,31 @@ Every rule works on LASSO, `min 1/2 ||A Psi c - y||^2 + lam ||c||_1`, through `s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import gammaincinv
+from scipy.special import fdtri, gammaincinv
 
 from lowrank.errors import InputError
 from lowrank.sensing.operators.arrays import MatrixLike
 from lowrank.sensing.problems.checks import not_bool
-from lowrank.sensing.regularisation import MAX_ROUNDS, _lasso
+from lowrank.sensing.problems.l1 import Lasso
+from lowrank.sensing.regularisation import MAX_ROUNDS, _lasso, _log_binomial
 from lowrank.sensing.solve import solve
 from lowrank.sensing.solvers.protocol import Solver
 from lowrank.sensing.verdict import debiased, support_of
+
+STARTS = 1.0, 0.3, 0.1, 0.03
+"""Levels of noise to begin at, as shares of the measurements: from above, few measurements take all
+of the signal for noise, and from far below, all noise for signal."""
+
+
+CONFIDENCE = 0.95
+"""Probability with which the noise stays below the bound that is estimated."""
+
 
 SUPPORT_GAP = 1e-6
 """Gap of the LASSO answers of which the noise estimate only uses the support."""
@@ -53,7 +65,9 @@ def estimate_noise(
         std <- ||y - P_S y|| / sqrt(m - |S|)
 
     repeated until it settles: at that lam pure noise selects hardly a column, and least squares on
-    the support takes out the bias of LASSO. Non-zeros too weak to be seen count as noise.
+    the support takes out the bias of LASSO. Few measurements let it settle at several levels; of
+    all supports on the way from `STARTS` the extended Bayesian criterion takes one. Non-zeros too
+    weak to be seen count as noise.
 
     Args:
         A: measurement operator (m, n).
@@ -76,29 +90,68 @@ def estimate_noise(
         >>> 0.08 < found.std < 0.12
         True
 
-    Source: Sun, Zhang 2012, equation (4) and section 3.3 (least squares after selection).
+    Source: Sun, Zhang 2012, equation (4) and section 3.3 (least squares after selection); Chen,
+        Chen 2008, equation (2), for the choice; the starts and the bound are ours.
     """
     problem = _lasso(A, y, basis, nonneg)
-    values = np.asarray(problem.y)
     m, p = problem.operator.shape
-    norms = problem.operator.column_norms()
-    weights = np.where(norms > 0, norms, 1.0)
-    size = float(np.linalg.norm(values))
-    std, support = size / math.sqrt(m), np.zeros(0, dtype=int)
+    size, parts = float(np.linalg.norm(np.asarray(problem.y))), 2 if problem.is_complex else 1
+    weights = problem.operator.column_norms()
+    weighed = replace(problem, weights=np.where(weights > 0, weights, 1.0))
+    fits = [Fit(0, size)]
+    for share in STARTS if size else ():
+        fits += _fits(weighed, share * size / math.sqrt(m), solver)
+    best = min(fits, key=lambda fit: _score(fit, parts * m, parts, p, size))
+    std = best.residual_norm / math.sqrt(m - best.n_columns)
+    return NoiseEstimate(std, _bound(best, m, parts, p), best.n_columns)
+
+
+class Fit(NamedTuple):
+    """Least squares on a support."""
+
+    n_columns: int
+    residual_norm: float
+
+
+def _fits(problem: Lasso, std: float, solver: str | Solver) -> Iterator[Fit]:
+    """Least squares on the supports of LASSO, on the way to a level of noise that agrees."""
+    m, p = problem.operator.shape
+    y, weights, least = np.asarray(problem.y), np.asarray(problem.weights), 1e-12 * std
     for _ in range(MAX_ROUNDS):
-        if std <= 1e-12 * size / math.sqrt(m):
-            break
+        if std <= least:
+            return
         lam = std * math.sqrt(2 * math.log(max(p, 2)))
-        found = solve(replace(problem, lam=lam, weights=weights), solver, tol=SUPPORT_GAP)
-        chosen = support_of(np.asarray(found.coefficients))
-        if chosen.size > m // 2:  # too many to leave a residual: keep what the last round gave
-            break
-        r = values - problem.operator.forward(debiased(problem, np.asarray(found.coefficients)))
-        last, std = std, float(np.linalg.norm(r)) / math.sqrt(m - chosen.size)
-        support = chosen
-        if abs(std - last) <= 1e-3 * last:
-            break
-    return NoiseEstimate(std, noise_bound(std, m, is_complex=problem.is_complex), int(support.size))
+        c = np.array(solve(replace(problem, lam=lam), solver, tol=SUPPORT_GAP).coefficients)
+        crowded = support_of(c).size > m // 2  # too many to leave a residual
+        if crowded:
+            c[np.argsort(-np.abs(c) * weights)[m // 4 :]] = 0
+        chosen = support_of(c).size
+        r = y - problem.operator.forward(debiased(problem, c))
+        fit = Fit(chosen, float(np.linalg.norm(r)))
+        yield fit
+        last, std = std, fit.residual_norm / math.sqrt(m - chosen)
+        if crowded or abs(std - last) <= 1e-3 * last:
+            return
+
+
+def _score(fit: Fit, m: int, parts: int, p: int, size: float) -> float:
+    """The extended Bayesian criterion, of real measurements and unknowns."""
+    left = max(fit.residual_norm, 1e-12 * size, 1e-300)
+    price = math.log(m) * parts * fit.n_columns + 2 * _log_binomial(p, fit.n_columns)
+    return 2 * m * math.log(left) + price
+
+
+def _bound(fit: Fit, m: int, parts: int, p: int) -> float:
+    """What the noise's norm stays below: what is left, and what the columns took of the noise.
+
+    That share is to the rest as `F` tells; one column may be noise, and the best of p.
+    """
+    k = fit.n_columns
+    if not k:
+        return fit.residual_norm
+    variance = fit.residual_norm**2 / (m - k)
+    quantile = float(fdtri(parts * k, parts * (m - k), CONFIDENCE))
+    return math.sqrt(fit.residual_norm**2 + variance * (k * quantile + 2 * math.log(p)))
 
 
 def noise_bound(std: float, m: int, *, is_complex: bool = False, confidence: float = 0.95) -> float:

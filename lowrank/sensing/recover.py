@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -138,6 +139,9 @@ def _estimated(
     if noise != "auto":
         raise InputError("noise", f"{noise!r} is no number", 'give a number >= 0, or "auto"')
     found = estimate_noise(A, y, basis=basis, nonneg=nonneg)
+    if not found.n_columns and found.epsilon:
+        text = "no column of A stands out of the noise that was estimated, so the answer is 0"
+        warnings.warn(f"noise='auto': {text}; give noise= if y holds a signal", stacklevel=3)
     if found.epsilon <= TOL * np.linalg.norm(to_numpy(y)):
         return 0.0, "noise estimated: none; "
     return found.epsilon, f"noise estimated: std {found.std:.3g}, epsilon {found.epsilon:.6g}; "
