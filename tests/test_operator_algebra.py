@@ -2,6 +2,7 @@
 
 import pickle
 from contextlib import contextmanager
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -320,6 +321,49 @@ def test_orthogonality_is_known_whatever_the_lengths(made, rows, columns):
         lengths = counted.row_norms() if rows else counted.column_norms()
         assert counted.norm() == pytest.approx(lengths.max(), rel=1e-12)
         assert not counts
+    check_facts(made, made.to_dense())
+
+
+LENGTHS = {"norm", "row_norms", "column_norms"}
+FILTER = LENGTHS | {"gram_spectrum", "cogram_spectrum"}
+ORTHOGONAL = {"orthogonal_rows", "orthogonal_columns"}
+DIAGONAL = LENGTHS | ORTHOGONAL | {"diagonal"}
+LEVEL = diagonal(np.full(16, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("made", "known"),
+    [
+        (PLAIN, set()),
+        (RAMP @ PLAIN, {"row_norms"}),
+        (RAMP + ROWS[:, :5], set()),
+        (BLUR, FILTER),
+        (BLUR @ TURN, {"norm", "row_norms", "cogram_spectrum"}),
+        (TURN @ BLUR, {"norm", "column_norms", "gram_spectrum"}),
+        (BLUR @ LEVEL, FILTER),
+        (LEVEL @ BLUR.H, FILTER),
+        (-2 * BLUR.H, FILTER),
+        ((1j * BLUR).conj(), FILTER),
+        (BLUR[::-1], FILTER - {"cogram_spectrum"}),
+        (BLUR[:, ::-1], FILTER - {"gram_spectrum"}),
+        (BLUR[2:], {"row_norms"}),
+        (operators.for_real_signals(1j * BLUR), {"column_norms", "gram_spectrum"}),
+        (RAMP @ RAMP, DIAGONAL),
+        (-2 * RAMP, DIAGONAL),
+        ((1j * RAMP).H, DIAGONAL),
+        ((1j * RAMP).conj(), DIAGONAL),
+        (RAMP + RAMP, DIAGONAL),
+        (RAMP[::-1], DIAGONAL - {"diagonal"}),
+        (ROWS[::-1], LENGTHS | {"orthogonal_rows", "row_gram"}),
+        (ROWS[[0, 0]], {"row_norms"}),
+        (ROWS.H @ ROWS, LENGTHS),
+        (WEIGHED @ WEIGHED.H, LENGTHS | ORTHOGONAL),
+        (bases.concatenation(ROWS, WEIGHED), {"norm_by", "row_norms", "orthogonal_rows"}),
+    ],
+)
+def test_all_that_is_known_and_nothing_else(made, known):
+    facts = {field.name: getattr(made.facts, field.name) for field in fields(made.facts)}
+    assert {name for name, fact in facts.items() if fact is not None and fact is not False} == known
     check_facts(made, made.to_dense())
 
 
