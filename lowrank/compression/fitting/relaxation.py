@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
-from lowrank.compression.structure.history import history
+from lowrank.compression.network.example import unwrapped
+from lowrank.compression.structure.history import records
 from lowrank.errors import InputError
 
 
@@ -25,9 +26,9 @@ def relaxed(model: nn.Module) -> Iterator[list[nn.Module]]:
         InputError: no layer holds anything discrete.
     """
     contexts = []
-    for applied in history(model):
+    for at, applied in records(model):
         for name, method in applied.plan.replaced.items():
-            chain = model.get_submodule(name)
+            chain = unwrapped(model).get_submodule(at).get_submodule(name)
             assert isinstance(chain, nn.Sequential)
             if (context := method.relaxed(chain)) is not None:
                 contexts.append(context)

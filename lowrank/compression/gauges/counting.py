@@ -38,7 +38,7 @@ from lowrank.compression.network.example import (
 )
 from lowrank.compression.network.own_stages import weight_bytes
 from lowrank.compression.network.stages import Cost
-from lowrank.compression.network.tensors import flatten, tensors
+from lowrank.compression.network.tensors import distinct, flatten, tensors
 
 ROOT = "(model)"
 """Name for what the outermost module holds or runs itself."""
@@ -278,8 +278,7 @@ _FREE = frozenset((_MOVEMENT + _CREATION).split())
 
 def model_cost(model: nn.Module, example: Example) -> Cost:
     """Parameters, their bytes, and MACs on the example, of a whole model."""
-    parameters = list(model.parameters())  # shared ones come once
-    n = sum(p.numel() for p in parameters)
+    n = sum(p.numel() for p in distinct(model.parameters()))
     return Cost(n, weight_bytes(model), count_macs(model, example)[TOTAL])
 
 

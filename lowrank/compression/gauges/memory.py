@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lowrank.compression.network.example import Example, call, check, evaluating
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.stages import Call, Stage
-from lowrank.compression.network.tensors import tensors
+from lowrank.compression.network.tensors import distinct, tensors
 from lowrank.compression.network.units import Unit
 
 
@@ -187,7 +187,9 @@ def measure_memory(
         stack.enter_context(mode)
         call(model, example)
     return Memory(
-        sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
+        sum(
+            t.numel() * t.element_size() for t in distinct((*model.parameters(), *model.buffers()))
+        ),
         mode.peak,
         {name: tuple(bytes_) for name, bytes_ in before.items()},
     )

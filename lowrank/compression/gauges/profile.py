@@ -23,7 +23,7 @@ from lowrank.compression.network.example import (
     evaluating,
     named_tensors,
 )
-from lowrank.compression.network.tensors import tensors
+from lowrank.compression.network.tensors import memory_of, tensors
 
 
 def profile(
@@ -145,18 +145,10 @@ def _new(
     """The tensors that no earlier module holds, and an earlier holder of one of the others."""
     new, tied_to = [], None
     for tensor in held:
-        key = _identity(tensor)
+        key = memory_of(tensor)
         if key in owners:
             tied_to = tied_to or owners[key]
         else:
             owners[key] = name
             new.append(tensor)
     return new, tied_to
-
-
-def _identity(tensor: Tensor) -> Any:
-    """Equal for two tensors over the same memory, which need not be the same object."""
-    if tensor.layout is not torch.strided:
-        return id(tensor)
-    where = tensor.untyped_storage()._cdata, tensor.storage_offset()
-    return where, tuple(tensor.shape), tensor.stride()

@@ -123,7 +123,7 @@ def in_turns(
             break
         for step in range(len(modules)):
             k = (turn + step) % len(modules)
-            with evaluating(modules[k]):
+            with evaluating(modules[k], compiled=True):
                 times[k].append(timer(modules[k], example))
             spent += times[k][-1]
     return [runs[warmup:] for runs in times]

@@ -13,8 +13,8 @@ A model whose one argument is itself a tuple or a dict gets it wrapped: `({"a": 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeAlias
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,11 @@ _FORMS = "pass a tensor, a tuple of inputs, or a dict of keyword inputs"
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module, *, compiled: bool = False) -> Iterator[None]:
     """No gradients, evaluation mode; every module's own training flag comes back after.
+
+    Parts that `torch.compile` made run as they are written, so that hooks see their layers,
+    unless they are asked for `compiled`.
 
     The flags are set directly, not through `model.train`, which a model may override with
     side effects (merging adapters, freezing statistics) that no flag can take back.
@@ -53,11 +56,45 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     try:
         for module, _ in flags:
             module.training = False
-        with torch.no_grad():
+        with torch.no_grad(), nullcontext() if compiled else _as_written(model):
             yield
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+def _as_written(model: nn.Module) -> AbstractContextManager[object]:
+    """A context in which nothing that `torch.compile` made of the model is used."""
+    if any(is_compiled(module) for module in model.modules()):
+        return cast(AbstractContextManager[object], torch.compiler.set_stance("force_eager"))
+    return nullcontext()
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` made this module, or compiled it where it stands."""
+    return is_wrapper(module) or vars(module).get("_compiled_call_impl") is not None
+
+
+def is_wrapper(module: nn.Module) -> bool:
+    """Whether this is what `torch.compile` puts around a module."""
+    return type(module).__name__ == "OptimizedModule"
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside what `torch.compile`, `DataParallel` or the like made of it.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> unwrapped(nn.DataParallel(net)) is net
+        True
+    """
+    while True:
+        if is_wrapper(model):
+            model = model.get_submodule("_orig_mod")
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
 
 
 def refuse_lazy(model: nn.Module) -> None:

@@ -26,6 +26,7 @@ from lowrank.compression.network.stages import (
     grouped_linear,
     module_layout,
 )
+from lowrank.compression.network.tensors import distinct
 
 Pattern = Literal["unstructured", "2:4"]
 
@@ -193,7 +194,7 @@ def weight_bytes(model: nn.Module) -> int:
     """Bytes of a model's parameters, and of what else its modules store of their weights."""
     stores = [m for m in model.modules() if isinstance(m, StoresBuffers)]
     buffers = [t for m in stores for t in m.stored_buffers()]
-    return sum(_stored_bytes(t) for t in (*model.parameters(), *buffers))
+    return sum(_stored_bytes(t) for t in distinct((*model.parameters(), *buffers)))
 
 
 def is_int8(tensor: Tensor) -> bool:

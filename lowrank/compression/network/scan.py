@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import types
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
-from lowrank.compression.network.example import Example, call, check, run
+from lowrank.compression.network.example import Example, call, check, is_wrapper, run
 from lowrank.compression.network.layers import LayerView, is_transposed_linear, own_shapes, spec_of
 from lowrank.compression.network.own_stages import is_int8
 from lowrank.compression.network.stages import Call
-from lowrank.compression.network.tensors import tensors
+from lowrank.compression.network.tensors import memory_of, tensors
 from lowrank.compression.network.units import Alone, SameInput, TiedTable, Unit
 from lowrank.errors import InputError
 
@@ -153,7 +154,7 @@ def scan(model: nn.Module, example: Example) -> Scan:
     return Scan(
         units=tuple(sorted(units, key=lambda u: order[id(u.layers[0].module)])),
         reasons={name: reasons[name] for name in modules if name in reasons},
-        kinds={name: type(m).__name__ for name, m in modules.items()},
+        kinds={name: kind_of(m) for name, m in modules.items()},
         shapes={name: own_shapes(m) for name, m in modules.items()},
         same_input=_same_input(model, example, alone, watch, held),
     )
@@ -172,6 +173,12 @@ def holds_parameters(module: nn.Module) -> bool:
         return False
     own = next(module.parameters(recurse=False), None) is not None
     return own or _is_quantized(module) or parametrize.is_parametrized(module)
+
+
+def kind_of(module: nn.Module) -> str:
+    """The class of a module; one for all that are scripted, as copies of these change theirs."""
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return "ScriptModule" if scripted else type(module).__name__
 
 
 def _is_quantized(module: nn.Module) -> bool:
@@ -223,7 +230,7 @@ def held_elsewhere(model: nn.Module) -> dict[int, str]:
     """
     found = {id(model): "it is the whole model; wrap it in nn.Sequential"}
     for name, module in model.named_modules():
-        if type(module).__name__ == "OptimizedModule":  # torch.compile's; it copies itself anew
+        if is_wrapper(module):  # it copies itself anew
             continue
         for key, value in vars(module).items():
             if key in TORCH_FIELDS or isinstance(value, Tensor | str | int | float):
@@ -234,7 +241,7 @@ def held_elsewhere(model: nn.Module) -> dict[int, str]:
     return found
 
 
-TORCH_FIELDS = frozenset(vars(nn.Module()))
+TORCH_FIELDS = frozenset({*vars(nn.Module()), "_compiled_call_impl"})
 """What torch itself keeps in every module."""
 
 
@@ -336,6 +343,8 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
         # torch's own handle forgets this entry, and torch.compile then warns of global hooks
         stack.callback(torch_module._global_forward_hooks_with_kwargs.pop, after.id, None)
         stack.enter_context(_attribute_reads(candidates.values(), read))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)  # of our hooks
         watch.output = run(model, example)
     return watch
 
@@ -448,11 +457,11 @@ def _units(model: nn.Module, views: dict[str, LayerView], reasons: dict[str, str
     """An embedding with the head that reads its table, every other layer alone; layers that
     share a weight in another way stay dense."""
     tied: list[Unit] = []
-    holders: dict[int, list[str]] = {}
+    holders: dict[Any, list[str]] = {}
     for name, module in model.named_modules():
         for key, p in module.named_parameters(recurse=False, remove_duplicate=False):
             if key != "bias":  # a bias is carried over as it is, shared or not
-                holders.setdefault(id(p), []).append(name)
+                holders.setdefault(memory_of(p), []).append(name)
     for names in holders.values():
         if len(names) < 2:
             continue

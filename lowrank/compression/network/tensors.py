@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 
 def flatten(output: Any) -> list[Tensor]:
@@ -136,3 +138,24 @@ def _walk(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 def _is_float(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def memory_of(tensor: Tensor) -> Any:
+    """Equal for two tensors over the same memory, which need not be the same object."""
+    made_of_others = hasattr(type(tensor.data), "__tensor_flatten__")
+    if is_lazy(tensor) or made_of_others or tensor.layout is not torch.strided:
+        return id(tensor)
+    where = tensor.untyped_storage()._cdata, tensor.storage_offset()
+    return where, tuple(tensor.shape), tensor.stride()
+
+
+def distinct(found: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors, those over one memory once.
+
+    Example:
+        >>> import torch
+        >>> a = torch.zeros(3)
+        >>> len(distinct([a, a.view(3), a.clone()]))
+        2
+    """
+    return list({memory_of(tensor): tensor for tensor in found}.values())

@@ -17,7 +17,7 @@ from lowrank.compression.fitting.refine import refine, try_out
 from lowrank.compression.gauges.quality import Loss, Quality, Unmatched, compare_on
 from lowrank.compression.network.batches import Batches, Form, Inputs, taken
 from lowrank.compression.network.cutting import in_memory
-from lowrank.compression.network.example import Example, check
+from lowrank.compression.network.example import Example, check, unwrapped
 from lowrank.compression.network.scan import refuse_valueless, scan
 from lowrank.compression.network.units import names_of, total
 from lowrank.compression.pipeline.report import Figures, LayerReport, Report
@@ -97,6 +97,7 @@ def apply(
           (1): Linear(in_features=16, out_features=64, bias=True)
         )
     """
+    model = unwrapped(model)
     _check_plan(model, plan)
     measured = Calibration(seed=plan.seed)
     if isinstance(data, Statistics):

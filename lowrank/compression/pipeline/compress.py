@@ -12,7 +12,7 @@ from lowrank.compression.calibration.settings import Calibration, calibration_of
 from lowrank.compression.gauges.memory import MemoryCheck, measure_memory
 from lowrank.compression.gauges.quality import Scorer, check_drop
 from lowrank.compression.gauges.timing import LatencyCheck, time_ratio
-from lowrank.compression.network.example import Example
+from lowrank.compression.network.example import Example, unwrapped
 from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
 from lowrank.compression.pipeline.report import Report
 from lowrank.compression.pipeline.sweep import smallest
@@ -58,7 +58,8 @@ def compress(
     without gradient steps on the network. All arguments are checked before the model is run.
 
     Args:
-        model: the trained network; left as it is.
+        model: the trained network; left as it is. Of one that `torch.compile` or `DataParallel`
+            wraps, what is inside is compressed and returned, to be wrapped anew.
         example: inputs of one forward pass: a tensor, a tuple or a dict of inputs.
         params: parameters to keep: a fraction in (0, 1] of the whole model, or a whole number.
         bytes: bytes of parameters to keep, likewise.
@@ -104,7 +105,7 @@ def compress(
         >>> small(torch.randn(3, 256)).shape
         torch.Size([3, 256])
     """
-    rules, settings = rules_of(rules, named), calibration_of(calibration)
+    model, rules, settings = unwrapped(model), rules_of(rules, named), calibration_of(calibration)
     budget = {"params": params, "bytes": bytes, "macs": macs, "latency": latency, "memory": memory}
     _check_size(budget, max_drop, metric, rules)
     check_refine(refine, data)

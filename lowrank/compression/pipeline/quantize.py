@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank.compression.network.example import refuse_lazy
+from lowrank.compression.network.example import refuse_lazy, unwrapped
 from lowrank.compression.network.layer_names import left_out
 from lowrank.compression.network.own_stages import weight_bytes
+from lowrank.compression.network.tensors import distinct
 from lowrank.compression.structure.history import copy_model
 from lowrank.compression.structure.int8 import (
     int8_layers,
@@ -93,6 +94,7 @@ def quantize(
     Source: torchao's `Int8DynamicActivationInt8WeightConfig`.
     """
     refuse_lazy(model)
+    model = unwrapped(model)
     reasons = reasons_against(model)
     modules = dict(model.named_modules())
     own = {id(m) for m in linear_in(model)}
@@ -106,7 +108,7 @@ def quantize(
     with torch.inference_mode(False):
         small = copy_model(model)
         quantize_linear(small, chosen)
-    n = sum(p.numel() for p in model.parameters())
+    n = sum(p.numel() for p in distinct(model.parameters()))
     return small, Quantized(
         tuple(int8_layers(small)), reasons, n, weight_bytes(model), weight_bytes(small)
     )

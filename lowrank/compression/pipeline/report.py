@@ -20,6 +20,7 @@ from lowrank.compression.gauges.timing import Latency, LatencyCheck, compare_lat
 from lowrank.compression.network.example import Example
 from lowrank.compression.network.own_stages import weight_bytes
 from lowrank.compression.network.stages import Cost
+from lowrank.compression.network.tensors import distinct
 from lowrank.compression.structure.choices import (
     Choice,
     Dense,
@@ -77,7 +78,7 @@ class Figures:
             macs = tuple(count_macs(m, example)[TOTAL] for m in both)
         first, second = (
             cls(
-                sum(p.numel() for p in m.parameters()),
+                sum(p.numel() for p in distinct(m.parameters())),
                 weight_bytes(m),
                 n,
                 t,

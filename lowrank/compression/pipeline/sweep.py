@@ -21,7 +21,7 @@ from lowrank.compression.gauges.quality import (
     compare_outputs,
     score,
 )
-from lowrank.compression.network.example import Example
+from lowrank.compression.network.example import Example, unwrapped
 from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
 from lowrank.compression.planning.budget import checked
 from lowrank.compression.planning.curves import Curves
@@ -188,6 +188,7 @@ def sweep(
         [0.8, 0.4]
     """
     _check(keeps, budget, metric, finetune)
+    model = unwrapped(model)
     rules = rules_of(rules, named)
     calibration = calibration_of(calibration, None if curves is None else curves.calibration)
     check_refine(refine, data if curves is None else curves.data)
@@ -282,6 +283,7 @@ def smallest(
     """
     check_drop(metric, max_drop)
     _check_measure(budget)
+    model = unwrapped(model)
     check_refine(refine, curves.data)
     check_progress(progress)
     how = calibration_of(calibration, curves.calibration)

@@ -17,7 +17,7 @@ from lowrank.compression.methods import Method
 from lowrank.compression.methods.shared.base import Joint, Target, require
 from lowrank.compression.network.batches import calibration_batches
 from lowrank.compression.network.cutting import in_memory
-from lowrank.compression.network.example import Example, check
+from lowrank.compression.network.example import Example, check, unwrapped
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import (
     Scan,
@@ -93,6 +93,7 @@ def measure(
             without torchao or beside latency or memory, which are measured in full precision.
         RankError: an override whose ranks do not fit its layer.
     """
+    model = unwrapped(model)
     known = Calibration(weighting=data.weighting) if isinstance(data, Statistics) else None
     rules, settings = rules_of(rules, named), calibration_of(calibration, known)
     check_asked(model, example, rules, latency=latency, memory=memory, progress=progress)

@@ -18,10 +18,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lowrank.atomic import replacing
-from lowrank.compression.network.example import refuse_lazy
-from lowrank.compression.structure.history import build_structure, copy_model, history
+from lowrank.compression.network.example import refuse_lazy, unwrapped
+from lowrank.compression.network.layer_names import suggestion
+from lowrank.compression.network.tensors import memory_of
+from lowrank.compression.structure.history import (
+    Applied,
+    build_structure,
+    copy_model,
+    records,
+    remade,
+)
 from lowrank.compression.structure.int8 import packed, require_torchao, unpacked, write_int8
 from lowrank.compression.structure.plan import Plan
+from lowrank.compression.structure.swap import is_made
 from lowrank.errors import CheckpointError, PlanError
 
 FORMAT, VERSION = "lowrank.checkpoint", 1
@@ -37,12 +46,14 @@ def save(model: nn.Module, path: str | Path) -> None:
     """Write the weights and the plans of a model to one safetensors file, whole or not at all.
 
     Args:
-        model: what `compress`, `apply` or `finetune` returned (a dense model works too).
+        model: what `compress`, `apply` or `finetune` returned (a dense model works too), or a
+            model of which that is a part. Of one that `torch.compile` or `DataParallel` wraps,
+            what is inside is written.
         path: file to write; an older one is replaced only when the new one is complete.
 
     Raises:
-        CheckpointError: the model's state holds something other than tensors, or the file
-            cannot be written.
+        CheckpointError: the model's state holds something other than tensors, it is a part of
+            a compressed model and does not know the plan, or the file cannot be written.
         InputError: the model is lazy and has no weights yet.
 
     Example:
@@ -58,12 +69,15 @@ def save(model: nn.Module, path: str | Path) -> None:
         True
     """
     refuse_lazy(model)
-    path = Path(path)
+    path, model = Path(path), unwrapped(model)
+    known = records(model)
+    _check_whole(path, model, known)
     tensors, aliases, int8 = _unshared(model, path)
     header: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "plans": [applied.plan.to_dict() for applied in history(model)],
+        "plans": [applied.plan.to_dict() for _, applied in known],
+        "parts": [at for at, _ in known],
         "aliases": aliases,
         "int8": int8,
     }
@@ -83,7 +97,8 @@ def load(path: str | Path, *, into: ModelT) -> ModelT:
     Args:
         path: file that `save` wrote.
         into: the dense model that was compressed, freshly built, of the same type (dtype) as
-            the saved one; changed in place, and only when everything fits.
+            the saved one; changed in place, and only when everything fits. It may be wrapped
+            by `torch.compile` or `DataParallel`.
 
     Returns:
         The same model, with factorized layers and the saved weights.
@@ -94,31 +109,50 @@ def load(path: str | Path, *, into: ModelT) -> ModelT:
         InputError: the model is lazy and has no weights yet.
     """
     refuse_lazy(into)
-    path = Path(path)
+    path, model = Path(path), unwrapped(into)
     header, tensors = _read(path)
-    plans = [Plan.from_dict(plan) for plan in header["plans"]]
-    meta = [n for n, t in _state(into) if t.is_meta]
+    parts = header.get("parts", [""] * len(header["plans"]))
+    plans = [(at, Plan.from_dict(plan)) for at, plan in zip(parts, header["plans"], strict=True)]
+    refuse_lazy(model)
+    meta = [n for n, t in _state(model) if t.is_meta]
     if meta:
         raise CheckpointError(
             str(path),
             f"{meta[0]} of the model is on the meta device and cannot take values",
             "build the model on a real device, or call model.to_empty(device='cpu') first",
         )
-    trial = _weightless(into)
+    trial = _weightless(model)
     try:
-        for plan in plans:
-            build_structure(trial, plan)
+        for at, plan in plans:
+            build_structure(_part(trial, at), plan)
     except PlanError as error:
         raise PlanError(f"{path.name}: {error.where}", error.problem, error.advice) from error
-    tensors, parts = _packed(path, header.get("int8", []), tensors, trial)
+    tensors, coarse = _packed(path, header.get("int8", []), tensors, trial)
     _check_fit(path, trial, tensors)
-    if parts:
+    if coarse:
         require_torchao()
-    for plan in plans:
-        build_structure(into, plan)
-    into.load_state_dict(tensors, strict=True)
-    write_int8(into, parts)
+    for at, plan in plans:
+        build_structure(_part(model, at), plan)
+    model.load_state_dict(tensors, strict=True)
+    write_int8(model, coarse)
     return into
+
+
+def _part(model: nn.Module, name: str) -> nn.Module:
+    """The part of a model that a plan is for."""
+    known = dict(model.named_modules())
+    if name not in known:
+        raise PlanError(name, "the model has no such part", suggestion(name, known))
+    return known[name]
+
+
+def _check_whole(path: Path, model: nn.Module, known: Sequence[tuple[str, Applied]]) -> None:
+    """Refuse a part of a compressed model, whose plan is with the whole."""
+    there = {f"{at}.{name}" if at else name for at, a in known for name in a.originals}
+    lost = [n for n, m in model.named_modules() if is_made(m)]
+    if strange := [name for name in lost if name not in there]:
+        problem = f"{strange[0] or 'it'} was replaced by a plan that is not with this model"
+        raise CheckpointError(str(path), problem, "save the model that compress returned")
 
 
 def _packed(
@@ -213,9 +247,11 @@ def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _weightless(model: ModelT) -> ModelT:
     """A copy of the structure on the meta device; the weights are not copied."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {k: t.to("meta") for k, t in remade(model).items()}
+    known: dict[Any, nn.Parameter] = {}
     for p in model.parameters():
-        memo[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
+        mine = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
+        memo[id(p)] = known.setdefault(memory_of(p), mine)
     for b in model.buffers():
         memo[id(b)] = b.detach().to("meta")
     return copy_model(model, memo)

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank.compression.methods.shared.base import require
 from lowrank.compression.network.batches import Form
-from lowrank.compression.network.example import Example, first_line
+from lowrank.compression.network.example import Example, first_line, unwrapped
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import TORCH_FIELDS, held_elsewhere, is_plain, static_reason
+from lowrank.compression.network.tensors import memory_of
 from lowrank.compression.network.units import names_of
 from lowrank.compression.structure.choices import Dense, Tied
 from lowrank.compression.structure.int8 import dequantize, int8_layers
@@ -42,8 +43,33 @@ class Applied:
 
 
 def history(model: nn.Module) -> tuple[Applied, ...]:
-    """The plans that a model has been through, first to last."""
-    return tuple(model.__dict__.get(_RECORD, ()))
+    """The plans that a model has been through as a whole, first to last."""
+    return tuple(unwrapped(model).__dict__.get(_RECORD, ()))
+
+
+def records(model: nn.Module) -> list[tuple[str, Applied]]:
+    """The plans of a model and of parts that were compressed by themselves, with the parts'
+    names; one that was made of what another gave comes after it."""
+    rest = [
+        (name, applied)
+        for name, module in unwrapped(model).named_modules()
+        for applied in module.__dict__.get(_RECORD, ())
+    ]
+    found = []
+    while rest:
+        free = (r for r in rest if not any(_follows(r, other) for other in rest if other is not r))
+        first = next(free, rest[0])
+        rest.remove(first)
+        found.append(first)
+    return found
+
+
+def _follows(record: tuple[str, Applied], other: tuple[str, Applied]) -> bool:
+    """Whether a plan speaks of layers inside what another plan put into the model."""
+    (at, applied), (there, earlier) = record, other
+    rows = [f"{at}.{name}" if at else name for name in applied.plan.layers]
+    made = [f"{there}.{name}." if there else f"{name}." for name in earlier.originals]
+    return any(row.startswith(tuple(made)) for row in rows)
 
 
 def form_of(model: nn.Module) -> Form:
@@ -62,11 +88,12 @@ def remember_form(model: nn.Module, example: Example | None) -> None:
 def factors_in(model: nn.Module) -> list[nn.Module]:
     """The modules that the plans of a model put into it: in layers' places, and behind others."""
     found = []
-    for applied in history(model):
+    for at, applied in records(model):
+        part = unwrapped(model).get_submodule(at)
         covered = [name for names in applied.plan.units for name in names]
-        found += [model.get_submodule(name) for name in covered]
+        found += [part.get_submodule(name) for name in covered]
         for host in applied.plan.hosts:
-            found += stages_in(model, host)[1:]
+            found += stages_in(part, host)[1:]
     return found
 
 
@@ -83,7 +110,8 @@ def build_structure(model: nn.Module, plan: Plan) -> None:
 def densify(model: nn.Module) -> nn.Module:
     """A copy in which every replaced layer is one dense layer of its original class again.
 
-    Layers in int8 become floating-point ones of the same, rounded, weights.
+    Layers in int8 become floating-point ones of the same, rounded, weights. Of a model that
+    `torch.compile` or `DataParallel` wraps it is a copy of what is inside.
 
     The weights are the products of the factors, so the outputs stay the same up to
     rounding; training the factors in between is fine.
@@ -100,13 +128,15 @@ def densify(model: nn.Module) -> nn.Module:
           (0): Linear(in_features=64, out_features=64, bias=True)
         )
     """
-    if not history(model) and not int8_layers(model):
+    model = unwrapped(model)
+    if not records(model) and not int8_layers(model):
         raise PlanError("model", "it holds no factorized layers", "pass what apply returned")
     dense = copy_model(model)
     dequantize(dense)
-    for applied in reversed(history(dense)):
-        restore_units(dense, applied.plan, applied.originals)
-    dense.__dict__.pop(_RECORD, None)
+    for at, applied in reversed(records(dense)):
+        restore_units(dense.get_submodule(at), applied.plan, applied.originals)
+    for module in dense.modules():
+        module.__dict__.pop(_RECORD, None)
     return dense
 
 
@@ -122,11 +152,15 @@ def copy_model(model: ModelT, known: dict[int, Any] | None = None) -> ModelT:
             file or the graph of a pass with gradients; names it.
     """
     try:
-        return copy.deepcopy(model, known)
+        made = copy.deepcopy(model, {**remade(model), **(known or {})})
     except Exception as error:  # a class may copy itself in its own way, and fail in its own
         problem = f"it cannot be copied ({type(error).__name__}: {first_line(error)})"
         advice = "take it off the model, or detach it where it is a tensor with a graph"
         raise InputError(_uncopyable(model) or "model", problem, advice) from error
+    for parameter in made.parameters():
+        if not parameter.is_leaf:  # of a scripted part, which copies as if it computed
+            parameter.detach_().requires_grad_(True)
+    return made
 
 
 def _uncopyable(model: nn.Module) -> str | None:
@@ -140,6 +174,21 @@ def _uncopyable(model: nn.Module) -> str | None:
             except Exception:
                 return f"{name}.{key}" if name else f"model.{key}"
     return None
+
+
+def remade(model: nn.Module) -> dict[int, Tensor]:
+    """What a copy of a model holds in place of some of its tensors, by their ids: of those that
+    hooks make anew in each pass, as of pruning and of weight norm, the values; of parameters
+    over one memory, a single one."""
+    held = (value for module in model.modules() for value in vars(module).values())
+    found = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
+    tied: dict[Any, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        tied.setdefault(memory_of(parameter), []).append(parameter)
+    for first, *others in tied.values():
+        if others:
+            found |= dict.fromkeys(map(id, (first, *others)), copy.deepcopy(first))
+    return found
 
 
 def _check_choices(model: nn.Module, plan: Plan) -> None:
@@ -163,7 +212,7 @@ def _check_choices(model: nn.Module, plan: Plan) -> None:
         names = names_of(unit)
         for view, owner in zip(unit.layers, unit.owners, strict=True):
             own = {n for n, other in zip(names, unit.owners, strict=True) if other == owner}
-            _check_sharing(view, users[id(view.parameter)], own)
+            _check_sharing(view, users[memory_of(view.parameter)], own)
 
 
 def _check_behind(model: nn.Module, plan: Plan, name: str) -> None:
@@ -177,12 +226,12 @@ def _check_behind(model: nn.Module, plan: Plan, name: str) -> None:
         raise PlanError(name, problem, 'drop "behind", so that each layer runs it')
 
 
-def _users_of_weights(model: nn.Module) -> dict[int, dict[str, nn.Module]]:
-    """The modules that hold each parameter, by the parameter's id."""
-    users: dict[int, dict[str, nn.Module]] = {}
+def _users_of_weights(model: nn.Module) -> dict[Any, dict[str, nn.Module]]:
+    """The modules that hold each parameter, by its memory."""
+    users: dict[Any, dict[str, nn.Module]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
-            users.setdefault(id(parameter), {})[name] = module
+            users.setdefault(memory_of(parameter), {})[name] = module
     return users
 
 

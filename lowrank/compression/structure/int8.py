@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 from lowrank.compression.network.own_stages import is_int8
 from lowrank.compression.network.scan import static_reason
 from lowrank.compression.network.stages import NARROWEST, Stage
+from lowrank.compression.network.tensors import memory_of
 from lowrank.errors import InputError
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -78,10 +79,10 @@ def _reason(module: nn.Module) -> str | None:
 
 def _shared(model: nn.Module) -> dict[int, str]:
     """Modules whose weight another one holds too: id -> why they stay."""
-    users: dict[int, list[tuple[str, nn.Module]]] = {}
+    users: dict[Any, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
         if (weight := _own_weight(module)) is not None:
-            users.setdefault(id(weight), []).append((name, module))
+            users.setdefault(memory_of(weight), []).append((name, module))
     return {
         id(module): f"it shares its weight with {', '.join(n for n, _ in held if n != name)}"
         for held in users.values()

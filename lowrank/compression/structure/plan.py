@@ -22,7 +22,7 @@ from lowrank.compression.methods import Method
 from lowrank.compression.methods.shared.base import ranks_of
 from lowrank.compression.network.layer_names import suggestion
 from lowrank.compression.network.layers import own_shapes
-from lowrank.compression.network.scan import holds_parameters
+from lowrank.compression.network.scan import holds_parameters, kind_of
 from lowrank.compression.network.stages import Cost
 from lowrank.compression.structure.choices import (
     Choice,
@@ -149,7 +149,7 @@ class Plan:
             if name not in modules:
                 raise PlanError(where, "the model has no such layer", suggestion(name, modules))
             have = own_shapes(modules[name])
-            kind = type(modules[name]).__name__
+            kind = kind_of(modules[name])
             if kind != row.kind or have != row.shapes:
                 raise PlanError(
                     where,

@@ -102,7 +102,16 @@ def install(model: nn.Module, name: str, chain: nn.Module, originals: dict[str, 
     module = model.get_submodule(name)
     shell = copy.deepcopy(module).to("meta")
     originals[name] = shell
+    chain.__dict__[_MADE] = True
     _put(model, module, chain)
+
+
+_MADE = "_lowrank_made"
+
+
+def is_made(module: nn.Module) -> bool:
+    """Whether a plan put this in a layer's place."""
+    return _MADE in module.__dict__
 
 
 def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
