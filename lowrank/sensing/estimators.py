@@ -171,7 +171,9 @@ class BPDN(_SparseRegressor):
         self.max_iter = max_iter
 
     def _recover(self, X: Array, y: Array) -> Recovery:
-        return recover(X, y, noise=self.noise, nonneg=self.nonneg, **self._options())
+        with warnings.catch_warnings():  # a regressor that predicts the mean is no surprise
+            warnings.filterwarnings("ignore", message="noise='auto'")
+            return recover(X, y, noise=self.noise, nonneg=self.nonneg, **self._options())
 
 
 class Lasso(_SparseRegressor):
