@@ -257,7 +257,13 @@ def _gram_solver(M: Operator, s: float) -> Callable[[Array, Array], Array] | Non
 def _substitution(L: Array, lower: bool) -> Callable[[Array], Array]:
     """`r -> (L L^H)^-1 r`, (n, batch), by LAPACK: `cho_solve` checks for longer than it solves."""
     (potrs,) = get_lapack_funcs(("potrs",), (L,))
-    return lambda r: np.asarray(potrs(L, r, lower=lower)[0])
+
+    def solve(r: Array) -> Array:
+        if np.iscomplexobj(r) and not np.iscomplexobj(L):  # a complex signal, a real matrix
+            return solve(r.real) + 1j * solve(r.imag)
+        return np.asarray(potrs(L, r, lower=lower)[0])
+
+    return solve
 
 
 def _normal_solver(M: Operator, s: float, D: Operator | None) -> Callable[[Array, float], Array]:
