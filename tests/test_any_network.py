@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
-from lowrank.compression import Batch, GroupedLinear, Objective, count_macs, run
+from lowrank.compression import (
+    Batch,
+    GroupedLinear,
+    Objective,
+    count_macs,
+    measure_memory,
+    run,
+)
+from lowrank.compression.network.example import spare
+from lowrank.decompositions.metric import Metric
+from lowrank.decompositions.sparse_part import low_rank_plus_masked
 from lowrank.errors import ExportError, InputError
 
 # --- lazy models -----------------------------------------------------------------------------
@@ -200,3 +210,56 @@ class Rounded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.bfloat16()
+
+
+# --- work in place on the inputs -------------------------------------------------------------
+
+
+class Scaling(nn.Module):
+    """Scales its input in place, as networks that take pictures in bytes do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x /= 2
+        return self.last(torch.relu(self.first(x)))
+
+
+def test_a_model_that_works_in_place_leaves_the_example_and_the_data() -> None:
+    model, tuned = Scaling().eval(), Scaling().eval()
+    x, data = torch.randn(4, 16), torch.randn(24, 16)
+    before = x.clone(), data.clone()
+    lowrank.profile(model, x, repeats=1, warmup=0)
+    measure_memory(model, x)
+    run(model, x)
+    lowrank.export_program(model, x)
+    full, report = lowrank.compress(model, x, params=1.0, data=data, methods="channel_svd")
+    lowrank.finetune(tuned, teacher=model, data=data, loss="mse", epochs=1)
+    assert report.quality is not None
+    assert report.quality.relative_error < 1e-6
+    torch.testing.assert_close(full(x.clone()), model(x.clone()))
+    assert torch.equal(x, before[0])
+    assert torch.equal(data, before[1])
+
+
+def test_one_tensor_in_two_places_of_an_example_stays_one() -> None:
+    x = torch.ones(2)
+    first, second = spare((x, {"again": x}))
+    assert first is second["again"]
+    assert first is not x
+
+
+# --- fits that are exact ---------------------------------------------------------------------
+
+
+def test_a_sparse_part_of_a_few_entries_is_fitted_exactly_and_stays_finite() -> None:
+    """Two unknowns take two steps of conjugate gradients; the third has nothing to divide by."""
+    for seed in range(40):
+        torch.manual_seed(seed)
+        W, A, B = torch.randn(1, 4, 4), torch.randn(4, 8), torch.randn(4, 8)
+        metric = Metric((A @ A.T / 8)[None], (B @ B.T / 8)[None])
+        for n in (1, 2, 3):
+            parts = low_rank_plus_masked(W, metric, 1, n, n_steps=2)
+            assert all(part.isfinite().all() for part in parts)

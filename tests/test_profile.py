@@ -290,8 +290,9 @@ def test_views_parameters_and_the_example_are_not_activations():
 def test_peak_is_what_the_allocator_saw(model, example):
     run(model, example)
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as recorded:
-        run(model, example)
+    profiler = torch.profiler.profile(activities=activities, profile_memory=True)
+    with profiler as recorded, torch.no_grad():
+        model(example)
     events = recorded.profiler.kineto_results.events()
     changes = [event.nbytes() for event in events if event.name() == "[memory]"]
     assert cost_of(model, example).peak_activation_bytes == max(np.cumsum(changes))

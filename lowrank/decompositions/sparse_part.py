@@ -376,7 +376,10 @@ def _fitted(gap: _Gap, metric: Metric, mask: Tensor) -> tuple[Tensor, Tensor]:
             break
         pC = metric.times(p)
         q = slope(pC)
-        step = rz / (p * q).sum()
+        curvature = (p * q).sum()
+        if not float(curvature) > 0:  # it underflows once the fit is exact
+            break
+        step = rz / curvature
         S, SC, r = S + step * p, SC + step * pC, r - step * q
         z = r / scale
         rz, last = (r * z).sum(), rz

@@ -104,6 +104,8 @@ class Objective:
         labels = labels.to(output.device)
         try:
             if self.loss != "kl" and labels.is_floating_point():
+                if output.shape != labels.shape:
+                    raise ValueError("other shapes")
                 return relative_mse([output], [labels])
             scores = output if output.ndim in (1, 2, 4, 5) else output.flatten(0, -2)
             return F.cross_entropy(scores, labels if scores is output else labels.flatten())

@@ -32,9 +32,10 @@ from lowrank.compression.network.example import (
     Example,
     _device,
     _unchanged_rng,
-    call,
     check,
     evaluating,
+    spare,
+    use_up,
 )
 from lowrank.compression.network.own_stages import weight_bytes
 from lowrank.compression.network.stages import Cost
@@ -316,13 +317,14 @@ def count_macs(model: nn.Module, example: Example) -> dict[str, int]:
 
 def _observe(model: nn.Module, example: Example, counter: CountMode, *below: Any) -> None:
     """One forward pass under the modes; `counter` sees every operation first."""
+    ready = spare(example)
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(_separate_attention())
         stack.enter_context(_followed(model, counter))
         for mode in (*below, counter):
             stack.enter_context(mode)
-        call(model, example)
+        use_up(model, ready)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lowrank.compression.network.example import Example, call, check, evaluating
+from lowrank.compression.network.example import Example, check, evaluating, spare, use_up
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.stages import Call, Stage
 from lowrank.compression.network.tensors import distinct, tensors
@@ -175,6 +175,7 @@ def measure_memory(
     """
     check(example)
     mode, before = MemoryMode(), defaultdict[str, list[int]](list)
+    ready = spare(example)
 
     def note(name: str, module: nn.Module, inputs: Any) -> None:
         before[name].append(mode.current)
@@ -185,7 +186,7 @@ def measure_memory(
             stack.callback(hook.remove)
         stack.enter_context(evaluating(model))
         stack.enter_context(mode)
-        call(model, example)
+        use_up(model, ready)
     return Memory(
         sum(
             t.numel() * t.element_size() for t in distinct((*model.parameters(), *model.buffers()))

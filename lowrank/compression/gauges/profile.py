@@ -18,10 +18,11 @@ from lowrank.compression.network.example import (
     Example,
     _device,
     _unchanged_rng,
-    call,
     check,
     evaluating,
     named_tensors,
+    spare,
+    use_up,
 )
 from lowrank.compression.network.tensors import memory_of, tensors
 
@@ -102,11 +103,12 @@ def _has_data(model: nn.Module, example: Example) -> bool:
 
 def _cuda_peak(model: nn.Module, example: Example, device: torch.device) -> int:
     """The allocator's own peak, from a second pass: the first one allocates workspaces."""
+    ready = spare(example)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     with evaluating(model):
-        call(model, example)
+        use_up(model, ready)
     return torch.cuda.max_memory_allocated(device) - before
 
 

@@ -20,9 +20,10 @@ from lowrank.compression.network.example import (
     Example,
     _device,
     _unchanged_rng,
-    call,
     check,
     evaluating,
+    spare,
+    use_up,
 )
 from lowrank.compression.network.tensors import tensors
 from lowrank.errors import InputError
@@ -71,17 +72,19 @@ class Stopwatch:
         if self.device.type == "cuda":
             return self._on_gpu(module, example)
         read = time.thread_time if self.clock == "thread CPU time" else time.perf_counter
+        ready = spare(example)
         self._wait()
         began = read()
-        call(module, example)
+        use_up(module, ready)
         self._wait()
         return read() - began
 
     def _on_gpu(self, module: nn.Module, example: Example) -> float:
         stream = torch.cuda.current_stream(self.device)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        ready = spare(example)
         begin.record(stream)
-        call(module, example)
+        use_up(module, ready)
         end.record(stream)
         end.synchronize()
         return begin.elapsed_time(end) / 1e3

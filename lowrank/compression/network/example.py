@@ -20,7 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lowrank.compression.network.tensors import _is_float, _walk, describe, is_whole, tensors
+from lowrank.compression.network.tensors import (
+    _is_float,
+    _walk,
+    describe,
+    is_whole,
+    mapped,
+    tensors,
+)
 from lowrank.errors import InputError
 
 Example: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -110,7 +117,7 @@ def refuse_lazy(model: nn.Module) -> None:
 
 
 def call(model: nn.Module, example: Example) -> Any:
-    """The model's output on the example, in whatever mode the model is.
+    """The model's output on a copy of the example, in whatever mode the model is.
 
     Raises:
         InputError: the model raised an exception, which the error names and chains.
@@ -118,6 +125,33 @@ def call(model: nn.Module, example: Example) -> Any:
     Example:
         >>> call(nn.Linear(3, 2), torch.zeros(4, 3)).shape
         torch.Size([4, 2])
+    """
+    return use_up(model, spare(example))
+
+
+def spare(example: Example) -> Example:
+    """A copy of the inputs: a model may work on them in place, as `x /= 255` does.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> nn.ReLU(inplace=True)(spare(-x)), x
+        (tensor([0., 0.]), tensor([1., 1.]))
+    """
+    known: dict[int, Tensor] = {}  # one tensor in two places stays one
+
+    def copy_of(tensor: Tensor) -> Tensor:
+        if id(tensor) not in known:
+            known[id(tensor)] = tensor.clone()
+        return known[id(tensor)]
+
+    return mapped(example, copy_of)
+
+
+def use_up(model: nn.Module, example: Example) -> Any:
+    """The model's output on the example itself, which a model that works in place changes.
+
+    Raises:
+        InputError: the model raised an exception, which the error names and chains.
     """
     args, kwargs = arguments(example)
     try:

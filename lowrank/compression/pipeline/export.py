@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lowrank.atomic import replacing
-from lowrank.compression.network.example import Example, arguments, evaluating, first_line, run
+from lowrank.compression.network.example import (
+    Example,
+    arguments,
+    evaluating,
+    first_line,
+    run,
+    spare,
+)
 from lowrank.compression.network.tensors import flatten, tensors
 from lowrank.errors import ExportError
 
@@ -43,14 +50,14 @@ def export_program(
         >>> program.module()(torch.randn(2, 8)).shape
         torch.Size([2, 4])
     """
-    args, kwargs = arguments(example)
     with evaluating(model):
         try:
-            program = torch.export.export(model, args, kwargs)
+            program = torch.export.export(model, *arguments(spare(example)))
         except Exception as error:
             raise ExportError(
                 "torch.export", f"cannot trace the model ({_said(error)})", _ADVICE
             ) from error
+    args, kwargs = arguments(spare(example))
     try:
         with torch.no_grad():
             got = program.module()(*args, **kwargs)
@@ -87,9 +94,9 @@ def export_onnx(
         raise ExportError(
             "onnx", f"{error.name} is not installed", 'pip install "lowrank-kit[onnx]"'
         ) from error
-    args, kwargs = arguments(example)
+    args, kwargs = arguments(spare(example))
     with _written("onnx", path) as temporary:
-        _write_onnx(model, args, kwargs, temporary, dynamic_batch)
+        _write_onnx(model, *arguments(spare(example)), temporary, dynamic_batch)
         try:
             session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no public base class

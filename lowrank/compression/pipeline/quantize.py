@@ -71,6 +71,7 @@ def quantize(
     the model runs. Convolutions and embeddings stay as they are: torchao has no such kernels
     for them. The result saves, loads and exports; `densify` takes it back to floating point.
     To choose ranks and int8 together under one budget of bytes, see `lowrank.Rules(int8=True)`.
+    torchao's kernels take no empty input: skip experts that may be sent none.
 
     Args:
         model: any model, such as `compress` or `finetune` returned; left as it is.

@@ -405,6 +405,8 @@ def _forced(unit: Unit, choice: Choice, seed: int, metric: Metric | None) -> Can
 def _refuse_model(found: Scan, reasons: Mapping[str, str]) -> NoReturn:
     first = next(iter(reasons.items()), None)
     why = f"; {first[0] or 'the model'}: {first[1]}" if first else ""
+    if not found.kinds:
+        raise InputError("model", "it holds no parameters", "pass a network with layers")
     raise InputError(
         "model",
         f"none of its {len(found.kinds)} layers can be replaced{why}",
