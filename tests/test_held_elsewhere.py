@@ -91,6 +91,38 @@ def test_a_pre_hook_that_reads_the_weight_keeps_the_layer_dense() -> None:
     assert len(model[0]._forward_pre_hooks) == 1
 
 
+class _Penalised(nn.Module):
+    """Reads a weight in training mode alone, or never; its batch norm must not notice."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.a, self.b = how, nn.Linear(64, 64), nn.Linear(64, 64)
+        self.norm = nn.BatchNorm1d(64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.a(x))
+        if self.training and self.how == "fails":
+            raise RuntimeError("where are the targets?")
+        if self.training and self.how == "reads":
+            h = h + 1e-3 * self.a.weight.norm()
+        return self.b(h)
+
+
+@pytest.mark.parametrize("how", ["reads", "fails", "nothing"])
+def test_a_weight_that_training_mode_reads_keeps_its_layer_dense(how: str) -> None:
+    net, state = _Penalised(how).eval(), torch.get_rng_state()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    small, report = lowrank.compress(net, X, params=0.8)
+    said = "reads its weight directly in training mode" in report.left_alone.get("a", "")
+    assert said == (how == "reads")
+    if how == "reads":
+        lowrank.finetune(small, teacher=net, data=X, epochs=1)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not net.training
+
+
 def _edited(tmp_path: Path, edit: Callable[[dict[str, dict[str, object]]], object]) -> lowrank.Plan:
     plan = json.loads(lowrank.measure(_two(), X).plan(params=0.6).to_json())
     edit(plan["layers"])

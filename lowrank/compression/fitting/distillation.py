@@ -40,8 +40,9 @@ class Objective:
     Args:
         loss: distillation term. "kl": T^2 KL(softmax(teacher / T) || softmax(student / T)),
             mean over positions, of the first output, whose classes are on its last axis (for
-            pictures, on its channel axis), and `relative_mse` of the others. "mse": that of
-            every output. Or a function of the student's and the teacher's output.
+            pictures, on its channel axis), and `relative_mse` of the others, and of the first
+            where it has no such axis, or one class. "mse": that of every output. Or a function of
+            the student's and the teacher's output.
         temperature: T, above 0.
         label_weight: in [0, 1]. The label term is cross-entropy (for "kl" and for whole-number
             labels), else `relative_mse`; a model whose forward takes `labels` computes it.
@@ -94,7 +95,7 @@ class Objective:
         if callable(self.loss):
             return self.loss(output, target)
         ours, theirs = flatten(output), flatten(target)
-        if self.loss == "mse":
+        if self.loss == "mse" or not ours or _n_classes(ours[0]) < 2:
             return relative_mse(ours, theirs)
         divergence = softened_kl(ours[0], theirs[0], self.temperature)
         return divergence + relative_mse(ours[1:], theirs[1:]) if ours[1:] else divergence
@@ -112,6 +113,12 @@ class Objective:
         except (RuntimeError, ValueError, IndexError) as error:
             problem = f"labels {describe(labels)} do not fit the output {describe(output)}: {error}"
             raise InputError("data", problem, "mend the labels, or set label_weight=0") from error
+
+
+def _n_classes(output: Tensor) -> int:
+    if not output.ndim:
+        return 1
+    return output.shape[1 if output.ndim >= 4 else -1]
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -26,6 +27,10 @@ from lowrank.errors import InputError
 from lowrank.progress import Progress
 
 _LR = 2e-4  # AdamW; at 1e-3 a network that is near its teacher only moves away from it
+
+
+_SEEN = 512
+"""Examples, at least, on which epochs are compared without `val`, if there are as many."""
 
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -124,7 +129,9 @@ def finetune(
         epochs: times to go through the data.
         val: what decides which epoch is best: batches on which the loss is taken, in
             evaluation mode; a share in (0, 1) to hold out of data given as tensors; or a
-            function of the model, the lower the better. Without it the training loss decides.
+            function of the model, the lower the better. Without it the loss on the first 512
+            examples of the data decides, in evaluation mode. The model as it came is one of
+            those that are compared, so it comes back where no epoch is better.
         patience: stop after so many epochs without a better `val`; None: never.
         loss: "kl" for scores of classes, "mse" for anything else, or a function of the
             student's and the teacher's output.
@@ -207,7 +214,7 @@ def finetune(
             model, teacher, objective, batches, mix, trained, epochs, schedule, max_norm, amp,
             _build(optimizer, trained, lr),
         )  # fmt: skip
-        trainer.try_out()
+        trainer.try_out(_SEEN if measure is None else 1)
         best = _Best(model, trained)
         norms = _free_norms(model) if recalibrate else []
         with (
@@ -231,7 +238,10 @@ def _epochs(
     shown: Progress,
 ) -> Iterator[Epoch]:
     """Train epoch by epoch; each is offered as the best before it is yielded."""
-    if measure is not None:
+    judge = trainer.loss_in_use if measure is None else partial(measure, trainer.model)
+    if measure is None:
+        best.offer(judge(), 0)
+    else:
         start = time.perf_counter()
         first = measure(trainer.model)
         best.offer(first, 0)
@@ -241,8 +251,8 @@ def _epochs(
         start = time.perf_counter()
         terms, lr, steps = trainer.epoch(index, shown)
         loss = sum(terms.values())
-        val = None if measure is None else measure(trainer.model)
-        improved = best.offer(loss if val is None else val, index)
+        score = judge()
+        improved, val = best.offer(score, index), None if measure is None else score
         seconds = time.perf_counter() - start
         yield Epoch(index, loss, terms, val, lr, steps, seconds, improved)
         if patience is not None and index - best.index >= patience:

@@ -41,16 +41,31 @@ class _Trainer:
         # Only float16 needs its gradients scaled: bfloat16 has the range of float32.
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.amp == torch.float16)
 
-    def try_out(self) -> None:
-        """One pass that changes nothing, so that what cannot work fails before training."""
+    def try_out(self, n_examples: int = 1) -> None:
+        """One pass that changes nothing, so that what cannot work fails before training; keeps
+        so many of the first examples."""
+        self.first: list[Batch] = []
+        for batch in map(Batch.to_train, self.batches):
+            self.first.append(batch)
+            if sum(map(len, self.first)) >= n_examples:
+                break
+        if not self.first:
+            raise InputError(self.batches.name, "it holds no batch", "pass at least one")
         with evaluating(self.model):
-            first = self.batches.first().to_train()
+            first = self.first[0]
             terms = self._terms(first.mixed() if self.mix else first)
         for name, value in terms.items():
             if not isinstance(value, Tensor) or value.ndim:
                 problem = f"it returned {describe(value)}"
                 raise InputError("loss", problem, "return a tensor of one number, such as a mean")
             _check_finite(value, f"{name} loss", "the first batch")
+
+    def loss_in_use(self) -> float:
+        """Of the model in evaluation mode, on what it was tried out on."""
+        with evaluating(self.model):
+            losses = [sum(self._terms(b).values(), torch.zeros(())) for b in self.first]
+        weighted = (float(x) * len(b) for x, b in zip(losses, self.first, strict=True))
+        return sum(weighted) / sum(map(len, self.first))
 
     def epoch(self, index: int, shown: Progress) -> tuple[dict[str, float], float, int]:
         """Mean of each term over the batches, last learning rate, steps."""

@@ -74,12 +74,17 @@ class Tucker2(Method):
         lost = (surface / total if total else surface).clamp_min(0)  # (rank_out, rank_in)
         for rank_out in ranks_out:
             for rank_in in ranks_in:
-                yield cls(rank_out, rank_in), float(lost[rank_out - 1, rank_in - 1])
+                if _fit(rank_out, rank_in, spec):
+                    yield cls(rank_out, rank_in), float(lost[rank_out - 1, rank_in - 1])
 
     def check(self, spec: LayerSpec) -> str | None:
         full_out, full_in = _full(spec)
         wrong = outside("rank_out", self.rank_out, full_out, spec)
-        return wrong or outside("rank_in", self.rank_in, full_in, spec)
+        wrong = wrong or outside("rank_in", self.rank_in, full_in, spec)
+        if wrong is None and not _fit(self.rank_out, self.rank_in, spec):
+            places = prod(spec.kernel)
+            return f"ranks {self.rank_out} and {self.rank_in} differ by more than {places} times"
+        return wrong
 
     def stages(self, spec: LayerSpec) -> tuple[LayerSpec, ...]:
         g, axes = spec.groups, range(len(spec.kernel))
@@ -153,7 +158,9 @@ def _curve(
     seed: int,
 ) -> Iterator[tuple[Tucker2, float]]:
     """Exact errors for nested first stages, lowered by what fits along the diagonal gain."""
-    if not ranks_out or not ranks_in:
+    beside = {r: [q for q in ranks_out if _fit(q, r, spec)] for r in ranks_in}
+    ranks_in = [r for r in ranks_in if beside[r]]
+    if not ranks_in:
         return
     first = first_stage(spec, weight, metric, (), ranks_in[-1])
     M = spread(first, spec.kernel, ())
@@ -162,13 +169,13 @@ def _curve(
     lost = {}
     for rank_in in ranks_in:
         kept = torch.linalg.eigvalsh(steps[rank_in - 1]).flip(-1).clamp_min(0).sum(0).cumsum(0)
-        for rank_out in ranks_out:
+        for rank_out in beside[rank_in]:
             explained = float(kept[min(rank_out, len(kept)) - 1])
             lost[rank_out, rank_in] = max(0.0, 1 - explained / whole)
 
     def share(rank: int) -> tuple[int, int]:
         at = rank / max(ranks_in[-1], 1)
-        return min(ranks_out, key=lambda r: abs(r - at * ranks_out[-1])), rank
+        return min(beside[rank], key=lambda r: abs(r - at * ranks_out[-1])), rank
 
     def error(rank: int) -> float:
         method = Tucker2(*share(rank))
@@ -183,6 +190,13 @@ def _curve(
         at = min(rank_in, middle[-1])
         before = diagonal[at - 1]
         yield Tucker2(rank_out, rank_in), value * (gained[at] / before if before > 0 else 1.0)
+
+
+def _fit(rank_out: int, rank_in: int, spec: LayerSpec) -> bool:
+    """Whether the core (rank_out, rank_in, *kernel) can be of these ranks: further channels on
+    one side would be sums of the others."""
+    places = prod(spec.kernel)
+    return rank_out <= rank_in * places and rank_in <= rank_out * places
 
 
 def _full(spec: LayerSpec) -> tuple[int, int]:

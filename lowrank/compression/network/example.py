@@ -63,14 +63,14 @@ def evaluating(model: nn.Module, *, compiled: bool = False) -> Iterator[None]:
     try:
         for module, _ in flags:
             module.training = False
-        with torch.no_grad(), nullcontext() if compiled else _as_written(model):
+        with torch.no_grad(), nullcontext() if compiled else as_written(model):
             yield
     finally:
         for module, flag in flags:
             module.training = flag
 
 
-def _as_written(model: nn.Module) -> AbstractContextManager[object]:
+def as_written(model: nn.Module) -> AbstractContextManager[object]:
     """A context in which nothing that `torch.compile` made of the model is used."""
     if any(is_compiled(module) for module in model.modules()):
         return cast(AbstractContextManager[object], torch.compiler.set_stance("force_eager"))

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
-from lowrank.compression.network.example import Example, call, check, is_wrapper, run
+from lowrank.compression.network.example import Example, as_written, call, check, is_wrapper, run
 from lowrank.compression.network.layers import LayerView, is_transposed_linear, own_shapes, spec_of
 from lowrank.compression.network.own_stages import is_int8
 from lowrank.compression.network.stages import Call
@@ -99,7 +99,8 @@ class _Watch:
 
     calls: dict[int, list[Call]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
-    readers: dict[int, tuple[str, str]] = field(default_factory=dict)
+    readers: dict[int, str] = field(default_factory=dict)
+    mode: Literal["use", "training"] = "use"
     order: list[int] = field(default_factory=list)
     reads: dict[int, list[_Read | None]] = field(default_factory=dict)
     tensors: _Tensors = field(default_factory=lambda: _Tensors())
@@ -318,9 +319,9 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
 
     def leave(module: nn.Module, args: Any, *rest: Any) -> None:
         # kwargs and output; after an exception torch passes neither, and the run ends anyway
-        if len(rest) == 2 and id(module) in watched:
-            _record_call(watch, module, args, *rest)  # still running: our reads are its own
-        if len(rest) == 2:
+        if len(rest) == 2 and watch.mode == "use":
+            if id(module) in watched:
+                _record_call(watch, module, args, *rest)  # still running: our reads are its own
             watch.tensors.made(module, rest[1])
         if running and running[-1] is module:
             running.pop()
@@ -328,7 +329,9 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
     def read(module: nn.Module, attribute: str) -> None:
         reader = running[-1] if running else model
         if reader is not module and id(module) not in watch.readers:
-            watch.readers[id(module)] = (names.get(id(reader), type(reader).__name__), attribute)
+            name = names.get(id(reader), type(reader).__name__)
+            when = " in training mode" if watch.mode == "training" else ""
+            watch.readers[id(module)] = f"{name} reads its {attribute} directly{when}"
 
     with ExitStack() as stack:
         # hooks for all modules: one on a layer itself would switch torch's fused encoder off
@@ -346,7 +349,29 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)  # of our hooks
         watch.output = run(model, example)
+        watch.mode = "training"
+        with suppress(InputError), _training(model):  # it may ask for targets, or a larger batch
+            call(model, example)
     return watch
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Training mode without gradients; flags, buffers and the random state come back after."""
+    flags = [(part, part.training) for part in model.modules()]
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    try:
+        for part, _ in flags:
+            part.training = True
+        with torch.random.fork_rng(), torch.no_grad(), as_written(model):
+            torch.manual_seed(0)
+            yield
+    finally:
+        for part, flag in flags:
+            part.training = flag
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 @contextmanager
@@ -438,8 +463,7 @@ def _is_stock(module: nn.Module) -> bool:
 def _run_reason(module: nn.Module, watch: _Watch) -> str | None:
     key = id(module)
     if key in watch.readers:
-        reader, attribute = watch.readers[key]
-        return f"{reader} reads its {attribute} directly"
+        return watch.readers[key]
     if key in watch.reasons:
         return watch.reasons[key]
     if key not in watch.calls:
@@ -567,30 +591,19 @@ def _unmoved_in_training(
     """Those of which training mode shows no other reader, as far as it runs the example."""
     if not units:
         return units
-    flags = [(part, part.training) for part in model.modules()]
-    buffers = [(b, b.clone()) for b in model.buffers()]
 
     def trained(model: nn.Module, example: Example) -> Any:
         torch.manual_seed(0)
-        with torch.no_grad():
-            return call(model, example)
+        return call(model, example)
 
     try:
-        for part, _ in flags:
-            part.training = True
-        with torch.random.fork_rng():
+        with _training(model):
             expected = trained(model, example)
             if _unmoved(model, example, units, expected, trained):
                 return units
             return [u for u in units if _unmoved(model, example, [u], expected, trained)]
     except InputError:  # no training on a single example, say
         return units
-    finally:
-        for part, flag in flags:
-            part.training = flag
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
 
 
 def is_plain(module: nn.Module) -> bool:
