@@ -263,3 +263,23 @@ def test_a_sparse_part_of_a_few_entries_is_fitted_exactly_and_stays_finite() -> 
         for n in (1, 2, 3):
             parts = low_rank_plus_masked(W, metric, 1, n, n_steps=2)
             assert all(part.isfinite().all() for part in parts)
+
+
+# --- layers that are compiled by themselves --------------------------------------------------
+
+
+def test_a_layer_that_is_compiled_by_itself_runs_what_replaces_it(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        layer = torch.compile(nn.Linear(32, 32), backend="eager")
+        return nn.Sequential(layer, nn.ReLU(), nn.Linear(32, 4)).eval()
+
+    x = torch.randn(3, 32)
+    small, report = lowrank.compress(build(), x, macs=0.4, data=x, methods="channel_svd")
+    assert count_macs(small, x)["(total)"] == report.plan.cost.macs
+    assert lowrank.profile(small, x, latency=False).macs == report.plan.cost.macs
+    lowrank.save(small, tmp_path / "small.safetensors")
+    loaded = lowrank.load(tmp_path / "small.safetensors", into=build())
+    assert torch.equal(run(loaded, x), run(small, x))
+    torch.testing.assert_close(run(lowrank.densify(small), x), run(small, x))
+    torch.testing.assert_close(small(x), run(small, x))

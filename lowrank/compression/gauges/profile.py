@@ -123,7 +123,7 @@ def _layer(
 ) -> LayerProfile | None:
     parameters, tied_to = _new(module.parameters(recurse=False), name, owners)
     buffers, tied_buffers = _new(module.buffers(recurse=False), name, owners)
-    leaf_ran = counter.calls[name] and not any(module.children())
+    leaf_ran = counter.calls[name] and next(module.children(), None) is None
     holds = parameters or buffers or tied_to or tied_buffers
     if not (holds or leaf_ran or counter.flops[name]):
         return None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.methods import Method
+from lowrank.compression.network.example import is_wrapper
 from lowrank.compression.network.layers import LayerView, is_transposed_linear, spec_of
 from lowrank.compression.network.own_stages import bias_holder
 from lowrank.compression.network.stages import (
@@ -119,6 +120,8 @@ def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for key, child in list(parent._modules.items()):
             if child is old:
                 parent._modules[key] = new
+                if is_wrapper(parent):  # its forward is the one of what it was made around
+                    parent.__setstate__(vars(parent))
 
 
 def install_unit(
