@@ -337,6 +337,8 @@ LEVEL = diagonal(np.full(16, 2.0))
         (PLAIN, set()),
         (RAMP @ PLAIN, {"row_norms"}),
         (RAMP + ROWS[:, :5], set()),
+        (ROWS[:, :5] + RAMP, set()),
+        (-2 * ROWS.H, LENGTHS | {"orthogonal_columns", "column_gram"}),
         (BLUR, FILTER),
         (BLUR @ TURN, {"norm", "row_norms", "cogram_spectrum"}),
         (TURN @ BLUR, {"norm", "column_norms", "gram_spectrum"}),
