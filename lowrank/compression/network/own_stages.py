@@ -31,6 +31,10 @@ from lowrank.compression.network.tensors import distinct
 Pattern = Literal["unstructured", "2:4"]
 
 
+_NUMBERS = torch.int32
+"""Type of channels' numbers: the smallest that torch selects by."""
+
+
 class Select(nn.Module):
     """Channels by number: y[:, c] = x[:, index[c]] (+ bias[c]).
 
@@ -46,7 +50,7 @@ class Select(nn.Module):
     def __init__(self, n: int, axis: int, *, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.axis = axis
-        self.register_buffer("index", torch.zeros(n, dtype=torch.long, device=device))
+        self.register_buffer("index", torch.zeros(n, dtype=_NUMBERS, device=device))
         self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,6 +58,10 @@ class Select(nn.Module):
         if self.bias is None:
             return y
         return y + self.bias.reshape(-1, *(1,) * (-1 - self.axis))
+
+    def stored_buffers(self) -> Sequence[Tensor]:
+        """The numbers."""
+        return (self.index,)
 
     def extra_repr(self) -> str:
         return f"{len(self.index)}, axis={self.axis}, bias={self.bias is not None}"
@@ -214,7 +222,7 @@ def _stored_bytes(tensor: Tensor) -> int:
 class SelectStage(OwnStage):
     """Channels by number; the factor holds the numbers, (groups, out / groups) within a group.
 
-    They are a buffer, as batch-norm statistics are, and count nowhere as weights.
+    They are a buffer, which counts among the bytes and not among the weights.
 
     Args:
         in_channels: of the whole input.
@@ -237,13 +245,16 @@ class SelectStage(OwnStage):
         """The channels' axis, counted from the end."""
         return -1 - self.n_axes
 
+    def n_bytes(self, element_size: int) -> int:
+        return self.out_channels * _NUMBERS.itemsize
+
     def macs(self, call: Call) -> int:
         return 0
 
     def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         module = Select(self.out_channels, self.axis, device=device)
         numbers = torch.arange(self.out_channels, device=device) % self.in_channels
-        module.index = numbers
+        module.index = numbers.to(_NUMBERS)
         if self.bias:
             module.bias = nn.Parameter(torch.zeros(self.out_channels, dtype=dtype, device=device))
         return module

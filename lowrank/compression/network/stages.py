@@ -261,8 +261,13 @@ class LayerSpec:
 
     @property
     def stock(self) -> bool:
-        """Whether this is a layer of torch, which has no linear ones in groups."""
-        return self.kind != "linear" or self.groups == 1
+        """Whether this is a layer of torch, which has no linear ones in groups, that allocates
+        its output alone: not a padded copy of its input, too."""
+        if self.kind == "linear":
+            return self.groups == 1
+        reach = (d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
+        uneven = self.padding == "same" and any(r % 2 for r in reach)
+        return self.padding_mode == "zeros" and not uneven
 
     @property
     def reads_words(self) -> bool:

@@ -17,7 +17,7 @@ from lowrank.compression.pipeline.apply import applied, check_refine, read_data,
 from lowrank.compression.pipeline.report import Report
 from lowrank.compression.pipeline.sweep import smallest
 from lowrank.compression.planning.budget import given_of
-from lowrank.compression.planning.clock import Timed, plan_on_the_clock
+from lowrank.compression.planning.clock import TRIES, Timed, plan_on_the_clock, structure
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.measure import check_asked, measured
 from lowrank.compression.planning.rules import RuleFields, Rules, rules_of
@@ -62,14 +62,14 @@ def compress(
             wraps, what is inside is compressed and returned, to be wrapped anew.
         example: inputs of one forward pass: a tensor, a tuple or a dict of inputs.
         params: parameters to keep: a fraction in (0, 1] of the whole model, or a whole number.
-        bytes: bytes of parameters to keep, likewise.
+        bytes: bytes of parameters to keep, and of what tells where they belong, likewise.
         macs: multiply-accumulates on the example to keep, likewise.
         latency: time of a forward pass on the example to keep, a fraction in (0, 1]. Layers are
             timed on the model's device with the number of threads that is set, and the result
             against the dense model, until the budget is met or four plans were tried. A model
             that cannot get faster comes back dense.
         memory: peak bytes of a forward pass (weights and activations) to keep, a fraction in
-            (0, 1] or a whole number.
+            (0, 1] or a whole number; the result's structure is run and measured.
         max_drop: instead of a budget: the smallest model in MACs whose metric is at most so
             much lower; `lowrank.compression.smallest` finds that in parameters too.
         metric: quality of a model, a function of it, the higher the better, for `max_drop`:
@@ -180,14 +180,54 @@ def _planned(
 ) -> tuple[Plan, Timed | None]:
     """The plan, and under a latency budget what its structure took."""
     wanted = budget["latency"]
+
+    def within(limit: float | None) -> Plan:
+        mine = {**budget, "latency": limit}
+        if budget["memory"] is None:
+            return curves.plan(**mine, exponent=exponent)
+        return _within_memory(model, example, curves, mine, exponent)
+
     if wanted is None:
-        return curves.plan(**budget, exponent=exponent), None
-
-    def within(limit: float) -> Plan:
-        return curves.plan(**{**budget, "latency": limit}, exponent=exponent)
-
+        return within(None), None
     timed = plan_on_the_clock(model, example, curves, wanted, within)
     return timed.plan, timed
+
+
+def _within_memory(
+    model: nn.Module,
+    example: Example,
+    curves: Curves,
+    budget: Mapping[str, float | None],
+    exponent: float,
+) -> Plan:
+    """The plan whose structure meets a memory budget when it is run: what is predicted to fit
+    and does not is planned anew, with as much less.
+
+    Raises:
+        BudgetError: no plan does.
+    """
+    assert curves.memory is not None
+    limit = asked = _bytes_within(budget["memory"], curves.memory.dense.total)
+    taken: list[int] = []
+    while len(taken) < TRIES and asked > 1:
+        try:
+            plan = curves.plan(**{**budget, "memory": asked}, exponent=exponent)
+        except BudgetError:
+            if not taken:
+                raise
+            break
+        taken.append(measure_memory(structure(model, plan), example).total)
+        if taken[-1] <= limit:
+            return replace(plan, budget={**plan.budget, "memory": budget["memory"] or 0.0})
+        asked -= taken[-1] - limit
+    problem = f"{limit:,} bytes were not met by {len(taken)} plans; the best takes {min(taken):,}"
+    raise BudgetError("memory", problem, "raise it, or allow more layers or methods")
+
+
+def _bytes_within(given: float | None, whole: int) -> int:
+    """The bytes that a memory budget allows."""
+    assert given is not None
+    return int(given * whole if given <= 1 else given)
 
 
 def _checked(
@@ -208,7 +248,7 @@ def _checked(
         report = replace(report, latency=check, dense=before, compressed=after)
     if curves.memory is not None:
         dense, value = curves.memory.dense.total, given["memory"]
-        limit = int(value * dense if value <= 1 else value)
+        limit = _bytes_within(value, dense)
         memory = MemoryCheck(limit, dense, measure_memory(small, example).total)
         report = replace(report, memory=memory)
     return report
