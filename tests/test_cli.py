@@ -369,6 +369,39 @@ def test_an_example_that_the_model_refuses(net):
     assert "refused the example" in fails("profile", "net.py:build", "--input", "1x31")
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model._orig_mod."])
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state_dict"])
+def test_weights_as_training_leaves_them(net, prefix, key):
+    state = {prefix + name: value for name, value in built().state_dict().items()}
+    torch.save({key: state, "epoch": 3} if key else state, "w.pt")
+    weights = ["--weights", "w.pt", "--allow-pickle", "--repeats", 0]
+    good("profile", "net.py:build", *weights)
+    save_file(state, "w.safetensors")
+    good("profile", "net.py:build", "--weights", "w.safetensors", "--repeats", 0)
+
+
+def test_what_a_command_reads_is_not_written_over(net):
+    save_file(built().state_dict(), "w.safetensors")
+    save_file({"input": torch.randn(8, 32)}, "data.safetensors")
+    model = ["compress", "net.py:build", "--params", "0.8", "--input", "1x32"]
+    good(*model, "--save-plan", "plan.json")
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    Path("sub").mkdir()
+    for written in (
+        ["--weights", "w.safetensors", "-o", "w.safetensors"],
+        ["--weights", "w.safetensors", "-o", "sub/../w.safetensors"],
+        ["--data", "data.safetensors", "-o", "data.safetensors"],
+        ["--save-plan", "net.py"],
+    ):
+        assert "reads this very file" in fails(*model, *written)
+    assert "two files" in fails(*model, "--save-plan", "a.safetensors", "-o", "a.safetensors")
+    again = ["compress", "net.py:build", "--input", "1x32", "--plan", "plan.json"]
+    assert "reads this very file" in fails(*again, "--save-plan", "plan.json")
+    for name in ("small.pt", "net.py", "small"):
+        assert "must end in .safetensors" in fails(*model, "-o", name, code=2)
+    assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
+
+
 def test_weights_that_do_not_fit(net):
     profile = ["profile", "net.py:build", "--weights"]
     state = {k: v.clone() for k, v in built().state_dict().items()}
@@ -488,11 +521,20 @@ def test_input():
 
 def test_a_folder_saved_by_transformers(net):
     transformers = pytest.importorskip("transformers")
+    from lowrank.cli.network.pretrained import example
+
     size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.BertConfig(vocab_size=50, intermediate_size=64, **size)
     model = transformers.BertForSequenceClassification(config).eval()
     model.save_pretrained("bert")
     assert shapes("./bert") == {"example['input_ids']": [1, 128]}
+    ids = example(model)["input_ids"]
+    assert len(ids.unique()) > 20
+    assert config.pad_token_id not in ids
+    assert ids.max() < 50
+    assert "reads this very file" in fails(
+        "compress", "./bert", "--params", "0.9", "-o", "bert/model.safetensors"
+    )
     good("compress", "./bert", "--params", "0.9", "-o", "s.safetensors")
     small = lowrank.load("s.safetensors", into=transformers.BertForSequenceClassification(config))
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())

@@ -103,7 +103,9 @@ def command(
     _check_choice(plan_file, settings)
     if page is not None and page.suffix != ".html":
         raise click.UsageError(f"--report {page} must end in .html")
-    check_targets(save_plan, output, page)
+    if output is not None and output.suffix != ".safetensors":
+        raise click.UsageError(f"-o {output} must end in .safetensors, which is what it writes")
+    check_targets(save_plan, output, page, sources=[*source.files, plan_file])
     from lowrank.cli.network.loading import load  # brings torch along
 
     with working() as progress:

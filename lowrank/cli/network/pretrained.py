@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank.compression.network.example import Example
 from lowrank.errors import CheckpointError, InputError
@@ -71,8 +71,7 @@ def example(model: Any) -> Example:
     config, name = model.config, model.main_input_name
     like = next(model.parameters())
     if name == "input_ids":
-        length = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
-        ids = torch.ones(1, length, dtype=torch.long, device=like.device)
+        ids = _tokens(model, config).to(like.device)
         both = {"input_ids": ids, "decoder_input_ids": ids[:, :1]}
         return both if config.is_encoder_decoder else {"input_ids": ids}
     size = getattr(config, "image_size", None) or 224
@@ -83,6 +82,21 @@ def example(model: Any) -> Example:
     kind = type(model).__name__
     advice = f"give --input {name}=SHAPE or --data"
     raise InputError("example", f"{kind} takes {name}, of a size its config lacks", advice)
+
+
+def _tokens(model: Any, config: Any) -> Tensor:
+    """Words drawn from all but the special ones, and the end of a sequence, if there is one."""
+    length = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
+    n_words = model.get_input_embeddings().num_embeddings
+    names = ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id")
+    special = {getattr(config, name, None) for name in names}
+    words = torch.tensor([k for k in range(n_words) if k not in special] or [0])
+    drawn = torch.randint(len(words), (1, length), generator=torch.Generator().manual_seed(0))
+    ids = words[drawn]
+    end = getattr(config, "eos_token_id", None)
+    if isinstance(end, int) and 0 <= end < n_words:
+        ids[:, -1] = end
+    return ids
 
 
 def _line(error: Exception) -> str:

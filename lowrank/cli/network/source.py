@@ -25,7 +25,7 @@ SOURCE_HELP = """
       --data batch.safetensors     its first example
       example in net.py            a function beside build, or a value: a tensor, a tuple or
                                    a dict of inputs
-      for a transformers folder    one sequence of 128 tokens, or one picture
+      for a transformers folder    one sequence of 128 random tokens, or one picture
 """
 
 
@@ -46,6 +46,13 @@ class Source:
     allow_pickle: bool
     data: str | None
     inputs: tuple[Input, ...]
+
+    @property
+    def files(self) -> list[Path]:
+        """The files and folders that are read: of a name FILE.py:FUNCTION the file."""
+        named = [Path(n.rpartition(":")[0] or n) for n in (self.model, self.data) if n is not None]
+        weights = [] if self.weights is None else [self.weights]
+        return [path for path in (*named, *weights) if path.exists()]
 
 
 def source_options(function: Callable[..., None]) -> Callable[..., None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -25,8 +25,27 @@ def _with_weights(model: nn.Module, path: Path, *, allow_pickle: bool) -> nn.Mod
     return load_compressed(path, into=model) if compressed else _load_state(model, path, tensors)
 
 
+_NESTED = ("state_dict", "model_state_dict", "model")
+"""Where a training checkpoint holds the weights, beside its optimizer's state and the like."""
+
+
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What `DataParallel`, `torch.compile` and training frameworks put before every name."""
+
+
+def _unprefixed(state: Mapping[str, Tensor], expected: Collection[str]) -> Mapping[str, Tensor]:
+    """The weights under the model's own names, where every name has a prefix that these lack."""
+    for prefix in _PREFIXES:
+        alien = not any(name.startswith(prefix) for name in expected)
+        if alien and state and all(name.startswith(prefix) for name in state):
+            bare = {name.removeprefix(prefix): value for name, value in state.items()}
+            return _unprefixed(bare, expected)
+    return state
+
+
 def _load_state(model: nn.Module, path: Path, state: Mapping[str, Tensor]) -> nn.Module:
     expected = model.state_dict()
+    state = _unprefixed(state, expected)
     for name in dict.fromkeys([*expected, *state]):
         if name not in expected or name not in state:
             who, other = ("file", "model") if name in state else ("model", "file")
@@ -53,8 +72,9 @@ def _unpickled(path: Path, *, allow_pickle: bool) -> dict[str, Tensor]:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         problem = f"it is no pickled state dict of tensors ({text})"
         raise CheckpointError(str(path), problem, "save model.state_dict()") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]  # what training frameworks write
+    for key in _NESTED:  # what training frameworks write
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise CheckpointError(
             str(path), f"it holds a {type(state).__name__}, no dict of tensors", "save a state dict"
