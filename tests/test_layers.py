@@ -12,6 +12,7 @@ from torch import nn
 import lowrank
 from lowrank.compression import LayerView, Sparse, canonical, compose, module_layout, scan, spec_of
 from lowrank.compression.methods import METHODS
+from lowrank.compression.network.own_stages import Select
 
 # products of at most a few hundred terms of order one, through up to five stages
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -61,7 +62,7 @@ def test_full_rank_is_the_layer_itself(name: str, method: object, dtype: torch.d
 
 
 def _bytes_of_places(chain: nn.Module) -> int:
-    parts = [m for m in chain.modules() if isinstance(m, Sparse)]
+    parts = [m for m in chain.modules() if isinstance(m, Sparse | Select)]
     return sum(m.index.numel() * m.index.element_size() for m in parts)
 
 

@@ -85,6 +85,6 @@ def _scores(shared: nn.Module, select: Select, splits: int, n_bricks: int) -> Te
     assert spec is not None
     bricks = canonical(spec, weight_of(shared.layer).detach())[0].flatten(1).float()
     unit = bricks / bricks.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    taken = select.index.reshape(-1, splits) % n_bricks
+    taken = select.index.long().reshape(-1, splits) % n_bricks
     ahead = torch.nn.functional.one_hot(taken, n_bricks)  # of bricks that are parallel
     return _MARGIN * ((unit @ unit.T)[taken] + 0.01 * ahead)
