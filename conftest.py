@@ -42,6 +42,7 @@ LONGEST_FIRST = (
     "test_refine.py",
     "test_compress.py",
     "test_calibrate.py",
+    "test_grammar.py",
     "test_finetune.py",
 )
 """The files with the most to do, in their order: begun first, so that processes end together."""

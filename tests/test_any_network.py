@@ -283,3 +283,26 @@ def test_a_layer_that_is_compiled_by_itself_runs_what_replaces_it(tmp_path: Path
     assert torch.equal(run(loaded, x), run(small, x))
     torch.testing.assert_close(run(lowrank.densify(small), x), run(small, x))
     torch.testing.assert_close(small(x), run(small, x))
+
+
+# --- outputs without a number that can be trained --------------------------------------------
+
+
+class Best(nn.Module):
+    """Gives the numbers of the best classes alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).argmax(-1)
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+@pytest.mark.parametrize("labelled", [False, True], ids=["plain", "labelled"])
+def test_finetune_says_that_there_is_no_tensor_to_train_on(loss: Any, labelled: bool) -> None:
+    x = torch.randn(8, 8)
+    data = (x, torch.zeros(8, dtype=torch.long)) if labelled else x
+    with pytest.raises(InputError, match="it returns no floating-point tensor, but int64"):
+        lowrank.finetune(Best(), teacher=Best(), data=data, loss=loss)

@@ -89,13 +89,13 @@ class Objective:
             output = dict(call(student, {**inputs, "labels": placed(labels, student)}))
             return output, output.pop("loss")  # transformers: shifted by a token, masked, ...
         output = call(student, inputs)
-        return output, self._label_loss(flatten(output)[0], labels)
+        return output, self._label_loss(_floating(output)[0], labels)
 
     def _distillation(self, output: Any, target: Any) -> Tensor:
         if callable(self.loss):
             return self.loss(output, target)
-        ours, theirs = flatten(output), flatten(target)
-        if self.loss == "mse" or not ours or _n_classes(ours[0]) < 2:
+        ours, theirs = _floating(output), _floating(target)
+        if self.loss == "mse" or _n_classes(ours[0]) < 2:
             return relative_mse(ours, theirs)
         divergence = softened_kl(ours[0], theirs[0], self.temperature)
         return divergence + relative_mse(ours[1:], theirs[1:]) if ours[1:] else divergence
@@ -113,6 +113,15 @@ class Objective:
         except (RuntimeError, ValueError, IndexError) as error:
             problem = f"labels {describe(labels)} do not fit the output {describe(output)}: {error}"
             raise InputError("data", problem, "mend the labels, or set label_weight=0") from error
+
+
+def _floating(output: Any) -> list[Tensor]:
+    """The floating-point tensors of an output, of which there has to be one."""
+    found = flatten(output)
+    if not found:
+        problem = f"it returns no floating-point tensor, but {describe(output)}"
+        raise InputError("model", problem, "pass a function of both outputs as loss")
+    return found
 
 
 def _n_classes(output: Tensor) -> int:
