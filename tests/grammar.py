@@ -450,9 +450,9 @@ Make = Callable[[Growth, Tensor], "nn.Module | None"]
 
 
 def _renormed(n: int, width: int) -> nn.Module:
-    """An embedding that has shortened its long rows already: each pass would."""
+    """An embedding of rows that are short enough: each pass shortens longer ones in place."""
     table = nn.Embedding(n, width, max_norm=2.0)
-    table(torch.arange(n))
+    table.weight.mul_(1.5 / table.weight.norm(dim=1, keepdim=True))
     return table
 
 
