@@ -306,3 +306,57 @@ def test_finetune_says_that_there_is_no_tensor_to_train_on(loss: Any, labelled: 
     data = (x, torch.zeros(8, dtype=torch.long)) if labelled else x
     with pytest.raises(InputError, match="it returns no floating-point tensor, but int64"):
         lowrank.finetune(Best(), teacher=Best(), data=data, loss=loss)
+
+
+# --- grouped and plain linear layers on one input --------------------------------------------
+
+
+class Mixed(nn.Module):
+    """Layers that read the same input, one of them in groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+        self.grouped = GroupedLinear(16, 16, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.grouped(x) + sum(layer(x) for layer in self.plain)
+
+
+def test_a_grouped_layer_shares_no_factor_with_plain_ones() -> None:
+    x = torch.randn(4, 16)
+    for data in (None, x):
+        small, report = lowrank.compress(
+            Mixed(), x, params=0.8, methods="shared_input_svd", data=data
+        )
+        assert isinstance(small.grouped, GroupedLinear)
+        assert "grouped" not in report.plan.replaced
+
+
+# --- autocast inside of a model --------------------------------------------------------------
+
+
+class Autocast(nn.Module):
+    """A layer that runs under autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = self.layer(x)
+        return y.float()
+
+
+def test_moments_are_not_rounded_by_the_models_autocast() -> None:
+    """Rounded to eight bits, a moment of few directions has negative eigenvalues."""
+    model = nn.Sequential(Autocast())
+    x = torch.randn(64, 2) @ torch.randn(2, 32)
+    curves = lowrank.measure(model, x[:4], data=x, methods=["channel_svd", "group_svd"])
+    moments = curves.data.calibrated.layers["0.layer"]
+    centred = (x - x.mean(0)).double()
+    C = centred.T @ centred / 64
+    assert torch.linalg.eigvalsh(moments.C.double()).min() > -1e-6 * C.norm()
+    torch.testing.assert_close(moments.mean.double().flatten(), x.double().mean(0))
+    curves.plan(params=0.5)

@@ -29,6 +29,7 @@ import lowrank
 from lowrank.compression import flatten, run
 from lowrank.compression.methods import METHODS
 from lowrank.compression.network.example import arguments, unwrapped
+from lowrank.compression.network.scan import kind_of
 from lowrank.compression.network.tensors import tensors
 from lowrank.errors import BudgetError
 
@@ -374,7 +375,7 @@ def _save(way: Way) -> None:
 
 def _densify(way: Way) -> None:
     dense = lowrank.densify(way.small)
-    kinds = ([type(m).__name__ for m in model.modules()] for model in (dense, unwrapped(way.model)))
+    kinds = ([kind_of(m) for m in model.modules()] for model in (dense, unwrapped(way.model)))
     if len({tuple(names) for names in kinds}) > 1:
         raise Broken("other modules than the model's")
     expected = _outputs(way.small, way.net.example())

@@ -522,7 +522,8 @@ def _same_input(
     readers: dict[tuple[tuple[int, int], ...], list[LayerView]] = {}
     for view in views:
         reads = [r for r in watch.reads[id(view.module)] if r is not None]
-        if view.spec.kind == "linear" and len(reads) == len(view.calls):
+        whole = view.spec.kind == "linear" and view.spec.groups == 1
+        if whole and len(reads) == len(view.calls):
             readers.setdefault(tuple((r.tensor, r.version) for r in reads), []).append(view)
     names = {id(m): name for name, m in model.named_modules()}
     found = []
