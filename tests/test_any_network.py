@@ -147,7 +147,6 @@ def test_a_grouped_linear_layer_counts_alike_at_every_width() -> None:
 UNCOPYABLE: dict[str, Callable[[], object]] = {
     "lock": threading.Lock,
     "generator": lambda: (n for n in range(3)),
-    "graph": lambda: 2 * nn.Parameter(torch.ones(3)),
 }
 
 
