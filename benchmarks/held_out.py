@@ -19,7 +19,7 @@ import json
 import platform
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -88,7 +88,11 @@ def compared(view: LayerView, method: Method, kept: float, pictures: Pictures) -
     """The method fitted without data, and with it in both metrics, judged on held-out data."""
     seen, held = pictures.seen.layers[view.name], pictures.held.layers[view.name]
     spec, W = view.spec, view.weight()
-    fits = {"without": None, "plain": seen.metric(), "weighted": seen.metric(weighted=True)}
+    fits = {
+        "without": None,
+        "plain": seen.metric(),
+        "weighted": replace(seen.metric(), G=seen.weight()),
+    }
     made = {
         k: compose(spec, method.stages(spec), method.factor(spec, W, seed=SEED, metric=m))
         for k, m in fits.items()

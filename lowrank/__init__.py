@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lowrank.compression.pipeline.apply import apply
     from lowrank.compression.pipeline.compress import compress
     from lowrank.compression.pipeline.export import export_onnx, export_program
+    from lowrank.compression.pipeline.forecast import forecast
     from lowrank.compression.pipeline.quantize import quantize
     from lowrank.compression.pipeline.report import Report
     from lowrank.compression.pipeline.sweep import sweep
@@ -75,6 +76,7 @@ _HOME = {
     "export_onnx": "lowrank.compression.pipeline.export",
     "export_program": "lowrank.compression.pipeline.export",
     "finetune": "lowrank.compression.fitting.finetune",
+    "forecast": "lowrank.compression.pipeline.forecast",
     "load": "lowrank.compression.structure.checkpoint",
     "measure": "lowrank.compression.planning.measure",
     "profile": "lowrank.compression.gauges.profile",

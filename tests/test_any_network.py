@@ -359,27 +359,3 @@ def test_moments_are_not_rounded_by_the_models_autocast() -> None:
     assert torch.linalg.eigvalsh(moments.C.double()).min() > -1e-6 * C.norm()
     torch.testing.assert_close(moments.mean.double().flatten(), x.double().mean(0))
     curves.plan(params=0.5)
-
-
-# --- batches of which one has no gradients ---------------------------------------------------
-
-
-class Sometimes(nn.Module):
-    """Changes, for small batches, what their gradients need."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x).sigmoid()
-        return self.last(y.mul_(2) if len(x) < 4 else y)
-
-
-def test_finetune_names_the_batch_that_has_no_gradients() -> None:
-    data = [torch.randn(n, 8) for n in (8, 8, 3)]
-    model = Sometimes()
-    with pytest.raises(InputError, match="no gradients can be had in epoch 1, step 3: one of"):
-        lowrank.finetune(model, teacher=Sometimes(), data=data, loss="mse", epochs=1)
-    with pytest.raises(InputError, match="model: no gradients can be had: one of"):
-        lowrank.finetune(model, teacher=Sometimes(), data=data[2:], loss="mse", epochs=1)

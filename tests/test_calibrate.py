@@ -24,7 +24,6 @@ from lowrank.compression import (
     can_be_cut,
     canonical,
     compare_outputs,
-    form_of,
     held_out,
     is_scores,
     n_positions,
@@ -39,6 +38,7 @@ from lowrank.compression import (
     vocabularies,
 )
 from lowrank.compression.calibration import patches as patches_module
+from lowrank.compression.calibration.moments import look_at
 from lowrank.errors import InputError
 
 ROUNDING = 1e-11
@@ -92,7 +92,7 @@ def test_the_weight_times_the_patches_is_the_output(name: str) -> None:
 def test_sums_are_the_covariance_of_numpy(offset: float) -> None:
     spec = _spec(nn.Conv2d(4, 6, 3, groups=2))
     X, Y = _randn(70, 2, 18, seed=1) + offset, _randn(70, 2, 3, seed=2) - offset
-    sums = Sums(spec, targets=True)
+    sums = Sums(spec)
     for rows in torch.arange(70).split(32):
         sums.add(X[rows], Y[rows])
     moments, found = sums.moments(), sums.regression()
@@ -115,7 +115,7 @@ def test_a_regression_keeps_to_the_weight_where_few_examples_say_otherwise() -> 
     X = torch.randn(60, 1, 24, generator=generator, dtype=torch.float64)
 
     def fitted(Y: Tensor) -> Tensor:
-        sums = Sums(LayerSpec("linear", 24, 4), targets=True)
+        sums = Sums(LayerSpec("linear", 24, 4))
         sums.add(X, Y, rows=1)
         moments, found = sums.moments(), sums.regression()
         assert float(moments.share) > 0.2
@@ -128,25 +128,60 @@ def test_a_regression_keeps_to_the_weight_where_few_examples_say_otherwise() -> 
     assert (fitted(unmoved) - W).norm() < 0.8 * least
 
 
-def test_a_wide_layer_is_held_as_channels_x_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For inputs that are independent over places the form is exact; its trace always is."""
-    monkeypatch.setattr("lowrank.compression.calibration.moments.LARGEST", 10)
-    spec = _spec(nn.Conv2d(3, 5, 2))
-    assert form_of(spec) == "kronecker"
-    X = _randn(40, 1, 12, seed=3) + 1
-    sums = Sums(spec)
-    sums.add(X)
-    moments = sums.moments()
-    assert moments.space is not None
-    covariance = torch.from_numpy(np.cov(X[:, 0].numpy().T, bias=True))
-    made = torch.kron(moments.C[0], moments.space)
-    assert torch.trace(made) == pytest.approx(float(torch.trace(covariance)), rel=ROUNDING)
-    folded = covariance.reshape(3, 4, 3, 4)
-    torch.testing.assert_close(moments.C[0], torch.einsum("ikjk->ij", folded))
-    whole = moments.metric(centred=False, seen=True)
-    assert whole.space is not None
-    second = X[:, 0].square().sum(1).mean()
-    assert torch.trace(torch.kron(whole.C[0], whole.space)) == pytest.approx(float(second))
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_few_positions_are_held_themselves(
+    centred: bool, seen: bool, offset: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In their span: metric, share and regression are those of the moment written out."""
+    X, Y = _randn(20, 2, 48, seed=3) + offset, _randn(20, 2, 3, seed=4) - offset
+    W = _randn(2, 3, 48, seed=5)
+    spec = LayerSpec("linear", 96, 6, groups=2)
+    found = []
+    for least in (48, 47):  # on both sides of the fan-in
+        monkeypatch.setattr("lowrank.compression.calibration.moments._ROWS_FROM", least)
+        sums = Sums(spec)
+        look = sums.look(20)
+        assert look.form == ("full" if least == 48 else "rows")
+        for rows in torch.arange(20).split(7):
+            sums.add(X[rows], Y[rows])
+        moments = sums.moments()
+        if look.form == "rows":
+            missed = sums.missed(W)
+            missed = missed if centred else missed.uncentred(W, moments.mean)
+            best = missed.solution(W, moments.share)
+        else:
+            told, C = sums.regression(), moments.C
+            if not centred:
+                C = C + moments.mean[:, :, None] * moments.mean[:, None, :]
+                told = told.uncentred(moments.mean)
+            best = told.solution(W, C, moments.share)
+        metric = moments.metric(centred=centred, seen=seen)
+        found.append((moments.share, metric.times(W), best, metric.formed.C))
+    for full, span in zip(*found, strict=True):
+        torch.testing.assert_close(span, full, rtol=1e-5, atol=1e-6 * float(full.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("spec", "available", "work", "expected"),
+    [
+        (LayerSpec("linear", 512, 8), 10, 1e9, (3814, "full")),
+        (LayerSpec("linear", 513, 8), 256, 1e9, (256, "rows")),
+        (LayerSpec("linear", 513, 8), 257, 1e9, (3799, "full")),
+        (LayerSpec("linear", 1000, 8), 10**6, 1e9, (1000, "full")),
+        (LayerSpec("linear", 2000, 8), 10**6, 1e9, (1000, "rows")),
+        (LayerSpec("linear", 6144, 8), 10**6, 1e12, (26490, "full")),
+        (LayerSpec("linear", 6145, 8), 10**6, 1e12, (1152, "rows")),
+        (LayerSpec("linear", 1 << 16, 8), 10**6, 1e12, (512, "rows")),
+        (LayerSpec("linear", 8, 8), 10**6, 1e12, (1 << 18, "full")),
+    ],
+)
+def test_how_a_layer_is_looked_at(
+    spec: LayerSpec, available: int, work: float, expected: tuple[int, str]
+) -> None:
+    look = look_at(spec, available, work)
+    assert (look.positions, look.form) == expected
 
 
 def test_embeddings_count_words() -> None:
@@ -224,7 +259,7 @@ def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_seed_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where positions are drawn, and with gradients of drawn labels."""
-    monkeypatch.setattr("lowrank.compression.calibration.calibrate._POSITIONS", 200)
+    monkeypatch.setattr("lowrank.compression.calibration.moments.POSITIONS", 200)
     runs = [_calibrated(_net(), [X[:12], X[12:]], gradients=True, seed=s) for s in (1, 1, 2)]
     first, again, other = (r.layers["a"] for r in runs)
     assert first.n < 24 * 49
@@ -238,7 +273,7 @@ def test_one_seed_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_sample_of_positions_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _calibrated(_net(), [X]).layers["a"]
-    monkeypatch.setattr("lowrank.compression.calibration.calibrate._POSITIONS", 600)
+    monkeypatch.setattr("lowrank.compression.calibration.moments.POSITIONS", 600)
     sample = _calibrated(_net(), [X]).layers["a"]
     assert sample.n == 600
     assert (sample.C - whole.C).norm() < 0.5 * whole.C.norm()  # 36 variables, 600 draws
@@ -361,7 +396,7 @@ def test_an_input_that_is_always_zero_is_no_trouble() -> None:
 
 def test_the_metric_is_damped_and_counts_the_mean_where_nothing_takes_it() -> None:
     eye, share = torch.eye(2).double(), torch.tensor([0.1]).double()
-    moments = Moments(9, torch.tensor([[1.0, 2.0]]).double(), 2 * eye[None], share)
+    moments = Moments(9, 9, torch.tensor([[1.0, 2.0]]).double(), 2 * eye[None], share)
     torch.testing.assert_close(moments.metric().C[0], 2 * eye)
     outer = torch.tensor([[1.0, 2.0], [2.0, 4.0]]).double()
     expected = 0.9 * (2 * eye + outer) + 0.1 * 4.5 * eye
@@ -685,7 +720,7 @@ def test_the_sentence_names_time_memory_and_form() -> None:
     found = Calibrated({}, ("late",), 8, 1.25, 3_400_000, ("wide",))
     assert str(found) == (
         "calibrated 0 layers on 8 examples in 1.2 s; moments take 3.4 MB; "
-        "as channels x kernel places: wide; never ran: late"
+        "by their positions: wide; never ran: late"
     )
 
 

@@ -249,7 +249,7 @@ def test_bad_examples() -> None:
 def test_nothing_to_replace() -> None:
     with pytest.raises(InputError, match="none of its 1 layers can be replaced"):
         lowrank.compress(nn.Sequential(nn.LSTM(3, 4)), torch.randn(2, 5, 3), params=0.5)
-    with pytest.raises(InputError, match="none of its 0 layers"):
+    with pytest.raises(InputError, match="holds no parameters"):
         lowrank.compress(nn.Sequential(nn.ReLU()), torch.randn(2, 5), params=0.5)
 
 

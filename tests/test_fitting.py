@@ -76,7 +76,7 @@ def test_layers_are_weighed_by_the_fits_that_will_be_made(
 
     monkeypatch.setattr(weighting, "replace_layers", noted)
     monkeypatch.setattr(weighting, "_TRIAL_WORK", work)
-    how = lowrank.Calibration(fit=fit_)
+    how = lowrank.Calibration(fit=fit_, effort="thorough")
     lowrank.compress(net, x[:1], data=x, params=0.6, calibration=how, methods="channel_svd")
     assert seen
     assert set(seen) == {expected}

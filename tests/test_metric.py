@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from lowrank.compression.methods.shared.folding import places, spread, spread_products
+from lowrank.compression.network.stages import LayerSpec
 from lowrank.decompositions.metric import (
     Metric,
     best_last,
     best_map,
     input_directions,
+    moments_of,
     nested_gains,
-    nested_moments,
     output_moment,
     variable_projection,
 )
@@ -47,8 +49,13 @@ METRICS = {
     "diagonal with zeros, and G": Metric(
         _randn(GROUPS, FAN_IN, seed=5).square() * (torch.arange(FAN_IN) % 3 > 0), G
     ),
-    "channels x places": Metric(_moment(3, 40, 6), None, _moment(4, 40, 7)[0]),
-    "channels x places and G": Metric(_moment(3, 40, 6), G, _moment(4, 40, 7)[0]),
+    "rows": Metric(_randn(GROUPS, FAN_IN, seed=6).square(), rows=_randn(GROUPS, 5, FAN_IN, seed=7)),
+    "rows and G": Metric(
+        _randn(GROUPS, FAN_IN, seed=6).square(), G, _randn(GROUPS, 5, FAN_IN, seed=7)
+    ),
+    "rows alone": Metric(
+        torch.zeros(GROUPS, FAN_IN, dtype=torch.float64), rows=_randn(GROUPS, 5, FAN_IN, seed=7)
+    ),
 }
 
 
@@ -58,11 +65,8 @@ def metric(request: pytest.FixtureRequest) -> Metric:
 
 
 def _full_C(metric: Metric) -> Tensor:
-    if metric.C.ndim == 2:
-        return torch.diag_embed(metric.C)
-    if metric.space is None:
-        return metric.C
-    return torch.stack([torch.kron(c, metric.space) for c in metric.C])
+    full = torch.diag_embed(metric.C) if metric.C.ndim == 2 else metric.C
+    return full if metric.rows is None else full + metric.rows.mT @ metric.rows
 
 
 def _plain_error(D: Tensor, metric: Metric) -> float:
@@ -171,8 +175,29 @@ def test_nested_gains_are_explicit_least_squares(metric: Metric, width: int) -> 
 
 def test_nested_moments_sum_to_the_gains(metric: Metric) -> None:
     M = _randn(GROUPS, 4, FAN_IN, seed=10)
-    traces = nested_moments(W, metric, M, 2).diagonal(dim1=-2, dim2=-1).sum((1, 2))
-    assert torch.allclose(traces, nested_gains(W, metric, M, 2))
+    S, P = metric.products(M, metric.left(W))
+    traces = moments_of(S, P, 2, [1, 2]).diagonal(dim1=-2, dim2=-1).sum((1, 2))
+    assert torch.allclose(traces, nested_gains(W, metric, M, 2).cumsum(0))
+
+
+@pytest.mark.parametrize("axes", [(), (0,), (1,)])
+def test_products_of_spread_features_are_the_plain_ones(
+    metric: Metric, axes: tuple[int, ...]
+) -> None:
+    spec = LayerSpec("conv", 3 * GROUPS, OUT * GROUPS, (2, 2), groups=GROUPS)
+    index = places(spec, axes)
+    V = _randn(GROUPS, 2, index.shape[1], seed=13)
+    M = spread(V, spec.kernel, axes)
+    found = spread_products(V, index, metric, W)
+    for one, other in zip(found, metric.products(M, W), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_energy_is_remembered_for_the_very_weight_alone() -> None:
+    metric, X = METRICS["full"], W.clone()
+    assert metric.energy(X) == metric.energy(X) == metric.error(X)
+    X *= 2  # in place: the same memory, another weight
+    assert metric.energy(X) == pytest.approx(4 * metric.energy(W))
 
 
 def _bilinear(free: list[Tensor]) -> Tensor:

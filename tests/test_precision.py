@@ -19,7 +19,7 @@ WIDTHS = {
     "searched in single": (torch.float64, {"single search": 32}),
     "single": (torch.float32, {"single search": 32, "single": 32, "wide": 32}),
     "dear": (torch.float32, {"single": 32, "wide": 32, "work": 1.0}),
-    "kronecker": (torch.float32, {"single search": 32, "single": 32, "wide": 32, "largest": 32}),
+    "rows": (torch.float32, {"single search": 32, "single": 32, "wide": 32, "largest": 32}),
 }
 """Class of width -> the type that is computed in, and the thresholds moved below a fan-in of 72."""
 
@@ -28,7 +28,7 @@ THRESHOLDS = {
     "single": ((moments, "_DOUBLE"),),
     "wide": ((low_rank_sparse, "_WIDE"), (legonet, "_WIDE"), (group_svd, "_WIDE")),
     "work": ((low_rank_sparse, "_DEAR"), (low_rank_sparse, "_DEAREST"), (sparse_part, "_LONG")),
-    "largest": ((moments, "LARGEST"),),
+    "largest": ((moments, "_FORMED"), (moments, "_ROWS_FROM")),
 }
 
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from lowrank.compression.calibration.moments import DAMPING as DAMPING
     from lowrank.compression.calibration.moments import Moments as Moments
     from lowrank.compression.calibration.moments import Sums as Sums
-    from lowrank.compression.calibration.moments import form_of as form_of
     from lowrank.compression.calibration.moments import rows_of_a_draw as rows_of_a_draw
     from lowrank.compression.calibration.patches import n_positions as n_positions
     from lowrank.compression.calibration.patches import outputs as outputs
@@ -58,10 +57,10 @@ if TYPE_CHECKING:
     from lowrank.compression.network.batches import calibration_batches as calibration_batches
     from lowrank.compression.network.batches import mixable as mixable
     from lowrank.compression.network.batches import taken as taken
-    from lowrank.compression.network.cutting import batch_size as batch_size
     from lowrank.compression.network.cutting import can_be_cut as can_be_cut
     from lowrank.compression.network.cutting import held_out as held_out
     from lowrank.compression.network.cutting import split_batches as split_batches
+    from lowrank.compression.network.example import batch_size as batch_size
     from lowrank.compression.network.example import check as check
     from lowrank.compression.network.example import run as run
     from lowrank.compression.network.layers import LayerView as LayerView
@@ -84,6 +83,7 @@ if TYPE_CHECKING:
     from lowrank.compression.network.stages import module_layout as module_layout
     from lowrank.compression.network.tensors import flatten as flatten
     from lowrank.compression.network.units import Alone as Alone
+    from lowrank.compression.pipeline.forecast import Forecast as Forecast
     from lowrank.compression.pipeline.html import save_compression as save_compression
     from lowrank.compression.pipeline.quantize import Quantized as Quantized
     from lowrank.compression.planning.candidates import Candidate as Candidate
@@ -135,6 +135,7 @@ _HOME = {
     "PrefixCache": "network.prefix_cache",
     "Profile": "gauges.profile_table",
     "Quality": "gauges.quality",
+    "Forecast": "pipeline.forecast",
     "Quantized": "pipeline.quantize",
     "Reached": "network.prefix_cache",
     "Rounding": "planning.rounding",
@@ -149,7 +150,7 @@ _HOME = {
     "Trained": "fitting.blocks",
     "Trial": "fitting.refine",
     "accuracy": "gauges.quality",
-    "batch_size": "network.cutting",
+    "batch_size": "network.example",
     "calibrate": "calibration.calibrate",
     "calibration_batches": "network.batches",
     "can_be_cut": "network.cutting",
@@ -166,7 +167,6 @@ _HOME = {
     "find_downstream": "calibration.downstream",
     "finetune": "fitting.finetune",
     "flatten": "network.tensors",
-    "form_of": "calibration.moments",
     "held_out": "network.cutting",
     "in_turns": "gauges.timing",
     "is_int8": "network.own_stages",

@@ -75,7 +75,7 @@ def assemble(
         the alternation is k-means on lines (K-SVD with one atom, Aharon et al. 2006).
     """
     W = as_working(W, "bricks", min_dim=2)
-    metric = Metric(W.new_ones(1, W.shape[-1])) if metric is None else metric
+    metric = Metric(W.new_ones(1, W.shape[-1])) if metric is None else metric.formed
     W = metric.cast(W)
     if W.ndim != 2:
         raise InputError("bricks", f"shape {tuple(W.shape)}, need a matrix", "flatten it first")

@@ -13,6 +13,13 @@ from torch import Tensor
 from lowrank.errors import InputError
 from lowrank.linalg import leading_eigenvectors
 
+WORK = 2e11
+"""Multiplications that one fit may take where nothing else is said."""
+
+
+_FORMED = 6144
+"""Most inputs whose second moment is written out."""
+
 
 @dataclass(frozen=True, eq=False)
 class Metric:
@@ -23,29 +30,31 @@ class Metric:
     inverts C, which may be singular.
 
     Whatever is fitted in a metric is computed in its `dtype`, that of C: this is the one place
-    where the precision of a layer's fits is decided. G and `space` are brought to it here,
+    where the precision of a layer's fits is decided. G and `rows` are brought to it here,
     weights by `cast`.
 
     Args:
-        C: second moment of the inputs: (groups, d, d), or (groups, d) if diagonal; or, with
-            `space`, its factor over the channels, (groups, i, i), d = i * k.
+        C: second moment of the inputs: (groups, d, d), or (groups, d) if diagonal.
         G: second moment of the output's gradients (groups, o, o); the identity if None.
-        space: (k, k); then C (x) space stands for the moment of channels x kernel places.
+        rows: (groups, n, d); then rows^T rows + diag(C), with C (groups, d), stands for the
+            moment: of fewer examples than inputs, in whose span products take 2 n d instead
+            of d^2 multiplications.
+        work: multiplications that one fit in this metric may take; a search is cut short, or
+            left out, accordingly.
 
     Example:
         >>> metric = Metric(2 * torch.eye(3)[None])
         >>> metric.error(torch.ones(1, 2, 3))
         12.0
-
-    Source: the two factors are those of Martens and Grosse 2015 (K-FAC), section 3.
     """
 
     C: Tensor
     G: Tensor | None = None
-    space: Tensor | None = None
+    rows: Tensor | None = None
+    work: float = WORK
 
     def __post_init__(self) -> None:
-        for name, X in (("G", self.G), ("space", self.space)):
+        for name, X in (("G", self.G), ("rows", self.rows)):
             if X is not None and X.dtype != self.dtype:
                 object.__setattr__(self, name, X.to(self.dtype))
 
@@ -65,25 +74,64 @@ class Metric:
 
     def times(self, M: Tensor) -> Tensor:
         """M C for rows M of shape (groups, q, d)."""
+        if self.rows is not None:
+            return M @ self.rows.mT @ self.rows + M * self.C[:, None, :]
         if self.C.ndim == 2:
             return M * self.C[:, None, :]
-        if self.space is None:
-            return M @ self.C
-        k = self.space.shape[0]
-        folded = M.unflatten(-1, (-1, k)) @ self.space  # (g, q, i, k)
-        return (self.C[:, None] @ folded).flatten(-2)
+        return M @ self.C
+
+    @property
+    def per_row(self) -> int:
+        """Multiplications that `times` takes for each row of each group."""
+        d = self.C.shape[-1]
+        if self.rows is not None:
+            return 2 * d * self.rows.shape[1]
+        return d * d if self.C.ndim == 3 else d
+
+    @cached_property
+    def formed(self) -> Metric:
+        """The same with its moment written out where it is held by rows; of more than
+        `_FORMED` inputs its diagonal alone."""
+        if self.rows is None:
+            return self
+        if self.C.shape[-1] > _FORMED:
+            diagonal = self.C + self.rows.square().sum(1)
+            return replace(self, C=diagonal, rows=None)
+        return replace(self, C=self.rows.mT @ self.rows + torch.diag_embed(self.C), rows=None)
 
     def error(self, difference: Tensor) -> float:
         """Squared error of W - W' of shape (groups, o, d)."""
         D = self.cast(difference)
         left = D if self.G is None else self.G @ D
-        return float((self.times(D) * left).sum())
+        if self.rows is None:
+            return float((self.times(D) * left).sum())
+        seen = D @ self.rows.mT
+        shown = seen if self.G is None else self.G @ seen
+        return float((seen * shown).sum()) + float((D * self.C[:, None, :] * left).sum())
 
     def left(self, X: Tensor) -> Tensor:
         """G^(1/2) X in the sense that its Gram matrix is X^T G X; X is (groups, o, ...)."""
         if self.G is None:
             return X
         return self.root_of_G.mT @ X
+
+    def energy(self, W: Tensor) -> float:
+        """Squared error of losing W (groups, o, d), remembered for the last one asked about."""
+        known = self._energies.get("last")
+        same = known is not None and known[0].shape == W.shape and known[0].dtype == W.dtype
+        if (
+            known is None
+            or not same
+            or known[0].data_ptr() != W.data_ptr()
+            or known[1] != W._version
+        ):
+            known = (W, W._version, self.error(W))
+            self._energies["last"] = known
+        return known[2]
+
+    @cached_property
+    def _energies(self) -> dict[str, tuple[Tensor, int, float]]:
+        return {}
 
     @cached_property
     def root_of_G(self) -> Tensor:
@@ -109,15 +157,29 @@ class Metric:
         """The same metric, computed in another type."""
         return self if dtype == self.dtype else replace(self, C=self.C.to(dtype))
 
+    @cached_property
+    def marginals(self) -> dict[tuple[int, ...], Metric]:
+        """Metrics of parts of the input that were asked for, by what the asker calls them."""
+        return {}
+
+    def products(self, M: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+        """M C M^T and W C M^T for rows M (groups, q, d) and W (groups, o, d)."""
+        if self.rows is None:
+            MC = self.times(M)
+            return MC @ M.mT, W @ MC.mT
+        A = M @ self.rows.mT  # (g, q, n)
+        scaled = M * self.C[:, None, :]
+        return A @ A.mT + scaled @ M.mT, (W @ self.rows.mT) @ A.mT + W @ scaled.mT
+
     def block(self, index: Tensor) -> Tensor:
         """C[index, index] of every group, for index (..., n) into d: (groups, ..., n, n)."""
+        if self.rows is not None:
+            X = self.rows[:, :, index].movedim(1, -1)  # (g, ..., n, rows)
+            return X @ X.mT + torch.diag_embed(self.C[:, index])
         if self.C.ndim == 2:
             return torch.diag_embed(self.C[:, index])
         rows, columns = index[..., :, None], index[..., None, :]
-        if self.space is None:
-            return self.C[:, rows, columns]
-        k = self.space.shape[0]
-        return self.C[:, rows // k, columns // k] * self.space[rows % k, columns % k]
+        return self.C[:, rows, columns]
 
 
 def best_map(
@@ -205,9 +267,10 @@ def input_directions(W: Tensor, metric: Metric, rank: int) -> Tensor:
         tensor([[[1., 0.]]])
     """
     W = metric.cast(W)
-    if W.shape[1] <= W.shape[2] or metric.space is not None:
+    if W.shape[1] <= W.shape[2]:
         return best_map(W, metric, rank)[1]
     inner = W.mT @ W
+    metric = metric.formed
     if metric.C.ndim == 2:
         root = torch.diag_embed(metric.C.clamp_min(0).sqrt())
     else:
@@ -250,6 +313,11 @@ def best_last(M: Tensor, P: Tensor, MC: Tensor) -> Tensor:
     return _solved(MC @ M.mT, M @ P.mT)
 
 
+def last_of(S: Tensor, P: Tensor) -> Tensor:
+    """`best_last` of the products S = M C M^T and P = W C M^T."""
+    return _solved(S, P.mT)
+
+
 def _solved(S: Tensor, right: Tensor) -> Tensor:
     """right^T S^-1 for S (groups, q, q) and right (groups, q, o)."""
     scale, L = scaled_cholesky(S)
@@ -271,22 +339,47 @@ def nested_gains(W: Tensor, metric: Metric, M: Tensor, width: int) -> Tensor:
     Returns:
         Gains (n,), summed over the groups.
     """
-    N = _whitened(W, metric, M)  # (g, o, n * width)
+    return gains_of(*metric.products(M, metric.left(metric.cast(W))), width)
+
+
+def gains_of(S: Tensor, P: Tensor, width: int) -> Tensor:
+    """`nested_gains` from the products of the features.
+
+    Args:
+        S: M C M^T (groups, n * width, n * width).
+        P: G^1/2 W C M^T (groups, o, n * width).
+        width: features in a block.
+    """
+    N = _whitened(S, P)  # (g, o, n * width)
     return N.square().sum((0, 1)).unflatten(0, (-1, width)).sum(1)
 
 
-def nested_moments(W: Tensor, metric: Metric, M: Tensor, width: int) -> Tensor:
-    """Gram matrices (n, groups, o, o) of the whitened output that each block explains."""
-    N = _whitened(W, metric, M)
-    blocks = N.unflatten(-1, (-1, width)).movedim(2, 0)  # (n, g, o, width)
-    return blocks @ blocks.mT
+def moments_of(S: Tensor, P: Tensor, width: int, ends: Sequence[int]) -> Tensor:
+    """Gram matrices of the output that the first blocks of features explain together.
+
+    Args:
+        S: M C M^T (groups, n * width, n * width).
+        P: G^1/2 W C M^T (groups, o, n * width).
+        width: features in a block.
+        ends: how many blocks, ascending.
+
+    Returns:
+        (len(ends), groups, o, o).
+    """
+    N = _whitened(S, P)
+    parts = []
+    total = N.new_zeros(N.shape[0], N.shape[1], N.shape[1])
+    for start, end in zip((0, *ends), ends, strict=False):
+        block = N[:, :, start * width : end * width]
+        total = total + block @ block.mT
+        parts.append(total)
+    return torch.stack(parts)
 
 
-def _whitened(W: Tensor, metric: Metric, M: Tensor) -> Tensor:
+def _whitened(S: Tensor, P: Tensor) -> Tensor:
     """G^1/2 W C M^T L^-T with L L^T = M C M^T."""
-    MC = metric.times(M)
-    scale, L = scaled_cholesky(MC @ M.mT)
-    N = metric.left(metric.cast(W)) @ MC.mT * scale[:, None, :]
+    scale, L = scaled_cholesky(S)
+    N = P * scale[:, None, :]
     return torch.linalg.solve_triangular(L, N.mT, upper=False).mT
 
 
@@ -315,6 +408,10 @@ Features = Callable[[Sequence[Tensor]], Tensor]
 """From the free factors to the features M (groups, q, d) that the last factor combines."""
 
 
+Products = Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
+"""From the free factors to M C M^T and W C M^T of their features."""
+
+
 @dataclass(frozen=True, eq=False)
 class Projected:
     """A fit by variable projection.
@@ -331,7 +428,13 @@ class Projected:
 
 
 def variable_projection(
-    W: Tensor, metric: Metric, features: Features, start: Sequence[Tensor], *, max_iter: int = 40
+    W: Tensor,
+    metric: Metric,
+    features: Features,
+    start: Sequence[Tensor],
+    *,
+    max_iter: int = 40,
+    products: Products | None = None,
 ) -> Projected:
     """Minimise the error of A M(free) over A and the free factors.
 
@@ -345,27 +448,28 @@ def variable_projection(
         features: from the free factors to M (groups, q, d).
         start: free factors to start from; never returned worse.
         max_iter: L-BFGS iterations; 0 gives the best A for the start.
+        products: `Metric.products` of the features of some free factors with W, where there is
+            a shorter way to them.
 
     Returns:
         The factors in the metric's type.
 
     Source: Golub and Pereyra 1973.
     """
-    W = metric.cast(W)
-    P = metric.times(W)
-    GW = W if metric.G is None else metric.G @ W
-    energy = float((P * GW).sum())
+    W, energy = metric.cast(W), metric.energy(W)
+    P = metric.times(W) if max_iter else W
     free = [
         metric.cast(s.detach()).clone(memory_format=torch.contiguous_format).requires_grad_()
         for s in start
     ]
     best: list[Projected] = []
+    if not max_iter:
+        return _projected(W, metric, features, free, energy, products)
 
     def evaluate() -> float:
         M = features(free)
         with torch.no_grad():
-            MC = metric.times(M)
-            right = M @ P.mT
+            MC, right = metric.times(M), M @ P.mT
             A = _solved(MC @ M.mT, right)
             GA = A if metric.G is None else metric.G @ A
             error = energy - float((GA.mT * right).sum())  # A is optimal: W' is orthogonal
@@ -377,12 +481,29 @@ def variable_projection(
         return error / max(energy, 1e-300)
 
     with torch.enable_grad():
-        if max_iter and energy > 0:
+        if energy > 0:
             _descend(free, evaluate, max_iter)
         else:
             evaluate()
     found = best[0]
     return Projected(found.free, found.last, max(found.error, 0.0))
+
+
+def _projected(
+    W: Tensor,
+    metric: Metric,
+    features: Features,
+    free: Sequence[Tensor],
+    energy: float,
+    products: Products | None,
+) -> Projected:
+    """The best last factor for features that stay as they are."""
+    with torch.no_grad():
+        S, P = metric.products(features(free), W) if products is None else products(free)
+        A = _solved(S, P.mT)
+        GA = A if metric.G is None else metric.G @ A
+        error = energy - float((GA * P).sum())
+    return Projected(tuple(f.detach() for f in free), A, max(error, 0.0))
 
 
 def _descend(free: list[Tensor], evaluate: Callable[[], float], max_iter: int) -> None:
@@ -420,4 +541,4 @@ def identity(weight: Tensor, dtype: torch.dtype = torch.float64) -> Metric:
 
 def energy(weight: Tensor, metric: Metric) -> float:
     """Squared norm of a canonical weight in the metric."""
-    return metric.error(weight.flatten(2))
+    return metric.energy(weight.flatten(2))

@@ -114,16 +114,13 @@ def split_columns(W: Tensor, metric: Metric, kept: Tensor, places: int) -> Colum
     if metric.C.ndim == 2:
         left = Metric(metric.C.gather(1, r), metric.G)
         return ColumnSplit(kept, rest, W_k, W_r, left, None)
-    rows, columns = (rest, kept) if metric.space is not None else (r, k)
-    C_kk, C_rk, C_rr = (
-        _sub(metric.C, a, b) for a, b in ((columns, columns), (rows, columns), (rows, rows))
-    )
+    C_kk, C_rk, C_rr = (_sub(metric.C, a, b) for a, b in ((k, k), (r, k), (r, r)))
     ridge = max(1e-12, torch.finfo(W.dtype).eps) * C_kk.diagonal(dim1=1, dim2=2).mean(-1)
     ridge = ridge.clamp_min(torch.finfo(W.dtype).tiny)[:, None, None]
     eye = torch.eye(C_kk.shape[-1], dtype=W.dtype, device=W.device)
     carry = torch.linalg.solve(C_kk + ridge * eye, C_rk.mT).mT
     schur = C_rr - carry @ C_rk.mT
-    left = Metric((schur + schur.mT) / 2, metric.G, metric.space)
+    left = Metric((schur + schur.mT) / 2, metric.G)
     return ColumnSplit(kept, rest, W_k, W_r, left, carry)
 
 
@@ -142,7 +139,7 @@ def columns_curve(
         places: columns of a channel.
     """
     W = metric.cast(W)
-    if metric.C.ndim == 2 or metric.space is not None:
+    if metric.C.ndim == 2:
         return split_columns(W, metric, kept, places).curve()
     k = _columns(kept, places)
     scale, L = scaled_cholesky(_sub(metric.C, k, k))
@@ -195,7 +192,7 @@ def _worst(D: Tensor, own: Tensor, metric: Metric, n: int) -> Tensor:
 
 def _times_kept(S: Tensor, metric: Metric, kept: Tensor, places: int) -> Tensor:
     """S C for an S that is zero but in the kept channels."""
-    if metric.C.ndim == 2 or metric.space is not None:
+    if metric.C.ndim == 2:
         return metric.times(S)
     k = _columns(kept, places)
     rows = metric.C.gather(1, k[:, :, None].expand(-1, -1, S.shape[-1]))
@@ -391,10 +388,7 @@ def _diagonal(metric: Metric) -> Tensor:
     """The diagonal of C, (groups, d)."""
     if metric.C.ndim == 2:
         return metric.C
-    own = metric.C.diagonal(dim1=1, dim2=2)
-    if metric.space is None:
-        return own
-    return (own[:, :, None] * metric.space.diagonal()).flatten(1)
+    return metric.C.diagonal(dim1=1, dim2=2)
 
 
 def _columns(channels: Tensor, places: int) -> Tensor:

@@ -79,6 +79,12 @@ _RULES = ("methods", "skip", "only", "round_to", "int8")
     "--round-to", type=click.IntRange(min=1), metavar="N", help="Make ranks multiples of this."
 )
 @click.option(
+    "--effort",
+    type=click.Choice(["quick", "default", "thorough"]),
+    help="What it may cost: with --data quick takes at most 4 passes over them and searches "
+    "nothing, thorough tries every method.",
+)
+@click.option(
     "--seed",
     type=click.IntRange(min=0),
     metavar="N",

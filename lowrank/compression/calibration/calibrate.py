@@ -11,33 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.calibration.moments import (
-    Moments,
-    Sums,
-    faint,
-    moment_bytes,
-    rows_of_a_draw,
-)
+from lowrank.compression.calibration.effort import EFFORTS
+from lowrank.compression.calibration.moments import Moments, Sums, faint, rows_of_a_draw
 from lowrank.compression.calibration.patches import batched, chunks, n_positions, outputs, patches
 from lowrank.compression.gauges.quality import Loss, is_scores, vocabularies
-from lowrank.compression.network.cutting import batch_size
-from lowrank.compression.network.example import Example, call, evaluating, first_line
+from lowrank.compression.network.example import (
+    Example,
+    batch_size,
+    call,
+    count,
+    evaluating,
+    first_line,
+)
 from lowrank.compression.network.hooks import Seen, watching
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.tensors import describe, flatten, tensors
 from lowrank.errors import InputError
 from lowrank.linalg import wide
 
-_POSITIONS = 1 << 18
-"""Most positions of a layer whose patches are summed, over all examples."""
-
-
 _UNSURE = 0.25
 """Share of a moment left to chance from which more examples are advised."""
-
-
-_WORK = 1 << 36
-"""Most multiplications for one layer's moment, but at least four positions per input."""
 
 
 class NoGradients(InputError):
@@ -54,7 +47,7 @@ class Calibrated:
         n_examples: examples seen.
         seconds: time it took.
         bytes: memory of all moments.
-        kronecker: layers whose moment is held as channels (x) kernel places.
+        spanned: layers of which positions are held, fewer than inputs.
         ungraded: layers that no gradient reached though it was asked for, or none of use:
             their outputs are taken as they are.
         why: that is so for the whole model; None where it is not.
@@ -65,7 +58,7 @@ class Calibrated:
     n_examples: int
     seconds: float
     bytes: int
-    kronecker: tuple[str, ...] = ()
+    spanned: tuple[str, ...] = ()
     ungraded: tuple[str, ...] = ()
     why: str | None = None
 
@@ -84,8 +77,8 @@ class Calibrated:
             f"calibrated {len(self.layers)} layers on {self.n_examples} examples in "
             f"{self.seconds:.1f} s; moments take {self.bytes / 1e6:.1f} MB"
         )
-        if self.kronecker:
-            text += f"; as channels x kernel places: {', '.join(self.kronecker)}"
+        if self.spanned:
+            text += f"; by their positions: {', '.join(self.spanned)}"
         if unsure := self.uncertain:
             first = ", ".join(f"{name} {share:.0%}" for name, share in list(unsure.items())[:3])
             others = f" and {len(unsure) - 3} others" if len(unsure) > 3 else ""
@@ -110,6 +103,7 @@ def calibrate(
     *,
     gradients: bool = False,
     loss: Loss | None = None,
+    work: float = EFFORTS["default"].moment,
     seed: int = 0,
 ) -> Calibrated:
     """Second moments of the inputs of every layer, in one pass.
@@ -122,6 +116,7 @@ def calibrate(
         loss: what is differentiated; by default the log-likelihood of a label drawn from
             the model's own softmax (so that no labels are needed and the moment is the
             Fisher information), or a random projection where the output is no score vector.
+        work: multiplications that one layer's moment may take; it decides on the positions.
         seed: of the positions that are drawn from large layers, and of those labels.
 
     Raises:
@@ -130,7 +125,7 @@ def calibrate(
         NoGradients: they were asked for, and the model cannot be differentiated.
     """
     started = time.perf_counter()
-    sums = {v.name: Sums(v.spec) for v in views}
+    sums = {v.name: Sums(v.spec, work=work) for v in views}
     positions = torch.Generator().manual_seed(seed)
     labels = torch.Generator().manual_seed(seed)
     gram: dict[str, Tensor] = {}
@@ -155,15 +150,14 @@ def calibrate(
     if gradients and layers and not any(bool(G.any()) for G in gram.values()):
         raise _no_gradients("none of use arrives at any layer")
     layers = {k: replace(m, G=gram[k]) if k in gram else m for k, m in layers.items()}
-    ran = [v for v in views if v.name in layers]
     return Calibrated(
         layers,
         tuple(v.name for v in views if v.name not in layers),
         n,
         time.perf_counter() - started,
-        sum(moment_bytes(v.spec) for v in ran),
-        tuple(v.name for v in ran if layers[v.name].space is not None),
-        tuple(v.name for v in ran if v.name not in gram) if gradients else (),
+        sum(m.bytes for m in layers.values()),
+        tuple(name for name, m in layers.items() if m.rows is not None),
+        tuple(name for name in layers if name not in gram) if gradients else (),
     )
 
 
@@ -195,7 +189,10 @@ def add_call(
         sums.count(x)
         return
     n = n_positions(view.spec, y)
-    positions = _drawn(view, n, n_batches, generator)
+    sums.seen += n
+    calls = n_batches * max(1, len(view.calls))
+    share = -(-sums.look(n * calls).positions // calls)
+    positions = _drawn(n, share, generator)
     examples = len(batched(view.spec, x)) if view.spec.kernel else len(x)
     rows = rows_of_a_draw(len(positions), examples)
     for part in chunks(view.spec, positions):
@@ -204,10 +201,7 @@ def add_call(
         sums.add(patches(view.spec, x, take), goal, rows=rows)
 
 
-def _drawn(view: LayerView, n: int, n_batches: int, generator: torch.Generator) -> Tensor:
-    fan_in = view.spec.n_weights // view.spec.out_channels
-    most = min(_POSITIONS, max(_WORK // (fan_in**2 * view.spec.groups), 4 * fan_in))
-    share = -(-most // (n_batches * max(1, len(view.calls))))
+def _drawn(n: int, share: int, generator: torch.Generator) -> Tensor:
     if n <= share:
         return torch.arange(n)
     return torch.randint(n, (share,), generator=generator).sort().values
@@ -247,6 +241,7 @@ def _backward(
                 raise _no_gradients(first_line(error.__cause__ or error)) from error
             total = loss(output) if loss else drawn_loss(output, generator, vocabularies(model))
         _check_loss(total, output)
+        count(2 * batch_size(batch))
         try:
             total.backward()
         except Exception as error:  # of torch, and of functions with a backward of their own

@@ -31,7 +31,7 @@ class Fitting:
         self, data: Statistics, dense: nn.Module, small: nn.Module, how: How, *, seed: int
     ) -> None:
         self.data, self.dense, self.how = data, dense, how
-        self._prefix = Prefix(dense, small, data.batches, seed=seed)
+        self._prefix = Prefix(dense, small, data.batches, effort=data.effort, seed=seed)
 
     def place(self, names: Sequence[str]) -> tuple[bool, int]:
         """When the layers of a unit are fitted: those apart from the others come first, then

@@ -9,15 +9,24 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.decompositions.metric import Metric
+from lowrank.decompositions.metric import Metric, scaled_cholesky
 from lowrank.linalg import wide
 
-Form = Literal["full", "diagonal", "kronecker"]
-"""How a second moment is held: all of it, its diagonal, or channels (x) kernel places."""
+Form = Literal["full", "diagonal", "rows"]
+"""How a second moment is held: all of it, its diagonal, or the positions that it is of."""
 
 
-LARGEST = 6144
-"""Largest fan-in whose second moment is held in full; beyond it channels (x) places."""
+POSITIONS = 1 << 18
+"""Most positions of a layer that are summed, over all examples."""
+
+
+_FORMED = 6144
+"""Largest fan-in whose second moment is written out; of more inputs its positions are held."""
+
+
+_ROWS_FROM, _ROWS, _HELD = 512, 1152, 1 << 25
+"""Fan-in beyond which positions are held where they are no more than half the inputs; most
+positions, and most numbers, that are held."""
 
 
 _DOUBLE = 2048
@@ -32,12 +41,43 @@ _PIECES = 8
 """Pieces of a batch whose second moments are compared, at most."""
 
 
-def form_of(spec: LayerSpec) -> Form:
-    """The form in which a layer's second moment is held."""
+@dataclass(frozen=True)
+class Look:
+    """How a layer's inputs are looked at.
+
+    Args:
+        positions: at how many, at most, over all examples.
+        form: how their second moment is held.
+    """
+
+    positions: int
+    form: Form
+
+
+def look_at(spec: LayerSpec, available: int, work: float) -> Look:
+    """How many positions of a layer are looked at, and how their second moment is held.
+
+    As many as are affordable. Of few positions beside the inputs the positions themselves are
+    held, in whose span all products are cheaper.
+
+    Args:
+        spec: the layer.
+        available: positions in all examples.
+        work: multiplications that the moment may take.
+
+    Example:
+        >>> look_at(LayerSpec("linear", 1000, 64), 20_000, 1e10)
+        Look(positions=10000, form='full')
+        >>> look_at(LayerSpec("linear", 9216, 64), 10_000, 1e10)
+        Look(positions=1152, form='rows')
+    """
     if spec.kind == "embedding":
-        return "diagonal"
-    fan_in = spec.n_weights // spec.out_channels
-    return "kronecker" if fan_in > LARGEST else "full"
+        return Look(POSITIONS, "diagonal")
+    d = spec.n_weights // spec.out_channels
+    n = min(POSITIONS, max(1, int(work / (spec.groups * d * d))))
+    if (2 * min(n, available) > d and d <= _FORMED) or d <= _ROWS_FROM:
+        return Look(max(n, d), "full")
+    return Look(max(1, min(_ROWS, d // 2, _HELD // (spec.groups * d))), "rows")
 
 
 def working_dtype(spec: LayerSpec) -> torch.dtype:
@@ -58,62 +98,68 @@ def faint(dtype: torch.dtype) -> float:
     return (info.tiny / info.eps) ** 0.5
 
 
-def moment_bytes(spec: LayerSpec) -> int:
-    """Bytes of a layer's second moment."""
-    g, _, i, *_ = spec.weight_shape
-    fan_in = spec.n_weights // spec.out_channels
-    k = fan_in // i
-    size = {"full": fan_in**2, "diagonal": fan_in, "kronecker": i**2 + k**2}[form_of(spec)]
-    return g * size * working_dtype(spec).itemsize
-
-
 @dataclass(frozen=True, eq=False)
 class Moments:
     """What a layer's inputs were like, over all positions of all examples.
 
     Args:
-        n: positions.
+        n: positions that were looked at.
+        seen: positions that there were.
         mean: of the inputs (groups, d).
-        C: centred second moment: (groups, d, d), its diagonal (groups, d) for an embedding,
-            or the factor over the channels.
+        C: centred second moment (groups, d, d); its diagonal (groups, d) for an embedding, and
+            where the positions are held.
         share: how much of C is left to chance, (groups,), in [DAMPING, 1]: see `Sums.share`.
-        space: the factor over the kernel places, where C is in Kronecker form.
+        rows: (groups, n, d) with rows^T rows the centred second moment, where it is held so.
         G: second moment of the output gradients, summed over the positions of an example
             and averaged over examples (groups, o, o); None where no loss was asked for.
     """
 
     n: int
+    seen: int
     mean: Tensor
     C: Tensor
     share: Tensor
-    space: Tensor | None = None
+    rows: Tensor | None = None
     G: Tensor | None = None
 
-    def metric(self, *, centred: bool = True, weighted: bool = False, seen: bool = False) -> Metric:
+    @property
+    def bytes(self) -> int:
+        """Memory that the second moment takes."""
+        held = self.C if self.rows is None else self.rows
+        return held.numel() * held.element_size()
+
+    def metric(self, *, centred: bool = True, seen: bool = False) -> Metric:
         """The damped metric; not centred where no bias or batch norm can take the mean.
 
         Args:
             centred: errors of the mean do not count.
-            weighted: by G, scaled to a mean eigenvalue of one, damped likewise.
             seen: of these very inputs, not damped: for what is measured on them as well.
         """
-        C, space = self.C, self.space
+        C = self.C
+        if self.rows is not None:
+            return self._by_rows(centred, seen)
         if C.ndim == 2:  # word counts: an embedding has no bias
             return Metric(C + (0.0 if seen else DAMPING) * C.mean(-1, keepdim=True))
         if not centred:
-            C = C + self._mean_moment()
-        if not seen:
-            C = damped(C, self.share)
-            space = None if space is None else damped(space[None])[0]
-        return Metric(C, self._weight() if weighted else None, space)
+            C = C + self.mean[:, :, None] * self.mean[:, None, :]
+        return Metric(C if seen else damped(C, self.share))
 
-    def _mean_moment(self) -> Tensor:
-        if self.space is None:
-            return self.mean[:, :, None] * self.mean[:, None, :]
-        folded = self.mean.unflatten(-1, (-1, self.space.shape[0]))  # (g, i, k)
-        return folded @ folded.mT
+    def _by_rows(self, centred: bool, seen: bool) -> Metric:
+        """`metric` where the positions are held: as `damped` would have it."""
+        R = self.rows
+        assert R is not None
+        if not centred:
+            R = torch.cat([R, self.mean[:, None, :].to(R.dtype)], dim=1)
+        if seen:
+            return Metric(torch.zeros_like(self.C), rows=R)
+        size = R.square().sum((1, 2)) / R.shape[-1]  # mean of the diagonal
+        rho = self.share.to(size)
+        floor = (rho * size).clamp_min(torch.finfo(R.dtype).tiny ** 0.5)
+        rest = floor[:, None].expand(-1, R.shape[-1]).contiguous()
+        return Metric(rest, rows=(1 - rho).sqrt()[:, None, None] * R)
 
-    def _weight(self) -> Tensor | None:
+    def weight(self) -> Tensor | None:
+        """G scaled to a mean eigenvalue of one, and damped; None where no gradient is known."""
         if self.G is None or not self.G.any():  # or no gradient reaches the output
             return None
         size = self.G.diagonal(dim1=-2, dim2=-1).mean(-1)  # (g,)
@@ -181,6 +227,56 @@ class Regression:
         return torch.cholesky_solve(((1 - rho) * self.Q + ridge * W).mT, L).mT
 
 
+@dataclass(frozen=True, eq=False)
+class Missed:
+    """What a map misses of its targets, position by position.
+
+    Args:
+        rows: centred inputs (groups, n, d) over the root of their number.
+        errors: likewise what the map misses, (groups, n, o).
+        mean: of the targets (groups, o).
+    """
+
+    rows: Tensor
+    errors: Tensor
+    mean: Tensor
+
+    def uncentred(self, W: Tensor, mean: Tensor) -> Missed:
+        """The same with products as they are.
+
+        Args:
+            W: the map (groups, o, d).
+            mean: of the inputs (groups, d).
+        """
+        left = self.mean - (W @ mean[..., None]).squeeze(-1)
+        rows = torch.cat([self.rows, mean[:, None, :].to(self.rows)], dim=1)
+        errors = torch.cat([self.errors, left[:, None, :].to(self.errors)], dim=1)
+        return Missed(rows, errors, self.mean)
+
+    def solution(self, W: Tensor, share: Tensor) -> Tensor:
+        """`Regression.solution`, in the span of the positions."""
+        step = self._step(share)
+        if bool((share > DAMPING).any()):
+            seen = self.rows @ step.mT  # (g, n, o)
+            explained = (seen * (2 * self.errors - seen)).sum((1, 2))
+            whole = self.errors.square().sum((1, 2))
+            tiny = torch.finfo(whole.dtype).tiny
+            rest = (1 - explained / whole.clamp_min(tiny)).clamp(0, 1)
+            step = self._step((share * rest).clamp_min(DAMPING))
+        return W + step
+
+    def _step(self, share: Tensor) -> Tensor:
+        R = self.rows
+        rho = share[:, None, None].to(R)
+        size = R.square().sum((1, 2)) / R.shape[-1]
+        floor = torch.finfo(R.dtype).tiny ** 0.5
+        ridge = (rho * size[:, None, None]).clamp_min(floor)
+        gram = (1 - rho) * R @ R.mT + ridge * torch.eye(R.shape[1], dtype=R.dtype, device=R.device)
+        scale, L = scaled_cholesky(gram)
+        dual = scale[:, :, None] * torch.cholesky_solve(scale[:, :, None] * self.errors, L)
+        return (1 - rho) * dual.mT @ R
+
+
 class Sums:
     """Sums over batches from which `Moments` follow, and the regression on targets.
 
@@ -189,13 +285,27 @@ class Sums:
     batch's mean, so that subtracting the mean's square costs no digits.
     """
 
-    def __init__(self, spec: LayerSpec, *, targets: bool = False) -> None:
-        self.spec, self.n = spec, 0
+    def __init__(self, spec: LayerSpec, *, work: float = 1e11) -> None:
+        self.spec, self.n, self.seen, self.work = spec, 0, 0, work
         self.S: Tensor
-        self.form, self.dtype = form_of(spec), working_dtype(spec)
-        self.targets = targets
+        self.form: Form = "diagonal" if spec.kind == "embedding" else "full"
+        self.dtype = working_dtype(spec)
+        self._look: Look | None = None
+        self._rows: list[Tensor] = []
+        self._goals: list[Tensor] = []
         self._shift: Tensor | None = None
         self._shift_y: Tensor | None = None
+
+    def look(self, available: int) -> Look:
+        """How the layer is looked at, settled when it is asked for the first time.
+
+        Args:
+            available: positions in all examples.
+        """
+        if self._look is None:
+            self._look = look_at(self.spec, available, self.work)
+            self.form = self._look.form
+        return self._look
 
     def add(self, X: Tensor, Y: Tensor | None = None, *, rows: int | None = None) -> None:
         """Add patches (positions, groups, d), with targets (positions, groups, o).
@@ -222,25 +332,31 @@ class Sums:
             Y = (wide(Y) - self._shift_y.to(X.dtype)).movedim(0, 1)  # (g, p, o)
             self.sy += Y.sum(1, dtype=self.dtype)
             self.syy += Y.square().sum((1, 2), dtype=self.dtype)
-            self.Q += (Y.mT @ X).to(self.dtype)
+            if self.form == "rows":
+                self._goals.append(Y)
+            else:
+                self.Q += (Y.mT @ X).to(self.dtype)
 
     def _add_part(self, X: Tensor) -> None:
         """Add products of shifted patches (g, p, d) that count as one draw from the data."""
-        if self.form == "full":
-            product = (X.mT @ X).to(self.dtype)
-        else:
-            folded = X.unflatten(-1, (-1, self._places))  # (g, p, i, k)
-            product = torch.einsum("gpik,gpjk->gij", folded, folded).to(self.dtype)
-            self.space += torch.einsum("gpik,gpil->kl", folded, folded).to(self.dtype)
-        self.S += product
-        self._norms += product.flatten(1).square().sum(1).double()
         self._draws += X.shape[1] ** 2
+        if self.form == "rows":
+            self._rows.append(X)
+            product = X @ X.mT  # of the same norm as X^T X
+        else:
+            product = (X.mT @ X).to(self.dtype)
+            self.S += product
+        self._norms += product.flatten(1).square().sum(1).double()
 
-    def share(self, C: Tensor) -> Tensor:
-        """How much of the centred second moment C is left to chance, (groups,), in [DAMPING, 1].
+    def share(self, whole: Tensor, size: Tensor) -> Tensor:
+        """How much of the centred second moment is left to chance, (groups,), in [DAMPING, 1].
 
         The variance of the mean over all draws, as far as these differ, over the squared size
         of the moment: near 0 with many draws, near 1 with fewer than there are inputs.
+
+        Args:
+            whole: squared norm of the moment that is not centred, (groups,).
+            size: squared norm of the centred one, (groups,).
 
         Source: the estimate of Ledoit and Wolf 2004, "A well-conditioned estimator for
         large-dimensional covariance matrices", lemma 3.4, with groups of positions for single
@@ -251,9 +367,7 @@ class Sums:
         together = self._draws / self.n**2  # 1 over the number of draws
         if together >= 1 - 1e-9:
             return least
-        whole = (self.S / self.n).double().square().sum((1, 2))
         spread = (self._norms / self.n**2 - together * whole) / (1 - together)
-        size = C.double().square().sum((1, 2))
         return (spread / size.clamp_min(torch.finfo(size.dtype).tiny)).clamp(DAMPING, 1.0)
 
     def count(self, words: Tensor) -> None:
@@ -264,52 +378,70 @@ class Sums:
 
     def moments(self) -> Moments:
         """What was summed so far; at least one position."""
+        seen = max(self.n, self.seen)
         if self.form == "diagonal":
             C = (self.S / self.n)[None]
-            return Moments(self.n, torch.zeros_like(C), C, C.new_full((1,), DAMPING))
+            return Moments(self.n, seen, torch.zeros_like(C), C, C.new_full((1,), DAMPING))
         assert self._shift is not None
         offset = self.s / self.n  # of the shifted inputs
         mean = self._shift + offset
         if self.form == "full":
             C = _centred(self.S / self.n, offset, offset)
-            return Moments(self.n, mean, C, self.share(C))
-        folded = offset.unflatten(-1, (-1, self._places))
-        C = self.S / self.n - folded @ folded.mT
-        space = self.space / self.n - torch.einsum("gik,gil->kl", folded, folded)
-        total = space.diagonal().sum().clamp_min(torch.finfo(self.dtype).tiny)
-        share = self.share(C)
-        return Moments(self.n, mean, C, share, space / total)  # tr(C (x) space) = the true trace
+            share = self.share(_squared(self.S / self.n), _squared(C))
+            return Moments(self.n, seen, mean, C, share)
+        X = torch.cat(self._rows, dim=1).to(self.dtype)
+        R = (X - offset[:, None, :]) / self.n**0.5
+        plain = X @ X.mT / self.n
+        share = self.share(_squared(plain), _squared(R @ R.mT))
+        return Moments(self.n, seen, mean, R.square().sum(1), share, R)
 
     def regression(self) -> Regression:
-        """The targets against the inputs."""
+        """The targets against the inputs, where these are summed."""
         assert self._shift_y is not None
         offset, offset_y = self.s / self.n, self.sy / self.n
         size = self.syy / self.n - offset_y.square().sum(1)
         Q = _centred(self.Q / self.n, offset_y, offset)
         return Regression(Q, self._shift_y + offset_y, size)
 
+    def missed(self, W: Tensor) -> Missed:
+        """What a map misses of the targets at every position, where these are held.
+
+        Args:
+            W: (groups, o, d).
+        """
+        assert self._shift_y is not None
+        offset, offset_y = self.s / self.n, self.sy / self.n
+        X = torch.cat(self._rows, dim=1).to(self.dtype) - offset[:, None, :]
+        Y = torch.cat(self._goals, dim=1).to(self.dtype) - offset_y[:, None, :]
+        root = self.n**0.5
+        return Missed(X / root, (Y - X @ W.mT) / root, self._shift_y + offset_y)
+
     def _begin(self, X: Tensor, Y: Tensor | None) -> None:
-        g, o, i, *_ = self.spec.weight_shape
+        g, o, *_ = self.spec.weight_shape
         d = X.shape[-1]
-        self._places = d // i
         self._shift = X.mean(0, dtype=self.dtype)
         new = X.new_zeros
         self.s = new((g, d), dtype=self.dtype)
-        side = d if self.form == "full" else i
-        self.S = new((g, side, side), dtype=self.dtype)
+        if self.form == "full":
+            self.S = new((g, d, d), dtype=self.dtype)
         self._norms = new((g,), dtype=torch.float64)
         self._draws = 0
-        self.space = new((self._places, self._places), dtype=self.dtype)
         if Y is not None:
             self._shift_y = wide(Y).mean(0, dtype=self.dtype)
             self.sy = new((g, o), dtype=self.dtype)
             self.syy = new((g,), dtype=self.dtype)
-            self.Q = new((g, o, d), dtype=self.dtype)
+            if self.form == "full":
+                self.Q = new((g, o, d), dtype=self.dtype)
 
 
 def rows_of_a_draw(n: int, examples: int) -> int:
     """Of n positions of so many examples, how many count as one draw from the data."""
     return max(1, -(-n // max(1, min(_PIECES, examples, n // 4))))
+
+
+def _squared(S: Tensor) -> Tensor:
+    """Squared Frobenius norm (groups,) of (groups, ..., ...)."""
+    return S.double().square().sum((1, 2))
 
 
 def _centred(S: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lowrank.compression.calibration.downstream import (
     norm_scale,
     other_operand,
 )
+from lowrank.compression.calibration.effort import Effort
 from lowrank.compression.calibration.goal import Goal
 from lowrank.compression.calibration.moments import Sums, damped
 from lowrank.compression.network.example import Example
@@ -34,15 +36,22 @@ class Prefix:
         dense: the original.
         small: the model that is being compressed; its layers may be replaced between calls.
         batches: calibration inputs.
+        effort: what a moment and a fit may take.
         seed: of the positions drawn from large layers.
     """
 
     def __init__(
-        self, dense: nn.Module, small: nn.Module, batches: Sequence[Example], *, seed: int
+        self,
+        dense: nn.Module,
+        small: nn.Module,
+        batches: Sequence[Example],
+        *,
+        effort: Effort,
+        seed: int,
     ) -> None:
         self.dense, self.small, self.batches = dense, small, list(batches)
         self._replays = [PrefixCache(m, len(self.batches), MEMORY // 2) for m in (dense, small)]
-        self._seed = seed
+        self._effort, self._seed = effort, seed
 
     def goal(
         self,
@@ -66,7 +75,7 @@ class Prefix:
             centred: its bias or batch norm takes the mean.
             first: no layer before it is yet to be replaced together with it.
         """
-        sums = Sums(view.spec, targets=True)
+        sums = Sums(view.spec, work=self._effort.moment)
         generator = torch.Generator().manual_seed(self._seed)
         scale = norm_scale(self.dense, sink)
         for k, batch in enumerate(self.batches):
@@ -81,7 +90,10 @@ class Prefix:
             if bias is not None:
                 target = target - _per_channel(bias.detach(), view)
             add_call(sums, view, given.input, target, len(self.batches), generator, target)
-        return _goal(view, sums, G, centred) if sums.n else None
+        if not sums.n:
+            return None
+        found = _goal(view, sums, G, centred)
+        return replace(found, metric=replace(found.metric, work=self._effort.fit))
 
     def _reach(
         self, which: int, k: int, batch: Example, view: LayerView, sink: Downstream, *, first: bool
@@ -171,12 +183,15 @@ def _per_channel(values: Tensor, view: LayerView) -> Tensor:
 def _goal(view: LayerView, sums: Sums, G: Tensor | None, centred: bool) -> Goal:
     """The regression of the targets on the inputs, drawn towards the weight as it is."""
     moments = sums.moments()
-    found = sums.regression()
     weight = view.weight()
     W = weight.flatten(2).to(sums.dtype)
-    if moments.space is not None:  # too wide for a regression: the weight stays the target
-        metric = moments.metric(centred=centred)
-        return Goal(weight, Metric(metric.C, G, metric.space), moments.mean, found.mean, centred)
+    if moments.rows is not None:
+        missed = sums.missed(W)
+        missed = missed if centred else missed.uncentred(W, moments.mean)
+        best = missed.solution(W, moments.share).reshape(weight.shape)
+        metric = replace(moments.metric(centred=centred), G=G)
+        return Goal(best, metric, moments.mean, missed.mean, centred)
+    found = sums.regression()
     C = moments.C
     if not centred:
         C = C + moments.mean[:, :, None] * moments.mean[:, None, :]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import get_args
 
+from lowrank.compression.calibration.effort import Level, effort_of
 from lowrank.compression.calibration.goals import How
 from lowrank.compression.calibration.statistics import Way, Weighting
 from lowrank.compression.gauges.quality import Loss
@@ -29,9 +30,14 @@ class Calibration:
             model, its quality on examples of yours, the higher the better, is what probes
             ask instead of the output.
         exponent: how strongly layers are weighed by what the loss feels of them, 0 to 1; by
-            default the best of 0, 0.5, 0.75 and 1 on the calibration examples.
+            default 0.5, and with thorough effort the best of 0, 0.5, 0.75 and 1 on the
+            calibration examples.
         fit: "sequential", each layer to the inputs behind the compressed ones before it, or
-            "parallel", to the dense model's own; by default the first.
+            "parallel", to the dense model's own; by default the first, and with quick effort
+            the second.
+        effort: "quick" takes weights and one moment a layer and searches nothing, in at most
+            4 passes of the dense model over the examples; "default" bounds its searches, at
+            15 passes and 2 seconds a layer; "thorough" tries every method and weighting.
         seed: of everything random, 0 or above: of what is drawn from the data, and of
             randomised fits.
 
@@ -51,6 +57,7 @@ class Calibration:
     weighting: Weighting = "probe"
     exponent: float | None = None
     fit: How | None = None
+    effort: Level = "default"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,8 +74,14 @@ class Calibration:
         if self.fit is not None and self.fit not in get_args(How):
             advice = f"choose among {', '.join(get_args(How))}"
             raise InputError("fit", f"{self.fit!r} is unknown", advice)
+        effort_of(self.effort)
         if not is_whole(self.seed) or not 0 <= self.seed < 1 << 63:
             raise InputError("seed", f"{self.seed!r} is no whole number from 0 up", "give 0, say")
+
+    @property
+    def how(self) -> How:
+        """How layers are fitted."""
+        return self.fit or ("sequential" if effort_of(self.effort).sequential else "parallel")
 
     def beside(self, measured: Calibration) -> Calibration:
         """What was measured with, with this one's fit and exponent where they are given.
@@ -99,12 +112,22 @@ class Calibration:
         )
 
 
-def calibration_of(given: object, measured: Calibration | None = None) -> Calibration:
+def calibration_of(
+    given: object, measured: Calibration | None = None, effort: Level | None = None
+) -> Calibration:
     """The settings that were given, or the default; beside what was measured with, if given.
 
+    Args:
+        given: by the caller.
+        measured: what something was measured with already.
+        effort: given beside them; it counts instead of theirs.
+
     Raises:
-        InputError: it is no `Calibration`, or one that comes too late.
+        InputError: it is no `Calibration`, or one that comes too late; an unknown effort.
     """
+    if effort is not None:
+        effort_of(effort)
+        given = replace(Calibration() if given is None else given, effort=effort)  # type: ignore[type-var]
     if given is None:
         return measured or Calibration()
     if not isinstance(given, Calibration):

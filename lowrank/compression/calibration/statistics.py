@@ -18,9 +18,10 @@ from lowrank.compression.calibration.calibrate import (
     calibrate,
 )
 from lowrank.compression.calibration.downstream import Downstream, find_downstream, norm_scale
+from lowrank.compression.calibration.effort import EFFORTS, Effort
 from lowrank.compression.calibration.goal import Goal
 from lowrank.compression.gauges.quality import Loss, Scorer
-from lowrank.compression.network.cutting import held_out
+from lowrank.compression.network.cutting import few_of, held_out
 from lowrank.compression.network.example import Example
 from lowrank.compression.network.layers import LayerView, spec_of
 from lowrank.compression.network.units import Unit
@@ -77,6 +78,7 @@ class Statistics:
         weighting: how outputs are weighed.
         loss: the user's, of an output, where there is one.
         notes: on what could not be done with these data.
+        effort: what fits may take.
     """
 
     units: dict[str, Unit]
@@ -86,6 +88,7 @@ class Statistics:
     weighting: Weighting = "probe"
     loss: Loss | None = None
     notes: tuple[str, ...] = ()
+    effort: Effort = EFFORTS["default"]
 
     @cached_property
     def views(self) -> dict[str, LayerView]:
@@ -101,6 +104,7 @@ class Statistics:
         *,
         loss: Loss | None = None,
         weighting: Weighting = "probe",
+        effort: Effort = EFFORTS["default"],
         seed: int = 0,
     ) -> Statistics:
         """Calibrate a model on batches of inputs.
@@ -112,17 +116,22 @@ class Statistics:
             loss: whose gradients weigh the outputs; see `calibrate`.
             weighting: "outputs" needs no backward pass, the others do; where that cannot be
                 had, outputs are taken as they are.
+            effort: what moments and fits may take.
             seed: of everything drawn.
         """
-        gradients = weighting != "outputs"
+        gradients = weighting != "outputs" and effort.gradients
         views = [unit.layers[0] for unit in units]
         try:
-            found = calibrate(model, views, batches, gradients=gradients, loss=loss, seed=seed)
+            found = calibrate(
+                model, views, batches,
+                gradients=gradients, loss=loss, work=effort.moment, seed=seed,
+            )  # fmt: skip
         except NoGradients as error:
-            found = replace(calibrate(model, views, batches, seed=seed), why=error.problem)
-        sinks = find_downstream(model, views, batches[0])
+            found = calibrate(model, views, batches, work=effort.moment, seed=seed)
+            found = replace(found, why=error.problem)
+        sinks = find_downstream(model, views, few_of(batches[0]))
         named = {u.layers[0].name: u for u in units}
-        return cls(named, sinks, found, batches, weighting, loss)
+        return cls(named, sinks, found, batches, weighting, loss, effort=effort)
 
     def bound(self, model: nn.Module) -> Statistics:
         """The same for this very model: a copy of the one that was calibrated, or that one.
@@ -147,7 +156,7 @@ class Statistics:
         if not held:
             return self, []
         bound = self.bound(model)
-        found = calibrate(model, list(bound.views.values()), rest)
+        found = calibrate(model, list(bound.views.values()), rest, work=self.effort.moment)
         known = self.calibrated.layers
         layers = {
             name: replace(m, G=known[name].G) for name, m in found.layers.items() if name in known
@@ -178,7 +187,7 @@ class Statistics:
         """The G (groups, o, o) that a layer is fitted with."""
         moments, view = self.calibrated.layers[name], self.views[name]
         if self.weighting != "outputs" and moments.G is not None:
-            return moments.metric(weighted=True).G
+            return moments.weight()
         return _of_norm(model, self.sinks.get(name, Downstream()), view)
 
     def metric(self, model: nn.Module, name: str, *, seen: bool = False) -> Metric:
@@ -191,7 +200,7 @@ class Statistics:
         """
         moments = self.calibrated.layers[name]
         metric = moments.metric(centred=self.centred(name), seen=seen)
-        return replace(metric, G=self.weight_of_outputs(model, name))
+        return replace(metric, G=self.weight_of_outputs(model, name), work=self.effort.fit)
 
     def importance(self, model: nn.Module, name: str) -> Importance:
         """How much an error as large as the whole output of a layer counts."""
@@ -199,8 +208,7 @@ class Statistics:
         W = view.weight().flatten(2)
         plain = moments.metric(centred=self.centred(name))
         normed = replace(plain, G=_of_norm(model, self.sinks.get(name, Downstream()), view))
-        positions = sum(c.batch * prod(view.spec.output_size(c.size)) for c in view.calls)
-        outputs = max(normed.error(W), 0.0) * positions
+        outputs = max(normed.error(W), 0.0) * moments.seen / self.calibrated.n_examples
         if moments.G is None:
             return Importance(outputs)
         whole = replace(plain, G=moments.G)
@@ -209,7 +217,7 @@ class Statistics:
     def importance_of_unseen(self, name: str) -> Importance:
         """For a layer that data says nothing about: the squared norm of its weight."""
         view = self.views[name]
-        positions = sum(c.batch * prod(view.spec.output_size(c.size)) for c in view.calls)
+        positions = sum(prod(view.spec.output_size(c.size)) for c in view.calls)
         return Importance(float(view.weight().double().square().sum()) * positions)
 
     def goal(self, model: nn.Module, name: str) -> Goal:

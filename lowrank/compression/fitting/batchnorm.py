@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowrank.compression.fitting.distillation import Objective
-from lowrank.compression.gauges.quality import Loss, Unmatched, compare_on
+from lowrank.compression.gauges.quality import Loss, Unmatched, quality_of, vocabularies
 from lowrank.compression.network.batches import Batch, Batches, Form, hold_out, placed
 from lowrank.compression.network.cutting import held_out
-from lowrank.compression.network.example import Example, call, evaluating
+from lowrank.compression.network.example import Example, call, evaluating, run
 from lowrank.compression.structure.history import form_of
 from lowrank.errors import InputError
 
@@ -199,11 +199,15 @@ def renormalise(
     if not held:
         return []
 
+    norms = batch_norms(small)
+    wanted = [run(model, batch) for batch in held] if norms else []
+
     def lost(candidate: nn.Module) -> float:
-        return compare_on(model, candidate, held, loss).loss
+        given = (run(candidate, batch) for batch in held)
+        return quality_of(zip(wanted, given, strict=True), vocabularies(model), loss).loss
 
     try:
-        found = improves(small, batch_norms(small), rest, lost)
+        found = improves(small, norms, rest, lost)
     except Unmatched:
         return []
     notes = [] if found.measure is None else ["batch-norm statistics were estimated anew"]

@@ -15,8 +15,8 @@ from lowrank.compression.fitting.blocks import STEPS, Trained, find_blocks, trai
 from lowrank.compression.fitting.finetune import finetune
 from lowrank.compression.gauges.quality import Loss, compare_on, quality_of, vocabularies
 from lowrank.compression.network.batches import Batch, mixable
-from lowrank.compression.network.cutting import batch_size, split_batches
-from lowrank.compression.network.example import Example, first_line, run
+from lowrank.compression.network.cutting import split_batches
+from lowrank.compression.network.example import Example, batch_size, first_line, run
 from lowrank.compression.structure.history import history
 from lowrank.errors import InputError
 from lowrank.progress import Progress

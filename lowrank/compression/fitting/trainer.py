@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -75,12 +74,8 @@ class _Trainer:
         for step, batch in enumerate(map(Batch.to_train, self.batches), 1):
             self._set_rate(index, step)
             batch = batch.mixed() if self.mix else batch
-            when = f"epoch {index}, step {step}"
-            if index == step == 1:
-                with self._as_tried_out(batch):
-                    terms = self._step(batch, when, nullcontext)
-            else:
-                terms = self._step(batch, when, partial(_differentiable, when))
+            with self._as_tried_out(batch) if index == step == 1 else nullcontext():
+                terms = self._step(batch, f"epoch {index}, step {step}")
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + value
             if self.batches.steps is not None:
@@ -107,15 +102,16 @@ class _Trainer:
                 problem = f"in training mode it is another: {again.problem}"
                 advice = "pass training=False, to train it as it will be used, or a loss"
                 raise InputError("model", problem, advice) from error
-            raise _no_gradients(f": {reason}") from error
+            problem = f"no gradients can be had: {reason}"
+            raise InputError(
+                "model", problem, "train a model that can be differentiated"
+            ) from error
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         with torch.autocast(self.device, dtype=self.amp, enabled=self.amp is not None):
             return self.objective.terms(self.model, self.teacher, batch)
 
-    def _step(
-        self, batch: Batch, when: str, backward: Callable[[], AbstractContextManager[None]]
-    ) -> dict[str, float]:
+    def _step(self, batch: Batch, when: str) -> dict[str, float]:
         seen: dict[str, float] = {}
 
         def closure() -> float:
@@ -123,8 +119,7 @@ class _Trainer:
             terms = self._terms(batch)
             loss = torch.stack(list(terms.values())).sum()
             _check_finite(loss, "loss", when)
-            with backward():
-                self.scaler.scale(loss).backward()
+            self.scaler.scale(loss).backward()
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.trained, self.max_norm or math.inf)
             if not self.scaler.is_enabled():  # a scaler skips such steps by itself
@@ -233,22 +228,6 @@ def _seeded(trained: Sequence[Tensor], seed: int) -> Iterator[torch.Generator]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield torch.Generator().manual_seed(seed)
-
-
-@contextmanager
-def _differentiable(when: str) -> Iterator[None]:
-    """Say which batch has no gradients, when those before it had."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise _no_gradients(f" in {when}: {first_line(error)}") from error
-
-
-def _no_gradients(why: str) -> InputError:
-    advice = "train a model that can be differentiated"
-    return InputError("model", f"no gradients can be had{why}", advice)
 
 
 def _check_finite(value: Tensor, what: str, when: str) -> None:

@@ -13,11 +13,11 @@ from lowrank.compression.gauges.counting import ROOT, CountMode, _observe
 from lowrank.compression.gauges.memory import MemoryMode
 from lowrank.compression.gauges.profile_table import LayerProfile, Profile
 from lowrank.compression.gauges.timing import _check_runs, measure_latency
-from lowrank.compression.network.cutting import batch_size
 from lowrank.compression.network.example import (
     Example,
     _device,
     _unchanged_rng,
+    batch_size,
     check,
     evaluating,
     named_tensors,

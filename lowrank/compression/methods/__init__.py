@@ -24,6 +24,7 @@ from lowrank.errors import InputError
 __all__ = [
     "CP",
     "METHODS",
+    "RARE",
     "BiClustering",
     "ChannelSVD",
     "DepthwiseSeparable",
@@ -60,6 +61,12 @@ METHODS: dict[str, type[Method]] = {
     "shared_input_svd": SharedInputSVD,
 }
 """Every method of the library by the name that plans and the command line use."""
+
+
+RARE = frozenset(
+    ("tensor_train", "group_svd", "low_rank_sparse", "monochromatic", "biclustering", "legonet")
+)
+"""Methods that seldom win: tried where they are named, or with thorough effort."""
 
 
 _REGISTERED: dict[str, type[Method]] = {}
@@ -114,12 +121,13 @@ def known() -> Mapping[str, type[Method]]:
     return {**METHODS, **_REGISTERED}
 
 
-def resolve(methods: MethodsLike = None) -> list[type[Method]]:
+def resolve(methods: MethodsLike = None, *, rare: bool = True) -> list[type[Method]]:
     """The classes that names and classes stand for, each once, in order.
 
     Args:
         methods: names that are `known`, classes (which need not be registered), or a single
             one of these; None for all of `METHODS`.
+        rare: whether None stands for the methods of `RARE` too.
 
     Raises:
         InputError: an unknown name, a class that lacks something, or nothing at all.
@@ -129,7 +137,7 @@ def resolve(methods: MethodsLike = None) -> list[type[Method]]:
         True
     """
     if methods is None:
-        return list(METHODS.values())
+        return [cls for name, cls in METHODS.items() if rare or name not in RARE]
     several = isinstance(methods, Iterable) and not isinstance(methods, str | type)
     given: list[object] = [*methods] if several else [methods]  # type: ignore[misc]
     if not given:

@@ -98,7 +98,7 @@ class BiClustering(Method):
         seed: int,
         metric: Metric | None = None,
     ) -> Iterable[tuple[BiClustering, float]]:
-        metric = identity(weight) if metric is None else metric
+        metric = identity(weight) if metric is None else metric.formed
         if max(spec.in_channels, spec.out_channels) > _MOST:
             return
         known: _Orders = {}
@@ -112,7 +112,9 @@ class BiClustering(Method):
             engine = GroupSVD(a, ranks[-1])
             (start,) = engine.starts(parts.spec, parts.weight, parts.metric, seed=seed)
             features = engine.features(parts.spec, start)
-            lost = nested_curve(parts.weight, parts.metric, features, a)
+            within = parts.metric.left(parts.metric.cast(parts.weight.flatten(2)))
+            products = parts.metric.products(features, within)
+            lost = nested_curve(parts.weight, parts.metric, products, a)
             yield from ((cls(a, b, rank), lost[rank - 1]) for rank in ranks)
 
     def check(self, spec: LayerSpec) -> str | None:
@@ -164,7 +166,7 @@ class BiClustering(Method):
         """
         a, b = self.in_clusters, self.out_clusters
         _, o, i, *kernel = spec.weight_shape
-        scaled = metric.left(W.flatten(2)) * _spread(metric, i, prod(kernel)).sqrt()
+        scaled = metric.left(W.flatten(2)) * _spread(metric).sqrt()
         rows = scaled[0].reshape(o, i, -1)
         known = {} if known is None else known
         if ("in", a) not in known:
@@ -265,29 +267,25 @@ def _apart(unit: Tensor, n: int) -> list[int]:
     return taken
 
 
-def _spread(metric: Metric, channels: int, places: int) -> Tensor:
+def _spread(metric: Metric) -> Tensor:
     """The diagonal of C, (1, 1, d)."""
-    d = channels * places
     if metric.C.ndim == 2:
         return metric.C[:, None]
-    own = metric.C.diagonal(dim1=1, dim2=2)
-    if metric.space is not None:
-        own = (own[:, :, None] * metric.space.diagonal()).reshape(1, d)
-    return own[:, None].clamp_min(0)
+    return metric.C.diagonal(dim1=1, dim2=2)[:, None].clamp_min(0)
 
 
 def _of_clusters(metric: Metric, inputs: Tensor, outputs: Tensor, b: int) -> Metric:
     """The metric with the inputs in order, once for every cluster of outputs."""
-    width = metric.C.shape[-1] // len(inputs)  # 1 in Kronecker form
+    width = metric.C.shape[-1] // len(inputs)
     columns = (inputs[:, None] * width + torch.arange(width, device=inputs.device)).flatten()
     if metric.C.ndim == 2:
         C = metric.C[:, columns].expand(b, -1)
     else:
         C = metric.C[:, columns[:, None], columns].expand(b, -1, -1)
     if metric.G is None:
-        return Metric(C, None, metric.space)
+        return Metric(C)
     rows = outputs.reshape(b, -1)
-    return Metric(C, metric.G[0, rows[:, :, None], rows[:, None, :]], metric.space)
+    return Metric(C, metric.G[0, rows[:, :, None], rows[:, None, :]])
 
 
 def _splits(spec: LayerSpec) -> list[tuple[int, int]]:

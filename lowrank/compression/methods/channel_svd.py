@@ -18,9 +18,17 @@ from lowrank.compression.methods.shared.base import (
     rank_grid,
     worthwhile,
 )
-from lowrank.compression.methods.shared.error_curves import nested_curve, refined_curve
-from lowrank.compression.methods.shared.folding import even, first_stage, split_off, spread
-from lowrank.compression.methods.shared.search import fit_error, fit_stages
+from lowrank.compression.methods.shared.error_curves import n_refined, nested_curve, refined_curve
+from lowrank.compression.methods.shared.folding import (
+    affordable,
+    even,
+    first_stage,
+    places,
+    split_off,
+    spread,
+    spread_products,
+)
+from lowrank.compression.methods.shared.search import affords_search, fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.network.units import Bond
 from lowrank.decompositions.metric import Metric, best_map, energy, output_moment
@@ -76,7 +84,7 @@ class ChannelSVD(Method):
             top = worthwhile(cls(1, fold), spec, _full(spec, fold))
             ranks = rank_grid(top, round_to=round_to, limit=64)
             if metric is None or fold == "kernel_first":
-                lost = _lost(weight, fold, metric)
+                lost = lost_by_rank(weight, fold, metric)
                 yield from ((cls(rank, fold), lost[rank - 1]) for rank in ranks)
             elif ranks:
                 yield from _last_curve(spec, weight, metric, ranks, seed)
@@ -117,7 +125,10 @@ class ChannelSVD(Method):
         max_iter: int | None = None,
     ) -> tuple[Tensor, ...]:
         if metric is not None and self.fold == "kernel_last" and spec.kernel:
-            return fit_stages(self, spec, weight, metric, seed=seed, max_iter=max_iter)
+            return fit_stages(
+                self, spec, weight, metric,
+                seed=seed, max_iter=max_iter, reads=places(spec, ()),
+            )  # fmt: skip
         if metric is not None:
             U, V = best_map(weight.flatten(2), metric, self.rank)
             return self._folded(spec, *(f.to(weight.dtype) for f in reversed(even(V, U))))
@@ -148,7 +159,8 @@ class ChannelSVD(Method):
         return even(first, last.reshape(g, o, self.rank, *kernel))
 
 
-def _lost(weight: Tensor, fold: Fold, metric: Metric | None) -> list[float]:
+def lost_by_rank(weight: Tensor, fold: Fold, metric: Metric | None) -> list[float]:
+    """Relative squared error at rank 1, 2, ... of one folding; with data of kernels first only."""
     if metric is None:
         return lost_energy(singular_values(_matrix(weight, fold)))
     values = torch.linalg.eigvalsh(output_moment(weight.flatten(2), metric)).flip(-1)
@@ -159,15 +171,25 @@ def _lost(weight: Tensor, fold: Fold, metric: Metric | None) -> list[float]:
 def _last_curve(
     spec: LayerSpec, weight: Tensor, metric: Metric, ranks: Sequence[int], seed: int
 ) -> Iterator[tuple[ChannelSVD, float]]:
+    width = prod(spec.kernel)
+    most = affordable(metric, width, ranks[-1])
+    ranks = [r for r in ranks if r <= most] or ranks[:1]
     V = first_stage(spec, weight, metric, (), ranks[-1])
-    nested = nested_curve(weight, metric, spread(V, spec.kernel, ()), prod(spec.kernel))
+    W, reads = metric.left(metric.cast(weight.flatten(2))), places(spec, ())
+    nested = nested_curve(weight, metric, spread_products(V, reads, metric, W), width)
     whole = energy(weight, metric) or 1.0
 
     def error(rank: int) -> float:
         method = ChannelSVD(rank, "kernel_last")
-        return fit_error(method, spec, weight, metric, seed=seed, max_iter=10) / whole
+        found = fit_error(method, spec, weight, metric, seed=seed, max_iter=10, reads=reads)
+        return found / whole
 
-    for rank, lost in refined_curve(ranks, nested, error):
+    search = (
+        error
+        if affords_search(ChannelSVD(ranks[-1] // 2 or 1, "kernel_last"), spec, metric)
+        else None
+    )
+    for rank, lost in refined_curve(ranks, nested, search, n_fits=n_refined(metric)):
         yield ChannelSVD(rank, "kernel_last"), lost
 
 

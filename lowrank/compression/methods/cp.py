@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from lowrank.compression.methods.channel_svd import ChannelSVD, lost_by_rank
 from lowrank.compression.methods.shared.base import (
     Method,
     depthwise,
@@ -22,11 +23,11 @@ from lowrank.compression.methods.shared.base import (
     worthwhile,
 )
 from lowrank.compression.methods.shared.error_curves import fitted_curve, likened_curve
-from lowrank.compression.methods.shared.search import fit_error, fit_stages
+from lowrank.compression.methods.shared.search import CURVE, fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
 from lowrank.decompositions.cp import cp
 from lowrank.decompositions.factors import CPFactors
-from lowrank.decompositions.metric import Metric, energy
+from lowrank.decompositions.metric import WORK, Metric, energy
 
 Kernel = Literal["separable", "whole"]
 
@@ -35,13 +36,31 @@ _CURVE_SWEEPS = 25
 """Sweeps of fits for curves: one start, stopped early, for an error slightly too high."""
 
 
+_START_SWEEPS = 10
+"""Sweeps of what a fit to data only starts from."""
+
+
 _DENSE = 256
 """Up to this rank the curve has most of its ranks; beyond it a few, to what saves weights."""
 
 
+_WIDE, _FAR = 128, 1.5
+"""Channels from which a matrix is asked first whether fits are worth while, and the ratio of
+squared errors from which they are not."""
+
+
+_SAVED = 0.02
+"""Share of a component's weights from which saving them by a separable kernel is worth a curve."""
+
+
+_LEAST_RANK = 32
+"""A curve goes up to this rank, whatever it costs."""
+
+
 _CURVE_WORK, _FIT_WORK = 2e10, 4e11
-"""Multiplications that the sweeps of a fit may take, for a curve and in earnest: fewer sweeps at
-high ranks, where the start, orthogonal components of the weight's slices, is near the end."""
+"""Multiplications that the sweeps of a fit to the weight alone may take, for a curve and in
+earnest: fewer sweeps at high ranks, where the start, orthogonal components of the weight's
+slices, is near the end."""
 
 
 @dataclass(frozen=True)
@@ -91,20 +110,20 @@ class CP(Method):
             if metric is None or whole is None:
                 return _fit_error(weight, rank, kernel, seed)
             method = cls(rank, kernel)
-            d = prod(weight.shape[2:])
-            n = min(40, int(_CURVE_WORK / (3 * len(weight) * rank * d * d)))
-            return fit_error(method, spec, weight, metric, seed=seed, max_iter=n) / whole
+            return fit_error(method, spec, weight, metric, seed=seed, max_iter=40) / whole
 
-        kernels: tuple[Kernel, ...] = ("whole", "separable")
         known: dict[int, float] = {}
-        for kernel in kernels if len(kernel_axes(spec)) > 1 else kernels[1:]:
-            ranks = _ranks(worthwhile(cls(1, kernel), spec, _full(spec, kernel)), round_to)
+        for kernel in _kernels(spec, metric):
+            top = worthwhile(cls(1, kernel), spec, _full(spec, kernel))
+            ranks = _ranks(top if metric is None else _fitted(weight, metric, top), round_to)
             if ranks:
-                curve = partial(error, kernel=kernel)
+                curve = cache(partial(error, kernel=kernel))
+                if metric is not None and _hopeless(spec, weight, metric, ranks, kernel, curve):
+                    ranks = _two(ranks)
                 known = dict(
-                    likened_curve(ranks, known, curve)
+                    likened_curve(ranks, known, curve, n_fits=_n_likened(metric))
                     if known
-                    else fitted_curve(ranks, curve, n_fits=7 if ranks[-1] > _DENSE else 6)
+                    else fitted_curve(ranks, curve, n_fits=_n_fits(ranks, metric))
                 )
                 yield from ((cls(rank, kernel), lost) for rank, lost in known.items())
 
@@ -145,7 +164,8 @@ class CP(Method):
     def starts(
         self, spec: LayerSpec, weight: Tensor, metric: Metric, *, seed: int
     ) -> Iterator[Sequence[Tensor]]:
-        fits = [_quick(w, self.rank, self.kernel, seed) for w in weight]
+        work = CURVE * metric.work
+        fits = [_quick(w, self.rank, self.kernel, seed, work) for w in weight]
         columns = zip(*(f.balanced()[1:] for f in fits), strict=True)
         yield [torch.stack(c).mT for c in columns]
 
@@ -176,6 +196,53 @@ def _tensor(w: Tensor, kernel: Kernel) -> Tensor:
     return long_kernel(w) if kernel == "separable" else w.flatten(2)
 
 
+def _n_fits(ranks: Sequence[int], metric: Metric | None) -> int:
+    """How many fits a curve stands on."""
+    if metric is not None and metric.work < WORK:
+        return 4
+    return 7 if ranks[-1] > _DENSE else 6
+
+
+def _n_likened(metric: Metric | None) -> int:
+    return 2 if metric is not None and metric.work < WORK else 3
+
+
+def _two(ranks: Sequence[int]) -> list[int]:
+    return sorted({ranks[len(ranks) // 2], ranks[-1]})
+
+
+def _hopeless(
+    spec: LayerSpec,
+    weight: Tensor,
+    metric: Metric,
+    ranks: Sequence[int],
+    kernel: Kernel,
+    error: Callable[[int], float],
+) -> bool:
+    """Whether at two ranks the best matrix of as many weights is far closer: no curve is needed."""
+    if metric.work >= WORK or weight.shape[2] < _WIDE:
+        return False
+    lost = lost_by_rank(weight, "kernel_first", metric)
+    per_rank = ChannelSVD(1).stages(spec)
+
+    def of_matrix(rank: int) -> float:
+        size = sum(s.n_weights for s in CP(rank, kernel).stages(spec))
+        at = min(len(lost), max(1, size // sum(s.n_weights for s in per_rank)))
+        return lost[at - 1]
+
+    return all(error(r) > _FAR * of_matrix(r) for r in _two(ranks)[:1])
+
+
+def _kernels(spec: LayerSpec, metric: Metric | None) -> tuple[Kernel, ...]:
+    """The kernels worth a curve; of wide layers the whole one, which costs hardly more."""
+    if len(kernel_axes(spec)) < 2:
+        return ("separable",)
+    _, o, i, *kernel = spec.weight_shape
+    saved = (prod(kernel) - sum(kernel)) / (o + i + prod(kernel))
+    wide = metric is not None and metric.work < WORK and saved < _SAVED
+    return ("whole",) if wide else ("whole", "separable")
+
+
 def _ranks(top: int, round_to: int) -> list[int]:
     """Ranks to `top`: 48 up to 256, and two dozen beyond, which are dear to fit."""
     low = rank_grid(min(_DENSE, top), round_to=round_to, limit=48)
@@ -184,10 +251,11 @@ def _ranks(top: int, round_to: int) -> list[int]:
     return low + [r for r in sorted({*high, *last}) if r > _DENSE]
 
 
-def _quick(w: Tensor, rank: int, kernel: Kernel, seed: int) -> CPFactors:
+def _quick(w: Tensor, rank: int, kernel: Kernel, seed: int, work: float) -> CPFactors:
     """One start, stopped early: for curves, and as the start of a fit to data."""
     T = _tensor(w, kernel)
-    n = min(_CURVE_SWEEPS, _affordable(T, rank, _CURVE_WORK))
+    most = _CURVE_SWEEPS if work >= CURVE * WORK else _START_SWEEPS
+    n = min(most, _affordable(T, rank, work))
     return cp(T, rank, n_starts=1, max_iter=n, seed=seed)
 
 
@@ -198,6 +266,13 @@ def _earnest(w: Tensor, rank: int, kernel: Kernel, seed: int) -> CPFactors:
     return cp(T, rank, n_starts=2 if n >= 100 else 1, max_iter=min(100, n), seed=seed)
 
 
+def _fitted(weight: Tensor, metric: Metric, most: int) -> int:
+    """The largest rank, of at most so many, of which a curve may have a fit."""
+    sweep = 2 * weight[0].numel() + metric.per_row  # for each component, and one evaluation
+    most_of_all = int(CURVE * metric.work / (len(weight) * sweep))
+    return min(most, max(_LEAST_RANK, most_of_all))
+
+
 def _affordable(T: Tensor, rank: int, work: float) -> int:
     """How many sweeps of alternating least squares at a rank take so many multiplications."""
     solve = T.ndim * rank**3 / 3 + sum(T.shape) * rank**2
@@ -206,7 +281,7 @@ def _affordable(T: Tensor, rank: int, work: float) -> int:
 
 def _fit_error(weight: Tensor, rank: int, kernel: Kernel, seed: int) -> float:
     energies = [float(w.double().square().sum()) for w in weight]
-    fits = [_quick(w, rank, kernel, seed).error(_tensor(w, kernel)) for w in weight]
+    fits = [_quick(w, rank, kernel, seed, _CURVE_WORK).error(_tensor(w, kernel)) for w in weight]
     lost = sum(e * f**2 for e, f in zip(energies, fits, strict=True))
     return lost / (sum(energies) or 1.0)
 

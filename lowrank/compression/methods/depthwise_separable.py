@@ -18,9 +18,9 @@ from lowrank.compression.methods.shared.base import (
     outside,
     worthwhile,
 )
-from lowrank.compression.methods.shared.error_curves import nested_curve, refined_curve
-from lowrank.compression.methods.shared.folding import even
-from lowrank.compression.methods.shared.search import fit_error, fit_stages
+from lowrank.compression.methods.shared.error_curves import n_refined, nested_curve, refined_curve
+from lowrank.compression.methods.shared.folding import affordable, even
+from lowrank.compression.methods.shared.search import affords_search, fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
 from lowrank.decompositions.metric import Metric, energy, identity, input_directions
 from lowrank.decompositions.svd import singular_values
@@ -70,14 +70,18 @@ class DepthwiseSeparable(Method):
             lost = lost_energy(singular_values(slices))
             yield from ((cls(m), lost[m - 1]) for m in range(1, top + 1))
             return
-        filters = _filters(spec, weight, metric, top)
-        lost = nested_curve(weight, metric, _features(filters), spec.weight_shape[2])
+        i = spec.weight_shape[2]
+        top = affordable(metric, i, top)
+        W = metric.left(metric.cast(weight.flatten(2)))
+        products = _products(_filters(spec, weight, metric, top), metric, W)
+        lost = nested_curve(weight, metric, products, i)
         whole = energy(weight, metric) or 1.0
 
         def error(m: int) -> float:
             return fit_error(cls(m), spec, weight, metric, seed=seed, max_iter=20) / whole
 
-        for m, refined in refined_curve(range(1, top + 1), lost, error):
+        search = error if affords_search(cls((top + 1) // 2), spec, metric) else None
+        for m, refined in refined_curve(range(1, top + 1), lost, search, n_fits=n_refined(metric)):
             yield cls(m), refined
 
     def check(self, spec: LayerSpec) -> str | None:
@@ -141,6 +145,32 @@ def _features(filters: Tensor) -> Tensor:
     """(g, m, i, K) as features (g, m * i, i * K)."""
     eye = torch.eye(filters.shape[2], dtype=filters.dtype, device=filters.device)
     return (filters[:, :, :, None, :] * eye[None, None, :, :, None]).flatten(3).flatten(1, 2)
+
+
+def _products(filters: Tensor, metric: Metric, W: Tensor) -> tuple[Tensor, Tensor]:
+    """`Metric.products` of `_features`, each of which reads one channel.
+
+    Args:
+        filters: (g, m, i, K).
+        metric: the error.
+        W: (g, o, i * K).
+    """
+    g, m, i, K = filters.shape
+    if metric.rows is None and metric.C.ndim == 3:
+        C = metric.C.unflatten(1, (i, K))  # (g, i, K, d)
+        MC = torch.einsum("gmik,gikd->gmid", filters, C)
+        S = torch.einsum("gmidk,gndk->gmind", MC.unflatten(-1, (i, K)), filters)
+        return S.flatten(3).flatten(1, 2), W @ MC.flatten(1, 2).mT
+    own = filters * metric.C.unflatten(1, (i, K))[:, None]
+    blocks = torch.einsum("gmik,gnik->gimn", own, filters)
+    S = W.new_zeros(g, m, i, m, i)
+    S.diagonal(dim1=2, dim2=4).copy_(blocks.permute(0, 2, 3, 1))
+    P = torch.einsum("goik,gmik->gomi", W.unflatten(-1, (i, K)), own)
+    S, P = S.reshape(g, m * i, m * i), P.flatten(2)
+    if metric.rows is None:
+        return S, P
+    A = torch.einsum("gnik,gmik->gmin", metric.rows.unflatten(-1, (i, K)), filters).flatten(1, 2)
+    return S + A @ A.mT, P + (W @ metric.rows.mT) @ A.mT
 
 
 def _full(spec: LayerSpec) -> int:

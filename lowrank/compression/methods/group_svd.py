@@ -19,7 +19,7 @@ from lowrank.compression.methods.shared.base import (
     rank_grid,
     worthwhile,
 )
-from lowrank.compression.methods.shared.error_curves import nested_curve, refined_curve
+from lowrank.compression.methods.shared.error_curves import n_refined, nested_curve, refined_curve
 from lowrank.compression.methods.shared.folding import even, marginal, spread
 from lowrank.compression.methods.shared.search import fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
@@ -170,7 +170,8 @@ class GroupSVD(Method):
             return lost_energy(singular_values(self._slices(spec, weight).flatten(0, 1)))
         V = self._maps(spec, weight, metric)
         width = self.groups * (prod(spec.kernel) if self.fold == "kernel_last" else 1)
-        return nested_curve(weight, metric, self.features(spec, (V,)), width)
+        W = metric.left(metric.cast(weight.flatten(2)))
+        return nested_curve(weight, metric, metric.products(self.features(spec, (V,)), W), width)
 
     def _slices(self, spec: LayerSpec, weight: Tensor) -> Tensor:
         """The folded weight of every subspace: (g, k, o, n) or (g, k, o * K, n)."""
@@ -213,7 +214,7 @@ def _refined(
         wanted = replace(method, rank=rank)
         return fit_error(wanted, spec, weight, metric, seed=seed, max_iter=10) / whole
 
-    yield from refined_curve(ranks, nested, error)
+    yield from refined_curve(ranks, nested, error, n_fits=n_refined(metric))
 
 
 def _tried(spec: LayerSpec, fold: Fold, metric: Metric | None) -> list[int]:

@@ -79,7 +79,7 @@ class LegoNet(Method):
         seed: int,
         metric: Metric | None = None,
     ) -> Iterable[tuple[LegoNet, float]]:
-        metric = identity(weight) if metric is None else metric
+        metric = identity(weight) if metric is None else metric.formed
         W, whole = metric.cast(weight), energy(weight, metric) or 1.0
         single = metric.to(torch.float32)
         wide = spec.n_weights // spec.out_channels > _WIDE

@@ -118,7 +118,7 @@ class LowRankSparse(Method):
         seed: int,
         metric: Metric | None = None,
     ) -> Iterable[tuple[LowRankSparse, float]]:
-        metric = identity(weight) if metric is None else metric
+        metric = identity(weight) if metric is None else metric.formed
         yield from _channel_curves(spec, weight, metric, round_to)
         if spec.groups == 1:
             yield from _filter_curves(spec, weight, metric, round_to)
@@ -179,7 +179,7 @@ class LowRankSparse(Method):
         if not self.kept(spec):
             svd = ChannelSVD(self.rank)
             return svd.factor(spec, weight, seed=seed, metric=metric, max_iter=max_iter)
-        metric = identity(weight) if metric is None else metric
+        metric = identity(weight) if metric is None else metric.formed
         W, plain = metric.cast(weight.flatten(2)), identity(weight, metric.dtype)
         if self.sparsity == "channels":
             return self._fit_channels(spec, weight, W, metric, plain)
@@ -318,7 +318,7 @@ def _others(rows: Tensor, n: int) -> Tensor:
 def _of_rows(metric: Metric, rows: Tensor) -> Metric:
     if metric.G is None:
         return metric
-    return Metric(metric.C, metric.G[:, rows[:, None], rows], metric.space)
+    return Metric(metric.C, metric.G[:, rows[:, None], rows])
 
 
 def _rows_lost(moment: Tensor, metric: Metric, rows: Tensor) -> list[float]:

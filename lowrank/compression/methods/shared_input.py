@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -127,7 +127,7 @@ def _directions(targets: Sequence[Target], rank: int) -> Tensor:
     R = torch.cat(rows, dim=1)
     if R.shape[1] > R.shape[2]:
         R = torch.linalg.qr(R, mode="r").R
-    return input_directions(R, Metric(metric.C, None, metric.space), rank)
+    return input_directions(R, replace(metric, G=None), rank)
 
 
 def _lost(target: Target, V: Tensor) -> Tensor:

@@ -17,9 +17,17 @@ from lowrank.compression.methods.shared.base import (
     rank_grid,
     worthwhile,
 )
-from lowrank.compression.methods.shared.error_curves import nested_curve, refined_curve
-from lowrank.compression.methods.shared.folding import even, first_stage, split_off, spread
-from lowrank.compression.methods.shared.search import fit_error, fit_stages
+from lowrank.compression.methods.shared.error_curves import n_refined, nested_curve, refined_curve
+from lowrank.compression.methods.shared.folding import (
+    affordable,
+    even,
+    first_stage,
+    places,
+    split_off,
+    spread,
+    spread_products,
+)
+from lowrank.compression.methods.shared.search import affords_search, fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
 from lowrank.decompositions.metric import Metric, energy
 from lowrank.decompositions.svd import singular_values, truncated_svd
@@ -96,7 +104,10 @@ class SpatialSVD(Method):
         max_iter: int | None = None,
     ) -> tuple[Tensor, ...]:
         if metric is not None:
-            return fit_stages(self, spec, weight, metric, seed=seed, max_iter=max_iter)
+            return fit_stages(
+                self, spec, weight, metric,
+                seed=seed, max_iter=max_iter, reads=places(spec, [self.axis]),
+            )  # fmt: skip
         U, Vh = truncated_svd(
             split_off(weight, [self.axis]), self.rank
         ).balanced()  # (g, o * rest, r), (g, r, i * k)
@@ -129,16 +140,24 @@ class SpatialSVD(Method):
 def _curve(
     spec: LayerSpec, weight: Tensor, metric: Metric, axis: int, ranks: Sequence[int], seed: int
 ) -> Iterator[tuple[SpatialSVD, float]]:
-    V = first_stage(spec, weight, metric, [axis], ranks[-1])
     width = prod(spec.kernel) // spec.kernel[axis]
-    nested = nested_curve(weight, metric, spread(V, spec.kernel, [axis]), width)
+    most = affordable(metric, width, ranks[-1])
+    ranks = [r for r in ranks if r <= most] or ranks[:1]
+    V = first_stage(spec, weight, metric, [axis], ranks[-1])
+    W, reads = metric.left(metric.cast(weight.flatten(2))), places(spec, [axis])
+    products = spread_products(V, reads, metric, W)
+    nested = nested_curve(weight, metric, products, width)
     whole = energy(weight, metric) or 1.0
 
     def error(rank: int) -> float:
         method = SpatialSVD(rank, axis)
-        return fit_error(method, spec, weight, metric, seed=seed, max_iter=10) / whole
+        found = fit_error(method, spec, weight, metric, seed=seed, max_iter=10, reads=reads)
+        return found / whole
 
-    for rank, lost in refined_curve(ranks, nested, error):
+    search = (
+        error if affords_search(SpatialSVD(max(1, ranks[-1] // 2), axis), spec, metric) else None
+    )
+    for rank, lost in refined_curve(ranks, nested, search, n_fits=n_refined(metric)):
         yield SpatialSVD(rank, axis), lost
 
 

@@ -11,11 +11,17 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.methods.shared.base import Method, depthwise, no_kernel, outside, rank_grid
-from lowrank.compression.methods.shared.error_curves import refined_curve
-from lowrank.compression.methods.shared.folding import even, first_stage, spread
-from lowrank.compression.methods.shared.search import fit_error, fit_stages
+from lowrank.compression.methods.shared.error_curves import n_refined, refined_curve
+from lowrank.compression.methods.shared.folding import (
+    affordable,
+    even,
+    first_stage,
+    places,
+    spread_products,
+)
+from lowrank.compression.methods.shared.search import affords_search, fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.decompositions.metric import Metric, best_last, best_map, energy, nested_moments
+from lowrank.decompositions.metric import Metric, best_map, energy, last_of, moments_of
 from lowrank.decompositions.tucker import tucker, tucker_error_surface
 
 
@@ -128,11 +134,10 @@ class Tucker2(Method):
 
     def _best_core(self, spec: LayerSpec, weight: Tensor, metric: Metric, first: Tensor) -> Tensor:
         """The core (g, rank_out, rank_in, K) that is best after the given first stage."""
-        M = spread(first, spec.kernel, ())  # (g, rank_in * K, i * K)
-        MC = metric.times(M)
         W = metric.cast(weight.flatten(2))
-        reduced = best_last(M, metric.times(W), MC)  # (g, o, rank_in * K)
-        inner = Metric((MC @ M.mT + M @ MC.mT) / 2, metric.G)
+        S, P = spread_products(first, places(spec, ()), metric, W)
+        reduced = last_of(S, P)  # (g, o, rank_in * K)
+        inner = Metric((S + S.mT) / 2, metric.G)
         return best_map(reduced, inner, self.rank_out)[1].unflatten(-1, (self.rank_in, -1))
 
     def weights(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
@@ -162,19 +167,25 @@ def _curve(
     ranks_in = [r for r in ranks_in if beside[r]]
     if not ranks_in:
         return
+    width = prod(spec.kernel)
+    most = affordable(metric, width, ranks_in[-1])
+    ranks_in = [r for r in ranks_in if r <= most] or ranks_in[:1]
     first = first_stage(spec, weight, metric, (), ranks_in[-1])
-    M = spread(first, spec.kernel, ())
-    steps = nested_moments(weight.flatten(2), metric, M, prod(spec.kernel)).cumsum(0)
+    W = metric.left(metric.cast(weight.flatten(2)))
+    products = spread_products(first, places(spec, ()), metric, W)
+    steps = moments_of(*products, width, ranks_in)  # (ranks, g, o, o)
     whole = energy(weight, metric) or 1.0
     lost = {}
-    for rank_in in ranks_in:
-        kept = torch.linalg.eigvalsh(steps[rank_in - 1]).flip(-1).clamp_min(0).sum(0).cumsum(0)
+    for rank_in, step in zip(ranks_in, steps, strict=True):
+        kept = torch.linalg.eigvalsh(step).flip(-1).clamp_min(0).sum(0).cumsum(0)
         for rank_out in beside[rank_in]:
             explained = float(kept[min(rank_out, len(kept)) - 1])
             lost[rank_out, rank_in] = max(0.0, 1 - explained / whole)
 
+    full_in = _full(spec)[1]
+
     def share(rank: int) -> tuple[int, int]:
-        at = rank / max(ranks_in[-1], 1)
+        at = rank / full_in
         return min(beside[rank], key=lambda r: abs(r - at * ranks_out[-1])), rank
 
     def error(rank: int) -> float:
@@ -185,7 +196,9 @@ def _curve(
     diagonal = [
         lost[share(min(ranks_in, key=lambda q: abs(q - r)))] for r in range(1, middle[-1] + 1)
     ]
-    gained = dict(refined_curve(middle, diagonal, error))
+    half = Tucker2(*share(middle[len(middle) // 2]))
+    search = error if affords_search(half, spec, metric) else None
+    gained = dict(refined_curve(middle, diagonal, search, n_fits=n_refined(metric)))
     for (rank_out, rank_in), value in lost.items():
         at = min(rank_in, middle[-1])
         before = diagonal[at - 1]

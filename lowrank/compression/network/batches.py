@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.network.cutting import _is_one, batch_size
-from lowrank.compression.network.example import Example, check
+from lowrank.compression.network.cutting import _is_one
+from lowrank.compression.network.example import Example, batch_size, check
 from lowrank.compression.network.tensors import describe, is_whole, like_mapping, mapped, tensors
 from lowrank.errors import InputError
 

@@ -9,7 +9,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.network.example import Example, named_tensors, run
+from lowrank.compression.network.example import Example, batch_size, run
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.tensors import flatten, mapped, tensors
 from lowrank.errors import InputError
@@ -44,14 +44,14 @@ def _is_one(batch: Example) -> TypeGuard[Tensor]:
     return isinstance(batch, Tensor) and batch.ndim > 0
 
 
-def batch_size(example: Example) -> int:
-    """Length of the first axis of the example's first tensor that has an axis; else 1.
+def few_of(batch: Example, n: int = 4) -> Example:
+    """The first examples of a batch that is one tensor; any other as it is.
 
     Example:
-        >>> batch_size({"input_ids": torch.zeros(8, 128)})
-        8
+        >>> few_of(torch.zeros(64, 3)).shape
+        torch.Size([4, 3])
     """
-    return next((t.shape[0] for _, t in named_tensors(example) if t.ndim), 1)
+    return batch[:n] if _is_one(batch) else batch
 
 
 def split_batches(

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -116,8 +118,62 @@ def refuse_lazy(model: nn.Module) -> None:
             raise InputError(name, problem, "run the model once on an example")
 
 
-def call(model: nn.Module, example: Example) -> Any:
+def batch_size(example: Example) -> int:
+    """Length of the first axis of the example's first tensor that has an axis; else 1.
+
+    Example:
+        >>> batch_size({"input_ids": torch.zeros(8, 128)})
+        8
+    """
+    return next((t.shape[0] for _, t in named_tensors(example) if t.ndim), 1)
+
+
+@dataclass
+class Tally:
+    """What ran while it was open.
+
+    Args:
+        passes: forward passes, summed over their examples. A backward pass counts as two; one
+            that ends early or starts late by the share of the layers that it runs.
+    """
+
+    passes: float = 0.0
+
+
+_open: ContextVar[tuple[Tally, ...]] = ContextVar("_open", default=())
+
+
+@contextmanager
+def tallying() -> Iterator[Tally]:
+    """Count the passes that `call` makes meanwhile.
+
+    Example:
+        >>> with tallying() as tally:
+        ...     _ = run(nn.Linear(3, 2), torch.zeros(4, 3))
+        >>> tally.passes
+        4.0
+    """
+    tally = Tally()
+    token = _open.set((*_open.get(), tally))
+    try:
+        yield tally
+    finally:
+        _open.reset(token)
+
+
+def count(passes: float) -> None:
+    """Add passes, summed over examples, to whatever counts them."""
+    for tally in _open.get():
+        tally.passes += passes
+
+
+def call(model: nn.Module, example: Example, *, counted: bool = True) -> Any:
     """The model's output on a copy of the example, in whatever mode the model is.
+
+    Args:
+        model: any module.
+        example: its inputs.
+        counted: whether this is a whole pass to `tallying`.
 
     Raises:
         InputError: the model raised an exception, which the error names and chains.
@@ -126,6 +182,8 @@ def call(model: nn.Module, example: Example) -> Any:
         >>> call(nn.Linear(3, 2), torch.zeros(4, 3)).shape
         torch.Size([4, 2])
     """
+    if counted:
+        count(batch_size(example))
     return use_up(model, spare(example))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from lowrank.compression.network.example import Example, call, evaluating
+from lowrank.compression.network.example import Example, batch_size, call, count, evaluating
 from lowrank.compression.network.tensors import tensors
 
 Key = tuple[nn.Module, int]
@@ -46,9 +46,10 @@ class PrefixCache:
     def run(self, k: int, batch: Example) -> bool:
         """Run batch k; True if a `Reached` ended the pass, False if the model came to its end."""
         self._finished, self._marked = [], None
-        with evaluating(self.model), _wrapped(self.model, self._known[k], self._finished):
+        known = self._known[k]
+        with evaluating(self.model), _wrapped(self.model, known, self._finished, batch):
             try:
-                call(self.model, batch)
+                call(self.model, batch, counted=False)
                 return False
             except Reached:
                 if self._marked is not None:
@@ -76,15 +77,23 @@ class PrefixCache:
         names = {module: name for name, module in self.model.named_modules()}
         others = dict(model.named_modules())
         known = {(others[names[m]], n): out for (m, n), out in self._known[k].items()}
-        with evaluating(model), _wrapped(model, known, None):
-            return call(model, batch)
+        with evaluating(model), _wrapped(model, known, None, batch):
+            return call(model, batch, counted=False)
 
 
 @contextmanager
 def _wrapped(
-    model: nn.Module, known: dict[Key, Any], finished: list[tuple[Key, Any]] | None
+    model: nn.Module,
+    known: dict[Key, Any],
+    finished: list[tuple[Key, Any]] | None,
+    batch: Example,
 ) -> Iterator[None]:
-    """Every module with weights answers from memory, or is noted when it has finished."""
+    """Every module answers from memory, or is noted when it has finished.
+
+    The pass over the batch counts by the share of the layers that it runs.
+    """
+    layers = {m for m in model.modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))}
+    ran: set[nn.Module] = set()
     calls: dict[nn.Module, int] = {}
     own: list[tuple[nn.Module, Any]] = []
 
@@ -97,6 +106,7 @@ def _wrapped(
                 if finished is not None:
                     finished.append((key, output))
                 return copied(output)  # what follows may work in place
+            ran.add(module)
             if finished is None:
                 return forward(*args, **kwargs)
             mark = len(finished)
@@ -109,11 +119,12 @@ def _wrapped(
 
     try:
         for module in list(model.modules())[1:]:
-            if any(p.ndim > 1 for p in module.parameters()):
+            if getattr(type(module), "forward", None) is not nn.Module.forward:
                 own.append((module, module.__dict__.get("forward")))
                 module.__dict__["forward"] = wrap(module, module.forward)
         yield
     finally:
+        count(batch_size(batch) * len(ran & layers) / max(1, len(layers)))
         for module, before in own:
             if before is None:
                 del module.__dict__["forward"]

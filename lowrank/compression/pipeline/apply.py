@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from lowrank.compression.calibration.effort import effort_of
 from lowrank.compression.calibration.goals import How
 from lowrank.compression.calibration.settings import Calibration, calibration_of, check_progress
 from lowrank.compression.calibration.statistics import Statistics
@@ -16,7 +17,7 @@ from lowrank.compression.fitting.layerwise import Built, replace_layers
 from lowrank.compression.fitting.refine import refine, try_out
 from lowrank.compression.gauges.quality import Loss, Quality, Unmatched, compare_on
 from lowrank.compression.network.batches import Batches, Form, Inputs, taken
-from lowrank.compression.network.cutting import in_memory
+from lowrank.compression.network.cutting import held_out, in_memory
 from lowrank.compression.network.example import Example, check, unwrapped
 from lowrank.compression.network.scan import refuse_valueless, scan
 from lowrank.compression.network.units import names_of, total
@@ -130,7 +131,7 @@ def applied(
     """What `apply` gives, of arguments that were checked and data that were read."""
     known = _known(model, example, data, settings)
     plan = _without_stale_figures(model, plan)
-    how = settings.fit or "sequential"
+    how = settings.how
     small, built, notes = _made(model, plan, known, how, refine, progress)
     if plan.int8:
         quantize_linear(small, plan.int8)
@@ -210,7 +211,8 @@ def _known(
     found = scan(model, shown)
     return Statistics.of(
         model, found.units, in_memory(data, found.views, shown),
-        loss=settings.loss, weighting=settings.weighting, seed=settings.seed,
+        loss=settings.loss, weighting=settings.weighting,
+        effort=effort_of(settings.effort), seed=settings.seed,
     )  # fmt: skip
 
 
@@ -224,7 +226,8 @@ def _quality(
 ) -> tuple[Quality | None, list[str]]:
     """How far the outputs are off, and what there is to say of it."""
     shown = [] if example is None else [example]
-    batches = val if val is not None else shown if known is None else known.batches
+    seen = shown if known is None else _compared(model, known)
+    batches = seen if val is None else val
     if batches is shown and not shown:
         return None, []
     try:
@@ -238,6 +241,13 @@ def _quality(
             "model's and are not compared"
         ]
     return replace(found, held_out=val is not None or known is None), notes
+
+
+def _compared(model: nn.Module, known: Statistics) -> Sequence[Example]:
+    """The calibration examples that models are compared on; with quick effort a fourth."""
+    if known.effort.level != "quick":
+        return known.batches
+    return held_out(known.batches, model)[1] or known.batches
 
 
 def _made(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,15 +13,16 @@ from lowrank.compression.calibration.settings import Calibration, calibration_of
 from lowrank.compression.gauges.memory import MemoryCheck, measure_memory
 from lowrank.compression.gauges.quality import Scorer, check_drop
 from lowrank.compression.gauges.timing import LatencyCheck, time_ratio
-from lowrank.compression.network.example import Example, unwrapped
+from lowrank.compression.network.example import Example, Tally, batch_size, tallying, unwrapped
 from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
+from lowrank.compression.pipeline.forecast import expected
 from lowrank.compression.pipeline.report import Report
 from lowrank.compression.pipeline.sweep import smallest
 from lowrank.compression.planning.budget import given_of
 from lowrank.compression.planning.clock import TRIES, Timed, plan_on_the_clock, structure
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.measure import check_asked, measured
-from lowrank.compression.planning.rules import RuleFields, Rules, rules_of
+from lowrank.compression.planning.rules import Named, Rules, rules_of
 from lowrank.compression.planning.weighting import weighing
 from lowrank.compression.structure.plan import Plan
 from lowrank.errors import BudgetError, InputError
@@ -47,7 +49,7 @@ def compress(
     calibration: Calibration | None = None,
     rules: Rules | None = None,
     progress: Progress | None = None,
-    **named: Unpack[RuleFields],
+    **named: Unpack[Named],
 ) -> tuple[nn.Module, Report]:
     """A smaller copy of a trained network: factorized layers in place of dense ones.
 
@@ -84,7 +86,8 @@ def compress(
             and the seed; see `Calibration`.
         rules: which layers may be replaced, and by what; see `Rules`.
         progress: called as (what, done, total).
-        **named: single rules by their names in `Rules`: `methods="channel_svd"`, `skip="fc"`,
+        **named: `effort="quick"`, "default" or "thorough", what it may cost, see `Calibration`;
+            and single rules by their names in `Rules`: `methods="channel_svd"`, `skip="fc"`,
             `only=`, `overrides={"fc": lowrank.ChannelSVD(8)}`, `round_to=8`, `int8=True`.
 
     Returns:
@@ -105,7 +108,8 @@ def compress(
         >>> small(torch.randn(3, 256)).shape
         torch.Size([3, 256])
     """
-    model, rules, settings = unwrapped(model), rules_of(rules, named), calibration_of(calibration)
+    model, effort = unwrapped(model), named.pop("effort", None)
+    rules, settings = rules_of(rules, named), calibration_of(calibration, effort=effort)
     budget = {"params": params, "bytes": bytes, "macs": macs, "latency": latency, "memory": memory}
     _check_size(budget, max_drop, metric, rules)
     check_refine(refine, data)
@@ -113,23 +117,42 @@ def compress(
     check_asked(model, example, rules, **timed_too, progress=progress)
     compared = val_of(val, example)
     read, rest = read_data(data, example, settings, rest=val is None)
-    curves = measured(model, example, read, settings, rules, **timed_too, progress=progress)
-    if max_drop is not None and metric is not None:
-        plan, timed = _within_drop(model, curves, metric, max_drop, refine, progress), None
-    else:
-        exponent = weighing(model, curves, budget, settings.exponent, progress, fit=settings.fit)
-        plan, timed = _planned(model, example, curves, budget, exponent)
-    small, report = applied(
-        model,
-        plan,
-        example=example,
-        data=curves.data,
-        val=compared or rest,
-        settings=settings,
-        refine=refine,
-        progress=progress,
-    )
-    return small, _checked(model, small, example, curves, timed, report)
+    if progress is not None:
+        held = bool(compared or rest)
+        progress(str(expected(model, example, read, settings, rules, held=held)), 0, 1)
+    started = time.process_time()
+    with tallying() as tally:
+        curves = measured(model, example, read, settings, rules, **timed_too, progress=progress)
+        if max_drop is not None and metric is not None:
+            plan, timed = _within_drop(model, curves, metric, max_drop, refine, progress), None
+        else:
+            given = settings.exponent
+            exponent = weighing(model, curves, budget, given, progress, fit=settings.fit)
+            plan, timed = _planned(model, example, curves, budget, exponent)
+        small, report = applied(
+            model,
+            plan,
+            example=example,
+            data=curves.data,
+            val=compared or rest,
+            settings=settings,
+            refine=refine,
+            progress=progress,
+        )
+    report = _checked(model, small, example, curves, timed, report)
+    spent = time.process_time() - started
+    return small, replace(report, remarks=(*report.remarks, *_spent(curves, tally, spent)))
+
+
+def _spent(curves: Curves, tally: Tally, seconds: float) -> list[str]:
+    """What compressing took, where data tells how many passes that is."""
+    if curves.data is None:
+        return []
+    n = sum(map(batch_size, curves.data.batches))
+    passes = f"{tally.passes / n:.1f} forward passes over the {n} examples"
+    return [
+        f"compressing took {passes} (a backward pass is two), {seconds:.0f} s of one core in all"
+    ]
 
 
 def _check_size(

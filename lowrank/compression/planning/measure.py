@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from torch import nn
 
+from lowrank.compression.calibration.effort import effort_of
 from lowrank.compression.calibration.settings import Calibration, calibration_of, check_progress
 from lowrank.compression.calibration.statistics import Importance, Statistics, Weighting
 from lowrank.compression.gauges.counting import model_cost
@@ -16,7 +17,7 @@ from lowrank.compression.gauges.memory import Peaks
 from lowrank.compression.methods import Method
 from lowrank.compression.methods.shared.base import Joint, Target, require
 from lowrank.compression.network.batches import calibration_batches
-from lowrank.compression.network.cutting import in_memory
+from lowrank.compression.network.cutting import few_of, in_memory
 from lowrank.compression.network.example import Example, check, unwrapped
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import (
@@ -39,7 +40,7 @@ from lowrank.compression.planning.candidates import (
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.layer_times import Timing, time_layers
 from lowrank.compression.planning.rounding import Rounding
-from lowrank.compression.planning.rules import RuleFields, Rules, rules_of
+from lowrank.compression.planning.rules import Named, Rules, rules_of
 from lowrank.compression.planning.sensitivity import probe
 from lowrank.compression.structure.choices import Choice, Dense, Tied
 from lowrank.compression.structure.int8 import require_torchao
@@ -64,7 +65,7 @@ def measure(
     latency: bool = False,
     memory: bool = False,
     progress: Progress | None = None,
-    **named: Unpack[RuleFields],
+    **named: Unpack[Named],
 ) -> Curves:
     """The cost and the error of every layer x method x rank of a model.
 
@@ -82,7 +83,7 @@ def measure(
             of the example and the number of threads that is set; needed to plan by latency.
         memory: follow what the model allocates; needed to plan by memory.
         progress: called as (what, done, total).
-        **named: single rules by their names in `Rules`, as for `compress`.
+        **named: `effort=` and single rules by their names in `Rules`, as for `compress`.
 
     Returns:
         Curves, from which `plan` makes a plan for any budget in well under a second.
@@ -95,7 +96,8 @@ def measure(
     """
     model = unwrapped(model)
     known = Calibration(weighting=data.weighting) if isinstance(data, Statistics) else None
-    rules, settings = rules_of(rules, named), calibration_of(calibration, known)
+    effort = named.pop("effort", None)
+    rules, settings = rules_of(rules, named), calibration_of(calibration, known, effort)
     check_asked(model, example, rules, latency=latency, memory=memory, progress=progress)
     if data is not None and not isinstance(data, Statistics):
         data = calibration_batches(data, example, settings.count)
@@ -159,9 +161,10 @@ def measured(
         _refuse_model(found, reasons)
     known = _calibrated(model, example, found, data, settings, progress)
     if known is not None:
-        seen = only_readers_on(model, known.batches[:_LOOKS], found.same_input)
+        seen = only_readers_on(model, [few_of(b) for b in known.batches[:_LOOKS]], found.same_input)
         found = replace(found, same_input=seen)
     claimed = _claimed(found, overrides, reasons)
+    classes = rules.classes(rare=effort_of(settings.effort).rare)
     curves = [_forced_together(model, unit, method, known) for unit, method in claimed]
     taken = {name for unit, _ in claimed for name in names_of(unit)}
     units = [u for u in units if u.layers[0].name not in taken]
@@ -174,14 +177,14 @@ def measured(
             forced = (_forced(unit, overrides[view.name], settings.seed, metric),)
             curves.append(replace(_curve(unit, forced, importance), fixed=True))
             continue
-        candidates = tuple(_candidates(unit, rules.classes, rules.round_to, settings.seed, metric))
+        candidates = tuple(_candidates(unit, classes, rules.round_to, settings.seed, metric))
         rounding = Rounding(view, metric, settings.seed) if rules.int8 else None
         coarse = () if rounding is None else _in_int8(rounding, candidates)
         curves.append(replace(_curve(unit, candidates, importance), int8=coarse))
     if progress is not None:
         progress("measured", len(units), len(units))
-    together = [*_together(found, {c.layer for c in curves if not c.fixed}, rules.classes)]
-    joint = [_joint_curve(model, u, classes, known, rules.round_to) for u, classes in together]
+    together = [*_together(found, {c.layer for c in curves if not c.fixed}, classes)]
+    joint = [_joint_curve(model, u, some, known, rules.round_to) for u, some in together]
     every = [*units, *(u for u, _ in claimed), *(u for u, _ in together)]
     named = {key_of(names_of(u)): u for u in every}
     whole = Curves(
@@ -204,7 +207,9 @@ def _probed(
     model: nn.Module, curves: Curves, weighting: Weighting, progress: Progress | None
 ) -> Curves:
     """The curves with layers weighed by probes, where that is asked for."""
-    if curves.data is None or weighting in ("gradients", "outputs"):
+    if curves.data is None or not curves.data.effort.probes:
+        return curves
+    if weighting in ("gradients", "outputs"):
         return curves
     metric = weighting if callable(weighting) else None
     return probe(model, curves, metric=metric, progress=progress)
@@ -246,7 +251,8 @@ def _calibrated(
     batches = in_memory(data, found.views, example)
     return Statistics.of(
         model, found.units, batches,
-        loss=settings.loss, weighting=settings.weighting, seed=settings.seed,
+        loss=settings.loss, weighting=settings.weighting,
+        effort=effort_of(settings.effort), seed=settings.seed,
     )  # fmt: skip
 
 

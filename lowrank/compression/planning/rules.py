@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from torch import nn
 
+from lowrank.compression.calibration.effort import Level
 from lowrank.compression.calibration.settings import Calibration, is_whole
 from lowrank.compression.methods import Method, MethodsLike, check_class, resolve
 from lowrank.compression.methods.shared.base import require
@@ -31,6 +32,12 @@ class RuleFields(TypedDict, total=False):
     int8: bool
 
 
+class Named(RuleFields, total=False):
+    """What `compress` and `measure` take by name beside their own arguments."""
+
+    effort: Level | None
+
+
 @dataclass(frozen=True)
 class Rules:
     """Which layers may be replaced, and by what.
@@ -39,8 +46,8 @@ class Rules:
     field is also a keyword of `compress`, `measure` and `sweep`, for a rule or two.
 
     Args:
-        methods: names of methods such as "channel_svd" or their classes, one or several;
-            all by default.
+        methods: names of methods such as "channel_svd" or their classes, one or several; by
+            default those that win often, with thorough effort all of the library.
         skip: layers to leave dense.
         only: the only layers to consider; all by default.
         overrides: layer or pattern -> the method with its ranks to use there, or
@@ -84,10 +91,13 @@ class Rules:
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
-    @property
-    def classes(self) -> tuple[type[Method], ...]:
-        """The classes of the methods that may be used."""
-        return tuple(resolve(self.methods))
+    def classes(self, *, rare: bool) -> tuple[type[Method], ...]:
+        """The classes of the methods that may be used.
+
+        Args:
+            rare: whether those that seldom win are among them where none is named.
+        """
+        return tuple(resolve(self.methods, rare=rare))
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before the model is run, what its layers' names and weights speak against.

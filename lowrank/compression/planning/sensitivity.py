@@ -20,8 +20,8 @@ from lowrank.compression.gauges.quality import (
     score,
     vocabularies,
 )
-from lowrank.compression.network.cutting import batch_size
-from lowrank.compression.network.example import Example, run
+from lowrank.compression.methods.channel_svd import ChannelSVD, lost_by_rank
+from lowrank.compression.network.example import Example, batch_size, run
 from lowrank.compression.network.prefix_cache import MEMORY, PrefixCache, Reached
 from lowrank.compression.network.tensors import tensors
 from lowrank.compression.planning.candidates import Candidate, Curve
@@ -30,10 +30,6 @@ from lowrank.compression.structure.plan import Plan
 from lowrank.compression.structure.swap import folded_weight
 from lowrank.errors import InputError
 from lowrank.progress import Progress
-
-_ERRORS = (0.02, 0.1)
-"""Relative squared errors of a layer's output at which it is probed."""
-
 
 _TOO_SMALL = 1e-6
 """Relative squared error from which a probe tells something."""
@@ -168,9 +164,13 @@ class _Outputs:
 def _n_examples(curves: Curves, n_positions: float) -> int:
     """How many examples a probe runs, of which each gives outputs at so many positions."""
     fewest = max(_FEW, ceil(_FEWEST / max(1.0, n_positions)))
-    runs = len(_ERRORS) * len(curves.curves)
+    assert curves.data is not None
+    effort = curves.data.effort
+    runs = len(effort.probed) * max(1, len(curves.curves))
     affordable = int(_WORK / max(1, runs * curves.total.macs))
-    return min(_EXAMPLES, max(fewest, affordable))
+    examples = sum(map(batch_size, curves.data.batches))
+    allowed = int(2 * effort.probes * examples / runs)  # a probe runs half of the model
+    return min(_EXAMPLES, max(_FEW, min(allowed, max(fewest, affordable))))
 
 
 def _some(batches: Sequence[Example], n: int) -> list[Example]:
@@ -188,8 +188,8 @@ def _probed(model: nn.Module, curves: Curves, curve: Curve, loss: Loss) -> Curve
     if curve.importance is None or not curve.candidates or curves.data is None:
         return curve
     rates = []
-    for wanted in _ERRORS:
-        near = min(curve.candidates, key=lambda c: abs(c.error - wanted))
+    for wanted in curves.data.effort.probed:
+        near = _stand_in(model, curves.data, curve, wanted)
         if near.error > 0:
             small, _ = replace_layers(
                 model, _alone(curves, near), curves.data, "parallel", max_iter=0
@@ -201,6 +201,20 @@ def _probed(model: nn.Module, curves: Curves, curve: Curve, loss: Loss) -> Curve
         return curve
     importance = replace(curve.importance, loss=max(sum(rates) / len(rates), 1e-12))
     return replace(curve, importance=importance)
+
+
+def _stand_in(model: nn.Module, data: Statistics, curve: Curve, wanted: float) -> Candidate:
+    """What a layer is replaced by in a probe: by a matrix of lower rank, which is found at once,
+    or else by the candidate whose error is nearest."""
+    nearest = min(curve.candidates, key=lambda c: abs(c.error - wanted))
+    known = data.reason(curve.layer) is None and not curve.members
+    view = data.views.get(curve.layer)
+    if not known or view is None or ChannelSVD.supports(view.spec) is not None:
+        return nearest
+    lost = lost_by_rank(view.weight(), "kernel_first", data.metric(model, view.name))
+    rank = 1 + min(range(len(lost)), key=lambda k: abs(lost[k] - wanted))
+    method = ChannelSVD(rank)
+    return Candidate(view.name, method, view.cost(method.stages(view.spec)), lost[rank - 1])
 
 
 def _error_seen(

@@ -11,8 +11,7 @@ from lowrank.compression.calibration.goals import How
 from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.fitting.layerwise import replace_layers
 from lowrank.compression.gauges.quality import Unmatched, compare_on, score
-from lowrank.compression.network.cutting import batch_size
-from lowrank.compression.network.example import Example
+from lowrank.compression.network.example import Example, batch_size
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.structure.plan import Plan
 from lowrank.progress import Progress
@@ -53,7 +52,7 @@ def weighing(
     *,
     fit: How | None = None,
 ) -> float:
-    """The given exponent, or the one whose plan does best in a quick trial.
+    """The given exponent, or with thorough effort the one whose plan does best in a quick trial.
 
     A trial fits every layer in short, as `apply` will unless the model is large (then to the
     dense model's inputs), and compares outputs on the calibration examples (first of all the
@@ -62,7 +61,7 @@ def weighing(
     away. Which plan is best depends on the fit: what a layer loses is mended in part by those
     behind it when these are fitted to what it gives.
     """
-    if curves.data is None or exponent is not None:
+    if curves.data is None or exponent is not None or not curves.data.effort.trials:
         return 0.5 if exponent is None else exponent
     data, held = curves.data.parted(model)
     examples = [*data.batches, *held]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from lowrank.decompositions.metric import _EXACT, Metric, energy, nested_gains
+from lowrank.decompositions.metric import _EXACT, WORK, Metric, energy, gains_of
 
 
 def fitted_curve(
@@ -58,25 +58,27 @@ def likened_curve(
     yield from zip(ranks, map(float, np.minimum.accumulate(shifted)), strict=True)
 
 
-def nested_curve(weight: Tensor, metric: Metric, M: Tensor, width: int) -> list[float]:
+def nested_curve(
+    weight: Tensor, metric: Metric, products: tuple[Tensor, Tensor], width: int
+) -> list[float]:
     """Relative squared error of the first 1, 2, ... blocks of features with the best last stage.
 
     Args:
         weight: canonical weight.
         metric: the error.
-        M: features (groups, n * width, fan-in) in the order in which they are added.
+        products: M C M^T and G^1/2 W C M^T of the features (groups, n * width, fan-in) in the
+            order in which they are added.
         width: features in a block.
     """
     total = energy(weight, metric)
-    gains = nested_gains(weight.flatten(2), metric, M, width)
-    lost = (total - gains.cumsum(0)).clamp_min(0)
+    lost = (total - gains_of(*products, width).cumsum(0)).clamp_min(0)
     return (lost / total if total else lost).tolist()
 
 
 def refined_curve(
     ranks: Sequence[int],
     nested: Sequence[float],
-    error: Callable[[int], float],
+    error: Callable[[int], float] | None,
     *,
     n_fits: int = 3,
 ) -> Iterator[tuple[int, float]]:
@@ -85,10 +87,19 @@ def refined_curve(
     Args:
         ranks: ascending.
         nested: relative squared error at rank 1, 2, ...
-        error: the same of a fit at a rank.
+        error: the same of a fit at a rank; None leaves the nested curve as it is.
         n_fits: how many.
     """
-    fitted = sorted({ranks[int(j)] for j in np.linspace(0, len(ranks) - 1, n_fits)})
+    if error is None:
+        yield from ((rank, nested[rank - 1]) for rank in ranks)
+        return
+    shares = np.linspace(0, 1, n_fits) if n_fits > 1 else [0.5]
+    fitted = sorted({ranks[int(x * (len(ranks) - 1))] for x in shares})
     gains = [min(1.0, error(r) / nested[r - 1]) if nested[r - 1] > _EXACT else 1.0 for r in fitted]
     for rank in ranks:
         yield rank, nested[rank - 1] * float(np.interp(rank, fitted, gains))
+
+
+def n_refined(metric: Metric) -> int:
+    """How many fits a nested curve is refined by: where work is bounded, a single one."""
+    return 3 if metric.work >= WORK else 1

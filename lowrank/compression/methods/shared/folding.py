@@ -23,11 +23,84 @@ def marginal(metric: Metric, spec: LayerSpec, axes: Sequence[int]) -> Metric:
     Returns:
         Metric over (in / groups) x the kept places, without G.
     """
+    key = (*spec.weight_shape, -1, *axes)
+    if key not in metric.marginals:
+        metric.marginals[key] = _marginal(metric, places(spec, axes))
+    return metric.marginals[key]
+
+
+def places(spec: LayerSpec, axes: Sequence[int]) -> Tensor:
+    """Where a first stage on `axes` reads its inputs, for each place off them.
+
+    Returns:
+        Indices into (in / groups) x kernel: (places off the axes, in / groups * places on them).
+    """
     _, _, i, *kernel = spec.weight_shape
     index = torch.arange(i * int(np.prod(kernel))).reshape(i, *kernel)
     kept = [1 + a for a in axes]
     rest = [1 + a for a in range(len(kernel)) if a not in axes]
-    index = index.permute(*rest, 0, *kept).reshape(-1, i * int(np.prod([kernel[a] for a in axes])))
+    return index.permute(*rest, 0, *kept).reshape(-1, i * int(np.prod([kernel[a] for a in axes])))
+
+
+def spread_products(V: Tensor, index: Tensor, metric: Metric, W: Tensor) -> tuple[Tensor, Tensor]:
+    """`Metric.products` of the features `spread(V)`, which are mostly zeros.
+
+    Args:
+        V: (groups, r, m), the rows of a first stage.
+        index: (places, m), from `places`.
+        metric: the error.
+        W: (groups, o, d).
+
+    Returns:
+        M C M^T (groups, q, q) and W C M^T (groups, o, q), q = r * places ordered so.
+    """
+    n, last = len(index), (V.shape[0], -1, V.shape[1] * len(index))
+    if metric.rows is None and metric.C.ndim == 3:
+        MC = torch.stack([V @ metric.C[:, at] for at in index], dim=2).flatten(1, 2)  # (g, q, d)
+        S = torch.stack([MC[:, :, at] @ V.mT for at in index], dim=3)  # (g, q, r, places)
+        return S.flatten(2), W @ MC.mT
+    own = metric.C[:, index]  # (g, places, m)
+    blocks = torch.einsum("grm,gpm,gsm->gprs", V, own, V)
+    S = V.new_zeros(V.shape[0], V.shape[1], n, V.shape[1], n)
+    S.diagonal(dim1=2, dim2=4).copy_(blocks.movedim(1, -1))
+    P = torch.stack([(W[:, :, at] * own[:, p, None]) @ V.mT for p, at in enumerate(index)], dim=3)
+    S, P = S.reshape(*last[:1], last[2], last[2]), P.flatten(2)
+    if metric.rows is None:
+        return S, P
+    A = torch.stack([V @ metric.rows[:, :, at].mT for at in index], dim=2).flatten(1, 2)
+    return S + A @ A.mT, P + (W @ metric.rows.mT) @ A.mT
+
+
+def affordable(metric: Metric, width: int, most: int) -> int:
+    """How many blocks of so many features a nested curve may have, of at most so many.
+
+    Args:
+        metric: the error, with the work of a fit.
+        width: features in a block.
+        most: blocks in all.
+    """
+    d = metric.C.shape[-1]
+    n = d if metric.rows is None else metric.rows.shape[1]
+    groups = metric.C.shape[0]
+
+    def work(blocks: int) -> float:
+        q = blocks * width
+        return groups * (q * q * n + q**3 / 3)
+
+    least = max(1, _LEAST_FEATURES // width)
+    while most > least and work(most) > _NESTED * metric.work:
+        most -= max(1, most // 32)
+    return most
+
+
+_NESTED, _LEAST_FEATURES = 0.4, 576
+"""Share of a fit's work that a nested curve may take, and features that it always may have."""
+
+
+def _marginal(metric: Metric, index: Tensor) -> Metric:
+    if metric.rows is not None:
+        X = metric.rows[:, :, index].flatten(1, 2)  # (g, n * rest, i * kept)
+        return Metric(X.mT @ X + torch.diag_embed(metric.C[:, index].sum(1)))
     if metric.C.ndim == 2:
         return Metric(metric.C[:, index].sum(1))
     return Metric(torch.stack([metric.block(row) for row in index]).sum(0))

@@ -17,9 +17,6 @@ from lowrank.compression.network.stages import (
 )
 from lowrank.decompositions.metric import Metric, identity
 
-_WORK = 2e11
-"""Multiplications that one refinement may take."""
-
 
 def error_of(
     spec: LayerSpec,
@@ -65,7 +62,8 @@ def refined(
     start = cast_factors(factors, metric.dtype)
     W = metric.cast(weight.flatten(2))
     energy = metric.error(W)
-    max_iter = min(max_iter, max(2, int(_WORK / (3 * W.numel() * W.shape[-1]))))
+    per_step = 3 * W.shape[0] * W.shape[1] * metric.per_row
+    max_iter = min(max_iter, max(2, int(metric.work / per_step)))
     if not max_iter or energy <= 0:
         return start
     flat = leaves(start)
@@ -123,6 +121,7 @@ def fit_from(
         start: factors in a metric, with all that is discrete decided.
         max_iter: L-BFGS iterations of each refinement.
     """
+    metric = None if metric is None else metric.formed
     plain = identity(weight) if metric is None else identity(weight, metric.dtype)
     found = refined(spec, stages, start(plain), weight, plain, max_iter=max_iter)
     if metric is not None:

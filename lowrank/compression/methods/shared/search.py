@@ -14,22 +14,25 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from lowrank.compression.methods.shared.base import Method
+from lowrank.compression.methods.shared.folding import spread_products
 from lowrank.compression.network.stages import LayerSpec
 from lowrank.decompositions.metric import (
     _EXACT,
     Features,
     Metric,
+    Products,
     Projected,
     energy,
     variable_projection,
 )
 
-_WORK = 2e11
-"""Multiplications that one fit may take; it decides on the number of iterations."""
+CURVE = 0.1
+"""Share of a fit's work that each of the few fits of an error curve may take."""
 
 
-_MOST, _LEAST = 150, 6
-"""Iterations of one descent."""
+_MOST, _FEWEST = 150, 3
+"""Most iterations of one descent, and fewest that are worth while."""
 
 
 _HOPS, _HOP = 12, 0.3
@@ -68,6 +71,7 @@ def fit_factors(
     *,
     seed: int,
     max_iter: int | None = None,
+    reads: Tensor | None = None,
 ) -> Projected:
     """The factors of a method with the least error in the metric that the search finds.
 
@@ -82,23 +86,27 @@ def fit_factors(
         seed: of starts that are random.
         max_iter: L-BFGS iterations of a single descent; by default 150 and a dozen more
             descents, fewer for very large layers.
+        reads: where the features are those that `folding.spread` makes of the only free
+            factor, the indices of the inputs that it reads, from `folding.places`.
 
     Source: the hops: Wales and Doye 1997, "Global optimization by basin-hopping", at
         temperature zero.
     """
     W = weight.flatten(2)
     features = partial(method.features, spec)
-    starts = [
-        variable_projection(W, metric, features, start, max_iter=0)
-        for start in method.starts(spec, weight, metric, seed=seed)
-    ]
-    best = min(starts, key=lambda f: f.error)
-    if max_iter is not None:
-        return variable_projection(W, metric, features, best.free, max_iter=max_iter)
-    q, (g, _, d) = best.last.shape[-1], W.shape
-    affordable = int(_WORK / (3 * g * q * d * d))
-    n = min(_MOST, max(_LEAST, affordable))
-    best = variable_projection(W, metric, features, best.free, max_iter=n)
+    products = None if reads is None else _by_reads(metric, reads, metric.cast(W))
+    best: Projected | None = None
+    for start in method.starts(spec, weight, metric, seed=seed):
+        found = variable_projection(W, metric, features, start, max_iter=0, products=products)
+        best = found if best is None else min(best, found, key=lambda f: f.error)
+        affordable = _affordable(metric, best, metric.work)
+        if affordable < _FEWEST:  # nor is another start
+            break
+    assert best is not None
+    if max_iter is not None or affordable < _FEWEST:
+        n = 0 if affordable < _FEWEST else min(max_iter or 0, affordable)
+        return variable_projection(W, metric, features, best.free, max_iter=n) if n else best
+    best = variable_projection(W, metric, features, best.free, max_iter=min(_MOST, affordable))
     generator = torch.Generator().manual_seed(seed)
     exact = best.error <= _EXACT * energy(weight, metric)
     for _ in range(0 if exact else min(_HOPS, affordable // _MOST - 1)):
@@ -106,6 +114,28 @@ def fit_factors(
         found = _descent(W, metric, features, near, _MOST, level=best.error)
         best = min(best, found, key=lambda f: f.error)
     return best
+
+
+def _by_reads(metric: Metric, reads: Tensor, W: Tensor) -> Products:
+    def products(free: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return spread_products(free[0], reads, metric, W)
+
+    return products
+
+
+def affords_search(method: Method, spec: LayerSpec, metric: Metric) -> bool:
+    """Whether a curve may have fits that search, or closed forms alone."""
+    last = method.stages(spec)[-1]
+    assert isinstance(last, LayerSpec)
+    q = last.n_weights // last.out_channels
+    per_step = spec.groups * q * (3 * metric.per_row + q * q)
+    return CURVE * metric.work >= _FEWEST * per_step
+
+
+def _affordable(metric: Metric, start: Projected, work: float) -> int:
+    """Iterations from a start that so many multiplications allow."""
+    groups, _, q = start.last.shape
+    return int(work / (groups * q * (3 * metric.per_row + q * q)))
 
 
 def _near(factor: Tensor, generator: torch.Generator) -> Tensor:
@@ -126,7 +156,8 @@ def _descent(
 
     What is found is measured in the metric's own type.
     """
-    wide = W.shape[-1] >= _SINGLE_FROM and level > _SINGLE_ERROR * metric.error(W)
+    wide = W.shape[-1] >= _SINGLE_FROM and metric.dtype != torch.float32
+    wide = wide and level > _SINGLE_ERROR * metric.energy(W)
     search = metric.to(torch.float32) if wide else metric
     found = variable_projection(W, search, features, start, max_iter=max_iter)
     return variable_projection(W, metric, features, found.free, max_iter=0) if wide else found
@@ -140,11 +171,15 @@ def fit_error(
     *,
     seed: int,
     max_iter: int,
+    reads: Tensor | None = None,
 ) -> float:
     """Squared error of a short fit, for curves."""
-    start = fit_factors(method, spec, weight, metric, seed=seed, max_iter=0)
+    start = fit_factors(method, spec, weight, metric, seed=seed, max_iter=0, reads=reads)
+    n = min(max_iter, _affordable(metric, start, CURVE * metric.work))
+    if n < _FEWEST:
+        return start.error
     W, features = weight.flatten(2), partial(method.features, spec)
-    found = _descent(W, metric, features, start.free, max_iter, level=start.error)
+    found = _descent(W, metric, features, start.free, n, level=start.error)
     return min(start.error, found.error)
 
 
@@ -156,7 +191,8 @@ def fit_stages(
     *,
     seed: int,
     max_iter: int | None = None,
+    reads: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The stages of `fit`, in the weight's type."""
-    found = fit_factors(method, spec, weight, metric, seed=seed, max_iter=max_iter)
+    found = fit_factors(method, spec, weight, metric, seed=seed, max_iter=max_iter, reads=reads)
     return tuple(s.to(weight.dtype) for s in method.weights(spec, found.free, found.last))

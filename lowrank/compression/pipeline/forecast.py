@@ -1,0 +1,119 @@
+"""What a compression will cost, before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lowrank.compression.calibration.effort import Level, effort_of
+from lowrank.compression.calibration.settings import Calibration, calibration_of
+from lowrank.compression.calibration.statistics import Statistics
+from lowrank.compression.network.example import Example, batch_size
+from lowrank.compression.network.scan import scan
+from lowrank.compression.pipeline.apply import read_data
+from lowrank.compression.planning.rules import Rules, rules_of
+
+_SECONDS = {"quick": 1.0, "default": 2.0, "thorough": 20.0}
+"""What measuring and fitting a layer takes at most on one core of a few years ago."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What compressing a model is going to cost at most.
+
+    Args:
+        layers: that may be replaced.
+        examples: that are looked at; 0 without data.
+        passes: forward passes of the dense model over them; a backward pass counts as two.
+        seconds: of one core beside these passes.
+    """
+
+    layers: int
+    examples: int
+    passes: float
+    seconds: float
+
+    def __str__(self) -> str:
+        beside = f"up to {self.seconds:.0f} s of one core for {self.layers} layers"
+        if not self.examples:
+            return beside
+        return f"up to {self.passes:.0f} passes over {self.examples} examples and {beside}"
+
+
+def forecast(
+    model: nn.Module,
+    example: Example,
+    *,
+    data: object = None,
+    effort: Level | None = None,
+    calibration: Calibration | None = None,
+    rules: Rules | None = None,
+) -> Forecast:
+    """What `compress` will cost at most; the model is run on the example alone.
+
+    Args:
+        model: the network; left as it is.
+        example: inputs of one forward pass.
+        data: as `compress` takes them.
+        effort: as `compress` takes it.
+        calibration: likewise.
+        rules: likewise.
+
+    Raises:
+        InputError: as `compress` raises it.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+        >>> print(forecast(net, torch.randn(1, 64), data=torch.randn(80, 64)))
+        up to 14 passes over 80 examples and up to 4 s of one core for 2 layers
+        >>> print(forecast(net, torch.randn(1, 64), effort="quick"))
+        up to 2 s of one core for 2 layers
+    """
+    settings = calibration_of(calibration, effort=effort)
+    read, rest = read_data(data, example, settings, rest=True)
+    return expected(model, example, read, settings, rules_of(rules, {}), held=rest is not None)
+
+
+def expected(
+    model: nn.Module,
+    example: Example,
+    data: Sequence[Example] | Statistics | None,
+    settings: Calibration,
+    rules: Rules,
+    *,
+    held: bool,
+) -> Forecast:
+    """What `forecast` gives, of arguments that were read.
+
+    Args:
+        model: the network.
+        example: inputs of one forward pass.
+        data: the examples.
+        settings: how they are looked at.
+        rules: which layers may be replaced.
+        held: whether outputs are compared on others.
+    """
+    found = scan(model, example)
+    reasons = {**found.reasons, **rules.ruled_out(found)[0]}
+    layers = sum(unit.layers[0].name not in reasons for unit in found.units)
+    seconds = layers * _SECONDS[settings.effort]
+    if data is None:
+        return Forecast(layers, 0, 0.0, seconds)
+    batches = data.batches if isinstance(data, Statistics) else data
+    return Forecast(layers, sum(map(batch_size, batches)), _passes(model, settings, held), seconds)
+
+
+def _passes(model: nn.Module, settings: Calibration, held: bool) -> float:
+    """Calibrating, probing, fitting behind the prefix, norms estimated anew, and comparing."""
+    effort = effort_of(settings.effort)
+    gradients = effort.gradients and settings.weighting != "outputs"
+    probes = 1.5 * effort.probes if settings.weighting == "probe" else 0.0
+    prefixes = 2.5 if settings.how == "sequential" else 0.0
+    norms = 1.5 if any(isinstance(m, _BatchNorm) for m in model.modules()) else 0.0
+    trials = 4 * 4.0 if effort.trials and settings.exponent is None else 0.0
+    compared = 0.0 if held else 0.5 if effort.level == "quick" else 2.0
+    return 1 + 2 * gradients + probes + prefixes + norms + trials + compared
