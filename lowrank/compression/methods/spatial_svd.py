@@ -72,7 +72,7 @@ class SpatialSVD(Method):
         seed: int,
         metric: Metric | None = None,
     ) -> Iterable[tuple[SpatialSVD, float]]:
-        for axis in (a for a, k in enumerate(spec.kernel) if k > 1):
+        for axis in _axes(spec, metric):
             top = worthwhile(cls(1, axis), spec, _full(spec, axis))
             ranks = rank_grid(top, round_to=round_to, limit=64)
             if metric is None:
@@ -135,6 +135,16 @@ class SpatialSVD(Method):
         first = [k if a == self.axis else 1 for a, k in enumerate(spec.kernel)]
         rest = [1 if a == self.axis else k for a, k in enumerate(spec.kernel)]
         return first, rest
+
+
+def _axes(spec: LayerSpec, metric: Metric | None) -> list[int]:
+    """The axes worth a curve; where that is dear, one of those of the same extent."""
+    long = [a for a, k in enumerate(spec.kernel) if k > 1]
+    if metric is None or affords_search(
+        SpatialSVD(max(1, _full(spec, long[0]) // 4)), spec, metric
+    ):
+        return long
+    return [a for a in long if spec.kernel.index(spec.kernel[a]) == a]
 
 
 def _curve(
