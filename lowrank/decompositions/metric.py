@@ -21,6 +21,22 @@ _FORMED = 6144
 """Most inputs whose second moment is written out."""
 
 
+@dataclass(eq=False)
+class _Last:
+    """What is known of the weight that was asked about last: held, so that its place is its own."""
+
+    weight: Tensor
+    version: int
+    energy: float | None = None
+    gram: Tensor | None = None
+
+    def is_of(self, W: Tensor) -> bool:
+        """Whether this is that very weight, unchanged."""
+        same = self.weight.shape == W.shape and self.weight.stride() == W.stride()
+        same = same and self.weight.dtype == W.dtype and self.version == W._version
+        return same and self.weight.data_ptr() == W.data_ptr()
+
+
 @dataclass(frozen=True, eq=False)
 class Metric:
     """Squared error of an output, sum over groups of tr(G (W - W') C (W - W')^T).
@@ -117,21 +133,33 @@ class Metric:
 
     def energy(self, W: Tensor) -> float:
         """Squared error of losing W (groups, o, d), remembered for the last one asked about."""
-        known = self._energies.get("last")
-        same = known is not None and known[0].shape == W.shape and known[0].dtype == W.dtype
-        if (
-            known is None
-            or not same
-            or known[0].data_ptr() != W.data_ptr()
-            or known[1] != W._version
-        ):
-            known = (W, W._version, self.error(W))
-            self._energies["last"] = known
-        return known[2]
+        last = self._last_of(W)
+        if last.energy is None:
+            last.energy = self._energy(W)
+        return last.energy
+
+    def _energy(self, W: Tensor) -> float:
+        if self.rows is None or W.shape[1] > W.shape[2]:
+            return self.error(W)
+        S = self.gram(W)
+        return float(S.diagonal(dim1=1, dim2=2).sum() if self.G is None else (self.G * S).sum())
+
+    def gram(self, W: Tensor) -> Tensor:
+        """W C W^T (groups, o, o), remembered for the last W asked about."""
+        last = self._last_of(W)
+        if last.gram is None:
+            X = self.cast(W)
+            last.gram = self.products(X, X)[0]
+        return last.gram
+
+    def _last_of(self, W: Tensor) -> _Last:
+        if not self._asked or not self._asked[-1].is_of(W):
+            self._asked[:] = [_Last(W, W._version)]
+        return self._asked[-1]
 
     @cached_property
-    def _energies(self) -> dict[str, tuple[Tensor, int, float]]:
-        return {}
+    def _asked(self) -> list[_Last]:
+        return []
 
     @cached_property
     def root_of_G(self) -> Tensor:
@@ -227,13 +255,10 @@ def output_maps(
         U (groups, o, rank) and F (groups, rank, o), in the metric's type.
     """
     W = metric.cast(W)
-    X = metric.left(W)
-    if X.shape[1] > X.shape[2]:  # the spectrum is that of the shorter side
-        Q, R = torch.linalg.qr(X)
-        E = Q @ _leading(metric.times(R) @ R.mT, rank)
-    else:
-        E = _leading(metric.left(metric.times(W) if product is None else product) @ X.mT, rank)
-    return _around(E, metric)
+    if W.shape[1] > W.shape[2]:  # the spectrum is that of the shorter side
+        Q, R = torch.linalg.qr(metric.left(W))
+        return _around(Q @ _leading(metric.times(R) @ R.mT, rank), metric)
+    return output_maps_of(metric.gram(W) if product is None else product @ W.mT, metric, rank)
 
 
 def output_maps_of(moment: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
@@ -288,8 +313,11 @@ def output_moment(W: Tensor, metric: Metric) -> Tensor:
     For W (groups, o, d) the moment is (groups, m, m) with m = min(o, d): of more outputs than
     inputs there is one of d combinations with the same spectrum but for zeros.
     """
-    R = fewest_outputs(W, metric)
-    S = metric.times(R) @ R.mT
+    if W.shape[1] > W.shape[2]:
+        R = fewest_outputs(W, metric)
+        S = metric.times(R) @ R.mT
+    else:
+        S = metric.left(metric.left(metric.gram(metric.cast(W))).mT)
     return (S + S.mT) / 2
 
 

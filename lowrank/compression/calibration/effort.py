@@ -42,7 +42,7 @@ class Effort:
 
 EFFORTS: dict[str, Effort] = {
     "quick": Effort("quick", 0.0, 3e9, 0.0, gradients=False, sequential=False),
-    "default": Effort("default", 1e10, 6e9, 4.0),
+    "default": Effort("default", 2e10, 1e10, 4.0),
     "thorough": Effort("thorough", 2e11, 6.9e10, 1e3, (0.02, 0.1), trials=True, rare=True),
 }
 """Every level by its name."""

@@ -198,9 +198,20 @@ class Statistics:
             name: of the layer.
             seen: on the calibration examples alone, without regard to others.
         """
-        moments = self.calibrated.layers[name]
-        metric = moments.metric(centred=self.centred(name), seen=seen)
-        return replace(metric, G=self.weight_of_outputs(model, name), work=self.effort.fit)
+        key = (id(model), name, seen)
+        if key not in self._metrics:
+            moments = self.calibrated.layers[name]
+            metric = moments.metric(centred=self.centred(name), seen=seen)
+            metric = replace(metric, G=self.weight_of_outputs(model, name), work=self.effort.fit)
+            kept = {k: m for k, m in self._metrics.items() if k[:2] == key[:2]}
+            self._metrics.clear()
+            self._metrics.update({**kept, key: metric})
+        return self._metrics[key]
+
+    @cached_property
+    def _metrics(self) -> dict[tuple[int, str, bool], Metric]:
+        """Those of the layer that was asked about last: a metric knows what it was asked."""
+        return {}
 
     def importance(self, model: nn.Module, name: str) -> Importance:
         """How much an error as large as the whole output of a layer counts."""

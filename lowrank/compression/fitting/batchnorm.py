@@ -195,12 +195,12 @@ def renormalise(
     A fourth of the examples is held out; of a single one nothing is, and nothing is kept, nor
     where outputs cannot be compared. What there is to say of it.
     """
+    if not (norms := batch_norms(small)):
+        return []
     rest, held = held_out(batches, model)
     if not held:
         return []
-
-    norms = batch_norms(small)
-    wanted = [run(model, batch) for batch in held] if norms else []
+    wanted = [run(model, batch) for batch in held]
 
     def lost(candidate: nn.Module) -> float:
         given = (run(candidate, batch) for batch in held)

@@ -21,6 +21,7 @@ from lowrank.compression.gauges.quality import (
     vocabularies,
 )
 from lowrank.compression.methods.channel_svd import ChannelSVD, lost_by_rank
+from lowrank.compression.network.cutting import can_be_cut, cut, few_of
 from lowrank.compression.network.example import Example, batch_size, run
 from lowrank.compression.network.prefix_cache import MEMORY, PrefixCache, Reached
 from lowrank.compression.network.tensors import tensors
@@ -79,9 +80,8 @@ def probe(
     if curves.data is None:
         raise InputError("curves", "they were measured without data", "pass data= to measure")
     data = curves.data
-    one = _some(data.batches, 1)[0]
-    n = _n_examples(curves, positions(run(model, one)))
-    loss = _loss_of(model, _some(data.batches, n), metric, data.loss)
+    n = _n_examples(curves, positions(run(model, few_of(data.batches[0], 1))))
+    loss = _loss_of(model, _some(model, data.batches, n), metric, data.loss)
     places = {name: k for k, name in enumerate(data.views)}  # in the order they run
     found: dict[str, Curve] = {}
     try:
@@ -173,14 +173,17 @@ def _n_examples(curves: Curves, n_positions: float) -> int:
     return min(_EXAMPLES, max(_FEW, min(allowed, max(fewest, affordable))))
 
 
-def _some(batches: Sequence[Example], n: int) -> list[Example]:
+def _some(model: nn.Module, batches: Sequence[Example], n: int) -> list[Example]:
     """The first n examples, or a few more where batches cannot be cut."""
     found: list[Example] = []
     for batch in batches:
         room = n - sum(batch_size(b) for b in found)
         if room <= 0:
             break
-        found.append(batch[:room] if isinstance(batch, Tensor) else batch)
+        several = batch_size(batch) > room and not isinstance(batch, Tensor)
+        if isinstance(batch, Tensor) or (several and can_be_cut(model, batch)):
+            batch = cut(batch, 0, room)
+        found.append(batch)
     return found
 
 
