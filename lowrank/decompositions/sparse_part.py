@@ -56,8 +56,7 @@ class ColumnSplit:
         W_kept: (groups, o, n * places).
         W_rest: (groups, o, (i - n) * places).
         metric: of the others.
-        carry: C_rk C_kk^-1, over columns, or over channels where C is in Kronecker form;
-            None where C is diagonal.
+        carry: C_rk C_kk^-1, over columns; None where C is diagonal.
     """
 
     kept: Tensor
