@@ -163,16 +163,30 @@ class Metric:
 
     @cached_property
     def root_of_G(self) -> Tensor:
-        """R (groups, o, o) with R R^T = G."""
+        """R (groups, o, o) with R R^T = G: its Cholesky factor, unless G is all but singular."""
+        if self._factor_of_G is not None:
+            return self._factor_of_G
         vectors, sizes = self._spectrum_of_G
         return vectors * sizes[:, None, :]
 
     @cached_property
     def inverse_root_of_G(self) -> Tensor:
         """The pseudo-inverse of R^T, (groups, o, o)."""
+        if (L := self._factor_of_G) is not None:
+            eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device).expand_as(L)
+            return torch.linalg.solve_triangular(L.mT, eye, upper=True)
         vectors, sizes = self._spectrum_of_G
         kept = sizes > 1e-6 * sizes[:, -1:]
         return vectors * torch.where(kept, 1 / sizes, 0.0)[:, None, :]
+
+    @cached_property
+    def _factor_of_G(self) -> Tensor | None:
+        assert self.G is not None
+        L, info = torch.linalg.cholesky_ex(self.G)
+        own = L.diagonal(dim1=-2, dim2=-1)
+        least = 1e3 * torch.finfo(L.dtype).eps * float(own.max()) ** 2
+        sound = not info.any() and float(own.min()) ** 2 > least
+        return L if sound else None
 
     @cached_property
     def _spectrum_of_G(self) -> tuple[Tensor, Tensor]:
