@@ -171,7 +171,8 @@ def _same_shape(g: Growth, x: Tensor) -> nn.Module:
         if y.shape[:-1] == x.shape[:-1] and y.ndim < 4:
             return nn.Sequential(piece, nn.Linear(y.shape[-1], x.shape[-1]))
     c = x.shape[_axis(x)]
-    return CONV[x.ndim - 2](c, c, 3, padding=1) if _kind(x) == "map" else nn.Linear(c, c)
+    k = 3 if c <= WIDE[0] else 1  # nine times four million weights are no small network
+    return CONV[x.ndim - 2](c, c, k, padding=k // 2) if _kind(x) == "map" else nn.Linear(c, c)
 
 
 def _axis(x: Tensor) -> int:
