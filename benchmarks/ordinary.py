@@ -58,6 +58,10 @@ class OutOfTimeError(BaseException):
     """The CPU seconds of a run are spent; no `except Exception` on the way may hold it."""
 
 
+_NAMED = {"measured": "joining", "replaced": "checking", "up": "forecasting"}
+"""First word of what progress says, where it does not name the stage that begins."""
+
+
 class Stages:
     """CPU seconds by what `progress` was told is going on, and by layer."""
 
@@ -85,7 +89,7 @@ class Stages:
     def _stage_of(self, what: str) -> str:
         if what in self.layers:
             return "fitting" if self.planned else "measuring"
-        return {"measured": "joining", "replaced": "checking"}.get(what, what.split()[0])
+        return _NAMED.get(what.split()[0], what.split()[0])
 
     def to_dict(self) -> dict[str, Any]:
         """CPU seconds by stage, and the three longest steps."""
