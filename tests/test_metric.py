@@ -122,8 +122,8 @@ def test_both_sides_give_the_same_input_directions(name: str) -> None:
     for rank in (1, 4):
         V = input_directions(tall, metric, rank)
         _, best = best_map(tall, metric, rank)
-        A = best_last(V, metric.times(tall), metric.times(V))
-        B = best_last(best, metric.times(tall), metric.times(best))
+        A = best_last(*metric.products(V, tall))
+        B = best_last(*metric.products(best, tall))
         energy = metric.error(tall)
         found, wanted = metric.error(tall - A @ V), metric.error(tall - B @ best)
         assert found == pytest.approx(wanted, abs=1e-8 * energy)
@@ -140,7 +140,7 @@ def test_input_directions_are_nested() -> None:
 def test_best_last_solves_the_least_squares_problem(metric: Metric) -> None:
     """Its gradient vanishes, so no other last factor is better."""
     M = _randn(GROUPS, 4, FAN_IN, seed=9)
-    A = best_last(M, metric.times(W), metric.times(M)).requires_grad_()
+    A = best_last(*metric.products(M, W)).requires_grad_()
     D = W - A @ M
     left = D if metric.G is None else metric.G @ D
     (metric.times(D) * left).sum().backward()
@@ -154,13 +154,13 @@ def test_best_last_copes_with_repeated_and_zero_features() -> None:
     repeated = torch.cat([M, M[:, :2], torch.zeros(GROUPS, 1, FAN_IN)], dim=1)
     lost = []
     for features in (M, repeated):
-        A = best_last(features, metric.times(W), metric.times(features))
+        A = best_last(*metric.products(features, W))
         lost.append(metric.error(W - A @ features))
     assert lost[1] == pytest.approx(lost[0], rel=1e-6)
 
 
 def _left_after(metric: Metric, M: Tensor) -> float:
-    A = best_last(M, metric.times(W), metric.times(M))
+    A = best_last(*metric.products(M, W))
     return metric.error(W - A @ M)
 
 
@@ -255,7 +255,7 @@ def test_gradient_of_the_projected_error_is_that_of_finite_differences() -> None
     metric = METRICS["full and G"]
     assert metric.G is not None
     M, toward = _randn(GROUPS, 3, FAN_IN, seed=14), _randn(GROUPS, 3, FAN_IN, seed=15)
-    A = best_last(M, metric.times(W), metric.times(M))
+    A = best_last(*metric.products(M, W))
     slope = -2 * (metric.G @ A).mT @ metric.times(W - A @ M)
     step = 1e-5
     ends = [_left_after(metric, M + sign * step * toward) for sign in (1, -1)]

@@ -341,22 +341,16 @@ def fewest_outputs(W: Tensor, metric: Metric) -> Tensor:
     return torch.linalg.qr(X, mode="r").R if X.shape[1] > X.shape[2] else X
 
 
-def best_last(M: Tensor, P: Tensor, MC: Tensor) -> Tensor:
+def best_last(S: Tensor, P: Tensor) -> Tensor:
     """The A that minimises the error of A M: A = W C M^T (M C M^T)^-1.
 
     Args:
-        M: features (groups, q, d).
-        P: W C, (groups, o, d).
-        MC: M C, (groups, q, d).
+        S: M C M^T (groups, q, q), of features M (groups, q, d); see `Metric.products`.
+        P: W C M^T (groups, o, q).
 
     Returns:
         A (groups, o, q); where features repeat, a small one of the many.
     """
-    return _solved(MC @ M.mT, M @ P.mT)
-
-
-def last_of(S: Tensor, P: Tensor) -> Tensor:
-    """`best_last` of the products S = M C M^T and P = W C M^T."""
     return _solved(S, P.mT)
 
 

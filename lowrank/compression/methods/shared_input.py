@@ -107,7 +107,7 @@ class SharedInputSVD(Joint):
         for target in targets:
             metric = _metric(target)
             W = target.weight.to(V.dtype)
-            lasts.append(best_last(V, metric.times(W), metric.times(V)))
+            lasts.append(best_last(*metric.products(V, W)))
         first, last = even(V, torch.cat(lasts, dim=1))
         return tuple(f.to(targets[0].weight.dtype) for f in (first, last))
 

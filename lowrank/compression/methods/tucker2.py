@@ -21,7 +21,7 @@ from lowrank.compression.methods.shared.folding import (
 )
 from lowrank.compression.methods.shared.search import affords_search, fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.decompositions.metric import Metric, best_map, energy, last_of, moments_of
+from lowrank.decompositions.metric import Metric, best_last, best_map, energy, moments_of
 from lowrank.decompositions.tucker import tucker, tucker_error_surface
 
 
@@ -136,7 +136,7 @@ class Tucker2(Method):
         """The core (g, rank_out, rank_in, K) that is best after the given first stage."""
         W = metric.cast(weight.flatten(2))
         S, P = spread_products(first, places(spec, ()), metric, W)
-        reduced = last_of(S, P)  # (g, o, rank_in * K)
+        reduced = best_last(S, P)  # (g, o, rank_in * K)
         inner = Metric((S + S.mT) / 2, metric.G)
         return best_map(reduced, inner, self.rank_out)[1].unflatten(-1, (self.rank_in, -1))
 
