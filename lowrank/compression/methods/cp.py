@@ -223,18 +223,17 @@ def _hopeless(
     kernel: Kernel,
     error: Callable[[int], float],
 ) -> bool:
-    """Whether at two ranks the best matrix of as many weights is far closer: no curve is needed."""
+    """Whether at the middle rank a matrix of as many weights is far closer: no curve is needed."""
     if metric.work >= WORK or weight.shape[2] < _WIDE:
         return False
     lost = lost_by_rank(weight, "kernel_first", metric)
-    per_rank = ChannelSVD(1).stages(spec)
-
-    def of_matrix(rank: int) -> float:
-        size = sum(s.n_weights for s in CP(rank, kernel).stages(spec))
-        at = min(len(lost), max(1, size // sum(s.n_weights for s in per_rank)))
-        return lost[at - 1]
-
-    return all(error(r) > _FAR * of_matrix(r) for r in _two(ranks)[:1])
+    middle = ranks[len(ranks) // 2]
+    size, per_rank = (
+        sum(s.n_weights for s in method.stages(spec))
+        for method in (CP(middle, kernel), ChannelSVD(1))
+    )
+    at = min(len(lost), max(1, size // per_rank))
+    return error(middle) > _FAR * lost[at - 1]
 
 
 def _kernels(spec: LayerSpec, metric: Metric | None) -> tuple[Kernel, ...]:

@@ -54,17 +54,17 @@ def spread_products(V: Tensor, index: Tensor, metric: Metric, W: Tensor) -> tupl
     Returns:
         M C M^T (groups, q, q) and W C M^T (groups, o, q), q = r * places ordered so.
     """
-    n, last = len(index), (V.shape[0], -1, V.shape[1] * len(index))
     if metric.rows is None and metric.C.ndim == 3:
         MC = torch.stack([V @ metric.C[:, at] for at in index], dim=2).flatten(1, 2)  # (g, q, d)
         S = torch.stack([MC[:, :, at] @ V.mT for at in index], dim=3)  # (g, q, r, places)
         return S.flatten(2), W @ MC.mT
     own = metric.C[:, index]  # (g, places, m)
     blocks = torch.einsum("grm,gpm,gsm->gprs", V, own, V)
-    S = V.new_zeros(V.shape[0], V.shape[1], n, V.shape[1], n)
+    (g, r, _), n = V.shape, len(index)
+    S = V.new_zeros(g, r, n, r, n)
     S.diagonal(dim1=2, dim2=4).copy_(blocks.movedim(1, -1))
     P = torch.stack([(W[:, :, at] * own[:, p, None]) @ V.mT for p, at in enumerate(index)], dim=3)
-    S, P = S.reshape(*last[:1], last[2], last[2]), P.flatten(2)
+    S, P = S.reshape(g, r * n, r * n), P.flatten(2)
     if metric.rows is None:
         return S, P
     A = torch.stack([V @ metric.rows[:, :, at].mT for at in index], dim=2).flatten(1, 2)

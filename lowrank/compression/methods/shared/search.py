@@ -128,14 +128,18 @@ def affords_search(method: Method, spec: LayerSpec, metric: Metric) -> bool:
     last = method.stages(spec)[-1]
     assert isinstance(last, LayerSpec)
     q = last.n_weights // last.out_channels
-    per_step = spec.groups * q * (3 * metric.per_row + q * q)
-    return CURVE * metric.work >= _FEWEST * per_step
+    return CURVE * metric.work >= _FEWEST * _per_step(metric, spec.groups, q)
 
 
 def _affordable(metric: Metric, start: Projected, work: float) -> int:
     """Iterations from a start that so many multiplications allow."""
     groups, _, q = start.last.shape
-    return int(work / (groups * q * (3 * metric.per_row + q * q)))
+    return int(work / _per_step(metric, groups, q))
+
+
+def _per_step(metric: Metric, groups: int, q: int) -> int:
+    """Multiplications of an iteration over q features in each group."""
+    return groups * q * (3 * metric.per_row + q * q)
 
 
 def _near(factor: Tensor, generator: torch.Generator) -> Tensor:
