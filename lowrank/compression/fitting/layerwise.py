@@ -20,6 +20,7 @@ from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.own_stages import bias_holder
 from lowrank.compression.network.stages import compose
 from lowrank.compression.network.units import Parts, Unit, owners_of
+from lowrank.compression.structure.fused import settle_fused
 from lowrank.compression.structure.history import _RECORD, Applied, copy_model, history
 from lowrank.compression.structure.plan import Plan
 from lowrank.compression.structure.swap import install_unit, planned_units
@@ -84,6 +85,7 @@ def replace_layers(
                 built[name] = Built(error, fitted)
     if progress is not None:
         progress("replaced", len(units), len(units))
+    settle_fused(small)
     small.__dict__[_RECORD] = (*history(small), Applied(plan, originals))
     return small, built
 

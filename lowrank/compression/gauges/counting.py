@@ -34,6 +34,7 @@ from lowrank.compression.network.example import (
     _unchanged_rng,
     check,
     evaluating,
+    separate_attention,
     spare,
     use_up,
 )
@@ -320,22 +321,11 @@ def _observe(model: nn.Module, example: Example, counter: CountMode, *below: Any
     ready = spare(example)
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        stack.enter_context(_separate_attention())
+        stack.enter_context(separate_attention())
         stack.enter_context(_followed(model, counter))
         for mode in (*below, counter):
             stack.enter_context(mode)
         use_up(model, ready)
-
-
-@contextmanager
-def _separate_attention() -> Iterator[None]:
-    """Attention layers run their parts one by one, not as one fused operation without a name."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextmanager

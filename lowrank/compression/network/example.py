@@ -13,10 +13,10 @@ A model whose one argument is itself a tuple or a dict gets it wrapped: `({"a": 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,8 @@ _FORMS = "pass a tensor, a tuple of inputs, or a dict of keyword inputs"
 def evaluating(model: nn.Module, *, compiled: bool = False) -> Iterator[None]:
     """No gradients, evaluation mode; every module's own training flag comes back after.
 
-    Parts that `torch.compile` made run as they are written, so that hooks see their layers,
-    unless they are asked for `compiled`.
+    Parts that `torch.compile` made run as they are written, and torch's encoders layer by layer,
+    so that hooks see the layers, unless they are asked for `compiled`.
 
     The flags are set directly, not through `model.train`, which a model may override with
     side effects (merging adapters, freezing statistics) that no flag can take back.
@@ -72,11 +72,30 @@ def evaluating(model: nn.Module, *, compiled: bool = False) -> Iterator[None]:
             module.training = flag
 
 
-def as_written(model: nn.Module) -> AbstractContextManager[object]:
-    """A context in which nothing that `torch.compile` made of the model is used."""
-    if any(is_compiled(module) for module in model.modules()):
-        return cast(AbstractContextManager[object], torch.compiler.set_stance("force_eager"))
-    return nullcontext()
+@contextmanager
+def as_written(model: nn.Module) -> Iterator[None]:
+    """A context in which nothing that `torch.compile` made of the model is used, nor the one
+    kernel that torch has for a whole encoder layer, nor its packed sequences."""
+    with ExitStack() as stack:
+        if any(isinstance(module, _FUSED) for module in model.modules()):
+            stack.enter_context(separate_attention())
+        if any(is_compiled(module) for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+_FUSED = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
+
+@contextmanager
+def separate_attention() -> Iterator[None]:
+    """Attention and encoder layers run their parts one by one, not as one fused operation."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -254,6 +273,8 @@ def run(model: nn.Module, example: Example) -> Any:
 def check(example: Example, name: str = "example") -> None:
     """Refuse an example without tensors, with an empty tensor, or with NaN or Inf.
 
+    A tensor of 0 and -Inf alone is a mask, and taken.
+
     Args:
         example: inputs of one forward pass.
         name: what the message calls it.
@@ -278,9 +299,14 @@ def check(example: Example, name: str = "example") -> None:
         if tensor.is_meta or isinstance(tensor, FakeTensor) or not _is_float(tensor):
             continue
         bad = int(tensor.numel() - torch.isfinite(tensor).sum())
-        if bad:
+        if bad and not _is_mask(tensor):
             problem = f"holds NaN or Inf in {bad} of {tensor.numel()} values"
             raise InputError(part, problem, "clean the data before it is used")
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether a tensor is a mask that is added to scores: 0 and -Inf alone."""
+    return bool(((tensor == 0) | (tensor == -torch.inf)).all())
 
 
 def named_tensors(example: Example, name: str = "example") -> Iterator[tuple[str, Tensor]]:

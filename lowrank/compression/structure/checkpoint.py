@@ -21,6 +21,7 @@ from lowrank.atomic import replacing
 from lowrank.compression.network.example import refuse_lazy, unwrapped
 from lowrank.compression.network.layer_names import suggestion
 from lowrank.compression.network.tensors import memory_of
+from lowrank.compression.structure.fused import settle_fused
 from lowrank.compression.structure.history import (
     Applied,
     build_structure,
@@ -133,6 +134,7 @@ def load(path: str | Path, *, into: ModelT) -> ModelT:
         require_torchao()
     for at, plan in plans:
         build_structure(_part(model, at), plan)
+    settle_fused(model)  # of what holds the parts, too
     model.load_state_dict(tensors, strict=True)
     write_int8(model, coarse)
     return into

@@ -17,6 +17,7 @@ from lowrank.compression.network.scan import TORCH_FIELDS, held_elsewhere, is_pl
 from lowrank.compression.network.tensors import memory_of
 from lowrank.compression.network.units import names_of
 from lowrank.compression.structure.choices import Dense, Tied
+from lowrank.compression.structure.fused import settle_fused
 from lowrank.compression.structure.int8 import dequantize, int8_layers
 from lowrank.compression.structure.plan import Plan
 from lowrank.compression.structure.swap import install_unit, planned_units, restore_units, stages_in
@@ -104,6 +105,7 @@ def build_structure(model: nn.Module, plan: Plan) -> None:
     originals: dict[str, nn.Module] = {}
     for unit, method in planned_units(model, plan):
         install_unit(model, unit, unit.build(method.stages(unit.spec)), originals)
+    settle_fused(model)
     model.__dict__[_RECORD] = (*history(model), Applied(plan, originals))
 
 
@@ -135,6 +137,7 @@ def densify(model: nn.Module) -> nn.Module:
     dequantize(dense)
     for at, applied in reversed(records(dense)):
         restore_units(dense.get_submodule(at), applied.plan, applied.originals)
+    settle_fused(dense)
     for module in dense.modules():
         module.__dict__.pop(_RECORD, None)
     return dense
