@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from lowrank.compression.structure.choices import Dense, Tied
     from lowrank.compression.structure.history import densify
     from lowrank.compression.structure.plan import Plan
+    from lowrank.compression.structure.pretrained.reading import load_pretrained
+    from lowrank.compression.structure.pretrained.writing import save_pretrained
     from lowrank.errors import LowRankError
     from lowrank.sensing.recover import recover
 
@@ -78,6 +80,7 @@ _HOME = {
     "finetune": "lowrank.compression.fitting.finetune",
     "forecast": "lowrank.compression.pipeline.forecast",
     "load": "lowrank.compression.structure.checkpoint",
+    "load_pretrained": "lowrank.compression.structure.pretrained.reading",
     "measure": "lowrank.compression.planning.measure",
     "profile": "lowrank.compression.gauges.profile",
     "quantize": "lowrank.compression.pipeline.quantize",
@@ -85,6 +88,7 @@ _HOME = {
     "recover": "lowrank.sensing",
     "register": "lowrank.compression.methods",
     "save": "lowrank.compression.structure.checkpoint",
+    "save_pretrained": "lowrank.compression.structure.pretrained.writing",
     "sweep": "lowrank.compression.pipeline.sweep",
 }
 """Public name -> the module it lives in; imported on first use, so `import lowrank` is quick."""

@@ -23,6 +23,7 @@ from lowrank.compression.network.units import Parts, Unit, owners_of
 from lowrank.compression.structure.fused import settle_fused
 from lowrank.compression.structure.history import _RECORD, Applied, copy_model, history
 from lowrank.compression.structure.plan import Plan
+from lowrank.compression.structure.pretrained.writing import guard
 from lowrank.compression.structure.swap import install_unit, planned_units
 from lowrank.decompositions.metric import Metric
 from lowrank.progress import Progress
@@ -62,6 +63,7 @@ def replace_layers(
     """
     built: dict[str, Built] = {}
     originals: dict[str, nn.Module] = {}
+    guard()
     with torch.inference_mode(False):  # its tensors could never be trained
         small = copy_model(model)
         fitting = None if data is None else Fitting(data, model, small, how, seed=plan.seed)

@@ -19,18 +19,19 @@ from torch import Tensor, nn
 
 from lowrank.atomic import replacing
 from lowrank.compression.network.example import refuse_lazy, unwrapped
-from lowrank.compression.network.layer_names import suggestion
 from lowrank.compression.network.tensors import memory_of
 from lowrank.compression.structure.fused import settle_fused
 from lowrank.compression.structure.history import (
     Applied,
     build_structure,
     copy_model,
+    part_of,
     records,
     remade,
 )
 from lowrank.compression.structure.int8 import packed, require_torchao, unpacked, write_int8
 from lowrank.compression.structure.plan import Plan
+from lowrank.compression.structure.pretrained.writing import guard
 from lowrank.compression.structure.swap import is_made
 from lowrank.errors import CheckpointError, PlanError
 
@@ -125,27 +126,20 @@ def load(path: str | Path, *, into: ModelT) -> ModelT:
     trial = _weightless(model)
     try:
         for at, plan in plans:
-            build_structure(_part(trial, at), plan)
+            build_structure(part_of(trial, at), plan)
     except PlanError as error:
         raise PlanError(f"{path.name}: {error.where}", error.problem, error.advice) from error
     tensors, coarse = _packed(path, header.get("int8", []), tensors, trial)
     _check_fit(path, trial, tensors)
     if coarse:
         require_torchao()
+    guard()
     for at, plan in plans:
-        build_structure(_part(model, at), plan)
+        build_structure(part_of(model, at), plan)
     settle_fused(model)  # of what holds the parts, too
     model.load_state_dict(tensors, strict=True)
     write_int8(model, coarse)
     return into
-
-
-def _part(model: nn.Module, name: str) -> nn.Module:
-    """The part of a model that a plan is for."""
-    known = dict(model.named_modules())
-    if name not in known:
-        raise PlanError(name, "the model has no such part", suggestion(name, known))
-    return known[name]
 
 
 def _check_whole(path: Path, model: nn.Module, known: Sequence[tuple[str, Applied]]) -> None:

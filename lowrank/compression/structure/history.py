@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowrank.compression.methods.shared.base import require
 from lowrank.compression.network.batches import Form
 from lowrank.compression.network.example import Example, first_line, unwrapped
+from lowrank.compression.network.layer_names import suggestion
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import TORCH_FIELDS, held_elsewhere, is_plain, static_reason
 from lowrank.compression.network.tensors import memory_of
@@ -71,6 +72,18 @@ def _follows(record: tuple[str, Applied], other: tuple[str, Applied]) -> bool:
     rows = [f"{at}.{name}" if at else name for name in applied.plan.layers]
     made = [f"{there}.{name}." if there else f"{name}." for name in earlier.originals]
     return any(row.startswith(tuple(made)) for row in rows)
+
+
+def part_of(model: nn.Module, name: str) -> nn.Module:
+    """The part of a model that a plan is for.
+
+    Raises:
+        PlanError: the model has none of this name.
+    """
+    known = dict(model.named_modules())
+    if name not in known:
+        raise PlanError(name, "the model has no such part", suggestion(name, known))
+    return known[name]
 
 
 def form_of(model: nn.Module) -> Form:

@@ -1,0 +1,1 @@
+"""Compressed models in folders of transformers' own form."""

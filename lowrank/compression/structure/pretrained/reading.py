@@ -1,0 +1,102 @@
+"""Read a folder of transformers' form, compressed or dense: all of it, or an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from lowrank.compression.network.example import first_line
+from lowrank.compression.structure.pretrained.record import CONFIG, METHOD
+from lowrank.errors import CheckpointError, InputError, LowRankError
+
+
+def load_pretrained(folder: str | Path, **settings: Any) -> Any:
+    """The model in a folder, of the class that its config names, with every weight from it.
+
+    Args:
+        folder: what `lowrank.save_pretrained` or transformers' own wrote.
+        **settings: go to transformers' `from_pretrained`: dtype, device_map and the like.
+
+    Returns:
+        The model, in evaluation mode. A compressed one is as `compress` returned it.
+
+    Raises:
+        InputError: transformers is missing or too old, or the folder holds no model of its, or
+            one that is quantized otherwise.
+        CheckpointError: the plan or the weights are missing, damaged or altered.
+
+    Example: see `lowrank.save_pretrained`.
+    """
+    folder = Path(folder)
+    values = _config_of(folder, settings)
+    quantized = values.get("quantization_config")
+    if quantized is not None and quantized.get("quant_method") != METHOD:
+        raise InputError(str(folder), _quantized(quantized), _DEQUANTIZE)
+    transformers = _transformers(folder)
+    if quantized is not None:
+        import lowrank.compression.structure.pretrained.quantizer  # noqa: F401  registers itself
+    builder = _class(transformers, values)
+    try:
+        model, info = builder.from_pretrained(folder, output_loading_info=True, **settings)
+    except LowRankError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
+        advice = "copy or save it again with save_pretrained"
+        problem = f"no model to load ({first_line(error)})"
+        raise CheckpointError(str(folder), problem, advice) from error
+    for name in sorted(info["missing_keys"]):  # transformers would go on with random numbers
+        raise CheckpointError(str(folder), f"the weights lack {name}", "save the whole model")
+    return model
+
+
+def _transformers(folder: Path) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        advice = "pip install 'lowrank-kit[transformers]'"
+        raise InputError(str(folder), "transformers is not installed", advice) from error
+    return transformers
+
+
+_DEQUANTIZE = (
+    "dequantize first: m = AutoModelForCausalLM.from_pretrained(folder), or the class that it "
+    "is of; m.dequantize(); m.save_pretrained(another)"
+)
+
+
+def _quantized(values: Mapping[str, Any]) -> str:
+    return f"its weights are quantized by {values.get('quant_method', 'an unknown method')}"
+
+
+def _config_of(folder: Path, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values of a folder's config.
+
+    Raises:
+        InputError: there is none, or it is not readable.
+    """
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        problem = f"it holds no {CONFIG}" if folder.is_dir() else "there is no such folder"
+        raise InputError(str(folder), problem, "name a save_pretrained folder") from error
+    except (OSError, ValueError) as error:
+        problem = f"its config is not readable ({first_line(error)})"
+        raise InputError(str(folder), problem, "save it again") from error
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        problem = f"its {CONFIG} names no model of transformers"
+        raise InputError(str(folder), problem, "name a save_pretrained folder")
+    return values
+
+
+def _class(transformers: Any, values: Mapping[str, Any]) -> Any:
+    """The architecture that the config names, head and all; else the bare model."""
+    for name in values.get("architectures") or ():
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    return transformers.AutoModel
