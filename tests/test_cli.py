@@ -672,6 +672,12 @@ def test_int8_needs_bytes(labelled):
     assert "no budget of bytes" in fails(*command, "--macs", "0.5")
 
 
+def test_stock_leaves_methods_out_by_name(labelled):
+    command = ("compress", "net.py:build", "--stock", "--params", "0.5")
+    good(*command, *FAST)
+    assert "group_svd takes modules" in fails(*command, "--methods", "channel_svd,group_svd")
+
+
 def test_a_plan_can_be_refined(labelled):
     good("compress", "net.py:build", "--macs", "0.4", *FAST, "--save-plan", "p.json")
     command = ("compress", "net.py:build", "--plan", "p.json", "--data", "labelled.npz")

@@ -126,7 +126,7 @@ class MemoryCheck:
 def chain_bytes(chain: Sequence[Stage], at: Call, dtype: torch.dtype) -> int:
     """Most bytes alive at one time that a chain allocates: each stage's input and output.
 
-    The input of the first stage is its caller's. Stages that are no stock layers are run
+    The input of the first stage is its caller's. Stages that allocate more are run
     without data, on the meta device.
 
     Args:
@@ -140,7 +140,7 @@ def chain_bytes(chain: Sequence[Stage], at: Call, dtype: torch.dtype) -> int:
         >>> chain_bytes([stage.pointwise(64, 8), stage.pointwise(8, 64)], Call(2), torch.float32)
         576
     """
-    if not all(stage.stock for stage in chain):
+    if not all(stage.lean for stage in chain):
         return _bytes_on_meta(chain, at, dtype)
     held, most = 0, 0
     for stage in chain:

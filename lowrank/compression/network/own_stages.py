@@ -1,7 +1,7 @@
 """The few tiny modules that no stock layer can express, and the stages that stand for them.
 
-All are made of stock layers, index buffers and one line of forward pass; they copy, save,
-export and compile like any module. A stage is to its module what `LayerSpec` is to a layer.
+All are made of stock layers, index buffers and a few lines of forward pass; they copy, save,
+export, compile and script like any module. A stage is to its module what `LayerSpec` is to a layer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,6 @@ from lowrank.compression.network.stages import (
     chain_macs,
     chained,
     grouped_linear,
-    module_layout,
 )
 from lowrank.compression.network.tensors import distinct
 
@@ -44,8 +43,9 @@ class Select(nn.Module):
         device: of the numbers.
     """
 
-    index: Tensor
-    bias: nn.Parameter | None
+    if TYPE_CHECKING:  # torch.jit reads no annotations of a class that are text
+        index: Tensor
+        bias: nn.Parameter | None
 
     def __init__(self, n: int, axis: int, *, device: torch.device | str = "cpu") -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Select(nn.Module):
         y = x.index_select(self.axis, self.index)
         if self.bias is None:
             return y
-        return y + self.bias.reshape(-1, *(1,) * (-1 - self.axis))
+        return y + self.bias.reshape([-1] + [1] * (-1 - self.axis))
 
     def stored_buffers(self) -> Sequence[Tensor]:
         """The numbers."""
@@ -71,11 +71,11 @@ class Sum(nn.ModuleList):
     """The sum of several branches on the same input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *rest = self
-        y = first(x)
-        for branch in rest:
-            y = y + branch(x)
-        return cast(Tensor, y)
+        parts = [branch(x) for branch in self]
+        y: Tensor = parts[0]
+        for part in parts[1:]:
+            y = y + part
+        return y
 
     def bias_part(self) -> nn.Module:
         """The last module of the first branch."""
@@ -112,10 +112,10 @@ class Shared(nn.Module):
         self.layer, self.splits, self.axis = layer, splits, axis
 
     def forward(self, x: Tensor) -> Tensor:
-        batch = x.shape[: self.axis]
-        parts = x.reshape(-1, x.shape[self.axis] // self.splits, *x.shape[self.axis + 1 :])
-        y = self.layer(parts)  # (b * s, n, ...)
-        return cast(Tensor, y.reshape(*batch, self.splits * y.shape[1], *y.shape[2:]))
+        batched = x.ndim + self.axis  # 1, or 0 where x is a single example
+        parts = x.unflatten(self.axis, [self.splits, -1]).flatten(0, batched)  # (b * s, i, ...)
+        y: Tensor = self.layer(parts).unflatten(0, [-1, self.splits]).flatten(1, 2)
+        return y if batched else y.squeeze(0)
 
     def extra_repr(self) -> str:
         return f"splits={self.splits}"
@@ -128,50 +128,74 @@ class Sparse(nn.Module):
     and runs the dense layer: it saves memory and bytes on disk, and no time.
 
     Args:
-        layer: the stock layer; its weight is taken away.
-        stage: its shape and pattern.
+        stage: the layer's shape, and which weights may stay.
+        dtype: of the weights.
+        device: of all.
     """
 
-    index: Tensor
+    if TYPE_CHECKING:
+        index: Tensor
+        bias: nn.Parameter | None
 
-    def __init__(self, layer: nn.Module, stage: SparseStage) -> None:
+    def __init__(
+        self, stage: SparseStage, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__()
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        layer.register_parameter("weight", None)
-        self.layer, self.stage = layer, stage
-        self.weight = nn.Parameter(weight.new_zeros(stage.n_weights))
-        empty = torch.zeros(stage.n_weights, dtype=stage.index_dtype, device=weight.device)
-        self.register_buffer("index", empty)
+        spec, n = stage.layer, stage.n_weights
+        self.weight = nn.Parameter(torch.zeros(n, dtype=dtype, device=device))
+        self.register_buffer("index", torch.zeros(n, dtype=stage.index_dtype, device=device))
+        bias = torch.zeros(spec.out_channels, dtype=dtype, device=device) if spec.bias else None
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        self.shape, self.transposed = list(spec.weight_shape), spec.kind == "conv_transpose"
+        self.quads, self.dense = stage.pattern == "2:4", spec.n_weights
+        self.n_axes = len(spec.kernel)
+        one = [1]  # of a linear layer, where nothing reads them; torch.jit takes no empty list
+        self.stride, self.dilation = list(spec.stride) or one, list(spec.dilation) or one
+        self.output_padding = list(spec.output_padding) or one
+        self.mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
+        self.padding, self.around = _paddings(spec)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = module_layout(self.stage.layer, self.stage.dense(self.weight, self.index))
-        return run_with(self.stage.layer, self.layer, weight, x)
+        weight = self._dense_weight()
+        groups, n = self.shape[0], self.n_axes
+        if n == 0:
+            return grouped_linear(x, weight, self.bias, groups)
+        y = x if x.ndim == n + 2 else x.unsqueeze(0)
+        if self.around is not None:
+            y = F.pad(y, self.around, self.mode)
+        y = torch.convolution(
+            y, weight, self.bias, self.stride, self.padding, self.dilation,
+            self.transposed, self.output_padding, groups,
+        )  # fmt: skip
+        return y if x.ndim == n + 2 else y.squeeze(0)
 
-    def bias_part(self) -> nn.Module:
-        """The layer."""
-        return self.layer
+    def _dense_weight(self) -> Tensor:
+        """In the layout of the stock layer."""
+        places = self.index.long()
+        if self.quads:
+            first = 4 * torch.arange(len(self.weight) // 2, device=self.weight.device)
+            places = places + first.repeat_interleave(2)
+        flat = torch.zeros(self.dense, dtype=self.weight.dtype, device=self.weight.device)
+        flat = flat.scatter(0, places, self.weight)
+        weight = flat.reshape(self.shape)  # (g, o, i, *k)
+        return (weight.transpose(1, 2) if self.transposed else weight).flatten(0, 1)
 
     def stored_buffers(self) -> Sequence[Tensor]:
         """The places."""
         return (self.index,)
 
     def extra_repr(self) -> str:
-        return f"{self.stage.n_weights} of {self.stage.layer.n_weights}, {self.stage.pattern}"
+        return f"{len(self.weight)} of {self.dense}, {'2:4' if self.quads else 'unstructured'}"
 
 
-def run_with(spec: LayerSpec, layer: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
-    """The output of a stock layer with another weight in place of its own."""
-    bias = layer.bias
-    assert bias is None or isinstance(bias, Tensor)
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return layer._conv_forward(x, weight, bias)
-    if spec.kind == "linear":
-        return grouped_linear(x, weight, bias, spec.groups)
-    run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(spec.kernel) - 1]
-    assert not isinstance(spec.padding, str)
-    places = (spec.stride, spec.padding, spec.output_padding, spec.groups, spec.dilation)
-    return run(x, weight, bias, *places)
+def _paddings(spec: LayerSpec) -> tuple[list[int], list[int] | None]:
+    """How far a convolution pads each axis with zeros, or what `F.pad` takes in its place."""
+    none = [0] * len(spec.kernel) or [0]
+    if spec.kind == "conv" and (spec.padding == "same" or spec.padding_mode != "zeros"):
+        module = spec.build(dtype=torch.float32, device="meta")
+        assert isinstance(module, nn.modules.conv._ConvNd)
+        return none, list(module._reversed_padding_repeated_twice)
+    return (none if isinstance(spec.padding, str) else list(spec.padding) or none), None
 
 
 @runtime_checkable
@@ -463,7 +487,7 @@ class SparseStage(OwnStage):
         return self.layer.output_size(size)
 
     def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
-        return Sparse(self.layer.build(dtype=dtype, device=device), self)
+        return Sparse(self, dtype=dtype, device=device)
 
     def dense(self, values: Tensor, index: Tensor) -> Tensor:
         """The canonical weight of the non-zeros and their places."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +90,8 @@ class GroupedLinear(nn.Module):
         (torch.Size([4, 3]), torch.Size([5, 7, 4]))
     """
 
-    bias: nn.Parameter | None
+    if TYPE_CHECKING:  # torch.jit reads no annotations of a class that are text
+        bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class GroupedLinear(nn.Module):
         self.in_features, self.out_features, self.groups = in_features, out_features, groups
         shape = (out_features, in_features // groups)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.bias = None
+        self.register_parameter("bias", None)
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         self.reset_parameters()
@@ -134,9 +135,11 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) 
     """What `GroupedLinear` computes, with a weight (out, in / groups)."""
     if groups == 1:
         return F.linear(x, weight, bias)
-    blocks = weight.unflatten(0, (groups, -1)).mT  # (g, i, o)
-    rows = x.reshape(-1, groups, blocks.shape[1]).transpose(0, 1)  # (g, n, i)
-    y = torch.bmm(rows, blocks).transpose(0, 1).reshape(*x.shape[:-1], weight.shape[0])
+    blocks = weight.unflatten(0, [groups, -1]).transpose(1, 2)  # (g, i, o)
+    rows = x.reshape([-1, groups, weight.shape[1]]).transpose(0, 1)  # (g, n, i)
+    shape = list(x.shape)
+    shape[-1] = weight.shape[0]
+    y = torch.bmm(rows, blocks).transpose(0, 1).reshape(shape)
     return y if bias is None else y + bias
 
 
@@ -161,7 +164,11 @@ class Stage(Protocol):
 
     @property
     def stock(self) -> bool:
-        """Whether the module is a layer of torch, which allocates its output alone."""
+        """Whether the module is made of torch's own alone."""
+
+    @property
+    def lean(self) -> bool:
+        """Whether the module allocates its output alone."""
 
     @property
     def reads_words(self) -> bool:
@@ -205,6 +212,7 @@ class OwnStage:
     """What a stage that no stock layer is says of itself, unless it says otherwise."""
 
     stock = False
+    lean = False
     reads_words = False
 
     def n_bytes(self: Stage, element_size: int) -> int:
@@ -261,10 +269,14 @@ class LayerSpec:
 
     @property
     def stock(self) -> bool:
-        """Whether this is a layer of torch, which has no linear ones in groups, that allocates
-        its output alone: not a padded copy of its input, too."""
+        """Whether torch has the layer: of linear ones in groups it has none."""
+        return self.kind != "linear" or self.groups == 1
+
+    @property
+    def lean(self) -> bool:
+        """Whether it allocates its output alone: not a padded copy of its input, too."""
         if self.kind == "linear":
-            return self.groups == 1
+            return self.stock
         reach = (d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
         uneven = self.padding == "same" and any(r % 2 for r in reach)
         return self.padding_mode == "zeros" and not uneven

@@ -88,11 +88,13 @@ def compress(
         progress: called as (what, done, total).
         **named: `effort="quick"`, "default" or "thorough", what it may cost, see `Calibration`;
             and single rules by their names in `Rules`: `methods="channel_svd"`, `skip="fc"`,
-            `only=`, `overrides={"fc": lowrank.ChannelSVD(8)}`, `round_to=8`, `int8=True`.
+            `only=`, `overrides={"fc": lowrank.ChannelSVD(8)}`, `round_to=8`, `int8=True`,
+            `stock=True`.
 
     Returns:
-        The new model, made of stock `torch.nn` layers on the same device and of the same
-        type, and a report that lists every layer.
+        The new model, made of stock `torch.nn` layers (with `stock=True` also where rarer
+        methods are tried) on the same device and of the same type, and a report that lists
+        every layer.
 
     Raises:
         BudgetError: no budget, one that makes no sense, or one that cannot be reached.

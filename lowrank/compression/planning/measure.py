@@ -15,7 +15,7 @@ from lowrank.compression.calibration.statistics import Importance, Statistics, W
 from lowrank.compression.gauges.counting import model_cost
 from lowrank.compression.gauges.memory import Peaks
 from lowrank.compression.methods import Method
-from lowrank.compression.methods.shared.base import Joint, Target, require
+from lowrank.compression.methods.shared.base import Joint, Target, has_stock, is_stock, require
 from lowrank.compression.network.batches import calibration_batches
 from lowrank.compression.network.cutting import few_of, in_memory
 from lowrank.compression.network.example import Example, check, unwrapped
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 
 _LOOKS = 4
 """Batches of the data that may show other readers of an input that layers share."""
+
+_NOT_STOCK = "the methods that fit it take modules that torch does not have, which stock rules out"
+"""Why a layer stays dense that no method may replace."""
 
 
 def measure(
@@ -177,14 +180,17 @@ def measured(
             forced = (_forced(unit, overrides[view.name], settings.seed, metric),)
             curves.append(replace(_curve(unit, forced, importance), fixed=True))
             continue
-        candidates = tuple(_candidates(unit, classes, rules.round_to, settings.seed, metric))
+        candidates = tuple(_candidates(unit, classes, rules, settings.seed, metric))
         rounding = Rounding(view, metric, settings.seed) if rules.int8 else None
         coarse = () if rounding is None else _in_int8(rounding, candidates)
+        if rules.stock and not (candidates or coarse) and any(_serves(c, unit) for c in classes):
+            reasons |= dict.fromkeys(names_of(unit), _NOT_STOCK)
+            continue
         curves.append(replace(_curve(unit, candidates, importance), int8=coarse))
     if progress is not None:
         progress("measured", len(units), len(units))
     together = [*_together(found, {c.layer for c in curves if not c.fixed}, classes)]
-    joint = [_joint_curve(model, u, some, known, rules.round_to) for u, some in together]
+    joint = [_joint_curve(model, u, some, known, rules) for u, some in together]
     every = [*units, *(u for u, _ in claimed), *(u for u, _ in together)]
     named = {key_of(names_of(u)): u for u in every}
     whole = Curves(
@@ -334,15 +340,15 @@ def _joint_curve(
     unit: SameInput,
     methods: Sequence[type[Joint]],
     data: Statistics | None,
-    round_to: int,
+    rules: Rules,
 ) -> Curve:
     """What layers may become together."""
     targets = _targets(model, unit, data)
     candidates = tuple(
         _candidate(unit, method, errors)
         for cls in methods
-        for method, errors in cls.together(targets, round_to=round_to)
-        if all(map(isfinite, errors))
+        for method, errors in cls.together(targets, round_to=rules.round_to)
+        if all(map(isfinite, errors)) and _allowed(method, unit, rules)
     )
     return _curve(unit, candidates)
 
@@ -374,19 +380,28 @@ def _candidate(unit: Unit, method: Method, errors: Sequence[float | None]) -> Ca
 def _candidates(
     unit: Unit,
     methods: Sequence[type[Method]],
-    round_to: int,
+    rules: Rules,
     seed: int,
     metric: Metric | None,
 ) -> Iterator[Candidate]:
     spec, weight = unit.spec, unit.layers[0].weight()
     others = (None,) * (len(unit.layers) - 1)
     for cls in methods:
-        if unit.bond not in cls.serves or cls.supports(spec) is not None:
+        if not _serves(cls, unit) or (rules.stock and not has_stock(cls, spec)):
             continue
-        found = cls.candidates(spec, weight, round_to=round_to, seed=seed, metric=metric)
+        found = cls.candidates(spec, weight, round_to=rules.round_to, seed=seed, metric=metric)
         for method, error in found:
-            if isfinite(error):  # a fit that came to nothing is no candidate
+            # a fit that came to nothing is no candidate
+            if isfinite(error) and _allowed(method, unit, rules):
                 yield _candidate(unit, method, (error, *others))
+
+
+def _serves(cls: type[Method], unit: Unit) -> bool:
+    return unit.bond in cls.serves and cls.supports(unit.spec) is None
+
+
+def _allowed(method: Method, unit: Unit, rules: Rules) -> bool:
+    return not rules.stock or is_stock(method, unit.spec)
 
 
 def _in_int8(rounding: Rounding, candidates: Sequence[Candidate]) -> tuple[Whole | Candidate, ...]:

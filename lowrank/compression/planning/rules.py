@@ -11,10 +11,11 @@ from torch import nn
 from lowrank.compression.calibration.effort import Level
 from lowrank.compression.calibration.settings import Calibration, is_whole
 from lowrank.compression.methods import Method, MethodsLike, check_class, resolve
-from lowrank.compression.methods.shared.base import require
+from lowrank.compression.methods.shared.base import has_stock, is_stock, require
 from lowrank.compression.network.layer_names import left_out, matching, suggestion
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import Scan, holds_parameters, static_reason
+from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.network.units import Alone
 from lowrank.compression.structure.choices import Choice, Dense, Tied
 from lowrank.compression.structure.swap import layer_spec
@@ -30,6 +31,7 @@ class RuleFields(TypedDict, total=False):
     overrides: Mapping[str, Choice]
     round_to: int
     int8: bool
+    stock: bool
 
 
 class Named(RuleFields, total=False):
@@ -57,6 +59,9 @@ class Rules:
         int8: linear layers, dense or factorized, may also be quantized to int8 (by torchao)
             after they are fitted: a quarter of their bytes in float32, and the error that
             rounding their weights adds. Convolutions stay in their type.
+        stock: layers are replaced by modules of `torch.nn` alone, with no code of this library
+            in their forward pass. It leaves out the forms that docs/serving.md lists; the
+            methods that are tried by default have no others.
 
     Raises:
         InputError: a value that is none of these.
@@ -76,6 +81,7 @@ class Rules:
     overrides: Mapping[str, Choice] = field(default_factory=dict)
     round_to: int = 1
     int8: bool = False
+    stock: bool = False
 
     def __post_init__(self) -> None:
         if self.methods is not None:
@@ -103,7 +109,8 @@ class Rules:
         """Refuse, before the model is run, what its layers' names and weights speak against.
 
         Raises:
-            InputError: a pattern matches no layer, or an empty `only`.
+            InputError: a pattern matches no layer, an empty `only`, or a method that `stock` rules
+            out.
             PlanError: an override of a layer that cannot be replaced.
             RankError: an override whose ranks do not fit its layer.
         """
@@ -112,14 +119,28 @@ class Rules:
         for pattern in self.overrides:
             matching("overrides", pattern, modules)
         replaceable = [n for n, m in modules.items() if static_reason(m) is None]
+        if self.stock and self.methods is not None:
+            self._check_stock([layer_spec(modules[n]) for n in replaceable])
         for name, choice in self.expanded(list(modules), replaceable).items():
             if isinstance(choice, Dense | Tied):
                 continue
             if (reason := static_reason(modules[name])) is not None:
                 raise PlanError(name, f"it cannot be replaced: {reason}", "drop its override")
+            spec = layer_spec(modules[name])
+            if self.stock and not is_stock(choice, spec):
+                problem = f"{choice.name} there takes modules that torch does not have"
+                raise InputError("stock", f"{name}: {problem}", "drop stock, or its override")
             if "alone" in choice.serves:  # what else it serves, running the model shows
-                view = LayerView(name, (name,), modules[name], layer_spec(modules[name]), ())
+                view = LayerView(name, (name,), modules[name], spec, ())
                 require(choice, Alone(view))
+
+    def _check_stock(self, specs: Sequence[LayerSpec]) -> None:
+        """Refuse a named method that makes nothing of torch's own modules of these layers."""
+        for cls in self.classes(rare=True):
+            served = [spec for spec in specs if cls.supports(spec) is None]
+            if served and not any(has_stock(cls, spec) for spec in served):
+                problem = f"{cls.name} takes modules that torch does not have"
+                raise InputError("stock", problem, "drop stock, or name other methods")
 
     def ruled_out(self, found: Scan) -> tuple[dict[str, str], dict[str, Choice]]:
         """The replaceable layers that the rules leave dense -> why, and the overrides by name.

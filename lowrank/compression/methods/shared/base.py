@@ -117,6 +117,16 @@ def settings_of(method: Method) -> dict[str, object]:
     return {n: getattr(method, n) for n in names if n not in method.rank_names}
 
 
+def is_stock(method: Method, spec: LayerSpec) -> bool:
+    """Whether torch's own modules alone replace a layer of this shape."""
+    return all(stage.stock for stage in method.stages(spec))
+
+
+def has_stock(cls: type[Method], spec: LayerSpec) -> bool:
+    """Whether some form of a method replaces a layer of this shape by torch's own modules."""
+    return any(is_stock(method, spec) for method in cls.variants(spec))
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """What one of several layers should become that are fitted together.
