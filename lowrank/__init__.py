@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from lowrank.compression.structure.choices import Dense, Tied
     from lowrank.compression.structure.history import densify
     from lowrank.compression.structure.plan import Plan
+    from lowrank.compression.structure.pretrained.adapters import lora_targets
     from lowrank.compression.structure.pretrained.reading import load_pretrained
     from lowrank.compression.structure.pretrained.writing import save_pretrained
     from lowrank.errors import LowRankError
@@ -81,6 +82,7 @@ _HOME = {
     "forecast": "lowrank.compression.pipeline.forecast",
     "load": "lowrank.compression.structure.checkpoint",
     "load_pretrained": "lowrank.compression.structure.pretrained.reading",
+    "lora_targets": "lowrank.compression.structure.pretrained.adapters",
     "measure": "lowrank.compression.planning.measure",
     "profile": "lowrank.compression.gauges.profile",
     "quantize": "lowrank.compression.pipeline.quantize",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 import lowrank
+import lowrank.atomic
 from lowrank.compression.structure.pretrained import writing
+from lowrank.compression.structure.pretrained.record import Record, file_digest
+from lowrank.errors import CheckpointError, InputError
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("lowrank.transformers")  # registers the quantizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -303,3 +309,322 @@ def test_models_however_they_were_made(made: Any, tmp_path: Path, small: Any) ->
     assert sorted(p.name for p in tmp_path.glob("ours/*")) == sorted(
         p.name for p in tmp_path.glob("theirs/*")
     )
+
+
+# --- what is not read --------------------------------------------------------------------
+
+
+def _config(path: Path, change: Any) -> None:
+    values = json.loads((path / "config.json").read_text())
+    change(values["quantization_config"])
+    (path / "config.json").write_text(json.dumps(values))
+
+
+def _other_rank(path: Path) -> None:
+    def change(plan: dict[str, Any]) -> None:
+        rows = plan["plans"][0]["plan"]["layers"].values()
+        next(row for row in rows if "method" in row)["rank"] += 1
+
+    _config(path, change)
+
+
+def _no_plan(path: Path) -> None:
+    _config(path, lambda plan: plan.pop("plans"))
+
+
+def _no_values(path: Path) -> None:
+    _config(path, lambda plan: [plan.pop(key) for key in list(plan) if key != "quant_method"])
+
+
+def _newer(path: Path) -> None:
+    _config(path, lambda plan: plan.update(version=2))
+
+
+def _shard(path: Path) -> Path:
+    return sorted(path.glob("lowrank-*.safetensors"))[1]
+
+
+def _flipped_bit(path: Path) -> None:
+    data = bytearray(_shard(path).read_bytes())
+    data[-5] ^= 1
+    _shard(path).write_bytes(bytes(data))
+
+
+def _cut_short(path: Path) -> None:
+    _shard(path).write_bytes(_shard(path).read_bytes()[:-100])
+
+
+def _a_shard_less(path: Path) -> None:
+    _shard(path).unlink()
+
+
+def _an_index_less(path: Path) -> None:
+    (path / "lowrank.safetensors.index.json").unlink()
+
+
+def _a_tensor_less(path: Path) -> None:
+    tensors = load_file(_shard(path))
+    tensors.popitem()
+    save_file(tensors, _shard(path))
+
+
+def _other_config(path: Path) -> None:
+    values = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**values, "intermediate_size": 80}))
+
+
+SPOILED = {
+    _other_rank: "its plan is not what was saved",
+    _no_plan: "its plan is not what was saved",
+    _no_values: "version None is not 1",
+    _newer: "version 2 is not 1",
+    _flipped_bit: "its contents are not what was saved",
+    _cut_short: "its contents are not what was saved",
+    _a_shard_less: "no model to load|is missing",
+    _an_index_less: "no model to load|is missing",
+    _a_tensor_less: "its contents are not what was saved",
+    _other_config: r"its plan does not fit its model .*the model has Linear\(weight \(80, 48\)\)",
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_what_was_spoiled_is_not_read(folder: Path, spoil: Any) -> None:
+    import lowrank.transformers
+
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=SPOILED[spoil]):
+        lowrank.load_pretrained(folder)
+    with pytest.raises((OSError, ValueError)):  # ours are ValueErrors
+        transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_plan_and_weights_that_do_not_fit(folder: Path) -> None:
+    """With digests that agree, as of a folder that someone made by hand."""
+    tensors = load_file(_shard(folder))
+    name = next(iter(tensors))
+    for odd in (
+        {**tensors, name: tensors[name][1:]},
+        {k: tensors[k] for k in tensors if k != name},
+    ):
+        save_file(odd, _shard(folder))
+        values = json.loads((folder / "config.json").read_text())
+        old = values["quantization_config"]
+        files = {n: file_digest(folder / n) for n in old["files"]}
+        rows = old["plans"]
+        plans = tuple((row["part"], lowrank.Plan.from_dict(row["plan"])) for row in rows)
+        values["quantization_config"] = Record(plans, files).to_dict()
+        (folder / "config.json").write_text(json.dumps(values))
+        with pytest.raises(CheckpointError, match=re.escape(name)):
+            lowrank.load_pretrained(folder)
+
+
+def test_another_class_is_refused(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="Gemma2ForCausalLM, and a Gemma2Model was asked"):
+        transformers.AutoModel.from_pretrained(folder)
+
+
+def test_folders_that_hold_no_such_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such folder"):
+        lowrank.load_pretrained(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"it holds no config\.json"):
+        lowrank.load_pretrained(tmp_path)
+    for text, said in {"{}": "names no model", "[]": "names no model", "{": "not readable"}.items():
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(InputError, match=said):
+            lowrank.load_pretrained(tmp_path)
+
+
+def test_quantized_folders_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"quantized by gptq; dequantize first.*dequantize\(\)"):
+        lowrank.load_pretrained(tmp_path)
+
+
+def test_dense_folders_that_lack_a_weight(tmp_path: Path) -> None:
+    model = build("llama")
+    model.save_pretrained(tmp_path)
+    assert alike(lowrank.load_pretrained(tmp_path), model)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"the weights lack model\.norm\.weight"):
+        lowrank.load_pretrained(tmp_path)
+
+
+# --- what is not written -----------------------------------------------------------------
+
+
+def _layer_by_hand(model: Any) -> None:
+    model.model.layers[0].mlp.act_fn = nn.Linear(96, 96)
+
+
+def _two_types(model: Any) -> None:
+    model.model.layers[0].self_attn.half()
+
+
+def _untied(model: Any) -> None:
+    table = model.lm_head[-1] if isinstance(model.lm_head, nn.Sequential) else model.lm_head
+    table.weight = nn.Parameter(table.weight.detach() + 1)
+
+
+def _on_meta(model: Any) -> None:
+    model.to("meta")
+
+
+UNFIT = {
+    _layer_by_hand: r"act_fn.weight is in the model and not in what its config and plan build",
+    _two_types: r"is torch.float16, and the model is torch.float32; call model.to",
+    _untied: "to which the model's config ties it",
+    _on_meta: "is no tensor with values",
+}
+
+
+@pytest.mark.parametrize("spoil", UNFIT)
+def test_what_would_not_come_back_is_not_written(spoil: Any, small: Any, tmp_path: Path) -> None:
+    model = copy.deepcopy(small)
+    spoil(model)
+    for save in (model.save_pretrained, lambda path: lowrank.save_pretrained(model, path)):
+        with pytest.raises(CheckpointError, match=UNFIT[spoil]):
+            save(tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_that_mean_another_form(small: Any, tmp_path: Path) -> None:
+    for given in ({"variant": "fp16"}, {"push_to_hub": True}, {"distributed_checkpoint": True}):
+        with pytest.raises(InputError, match=f"{next(iter(given))}=.* leave"):
+            small.save_pretrained(tmp_path, **given)
+    with pytest.raises(InputError, match="'many' is no size"):
+        small.save_pretrained(tmp_path, max_shard_size="many")
+    with pytest.raises(InputError, match="Sequential, no model of transformers"):
+        lowrank.save_pretrained(nn.Sequential(nn.Linear(2, 2)), tmp_path)
+    with pytest.raises(InputError, match="a int cannot write itself"):
+        lowrank.save_pretrained(small, tmp_path, tokenizer=3)
+    small.save_pretrained(tmp_path, is_main_process=False)
+    assert not list(tmp_path.iterdir())
+    small.save_pretrained(tmp_path, state_dict={k: v + 1 for k, v in small.state_dict().items()})
+    again = lowrank.load_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(again[name], t + 1) for name, t in small.state_dict().items())
+
+
+def test_int8(tmp_path: Path, small: Any) -> None:
+    pytest.importorskip("torchao")
+    coarse, _ = lowrank.quantize(small)
+    for save in (coarse.save_pretrained, lambda path: lowrank.save_pretrained(coarse, path)):
+        with pytest.raises(InputError, match=r"is in int8.*write it before lowrank\.quantize"):
+            save(tmp_path / "x")
+
+
+@pytest.mark.parametrize("when", range(3))
+def test_a_full_disk_leaves_the_old_folder(
+    folder: Path, small: Any, monkeypatch: pytest.MonkeyPatch, when: int
+) -> None:
+    before, left = lowrank.load_pretrained(folder), [when]
+
+    def full(*args: Any, **settings: Any) -> None:
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        left[0] -= 1
+        save_file(*args, **settings)
+
+    monkeypatch.setattr(writing, "save_file", full)
+    files = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(CheckpointError, match="No space left"):
+        small.save_pretrained(folder, max_shard_size="20KB")
+    assert sorted(path.name for path in folder.iterdir()) == files
+    assert alike(lowrank.load_pretrained(folder), before)
+    left[0] = when
+    with pytest.raises(CheckpointError, match="No space left"):
+        small.save_pretrained(folder.parent / "new", max_shard_size="20KB")
+    assert not (folder.parent / "new").exists()
+
+
+def test_a_crash_between_two_files_leaves_what_is_refused(
+    folder: Path, small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, moved = lowrank.atomic.os.replace, []
+
+    def crash(source: Any, target: Any) -> None:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(target)
+        real(source, target)
+
+    monkeypatch.setattr(lowrank.atomic.os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        small.save_pretrained(folder, max_shard_size="20KB")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"no config\.json"):
+        lowrank.load_pretrained(folder)
+    with pytest.raises(OSError, match="no file named"):
+        transformers.LlamaForCausalLM.from_pretrained(folder)
+    small.save_pretrained(folder)
+    assert alike(lowrank.load_pretrained(folder), small)
+
+
+def test_a_folder_that_held_another_model(tmp_path: Path, small: Any) -> None:
+    """Weights of the dense one would be found by transformers alone, and pass for ours."""
+    build("llama-tied").save_pretrained(tmp_path, max_shard_size="20KB")
+    (tmp_path / "notes.md").write_text("mine")
+    small.save_pretrained(tmp_path)
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"config.json", "generation_config.json", "lowrank.safetensors", "notes.md"}
+    assert alike(lowrank.load_pretrained(tmp_path), small)
+    build("llama-tied").save_pretrained(tmp_path)
+    assert alike(lowrank.load_pretrained(tmp_path), build("llama-tied"))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="it holds an adapter"):
+        small.save_pretrained(tmp_path)
+
+
+def test_a_hub_gets_the_same_folder(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent: what would be is looked at."""
+    sent: list[str] = []
+
+    def upload(self: Any, working_dir: str, *args: Any, **settings: Any) -> None:
+        sent.extend(path.name for path in Path(working_dir).iterdir())
+
+    class Nothing:
+        repo_id = "a/b"
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *args, **settings: Nothing()
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "_upload_modified_files", upload)
+    hub = sys.modules["transformers.utils.hub"]
+    monkeypatch.setattr(hub, "hf_api", Nothing)
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *a, **k: Nothing())
+    small.push_to_hub("b")
+    assert "lowrank.safetensors" in sent
+    assert "model.safetensors" not in sent
+
+
+# --- adapters ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("made", [_deepcopied, _shared], ids=["tied", "shared"])
+def test_lora_attaches_trains_and_merges(made: Any, small: Any, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    before = made(small, tmp_path)
+    model, targets = copy.deepcopy(before), lowrank.lora_targets(before)
+    assert any(name.endswith(".0") for name in targets)
+    assert not any("lm_head" in name for name in targets)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, r=2))
+    optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):  # the first step moves one of the two matrices off zero
+        tuned(**X, labels=X["input_ids"]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with pytest.raises(CheckpointError, match="is in what its config and plan build and not"):
+        model.save_pretrained(tmp_path / "half way")
+    tuned.save_pretrained(tmp_path / "adapter")
+    attached = peft.PeftModel.from_pretrained(copy.deepcopy(before), tmp_path / "adapter")
+    assert alike(attached.eval(), tuned.eval())
+    want = logits(tuned, X)
+    merged = tuned.merge_and_unload()
+    assert not torch.allclose(want, logits(before, X), atol=1e-4)
+    assert torch.allclose(logits(merged, X), want, atol=1e-4)
+    merged.save_pretrained(tmp_path / "merged")
+    assert alike(lowrank.load_pretrained(tmp_path / "merged"), merged)
