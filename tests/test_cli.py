@@ -1,5 +1,6 @@
 """The command line: what it prints, how it fails, and that what it saves is what it made."""
 
+import html
 import json
 import os
 import subprocess
@@ -542,6 +543,34 @@ def test_a_folder_saved_by_transformers(net):
     assert "no weights to load" in fails("profile", "./bert")
     Path("bert/config.json").unlink()
     assert "no config.json" in fails("profile", "./bert")
+
+
+def test_a_folder_of_transformers_gives_one_of_the_same_form(net):
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(vocab_size=60, num_attention_heads=2, **size)
+    transformers.LlamaForCausalLM(config).save_pretrained("llama")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "notes.txt"):
+        Path("llama", name).write_text("{}")
+    good("compress", "./llama", "--params", "0.7", "-o", "small", "--report", "small.html")
+    assert 'lowrank.load_pretrained("small")' in html.unescape(Path("small.html").read_text())
+    assert {path.name for path in Path("small").iterdir()} == {
+        "config.json", "generation_config.json", "lowrank.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "chat_template.jinja",
+    }  # fmt: skip
+    model = lowrank.load_pretrained("small")
+    shell = transformers.LlamaForCausalLM(config)
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in shell.parameters())
+    assert shapes("./small") == {"example['input_ids']": [1, 128]}
+    assert "reads this very file" in fails("compress", "./small", "--params", "0.9", "-o", "small")
+    good("compress", "./small", "--params", "0.9", "-o", "smaller")
+    again = lowrank.load_pretrained("smaller")
+    assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in model.parameters())
+    assert "must end in .safetensors" in fails(
+        "compress", "net.py:build", "--params", "0.5", "-o", "small", code=2
+    )
+    Path("small", "lowrank.safetensors").write_bytes(b"junk")
+    assert "its contents are not what was saved" in fails("profile", "./small")
 
 
 # --- the demo ----------------------------------------------------------------------------

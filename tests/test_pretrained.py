@@ -380,8 +380,8 @@ SPOILED = {
     _newer: "version 2 is not 1",
     _flipped_bit: "its contents are not what was saved",
     _cut_short: "its contents are not what was saved",
-    _a_shard_less: "no model to load|is missing",
-    _an_index_less: "no model to load|is missing",
+    _a_shard_less: "no weights to load|is missing",
+    _an_index_less: "no weights to load|is missing",
     _a_tensor_less: "its contents are not what was saved",
     _other_config: r"its plan does not fit its model .*the model has Linear\(weight \(80, 48\)\)",
 }
@@ -440,6 +440,22 @@ def test_quantized_folders_are_refused_with_what_to_do(tmp_path: Path) -> None:
     values["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=r"quantized by gptq; dequantize first.*dequantize\(\)"):
+        lowrank.load_pretrained(tmp_path)
+
+
+def test_packed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowrank.compression.structure.pretrained import reading
+
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(reading, "find_spec", lambda name: None)
+    for path in (tmp_path, tmp_path / "model.gguf"):
+        with pytest.raises(InputError, match="with gguf and accelerate, not installed here; pip"):
+            lowrank.load_pretrained(path)
+    monkeypatch.setattr(reading, "find_spec", lambda name: name)
+    with pytest.raises(CheckpointError, match="no weights to load"):
+        lowrank.load_pretrained(tmp_path)
+    (tmp_path / "other.gguf").write_bytes(b"")
+    with pytest.raises(InputError, match=r"holds 2 \.gguf files"):
         lowrank.load_pretrained(tmp_path)
 
 

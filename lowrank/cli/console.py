@@ -82,3 +82,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+TARGET = click.Path(path_type=Path)
+"""A file or a folder."""

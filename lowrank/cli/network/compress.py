@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lowrank.cli.console import FILE, json_option, show, show_json, tell, working
+from lowrank.cli.console import FILE, TARGET, json_option, show, show_json, tell, working
 from lowrank.cli.network.source import SOURCE_HELP, Source, source_options
-from lowrank.cli.network.values import Budget, Methods, split
+from lowrank.cli.network.values import Budget, Methods, is_pretrained, split
 from lowrank.cli.targets import check_targets
 from lowrank.errors import InputError
 
@@ -39,11 +39,13 @@ _RULES = ("methods", "skip", "only", "round_to", "int8", "stock")
     lowrank compress net.py:build --data labelled.npz --max-drop 0.01
     lowrank compress ./my-bert --bytes 200MB --skip 'embeddings.*' --save-plan plan.json
     lowrank compress net.py:build --input 1x3x32x32 --plan plan.json -o small.safetensors
+    lowrank compress ./my-llama --params 0.6 -o ./small-llama
 
     A budget is a fraction to keep (0.5, 50%) or a figure (20M, 200MB, 1_500_000) of the whole
     model; several must all be met. With --data layers are planned and fitted to what they see
     on its first 256 examples, and compared on the others. The plan can be edited by hand and
-    applied with --plan. Load the result with lowrank.load("small.safetensors", into=build()).
+    applied with --plan. Load the result with lowrank.load("small.safetensors", into=build());
+    a folder, tokenizer and all, with lowrank.load_pretrained("small-llama").
 {SOURCE_HELP}""",
 )
 @source_options
@@ -93,7 +95,13 @@ _RULES = ("methods", "skip", "only", "round_to", "int8", "stock")
 )
 @click.option("--plan", "plan_file", type=FILE, metavar="FILE", help="Apply this plan instead.")
 @click.option("--save-plan", type=FILE, metavar="FILE", help="Write the plan as JSON.")
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the model: .safetensors")
+@click.option(
+    "-o",
+    "--output",
+    type=TARGET,
+    metavar="FILE",
+    help="Write the model: .safetensors; of a transformers folder also a folder of that form.",
+)
 @click.option("--report", "page", type=FILE, metavar="FILE", help="Write a report: .html")
 @json_option
 def command(
@@ -110,15 +118,14 @@ def command(
     _check_choice(plan_file, settings)
     if page is not None and page.suffix != ".html":
         raise click.UsageError(f"--report {page} must end in .html")
-    if output is not None and output.suffix != ".safetensors":
-        raise click.UsageError(f"-o {output} must end in .safetensors, which is what it writes")
+    _check_output(output, source)
     check_targets(save_plan, output, page, sources=[*source.files, plan_file])
     from lowrank.cli.network.loading import load  # brings torch along
 
     with working() as progress:
         loaded = load(source)
         small, report = _compressed(loaded, plan_file, settings, progress)
-        _write(small, report, save_plan, output)
+        _write(small, report, save_plan, output, source)
         if page is not None:
             report.save_html(page, peak_memory=_peaks(loaded, small), checkpoint=output)
     if as_json:
@@ -130,6 +137,19 @@ def command(
         tell(f"wrote {path}")
     if output is None and save_plan is None and page is None:
         tell("nothing was written; -o FILE saves the model, --save-plan FILE the plan")
+
+
+def _check_output(output: Path | None, source: Source) -> None:
+    """Refuse a name that does not say what is written, or stands for something else already."""
+    if output is None:
+        return
+    if output.suffix == ".safetensors":
+        if output.is_dir():
+            raise click.UsageError(f"-o {output} is a folder; name a file in it")
+    elif not is_pretrained(source.model):
+        raise click.UsageError(f"-o {output} must end in .safetensors, which is what it writes")
+    elif output.is_file():
+        raise click.UsageError(f"-o {output} is a file; name a folder, or one in .safetensors")
 
 
 def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,13 +203,23 @@ def _peaks(loaded: Loaded, small: nn.Module) -> tuple[int, int] | None:
     return before.peak_activation_bytes, after.peak_activation_bytes
 
 
-def _write(small: nn.Module, report: Report, save_plan: Path | None, output: Path | None) -> None:
+def _write(
+    small: nn.Module,
+    report: Report,
+    save_plan: Path | None,
+    output: Path | None,
+    source: Source,
+) -> None:
     from lowrank.compression.structure.checkpoint import save
+    from lowrank.compression.structure.pretrained.writing import save_pretrained
 
     if save_plan is not None:
         try:
             report.plan.save(save_plan)
         except OSError as error:
             raise InputError(str(save_plan), f"cannot be written ({error})", "free it") from error
-    if output is not None:
+    if output is not None and output.suffix == ".safetensors":
         save(small, output)
+    elif output is not None:
+        model = Path(source.model)
+        save_pretrained(small, output, tokenizer=model if model.is_dir() else model.parent)

@@ -12,6 +12,7 @@ from lowrank.cli.network.code import _build, _module
 from lowrank.cli.network.data import _FILES, load_data
 from lowrank.cli.network.examples import _example
 from lowrank.cli.network.source import Source
+from lowrank.cli.network.values import is_pretrained
 from lowrank.cli.network.weights import _with_weights
 from lowrank.compression.network.batches import placed
 from lowrank.compression.network.example import Example
@@ -40,7 +41,7 @@ def load(source: Source) -> Loaded:
         CheckpointError: weights that are damaged or belong to another model.
     """
     code = None
-    if Path(source.model).is_dir():
+    if is_pretrained(source.model):
         from lowrank.cli.network import pretrained
 
         model = pretrained.load(Path(source.model), allow_pickle=source.allow_pickle)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lowrank.compression.network.example import Example
+from lowrank.compression.structure.pretrained.reading import load_pretrained
 from lowrank.errors import CheckpointError, InputError
 
 _TOKENS = 128
@@ -24,42 +24,15 @@ def load(folder: Path, *, allow_pickle: bool) -> nn.Module:
         InputError: transformers is not installed, or the folder holds no model of its.
         CheckpointError: the weights are missing, damaged, or pickled and not asked for.
     """
-    if not (folder / "config.json").is_file():
-        raise InputError(str(folder), "it holds no config.json", "name a save_pretrained folder")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the import, which reads it
-    try:
-        import transformers
-    except ImportError as error:
-        advice = "pip install 'lowrank-kit[transformers]'"
-        raise InputError(str(folder), "transformers is not installed", advice) from error
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        problem = f"its config is not readable ({_line(error)})"
-        raise InputError(str(folder), problem, "save it again") from error
-    builder = _class(transformers, config)
     formats = None if allow_pickle else True  # True: safetensors or nothing
     try:
-        model, info = builder.from_pretrained(
-            folder, local_files_only=True, use_safetensors=formats, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        advice = "save it again with save_pretrained, or add --allow-pickle for a .bin file"
-        raise CheckpointError(
-            str(folder), f"no weights to load ({_line(error)})", advice
-        ) from error
-    for name in sorted(info["missing_keys"]):  # transformers would go on with random numbers
-        raise CheckpointError(str(folder), f"the weights lack {name}", "save the whole model")
-    return model
-
-
-def _class(transformers: Any, config: Any) -> Any:
-    """The architecture that the config names, head and all; else the bare model."""
-    for name in config.architectures or ():
-        found = getattr(transformers, name, None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
-    return transformers.AutoModel
+        return load_pretrained(folder, local_files_only=True, use_safetensors=formats)
+    except CheckpointError as error:
+        if allow_pickle or not any(folder.glob("*.bin")):
+            raise
+        advice = "add --allow-pickle for its .bin file"
+        raise CheckpointError(error.where, error.problem, advice) from error
 
 
 def example(model: Any) -> Example:
@@ -97,7 +70,3 @@ def _tokens(model: Any, config: Any) -> Tensor:
     if isinstance(end, int) and 0 <= end < n_words:
         ids[:, -1] = end
     return ids
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

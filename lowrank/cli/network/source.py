@@ -18,7 +18,8 @@ SOURCE_HELP = """
     MODEL is one of
       net.py:build                 a function (or class) of a file, called without arguments
       mypackage.nets:build         the same of an importable module
-      ./my-bert                    a folder written by transformers' save_pretrained
+      ./my-bert                    a folder written by transformers' save_pretrained, or by
+                                   'lowrank compress -o'; or a .gguf file
     \b
     The example input is the first of these that is there:
       --input 1x3x224x224          random numbers of this shape

@@ -102,12 +102,17 @@ class ModelName(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name as it was given."""
         where, _, function = value.rpartition(":")
-        if not (where and function.isidentifier()) and not Path(value).is_dir():
+        if not (where and function.isidentifier()) and not is_pretrained(value):
             self.fail(f"{value!r} names no model: write {_MODELS}", param, ctx)
         return value
 
 
 _MODELS = "FILE.py:FUNCTION, MODULE:FUNCTION, or a folder saved by transformers"
+
+
+def is_pretrained(model: str) -> bool:
+    """Whether a model's name is that of a folder, or of a GGUF file, for transformers to read."""
+    return Path(model).is_dir() or (Path(model).suffix == ".gguf" and Path(model).is_file())
 
 
 class Methods(click.ParamType):  # type: ignore[type-arg]

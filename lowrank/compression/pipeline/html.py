@@ -198,6 +198,8 @@ def _before(row: Mapping[str, Any]) -> Cell:
 
 
 def _loading(checkpoint: str | Path | None) -> str:
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        return f'import lowrank\n\nmodel = lowrank.load_pretrained("{Path(checkpoint).name}")'
     name = "small.safetensors" if checkpoint is None else Path(checkpoint).name
     saving = (
         f'lowrank.save(small, "{name}")  # it was not saved yet\n' if checkpoint is None else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ def load_pretrained(folder: str | Path, **settings: Any) -> Any:
     """The model in a folder, of the class that its config names, with every weight from it.
 
     Args:
-        folder: what `lowrank.save_pretrained` or transformers' own wrote.
+        folder: what `lowrank.save_pretrained` or transformers' own wrote; or a .gguf file, or a
+            folder of one, whose weights are unpacked to floating point.
         **settings: go to transformers' `from_pretrained`: dtype, device_map and the like.
 
     Returns:
@@ -32,7 +34,9 @@ def load_pretrained(folder: str | Path, **settings: Any) -> Any:
     Example: see `lowrank.save_pretrained`.
     """
     folder = Path(folder)
-    values = _config_of(folder, settings)
+    if (packed := _packed_file(folder)) is not None:
+        return _unpacked(packed, settings)
+    values = _config_of(folder)
     quantized = values.get("quantization_config")
     if quantized is not None and quantized.get("quant_method") != METHOD:
         raise InputError(str(folder), _quantized(quantized), _DEQUANTIZE)
@@ -46,11 +50,46 @@ def load_pretrained(folder: str | Path, **settings: Any) -> Any:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
         advice = "copy or save it again with save_pretrained"
-        problem = f"no model to load ({first_line(error)})"
+        problem = f"no weights to load ({first_line(error)})"
         raise CheckpointError(str(folder), problem, advice) from error
-    for name in sorted(info["missing_keys"]):  # transformers would go on with random numbers
-        raise CheckpointError(str(folder), f"the weights lack {name}", "save the whole model")
+    _refuse_missing(folder, info)
     return model
+
+
+def _packed_file(path: Path) -> Path | None:
+    """The GGUF file that is meant, if one is."""
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    found = [] if (path / CONFIG).exists() else sorted(path.glob("*.gguf"))
+    if len(found) > 1:
+        problem = f"it holds {len(found)} .gguf files and no {CONFIG}"
+        raise InputError(str(path), problem, "name one of the files")
+    return found[0] if found else None
+
+
+def _unpacked(path: Path, settings: Mapping[str, Any]) -> Any:
+    """A dense causal language model of a GGUF file's weights."""
+    transformers = _transformers(path)
+    if missing := [name for name in ("gguf", "accelerate") if find_spec(name) is None]:
+        problem = f"transformers reads a GGUF file with {' and '.join(missing)}, not installed here"
+        raise InputError(str(path), problem, f"pip install {' '.join(missing)}")
+    if (config := getattr(transformers, "GgufConfig", None)) is not None:
+        settings = {"quantization_config": config(dequantize=True), **settings}
+    kind = transformers.AutoModelForCausalLM
+    try:
+        model, info = kind.from_pretrained(
+            path.parent, gguf_file=path.name, output_loading_info=True, **settings
+        )
+    except Exception as error:  # readers of such files have their own
+        problem = f"no weights to load ({type(error).__name__}: {first_line(error)})"
+        raise CheckpointError(str(path), problem, "take a whole file of a known model") from error
+    _refuse_missing(path, info)
+    return model
+
+
+def _refuse_missing(path: Path, info: Mapping[str, Any]) -> None:
+    for name in sorted(info["missing_keys"]):  # transformers would go on with random numbers
+        raise CheckpointError(str(path), f"the weights lack {name}", "save the whole model")
 
 
 def _transformers(folder: Path) -> Any:
@@ -72,7 +111,7 @@ def _quantized(values: Mapping[str, Any]) -> str:
     return f"its weights are quantized by {values.get('quant_method', 'an unknown method')}"
 
 
-def _config_of(folder: Path, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def _config_of(folder: Path) -> Mapping[str, Any]:
     """The values of a folder's config.
 
     Raises:
