@@ -169,15 +169,13 @@ class Metric:
         vectors, sizes = self._spectrum_of_G
         return vectors * sizes[:, None, :]
 
-    @cached_property
-    def inverse_root_of_G(self) -> Tensor:
-        """The pseudo-inverse of R^T, (groups, o, o)."""
+    def unweighted(self, X: Tensor) -> Tensor:
+        """G^(-1/2) X for X (groups, o, q), which `left` turns back into X where G is not zero."""
         if (L := self._factor_of_G) is not None:
-            eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device).expand_as(L)
-            return torch.linalg.solve_triangular(L.mT, eye, upper=True)
+            return torch.linalg.solve_triangular(L.mT, X, upper=True)
         vectors, sizes = self._spectrum_of_G
         kept = sizes > 1e-6 * sizes[:, -1:]
-        return vectors * torch.where(kept, 1 / sizes, 0.0)[:, None, :]
+        return (vectors * torch.where(kept, 1 / sizes, 0.0)[:, None, :]) @ X
 
     @cached_property
     def _factor_of_G(self) -> Tensor | None:
@@ -288,7 +286,7 @@ def _around(E: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
     """G^-1/2 E and E^T G^1/2."""
     if metric.G is None:
         return E, E.mT
-    return metric.inverse_root_of_G @ E, E.mT @ metric.root_of_G.mT
+    return metric.unweighted(E), E.mT @ metric.root_of_G.mT
 
 
 def input_directions(W: Tensor, metric: Metric, rank: int) -> Tensor:

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.calibration.effort import EFFORTS
-from lowrank.compression.calibration.moments import Moments, Sums, faint, rows_of_a_draw
+from lowrank.compression.calibration.moments import (
+    DOUBLE,
+    Moments,
+    Sums,
+    faint,
+    rows_of_a_draw,
+)
 from lowrank.compression.calibration.patches import batched, chunks, n_positions, outputs, patches
 from lowrank.compression.gauges.quality import Loss, is_scores, vocabularies
 from lowrank.compression.network.example import (
@@ -137,7 +143,7 @@ def calibrate(
 
     for batch in batches:
         if gradients:
-            _backward(model, views, batch, see, gram, loss, labels)
+            _backward(model, views, batch, see, gram, loss, labels, work)
         else:
             with evaluating(model), watching(views, see):
                 call(model, batch)
@@ -215,6 +221,7 @@ def _backward(
     gram: dict[str, Tensor],
     loss: Loss | None,
     generator: torch.Generator,
+    work: float,
 ) -> None:
     """One batch forward and back: `see` what comes in, and sum the gradients' products."""
 
@@ -225,8 +232,7 @@ def _backward(
         leaf = y if y.requires_grad else y.requires_grad_()
 
         def add(g: Tensor) -> None:
-            rows = outputs(view.spec, g).movedim(0, 1).double()  # (g, p, o)
-            gram[view.name] = gram.get(view.name, 0.0) + rows.mT @ rows
+            gram[view.name] = gram.get(view.name, 0.0) + _felt(view, g, work)
 
         leaf.register_hook(add)
         return leaf.clone()  # what follows may work in place
@@ -246,6 +252,30 @@ def _backward(
             total.backward()
         except Exception as error:  # of torch, and of functions with a backward of their own
             raise _no_gradients(first_line(error)) from error
+
+
+def _felt(view: LayerView, gradient: Tensor, work: float) -> Tensor:
+    """Products of the gradients at a layer's outputs (groups, o, o), summed over positions.
+
+    Of many positions a part is drawn and stands for all; products are in float32 at least, of
+    gradients brought to unit size, as squares of small ones underflow.
+    """
+    rows = wide(outputs(view.spec, gradient)).movedim(0, 1)  # (g, p, o)
+    g, n, o = rows.shape
+    most = max(o, int(work / (g * o * o)))
+    if n > most:
+        drawn = torch.randint(n, (most,), generator=torch.Generator().manual_seed(n))
+        rows = rows[:, drawn.sort().values.to(rows.device)]
+    size = rows.abs().amax()
+    if bool(size == 0):
+        return rows.new_zeros(g, o, o, dtype=_felt_in(o))
+    rows = rows / size
+    return (rows.mT @ rows).to(_felt_in(o)) * (max(1.0, n / most) * size.double() ** 2)
+
+
+def _felt_in(outputs: int) -> torch.dtype:
+    """What the products of so many outputs' gradients are summed in."""
+    return torch.float64 if outputs <= DOUBLE else torch.float32
 
 
 def _no_gradients(why: str) -> NoGradients:

@@ -29,8 +29,8 @@ _ROWS_FROM, _ROWS, _HELD = 512, 1152, 1 << 25
 positions, and most numbers, that are held."""
 
 
-_DOUBLE = 2048
-"""Up to this fan-in sums and fits are in float64, beyond it in float32."""
+DOUBLE = 2048
+"""Up to so many inputs and outputs sums and fits are in float64, beyond it in float32."""
 
 
 DAMPING = 1e-3
@@ -82,9 +82,9 @@ def look_at(spec: LayerSpec, available: int, work: float) -> Look:
 
 def working_dtype(spec: LayerSpec) -> torch.dtype:
     """The type of a layer's moments and of the fits in their metric."""
-    fan_in = spec.n_weights // spec.out_channels
-    wide = fan_in <= _DOUBLE or spec.kind == "embedding"
-    return torch.float64 if wide else torch.float32
+    widest = max(spec.n_weights // spec.out_channels, spec.out_channels // spec.groups)
+    narrow = widest <= DOUBLE or spec.kind == "embedding"
+    return torch.float64 if narrow else torch.float32
 
 
 def faint(dtype: torch.dtype) -> float:

@@ -184,7 +184,18 @@ class Statistics:
         return {n for n, b in biases.items() if b is not None and held[id(b)] > 1}
 
     def weight_of_outputs(self, model: nn.Module, name: str) -> Tensor | None:
-        """The G (groups, o, o) that a layer is fitted with."""
+        """The G (groups, o, o) that a layer is fitted with, kept for the one asked about last."""
+        key = (id(model), name)
+        if key not in self._weights:
+            self._weights.clear()
+            self._weights[key] = self._weight_of(model, name)
+        return self._weights[key]
+
+    @cached_property
+    def _weights(self) -> dict[tuple[int, str], Tensor | None]:
+        return {}
+
+    def _weight_of(self, model: nn.Module, name: str) -> Tensor | None:
         moments, view = self.calibrated.layers[name], self.views[name]
         if self.weighting != "outputs" and moments.G is not None:
             return moments.weight()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ class PrefixCache:
     output at once in the next pass. So nothing that had finished by then may change later. A
     pass without a mark leaves what is remembered as it is.
 
+    What follows a module may work on its output in place, so it is given copies, until a copy
+    came back unchanged: torch counts changes. What changes nevertheless is forgotten.
+
     Args:
         model: the network.
         n_batches: how many batches there are.
@@ -38,16 +42,18 @@ class PrefixCache:
 
     def __init__(self, model: nn.Module, n_batches: int, limit: int) -> None:
         self.model, self.limit = model, limit
-        self._known: list[dict[Key, Any]] = [{} for _ in range(n_batches)]
+        self._known: list[dict[Key, _Held]] = [{} for _ in range(n_batches)]
         self._bytes = [0] * n_batches
-        self._finished: list[tuple[Key, Any]] = []
-        self._marked: list[tuple[Key, Any]] | None = None
+        self._finished: list[tuple[Key, _Held]] = []
+        self._marked: list[tuple[Key, _Held]] | None = None
+        self._left_alone: set[Key] = set()
 
     def run(self, k: int, batch: Example) -> bool:
         """Run batch k; True if a `Reached` ended the pass, False if the model came to its end."""
         self._finished, self._marked = [], None
         known = self._known[k]
-        with evaluating(self.model), _wrapped(self.model, known, self._finished, batch):
+        replay = _Replay(known, self._left_alone, self._finished)
+        with evaluating(self.model), _wrapped(self.model, replay, batch):
             try:
                 call(self.model, batch, counted=False)
                 return False
@@ -55,16 +61,28 @@ class PrefixCache:
                 if self._marked is not None:
                     self._remember(k, self._marked)
                 return True
+            finally:
+                self._learn(k, replay)
 
     def mark(self) -> None:
         """What has finished by now will stay as it is."""
         self._marked = list(self._finished)
 
-    def _remember(self, k: int, finished: list[tuple[Key, Any]]) -> None:
-        size = sum(t.numel() * t.element_size() for _, out in finished for t in tensors(out))
+    def _remember(self, k: int, finished: list[tuple[Key, _Held]]) -> None:
+        held = [tensors(out.value) for _, out in finished]
+        size = sum(t.numel() * t.element_size() for some in held for t in some)
         others = sum(self._bytes) - self._bytes[k]
         if others + size <= self.limit:
             self._known[k], self._bytes[k] = dict(finished), size
+
+    def _learn(self, k: int, replay: _Replay) -> None:
+        """What was left as it is need not be copied again, and what was not is forgotten."""
+        changed = {key for key, held in self._known[k].items() if held.changed}
+        for key in changed:
+            del self._known[k][key]
+        changed |= {key for key, held in replay.copies if held.changed}
+        self._left_alone |= {key for key, _ in replay.copies}
+        self._left_alone -= changed
 
     def output(self, model: nn.Module, k: int, batch: Example) -> Any:
         """The output on batch k of a model that agrees with this one in all that is remembered.
@@ -77,17 +95,76 @@ class PrefixCache:
         names = {module: name for name, module in self.model.named_modules()}
         others = dict(model.named_modules())
         known = {(others[names[m]], n): out for (m, n), out in self._known[k].items()}
-        with evaluating(model), _wrapped(model, known, None, batch):
-            return call(model, batch, counted=False)
+        left_alone = {(others[names[m]], n) for m, n in self._left_alone}
+        with evaluating(model), _wrapped(model, _Replay(known, left_alone), batch):
+            try:
+                return call(model, batch, counted=False)
+            finally:
+                self._learn(k, _Replay({}, set()))
+
+
+class _Held:
+    """A module's output, as it is or as a copy.
+
+    Args:
+        output: the module's.
+        copy: whether what follows may work on it in place.
+    """
+
+    def __init__(self, output: Any, *, copy: bool) -> None:
+        self.counted = isinstance(output, torch.Tensor) and not output.is_inference()
+        self.value = copied(output) if copy or not self.counted else output.detach()
+        self._version = self.value._version if self.counted else 0
+
+    @property
+    def changed(self) -> bool:
+        """Whether something worked on it in place, as far as that is counted."""
+        return self.counted and self.value._version != self._version
+
+
+class _Replay:
+    """What answers in a pass.
+
+    Args:
+        known: outputs that are remembered.
+        left_alone: modules on whose outputs nothing works in place.
+        finished: where to note what finishes; None if nowhere.
+    """
+
+    def __init__(
+        self,
+        known: Mapping[Key, _Held],
+        left_alone: Collection[Key],
+        finished: list[tuple[Key, _Held]] | None = None,
+    ) -> None:
+        self.known, self.left_alone, self.finished = known, left_alone, finished
+        self.copies: list[tuple[Key, _Held]] = []
+
+    def answer(self, key: Key) -> Any:
+        """The output that is remembered."""
+        held = self.known[key]
+        if self.finished is not None:
+            self.finished.append((key, held))
+        if held.counted and key in self.left_alone:
+            return held.value
+        given = _Held(held.value, copy=True)
+        if given.counted:
+            self.copies.append((key, given))
+        return given.value
+
+    def run(self, key: Key, forward: Callable[[], Any]) -> Any:
+        """The output of a module that has to run."""
+        if self.finished is None:
+            return forward()
+        mark = len(self.finished)
+        output = forward()
+        del self.finished[mark:]
+        self.finished.append((key, _Held(output, copy=key not in self.left_alone)))
+        return output
 
 
 @contextmanager
-def _wrapped(
-    model: nn.Module,
-    known: dict[Key, Any],
-    finished: list[tuple[Key, Any]] | None,
-    batch: Example,
-) -> Iterator[None]:
+def _wrapped(model: nn.Module, replay: _Replay, batch: Example) -> Iterator[None]:
     """Every module answers from memory, or is noted when it has finished.
 
     The pass over the batch counts by the share of the layers that it runs.
@@ -101,19 +178,10 @@ def _wrapped(
         def answer(*args: Any, **kwargs: Any) -> Any:
             key = (module, calls.get(module, 0))
             calls[module] = key[1] + 1
-            if key in known:
-                output = known[key]
-                if finished is not None:
-                    finished.append((key, output))
-                return copied(output)  # what follows may work in place
+            if key in replay.known:
+                return replay.answer(key)
             ran.add(module)
-            if finished is None:
-                return forward(*args, **kwargs)
-            mark = len(finished)
-            output = forward(*args, **kwargs)
-            del finished[mark:]
-            finished.append((key, copied(output)))
-            return output
+            return replay.run(key, partial(forward, *args, **kwargs))
 
         return answer
 
