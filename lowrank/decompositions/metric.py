@@ -38,6 +38,14 @@ class _Last:
 
 
 @dataclass(frozen=True, eq=False)
+class Weight:
+    """What weighs the outputs: G, or felt^T felt + diag(G); see `Metric`."""
+
+    G: Tensor
+    felt: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Metric:
     """Squared error of an output, sum over groups of tr(G (W - W') C (W - W')^T).
 
@@ -55,6 +63,8 @@ class Metric:
         rows: (groups, n, d); then rows^T rows + diag(C), with C (groups, d), stands for the
             moment: of fewer examples than inputs, in whose span products take 2 n d instead
             of d^2 multiplications.
+        felt: (groups, n, o); then felt^T felt + diag(G), with G (groups, o) above zero, stands
+            for the gradients' moment likewise.
         work: multiplications that one fit in this metric may take; a search is cut short, or
             left out, accordingly.
 
@@ -67,10 +77,11 @@ class Metric:
     C: Tensor
     G: Tensor | None = None
     rows: Tensor | None = None
+    felt: Tensor | None = None
     work: float = WORK
 
     def __post_init__(self) -> None:
-        for name, X in (("G", self.G), ("rows", self.rows)):
+        for name, X in (("G", self.G), ("rows", self.rows), ("felt", self.felt)):
             if X is not None and X.dtype != self.dtype:
                 object.__setattr__(self, name, X.to(self.dtype))
 
@@ -106,8 +117,12 @@ class Metric:
 
     @cached_property
     def formed(self) -> Metric:
-        """The same with its moment written out where it is held by rows; of more than
-        `_FORMED` inputs its diagonal alone."""
+        """The same with its moments written out where they are held by rows; of more than
+        `_FORMED` inputs the diagonal alone."""
+        if self.felt is not None:
+            assert self.G is not None
+            G = self.felt.mT @ self.felt + torch.diag_embed(self.G)
+            return replace(self, G=G, felt=None).formed
         if self.rows is None:
             return self
         if self.C.shape[-1] > _FORMED:
@@ -115,21 +130,71 @@ class Metric:
             return replace(self, C=diagonal, rows=None)
         return replace(self, C=self.rows.mT @ self.rows + torch.diag_embed(self.C), rows=None)
 
+    def weighed(self, weight: Weight | None) -> Metric:
+        """The same with its outputs weighed so."""
+        if weight is None:
+            return replace(self, G=None, felt=None)
+        return replace(self, G=weight.G, felt=weight.felt)
+
+    def weighs(self, X: Tensor) -> Tensor:
+        """G X for X (groups, o, q); X itself where outputs are not weighed."""
+        if self.G is None:
+            return X
+        if self.felt is None:
+            return self.G @ X
+        return self.felt.mT @ (self.felt @ X) + self.G[:, :, None] * X
+
+    @property
+    def of_each_output(self) -> Tensor | None:
+        """The diagonal of G (groups, o)."""
+        if self.G is None or self.felt is None:
+            return None if self.G is None else self.G.diagonal(dim1=1, dim2=2)
+        return self.felt.square().sum(1) + self.G
+
     def error(self, difference: Tensor) -> float:
         """Squared error of W - W' of shape (groups, o, d)."""
         D = self.cast(difference)
-        left = D if self.G is None else self.G @ D
         if self.rows is None:
-            return float((self.times(D) * left).sum())
+            return float((self.times(D) * self.weighs(D)).sum())
         seen = D @ self.rows.mT
-        shown = seen if self.G is None else self.G @ seen
-        return float((seen * shown).sum()) + float((D * self.C[:, None, :] * left).sum())
+        rest = (D * self.weighs(D)).sum(1)  # (g, d)
+        return float((seen * self.weighs(seen)).sum()) + float((rest * self.C).sum())
 
     def left(self, X: Tensor) -> Tensor:
         """G^(1/2) X in the sense that its Gram matrix is X^T G X; X is (groups, o, ...)."""
         if self.G is None:
             return X
+        if self.felt is not None:
+            X = self.G.sqrt()[:, :, None] * X
+            return X + self._along_felt(X, self._felt_spectrum[1] - 1)
         return self.root_of_G.mT @ X
+
+    def right(self, X: Tensor) -> Tensor:
+        """X R^T for X (groups, q, o) and the root of G, R R^T = G, of which `left` gives R^T X."""
+        if self.G is None:
+            return X
+        if self.felt is not None:
+            inside = X.mT + self._along_felt(X.mT, self._felt_spectrum[1] - 1)
+            return (self.G.sqrt()[:, :, None] * inside).mT
+        return X @ self.root_of_G.mT
+
+    def _along_felt(self, X: Tensor, gains: Tensor) -> Tensor:
+        """V diag(gains) V^T X with V the directions in which G is not diagonal."""
+        V = self._felt_spectrum[0]
+        return V @ (gains[:, :, None] * (V.mT @ X))
+
+    @cached_property
+    def _felt_spectrum(self) -> tuple[Tensor, Tensor]:
+        """V (groups, o, n) and sizes (groups, n) with felt^T felt + diag(G) = root root^T, root
+        = diag(G)^(1/2) (I + V diag(sizes - 1) V^T)."""
+        assert self.felt is not None
+        assert self.G is not None
+        scaled = self.felt * self.G.rsqrt()[:, None, :]
+        values, U = torch.linalg.eigh(scaled @ scaled.mT)
+        values = values.clamp_min(0)
+        kept = values > torch.finfo(values.dtype).eps * len(U[0]) * values[:, -1:]
+        V = scaled.mT @ (U * torch.where(kept, values, 1.0).rsqrt()[:, None, :])
+        return V * kept[:, None, :], torch.where(kept, (1 + values).sqrt(), 1.0)
 
     def energy(self, W: Tensor) -> float:
         """Squared error of losing W (groups, o, d), remembered for the last one asked about."""
@@ -141,8 +206,7 @@ class Metric:
     def _energy(self, W: Tensor) -> float:
         if self.rows is None or W.shape[1] > W.shape[2]:
             return self.error(W)
-        S = self.gram(W)
-        return float(S.diagonal(dim1=1, dim2=2).sum() if self.G is None else (self.G * S).sum())
+        return float(self.weighs(self.gram(W)).diagonal(dim1=1, dim2=2).sum())
 
     def gram(self, W: Tensor) -> Tensor:
         """W C W^T (groups, o, o), remembered for the last W asked about."""
@@ -171,6 +235,10 @@ class Metric:
 
     def unweighted(self, X: Tensor) -> Tensor:
         """G^(-1/2) X for X (groups, o, q), which `left` turns back into X where G is not zero."""
+        if self.felt is not None:
+            assert self.G is not None
+            inside = X + self._along_felt(X, 1 / self._felt_spectrum[1] - 1)
+            return self.G.rsqrt()[:, :, None] * inside
         if (L := self._factor_of_G) is not None:
             return torch.linalg.solve_triangular(L.mT, X, upper=True)
         vectors, sizes = self._spectrum_of_G
@@ -286,7 +354,7 @@ def _around(E: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
     """G^-1/2 E and E^T G^1/2."""
     if metric.G is None:
         return E, E.mT
-    return metric.unweighted(E), E.mT @ metric.root_of_G.mT
+    return metric.unweighted(E), metric.right(E.mT)
 
 
 def input_directions(W: Tensor, metric: Metric, rank: int) -> Tensor:
@@ -505,7 +573,7 @@ def variable_projection(
         with torch.no_grad():
             MC, right = metric.times(M), M @ P.mT
             A = _solved(MC @ M.mT, right)
-            GA = A if metric.G is None else metric.G @ A
+            GA = metric.weighs(A)
             error = energy - float((GA.mT * right).sum())  # A is optimal: W' is orthogonal
             if not best or error < best[0].error:
                 best[:] = [Projected(tuple(f.detach().clone() for f in free), A, error)]
@@ -535,8 +603,7 @@ def _projected(
     with torch.no_grad():
         S, P = metric.products(features(free), W) if products is None else products(free)
         A = _solved(S, P.mT)
-        GA = A if metric.G is None else metric.G @ A
-        error = energy - float((GA * P).sum())
+        error = energy - float((metric.weighs(A) * P).sum())
     return Projected(tuple(f.detach() for f in free), A, max(error, 0.0))
 
 

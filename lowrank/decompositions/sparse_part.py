@@ -7,7 +7,7 @@ rank: in closed form for given columns or rows, by projections in turn for singl
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -111,7 +111,7 @@ def split_columns(W: Tensor, metric: Metric, kept: Tensor, places: int) -> Colum
     k, r = _columns(kept, places), _columns(rest, places)
     W_k, W_r = (W.gather(2, c[:, None].expand(-1, W.shape[1], -1)) for c in (k, r))
     if metric.C.ndim == 2:
-        left = Metric(metric.C.gather(1, r), metric.G)
+        left = replace(metric, C=metric.C.gather(1, r))
         return ColumnSplit(kept, rest, W_k, W_r, left, None)
     C_kk, C_rk, C_rr = (_sub(metric.C, a, b) for a, b in ((k, k), (r, k), (r, r)))
     ridge = max(1e-12, torch.finfo(W.dtype).eps) * C_kk.diagonal(dim1=1, dim2=2).mean(-1)
@@ -119,7 +119,7 @@ def split_columns(W: Tensor, metric: Metric, kept: Tensor, places: int) -> Colum
     eye = torch.eye(C_kk.shape[-1], dtype=W.dtype, device=W.device)
     carry = torch.linalg.solve(C_kk + ridge * eye, C_rk.mT).mT
     schur = C_rr - carry @ C_rk.mT
-    left = Metric((schur + schur.mT) / 2, metric.G)
+    left = replace(metric, C=(schur + schur.mT) / 2)
     return ColumnSplit(kept, rest, W_k, W_r, left, carry)
 
 
@@ -302,8 +302,7 @@ class _Gap:
         return _Gap(torch.lerp(self.D, other.D, weight), torch.lerp(self.DC, other.DC, weight))
 
     def error(self, metric: Metric) -> float:
-        left = self.D if metric.G is None else metric.G @ self.D
-        return float((self.DC * left).sum())
+        return float((self.DC * metric.weighs(self.D)).sum())
 
 
 class _Best:
@@ -358,7 +357,7 @@ def _fitted(gap: _Gap, metric: Metric, mask: Tensor) -> tuple[Tensor, Tensor]:
         return S, SC
 
     def slope(XC: Tensor) -> Tensor:
-        return (XC if metric.G is None else metric.G @ XC) * mask
+        return metric.weighs(XC) * mask
 
     scale = _diagonal(metric)[:, None]
     if metric.G is not None:

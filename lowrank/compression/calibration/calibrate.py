@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowrank.compression.calibration.effort import EFFORTS
+from lowrank.compression.calibration.gradients import Gradients
 from lowrank.compression.calibration.moments import (
-    DOUBLE,
     Moments,
     Sums,
     faint,
@@ -134,7 +134,7 @@ def calibrate(
     sums = {v.name: Sums(v.spec, work=work) for v in views}
     positions = torch.Generator().manual_seed(seed)
     labels = torch.Generator().manual_seed(seed)
-    gram: dict[str, Tensor] = {}
+    felt = {v.name: Gradients(v.spec, len(batches), work) for v in views}
     n = sum(batch_size(b) for b in batches)
     _check_not_faint(batches)
 
@@ -143,7 +143,7 @@ def calibrate(
 
     for batch in batches:
         if gradients:
-            _backward(model, views, batch, see, gram, loss, labels, work)
+            _backward(model, views, batch, see, felt, loss, labels)
         else:
             with evaluating(model), watching(views, see):
                 call(model, batch)
@@ -152,10 +152,9 @@ def calibrate(
         if not bool(m.C.isfinite().all()):
             problem = f"squares of what {name or 'the model'} is given overflow"
             raise InputError("data", problem, "scale the inputs down, or mend the layers before")
-    gram = {k: G / n for k, G in gram.items() if bool(G.isfinite().all())}
-    if gradients and layers and not any(bool(G.any()) for G in gram.values()):
+    layers = {name: felt[name].beside(m, n) for name, m in layers.items()}
+    if gradients and layers and not any(m.felt_at_all for m in layers.values()):
         raise _no_gradients("none of use arrives at any layer")
-    layers = {k: replace(m, G=gram[k]) if k in gram else m for k, m in layers.items()}
     return Calibrated(
         layers,
         tuple(v.name for v in views if v.name not in layers),
@@ -163,7 +162,7 @@ def calibrate(
         time.perf_counter() - started,
         sum(m.bytes for m in layers.values()),
         tuple(name for name, m in layers.items() if m.rows is not None),
-        tuple(name for name in layers if name not in gram) if gradients else (),
+        tuple(k for k, m in layers.items() if not m.differentiated) if gradients else (),
     )
 
 
@@ -218,10 +217,9 @@ def _backward(
     views: Sequence[LayerView],
     batch: Example,
     see: Seen,
-    gram: dict[str, Tensor],
+    felt: dict[str, Gradients],
     loss: Loss | None,
     generator: torch.Generator,
-    work: float,
 ) -> None:
     """One batch forward and back: `see` what comes in, and sum the gradients' products."""
 
@@ -232,7 +230,7 @@ def _backward(
         leaf = y if y.requires_grad else y.requires_grad_()
 
         def add(g: Tensor) -> None:
-            gram[view.name] = gram.get(view.name, 0.0) + _felt(view, g, work)
+            felt[view.name].add(outputs(view.spec, g))
 
         leaf.register_hook(add)
         return leaf.clone()  # what follows may work in place
@@ -252,30 +250,6 @@ def _backward(
             total.backward()
         except Exception as error:  # of torch, and of functions with a backward of their own
             raise _no_gradients(first_line(error)) from error
-
-
-def _felt(view: LayerView, gradient: Tensor, work: float) -> Tensor:
-    """Products of the gradients at a layer's outputs (groups, o, o), summed over positions.
-
-    Of many positions a part is drawn and stands for all; products are in float32 at least, of
-    gradients brought to unit size, as squares of small ones underflow.
-    """
-    rows = wide(outputs(view.spec, gradient)).movedim(0, 1)  # (g, p, o)
-    g, n, o = rows.shape
-    most = max(o, int(work / (g * o * o)))
-    if n > most:
-        drawn = torch.randint(n, (most,), generator=torch.Generator().manual_seed(n))
-        rows = rows[:, drawn.sort().values.to(rows.device)]
-    size = rows.abs().amax()
-    if bool(size == 0):
-        return rows.new_zeros(g, o, o, dtype=_felt_in(o))
-    rows = rows / size
-    return (rows.mT @ rows).to(_felt_in(o)) * (max(1.0, n / most) * size.double() ** 2)
-
-
-def _felt_in(outputs: int) -> torch.dtype:
-    """What the products of so many outputs' gradients are summed in."""
-    return torch.float64 if outputs <= DOUBLE else torch.float32
 
 
 def _no_gradients(why: str) -> NoGradients:

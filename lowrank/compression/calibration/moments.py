@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.decompositions.metric import Metric, scaled_cholesky
+from lowrank.decompositions.metric import Metric, Weight, scaled_cholesky
 from lowrank.linalg import wide
 
 Form = Literal["full", "diagonal", "rows"]
@@ -35,6 +35,10 @@ DOUBLE = 2048
 
 DAMPING = 1e-3
 """Least share of a second moment that is replaced by its mean on the diagonal."""
+
+
+_DAMPED = 1e-2
+"""Share of the gradients' moment that is replaced by its mean on the diagonal."""
 
 
 _PIECES = 8
@@ -111,7 +115,9 @@ class Moments:
         share: how much of C is left to chance, (groups,), in [DAMPING, 1]: see `Sums.share`.
         rows: (groups, n, d) with rows^T rows the centred second moment, where it is held so.
         G: second moment of the output gradients, summed over the positions of an example
-            and averaged over examples (groups, o, o); None where no loss was asked for.
+            and averaged over examples (groups, o, o); None where no loss was asked for, or
+            where the gradients are held.
+        felt: (groups, n, o) with felt^T felt that moment, where the gradients are held.
     """
 
     n: int
@@ -121,6 +127,17 @@ class Moments:
     share: Tensor
     rows: Tensor | None = None
     G: Tensor | None = None
+    felt: Tensor | None = None
+
+    @property
+    def differentiated(self) -> bool:
+        """Whether gradients at the output are known."""
+        return self.G is not None or self.felt is not None
+
+    @property
+    def felt_at_all(self) -> bool:
+        """Whether one of them is not zero."""
+        return any(X is not None and bool(X.any()) for X in (self.G, self.felt))
 
     @property
     def bytes(self) -> int:
@@ -158,15 +175,38 @@ class Moments:
         rest = floor[:, None].expand(-1, R.shape[-1]).contiguous()
         return Metric(rest, rows=(1 - rho).sqrt()[:, None, None] * R)
 
-    def weight(self) -> Tensor | None:
-        """G scaled to a mean eigenvalue of one, and damped; None where no gradient is known."""
-        if self.G is None or not self.G.any():  # or no gradient reaches the output
+    def raw_weight(self) -> Weight | None:
+        """The moment of the gradients as it is, to measure errors with."""
+        if self.felt is None:
+            return None if self.G is None else Weight(self.G)
+        return Weight(torch.zeros_like(self.felt[:, 0]), self.felt)
+
+    def weight(self) -> Weight | None:
+        """The gradients' moment scaled to a mean eigenvalue of one, and damped; None where no
+        gradient is known, or none reaches the output."""
+        if not self.felt_at_all:
             return None
+        if self.felt is not None:
+            return _by_gradients(self.felt)
+        assert self.G is not None
         size = self.G.diagonal(dim1=-2, dim2=-1).mean(-1)  # (g,)
-        scaled = damped(self.G / size.mean(), 1e-2)
+        scaled = damped(self.G / size.mean(), _DAMPED)
         eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
-        felt = (size > 1e-9 * size.max())[:, None, None]  # a group that is not stays as it is
-        return torch.where(felt, scaled, eye)
+        return Weight(torch.where(_felt(size)[:, None, None], scaled, eye))
+
+
+def _felt(size: Tensor) -> Tensor:
+    """Which groups are: the others stay as they are."""
+    return size > 1e-9 * size.max()
+
+
+def _by_gradients(rows: Tensor) -> Weight:
+    """`Moments.weight` where the gradients (groups, n, o) are held."""
+    size = rows.square().sum((1, 2)) / rows.shape[-1]  # (g,)
+    felt = _felt(size)
+    scaled = ((1 - _DAMPED) / size.mean()) ** 0.5 * felt[:, None, None] * rows
+    floor = torch.where(felt, _DAMPED * size / size.mean(), 1.0)
+    return Weight(floor[:, None].expand(-1, rows.shape[-1]).contiguous(), scaled)
 
 
 def damped(C: Tensor, share: float | Tensor = DAMPING) -> Tensor:

@@ -23,7 +23,7 @@ from lowrank.compression.calibration.moments import Sums, damped
 from lowrank.compression.network.example import Example
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.prefix_cache import MEMORY, PrefixCache, Reached
-from lowrank.decompositions.metric import Metric
+from lowrank.decompositions.metric import Metric, Weight
 
 _LEAST_SCALE = 0.05
 """Channels that a batch norm scales by less than this share of the largest are not corrected."""
@@ -57,7 +57,7 @@ class Prefix:
         self,
         view: LayerView,
         sink: Downstream,
-        G: Tensor | None,
+        weight: Weight | None,
         *,
         centred: bool,
         first: bool = True,
@@ -71,7 +71,7 @@ class Prefix:
         Args:
             view: the layer in the dense model.
             sink: where its output goes.
-            G: second moment of its output gradients, as `Metric` takes it, or None.
+            weight: of its outputs, or None.
             centred: its bias or batch norm takes the mean.
             first: no layer before it is yet to be replaced together with it.
         """
@@ -92,7 +92,7 @@ class Prefix:
             add_call(sums, view, given.input, target, len(self.batches), generator, target)
         if not sums.n:
             return None
-        found = _goal(view, sums, G, centred)
+        found = _goal(view, sums, weight, centred)
         return replace(found, metric=replace(found.metric, work=self._effort.fit))
 
     def _reach(
@@ -180,7 +180,7 @@ def _per_channel(values: Tensor, view: LayerView) -> Tensor:
     return values.reshape(-1, *(1,) * len(view.spec.kernel))
 
 
-def _goal(view: LayerView, sums: Sums, G: Tensor | None, centred: bool) -> Goal:
+def _goal(view: LayerView, sums: Sums, felt: Weight | None, centred: bool) -> Goal:
     """The regression of the targets on the inputs, drawn towards the weight as it is."""
     moments = sums.moments()
     weight = view.weight()
@@ -189,7 +189,7 @@ def _goal(view: LayerView, sums: Sums, G: Tensor | None, centred: bool) -> Goal:
         missed = sums.missed(W)
         missed = missed if centred else missed.uncentred(W, moments.mean)
         best = missed.solution(W, moments.share).reshape(weight.shape)
-        metric = replace(moments.metric(centred=centred), G=G)
+        metric = moments.metric(centred=centred).weighed(felt)
         return Goal(best, metric, moments.mean, missed.mean, centred)
     found = sums.regression()
     C = moments.C
@@ -197,4 +197,5 @@ def _goal(view: LayerView, sums: Sums, G: Tensor | None, centred: bool) -> Goal:
         C = C + moments.mean[:, :, None] * moments.mean[:, None, :]
         found = found.uncentred(moments.mean)
     best = found.solution(W, C, moments.share.to(C)).reshape(weight.shape)
-    return Goal(best, Metric(damped(C, moments.share), G), moments.mean, found.mean, centred)
+    metric = Metric(damped(C, moments.share)).weighed(felt)
+    return Goal(best, metric, moments.mean, found.mean, centred)

@@ -10,7 +10,7 @@ from math import prod
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank.compression.calibration.calibrate import (
     Calibrated,
@@ -25,7 +25,7 @@ from lowrank.compression.network.cutting import few_of, held_out
 from lowrank.compression.network.example import Example
 from lowrank.compression.network.layers import LayerView, spec_of
 from lowrank.compression.network.units import Unit
-from lowrank.decompositions.metric import Metric
+from lowrank.decompositions.metric import Metric, Weight
 from lowrank.errors import InputError
 
 Way = Literal["probe", "gradients", "outputs"]
@@ -159,7 +159,9 @@ class Statistics:
         found = calibrate(model, list(bound.views.values()), rest, work=self.effort.moment)
         known = self.calibrated.layers
         layers = {
-            name: replace(m, G=known[name].G) for name, m in found.layers.items() if name in known
+            name: replace(m, G=known[name].G, felt=known[name].felt)
+            for name, m in found.layers.items()
+            if name in known
         }
         found = replace(found, layers=layers)
         return replace(bound, calibrated=found, batches=rest), held
@@ -183,8 +185,8 @@ class Statistics:
         held = Counter(id(b) for b in biases.values() if b is not None)
         return {n for n, b in biases.items() if b is not None and held[id(b)] > 1}
 
-    def weight_of_outputs(self, model: nn.Module, name: str) -> Tensor | None:
-        """The G (groups, o, o) that a layer is fitted with, kept for the one asked about last."""
+    def weight_of_outputs(self, model: nn.Module, name: str) -> Weight | None:
+        """What weighs a layer's outputs in a fit, kept for the one asked about last."""
         key = (id(model), name)
         if key not in self._weights:
             self._weights.clear()
@@ -192,12 +194,12 @@ class Statistics:
         return self._weights[key]
 
     @cached_property
-    def _weights(self) -> dict[tuple[int, str], Tensor | None]:
+    def _weights(self) -> dict[tuple[int, str], Weight | None]:
         return {}
 
-    def _weight_of(self, model: nn.Module, name: str) -> Tensor | None:
+    def _weight_of(self, model: nn.Module, name: str) -> Weight | None:
         moments, view = self.calibrated.layers[name], self.views[name]
-        if self.weighting != "outputs" and moments.G is not None:
+        if self.weighting != "outputs" and moments.differentiated:
             return moments.weight()
         return _of_norm(model, self.sinks.get(name, Downstream()), view)
 
@@ -213,7 +215,8 @@ class Statistics:
         if key not in self._metrics:
             moments = self.calibrated.layers[name]
             metric = moments.metric(centred=self.centred(name), seen=seen)
-            metric = replace(metric, G=self.weight_of_outputs(model, name), work=self.effort.fit)
+            metric = metric.weighed(self.weight_of_outputs(model, name))
+            metric = replace(metric, work=self.effort.fit)
             kept = {k: m for k, m in self._metrics.items() if k[:2] == key[:2]}
             self._metrics.clear()
             self._metrics.update({**kept, key: metric})
@@ -229,11 +232,11 @@ class Statistics:
         view, moments = self.views[name], self.calibrated.layers[name]
         W = view.weight().flatten(2)
         plain = moments.metric(centred=self.centred(name))
-        normed = replace(plain, G=_of_norm(model, self.sinks.get(name, Downstream()), view))
+        normed = plain.weighed(_of_norm(model, self.sinks.get(name, Downstream()), view))
         outputs = max(normed.error(W), 0.0) * moments.seen / self.calibrated.n_examples
-        if moments.G is None:
+        if not moments.differentiated:
             return Importance(outputs)
-        whole = replace(plain, G=moments.G)
+        whole = plain.weighed(moments.raw_weight())
         return Importance(outputs, max(0.5 * whole.error(W), 0.0))
 
     def importance_of_unseen(self, name: str) -> Importance:
@@ -268,7 +271,7 @@ def _bound(view: LayerView, modules: Mapping[str, nn.Module]) -> LayerView:
     return found
 
 
-def _of_norm(model: nn.Module, sink: Downstream, view: LayerView) -> Tensor | None:
+def _of_norm(model: nn.Module, sink: Downstream, view: LayerView) -> Weight | None:
     """Outputs are compared behind the batch norm: its scales squared on a diagonal."""
     scale = norm_scale(model, sink)
     if scale is None:
@@ -278,4 +281,4 @@ def _of_norm(model: nn.Module, sink: Downstream, view: LayerView) -> Tensor | No
     if not squares.any():  # its outputs go nowhere: as they are, for want of better
         return None
     floor = 1e-2 * squares.mean()
-    return torch.diag_embed(squares + floor)
+    return Weight(torch.diag_embed(squares + floor))

@@ -118,8 +118,8 @@ class Monochromatic(Method):
         flat = W.reshape(o, i, K)
         C = metric.block(torch.arange(i * K, device=W.device))[0].reshape(i, K, i, K)
         weights = torch.ones(o, dtype=W.dtype, device=W.device)
-        if metric.G is not None:
-            weights = metric.G[0].diagonal()
+        if (felt := metric.of_each_output) is not None:
+            weights = felt[0]
         colours = _first_colours(flat, C, weights, self.colours)
         chosen, filters = _read(flat, C, colours, m)
         for _ in range(n_steps if m == 1 else 0):

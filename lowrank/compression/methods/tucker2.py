@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar
 
@@ -137,7 +137,7 @@ class Tucker2(Method):
         W = metric.cast(weight.flatten(2))
         S, P = spread_products(first, places(spec, ()), metric, W)
         reduced = best_last(S, P)  # (g, o, rank_in * K)
-        inner = Metric((S + S.mT) / 2, metric.G)
+        inner = replace(metric, C=(S + S.mT) / 2, rows=None)
         return best_map(reduced, inner, self.rank_out)[1].unflatten(-1, (self.rank_in, -1))
 
     def weights(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:

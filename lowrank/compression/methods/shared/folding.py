@@ -123,10 +123,8 @@ def first_stage(
     Returns:
         (groups, rank, in / groups * places along `axes`).
     """
-    folded = split_off(weight, axes)
-    if metric.G is not None:  # weigh the outputs, each place alike
-        weighted = metric.left(metric.cast(weight.flatten(2))).reshape(weight.shape)
-        folded = split_off(weighted, axes)
+    weighted = metric.left(metric.cast(weight.flatten(2))).reshape(weight.shape)
+    folded = split_off(weighted, axes)  # each place alike
     return input_directions(folded, marginal(metric, spec, axes), rank)
 
 

@@ -79,7 +79,7 @@ def refined(
     def evaluate() -> Tensor:
         search.zero_grad()
         D = W - compose(spec, stages, rebuilt(free)).flatten(2)
-        loss = (metric.times(D) * (D if metric.G is None else metric.G @ D)).sum() / energy
+        loss = (metric.times(D) * metric.weighs(D)).sum() / energy
         loss.backward()
         value = float(loss.detach())
         if not best or value < best[0][0]:
