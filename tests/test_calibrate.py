@@ -775,3 +775,49 @@ def test_hidden_states_are_no_class_scores() -> None:
     assert not is_scores(torch.zeros(2, 3, 8), vocabularies(Words()))
     assert not is_scores(torch.zeros(2, 1))
     assert is_scores(torch.zeros(2, 3, 40), vocabularies(Words()))
+
+
+# --- gradients that are held as they are ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outputs", "examples", "held"),
+    [
+        (1024, 8, False),
+        (1028, 8, True),
+        (1028, 600, False),
+        (2048, 1100, False),
+        (2052, 1100, True),
+    ],
+)
+def test_gradients_of_wide_layers_are_held(outputs: int, examples: int, held: bool) -> None:
+    """On both sides of the widths and the counts from which they are, with the same moment."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, outputs), nn.Tanh(), nn.Linear(outputs, 3))
+    x = torch.randn(examples, 6)
+    moments = _calibrated(net, [x], gradients=True).layers["0"]
+    assert (moments.felt is not None) == held
+    assert (moments.G is None) == held
+    assert moments.differentiated
+    if held and examples <= outputs // 2:  # all of them
+        first = _calibrated(net, [x], gradients=True).layers["0"].raw_weight()
+        D = torch.randn(1, outputs, 6)
+        metric = moments.metric().weighed(first)
+        assert metric.error(D) == pytest.approx(metric.formed.error(D), rel=1e-4)
+
+
+def test_many_positions_are_drawn_for_gradients() -> None:
+    """A convolution whose gradients come from 20,000 places: a part of them stands for all."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 300, 1), nn.Tanh(), nn.Conv2d(300, 2, 1))
+    x = torch.randn(2, 2, 100, 100)
+    views = scan(net, x).views
+    drawn, whole = (
+        calibrate(net, views, [x], gradients=True, loss=lambda y: y.square().sum(), work=w)
+        for w in (300 * 300 * 5000, 1e12)
+    )
+    a, b = drawn.layers["0"].G, whole.layers["0"].G
+    assert a is not None
+    assert b is not None
+    assert not torch.equal(a, b)
+    assert float(torch.linalg.matrix_norm(a - b)) < 0.1 * float(torch.linalg.matrix_norm(b))

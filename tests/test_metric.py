@@ -56,6 +56,22 @@ METRICS = {
     "rows alone": Metric(
         torch.zeros(GROUPS, FAN_IN, dtype=torch.float64), rows=_randn(GROUPS, 5, FAN_IN, seed=7)
     ),
+    "full and felt": Metric(
+        _moment(FAN_IN, 40, 2),
+        0.1 + _randn(GROUPS, OUT, seed=10).square(),
+        felt=_randn(GROUPS, 3, OUT, seed=11),
+    ),
+    "rows and felt, one of them zero": Metric(
+        _randn(GROUPS, FAN_IN, seed=6).square(),
+        torch.full((GROUPS, OUT), 0.01, dtype=torch.float64),
+        _randn(GROUPS, 5, FAN_IN, seed=7),
+        felt=_randn(GROUPS, 3, OUT, seed=11) * torch.tensor([1.0, 0.0, 2.0])[:, None],
+    ),
+    "diagonal and more felt than outputs": Metric(
+        _randn(GROUPS, FAN_IN, seed=5).square(),
+        0.1 + _randn(GROUPS, OUT, seed=10).square(),
+        felt=_randn(GROUPS, 2 * OUT, OUT, seed=12),
+    ),
 }
 
 
@@ -69,9 +85,16 @@ def _full_C(metric: Metric) -> Tensor:
     return full if metric.rows is None else full + metric.rows.mT @ metric.rows
 
 
+def _full_G(metric: Metric) -> Tensor:
+    if metric.G is None:
+        return torch.eye(OUT, dtype=W.dtype).expand(GROUPS, -1, -1)
+    if metric.felt is None:
+        return metric.G
+    return torch.diag_embed(metric.G) + metric.felt.mT @ metric.felt
+
+
 def _plain_error(D: Tensor, metric: Metric) -> float:
-    G = torch.eye(OUT, dtype=D.dtype).expand(GROUPS, -1, -1) if metric.G is None else metric.G
-    parts = zip(G, D, _full_C(metric), strict=True)
+    parts = zip(_full_G(metric), D, _full_C(metric), strict=True)
     return float(sum(torch.trace(g @ d @ c @ d.T) for g, d, c in parts))
 
 
@@ -82,12 +105,32 @@ def _root(S: Tensor) -> Tensor:
 
 def _singular_values(metric: Metric) -> Tensor:
     """Of G^1/2 W C^1/2, whose tails are the least errors (Eckart and Young)."""
-    left = W if metric.G is None else _root(metric.G) @ W
+    left = _root(_full_G(metric)) @ W
     return torch.linalg.svdvals(left @ _root(_full_C(metric)))
 
 
 def test_error_is_the_trace(metric: Metric) -> None:
     assert metric.error(W) == pytest.approx(_plain_error(W, metric), rel=ROUNDING)
+
+
+def test_left_and_right_are_of_one_root_of_G(metric: Metric) -> None:
+    eye = torch.eye(OUT, dtype=W.dtype).expand(GROUPS, -1, -1)
+    root = metric.left(eye)  # R^T
+    torch.testing.assert_close(root.mT @ root, _full_G(metric))
+    torch.testing.assert_close(metric.right(eye), root)
+    torch.testing.assert_close(metric.weighs(W), _full_G(metric) @ W)
+    if metric.G is not None:
+        inside = metric.left(W)  # where G is singular, what it leaves
+        torch.testing.assert_close(metric.left(metric.unweighted(inside)), inside)
+        diagonal = _full_G(metric).diagonal(dim1=1, dim2=2)
+        torch.testing.assert_close(metric.of_each_output, diagonal)
+
+
+def test_written_out_a_metric_is_the_same(metric: Metric) -> None:
+    formed = metric.formed
+    assert formed.rows is None
+    assert formed.felt is None
+    assert formed.error(W) == pytest.approx(metric.error(W), rel=ROUNDING)
 
 
 def test_times_and_block_are_those_of_the_full_moment(metric: Metric) -> None:
@@ -114,7 +157,7 @@ def test_spectrum_of_the_output_moment_gives_every_rank_at_once(metric: Metric) 
     assert torch.allclose(values, expected, atol=ROUNDING * float(expected.sum()))
 
 
-@pytest.mark.parametrize("name", [n for n in METRICS if " G" not in n])
+@pytest.mark.parametrize("name", [n for n, m in METRICS.items() if m.G is None])
 def test_both_sides_give_the_same_input_directions(name: str) -> None:
     """Tall weights take the eigenvectors of the other side; the row space is the same."""
     metric = METRICS[name]
@@ -142,7 +185,7 @@ def test_best_last_solves_the_least_squares_problem(metric: Metric) -> None:
     M = _randn(GROUPS, 4, FAN_IN, seed=9)
     A = best_last(*metric.products(M, W)).requires_grad_()
     D = W - A @ M
-    left = D if metric.G is None else metric.G @ D
+    left = _full_G(metric) @ D
     (metric.times(D) * left).sum().backward()
     assert A.grad is not None
     assert float(A.grad.norm()) < 1e-7 * metric.error(W)

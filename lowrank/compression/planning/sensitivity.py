@@ -20,6 +20,7 @@ from lowrank.compression.gauges.quality import (
     score,
     vocabularies,
 )
+from lowrank.compression.methods import Method
 from lowrank.compression.methods.channel_svd import ChannelSVD, lost_by_rank
 from lowrank.compression.network.cutting import can_be_cut, cut, few_of
 from lowrank.compression.network.example import Example, batch_size, run
@@ -210,6 +211,9 @@ def _stand_in(model: nn.Module, data: Statistics, curve: Curve, wanted: float) -
     """What a layer is replaced by in a probe: by a matrix of lower rank, which is found at once,
     or else by the candidate whose error is nearest."""
     nearest = min(curve.candidates, key=lambda c: abs(c.error - wanted))
+    at_once = [c for c in curve.candidates if _is_found_at_once(c.method)]
+    if at_once:  # their ranks lie close enough for a probe
+        return min(at_once, key=lambda c: abs(c.error - wanted))
     known = data.reason(curve.layer) is None and not curve.members
     view = data.views.get(curve.layer)
     if not known or view is None or ChannelSVD.supports(view.spec) is not None:
@@ -218,6 +222,10 @@ def _stand_in(model: nn.Module, data: Statistics, curve: Curve, wanted: float) -
     rank = 1 + min(range(len(lost)), key=lambda k: abs(lost[k] - wanted))
     method = ChannelSVD(rank)
     return Candidate(view.name, method, view.cost(method.stages(view.spec)), lost[rank - 1])
+
+
+def _is_found_at_once(method: Method) -> bool:
+    return isinstance(method, ChannelSVD) and method.fold == "kernel_first"
 
 
 def _error_seen(

@@ -1,0 +1,78 @@
+"""Second moments of the gradients at a layer's outputs, summed over batches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lowrank.compression.calibration.moments import DOUBLE, Moments
+from lowrank.compression.network.stages import LayerSpec
+from lowrank.linalg import wide
+
+_ROWS_FROM, _ROWS = 1024, 1152
+"""Outputs beyond which gradients are held where they are no more than half of them; most
+gradients that are held."""
+
+
+class Gradients:
+    """Gradients at a layer's outputs: their products, or they themselves where they are few.
+
+    Of many positions a part is drawn and stands for all. Products are in float32 at least, of
+    gradients brought to unit size, as squares of small ones underflow.
+
+    Args:
+        spec: the layer.
+        n_batches: how often `add` is called.
+        work: multiplications that the moment may take.
+    """
+
+    def __init__(self, spec: LayerSpec, n_batches: int, work: float) -> None:
+        self._groups, self._outputs = spec.groups, spec.out_channels // spec.groups
+        self._n_batches, self._work = n_batches, work
+        self._most = 0
+        self._rows: list[Tensor] = []
+        self._sum: Tensor | None = None
+
+    def add(self, gradient: Tensor) -> None:
+        """Add gradients (positions, groups, o)."""
+        rows = wide(gradient).movedim(0, 1)  # (g, p, o)
+        n = rows.shape[1]
+        if not self._most:
+            self._most = self._looked_at(n)
+        if n > self._most:
+            drawn = torch.randint(n, (self._most,), generator=torch.Generator().manual_seed(n))
+            rows = rows[:, drawn.sort().values.to(rows.device)] * (n / self._most) ** 0.5
+        if self._held:
+            self._rows.append(rows.clone())
+            return
+        size = rows.abs().amax()
+        if bool(size == 0):
+            size = torch.ones_like(size)
+        unit = rows / size
+        products = (unit.mT @ unit).to(self._dtype) * size.double() ** 2
+        self._sum = products if self._sum is None else self._sum + products
+
+    def _looked_at(self, n: int) -> int:
+        """At how many positions of a batch of n, which also settles how they are held."""
+        g, o = self._groups, self._outputs
+        affordable = max(o, int(self._work / (g * o * o))) // self._n_batches
+        every = n * self._n_batches
+        self._held = o > DOUBLE or (o > _ROWS_FROM and every <= min(_ROWS, o // 2))
+        if self._held:
+            affordable = min(_ROWS, o // 2) // self._n_batches
+        return max(1, affordable)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float64 if self._outputs <= DOUBLE else torch.float32
+
+    def beside(self, moments: Moments, n: int) -> Moments:
+        """The moments of the layer with this one, averaged over n examples, if it is finite."""
+        if self._rows:
+            felt = torch.cat(self._rows, dim=1) / n**0.5
+            return replace(moments, felt=felt) if bool(felt.isfinite().all()) else moments
+        if self._sum is None or not bool(self._sum.isfinite().all()):
+            return moments
+        return replace(moments, G=self._sum / n)
