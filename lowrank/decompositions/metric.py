@@ -17,6 +17,10 @@ WORK = 2e11
 """Multiplications that one fit may take where nothing else is said."""
 
 
+_BAND = 512
+"""Rows of W C W^T that are computed at a time: what lies above their diagonal is left out."""
+
+
 _FORMED = 6144
 """Most inputs whose second moment is written out."""
 
@@ -212,9 +216,25 @@ class Metric:
         """W C W^T (groups, o, o), remembered for the last W asked about."""
         last = self._last_of(W)
         if last.gram is None:
-            X = self.cast(W)
-            last.gram = self.products(X, X)[0]
+            last.gram = self._gram(self.cast(W))
         return last.gram
+
+    def _gram(self, X: Tensor) -> Tensor:
+        """X C X^T, of whose lower half in bands the upper one follows."""
+        right, whole = X, X.new_zeros(*X.shape[:2], X.shape[1])
+        if self.rows is not None:
+            A = X @ self.rows.mT  # (g, o, n)
+            whole, right = A @ A.mT, X * self.C[:, None, :]
+        elif X.shape[1] > _BAND or self.C.ndim == 2:
+            right = self.times(X)
+        else:
+            return self.times(X) @ X.mT
+        for top in range(0, X.shape[1], _BAND):
+            end = min(top + _BAND, X.shape[1])
+            band = right[:, top:end] @ X[:, :end].mT
+            whole[:, top:end, :end] += band
+            whole[:, :top, top:end] += band[:, :, :top].mT
+        return whole
 
     def _last_of(self, W: Tensor) -> _Last:
         if not self._asked or not self._asked[-1].is_of(W):

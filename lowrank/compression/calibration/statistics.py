@@ -42,6 +42,10 @@ _BEHIND = "to the inputs behind the compressed layers"
 """How a layer was fitted that was not fitted apart."""
 
 
+_COSTLY = 1 << 34
+"""Multiplications of W C W^T from which it is not computed twice."""
+
+
 _SAME = 1e-2
 """Relative difference of weights up to which a layer is the same: half precision rounds."""
 
@@ -217,15 +221,20 @@ class Statistics:
             metric = moments.metric(centred=self.centred(name), seen=seen)
             metric = metric.weighed(self.weight_of_outputs(model, name))
             metric = replace(metric, work=self.effort.fit)
-            kept = {k: m for k, m in self._metrics.items() if k[:2] == key[:2]}
+            kept = {k: m for k, m in self._metrics.items() if k[:2] == key[:2] or self._costly(k)}
             self._metrics.clear()
             self._metrics.update({**kept, key: metric})
         return self._metrics[key]
 
     @cached_property
     def _metrics(self) -> dict[tuple[int, str, bool], Metric]:
-        """Those of the layer that was asked about last: a metric knows what it was asked."""
+        """Those of the layer that was asked about last, as a metric knows what it was asked, and
+        of layers whose products take long and whose moments take little."""
         return {}
+
+    def _costly(self, key: tuple[int, str, bool]) -> bool:
+        spec = self.views[key[1]].spec
+        return self._metrics[key].rows is not None and spec.n_weights * spec.out_channels > _COSTLY
 
     def importance(self, model: nn.Module, name: str) -> Importance:
         """How much an error as large as the whole output of a layer counts."""
