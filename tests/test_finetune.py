@@ -648,3 +648,26 @@ def test_outputs_without_classes_are_learnt(whole):
     seen = []
     finetune(small, teacher=teacher, data=x, epochs=20, lr=1e-2, callback=seen.append)
     assert seen[-1].loss < 0.8 * seen[0].loss
+
+
+def test_gradients_that_end_after_the_first_step_are_refused_in_words() -> None:
+    class Stale(nn.Module):
+        """Works in place on what the backward pass needs, from its third training pass on."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.n = nn.Linear(6, 6), nn.Linear(6, 2), 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x)
+            out = self.last(y)
+            self.n += self.training
+            if self.n > 2:
+                y.mul_(2)
+            return out
+
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(6, 2))
+    data = [torch.randn(4, 6) for _ in range(6)]
+    with pytest.raises(InputError, match=r"step \d: no gradients can be had: one of the variables"):
+        lowrank.finetune(Stale(), teacher=teacher, data=data, epochs=1, loss="mse", val=None)

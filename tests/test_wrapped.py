@@ -235,3 +235,22 @@ def test_layers_over_one_memory_stay_so_in_a_copy() -> None:
     small, report = lowrank.compress(net.eval(), X[:1], params=0.9, methods="channel_svd")
     assert "shares its weight with again.1" in report.left_alone["2"]
     assert small[2].weight.data_ptr() == small.again[1].weight.data_ptr()  # type: ignore[union-attr,index,operator]
+
+
+@pytest.mark.parametrize(
+    "dressed", [parametrizations.spectral_norm, parametrizations.weight_norm, lambda m: m]
+)
+def test_a_compiled_part_with_a_parametrized_weight_comes_back(
+    dressed: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        part = torch.compile(dressed(nn.Linear(16, 16)), backend="eager")
+        return nn.Sequential(part, nn.Tanh(), nn.Linear(16, 24)).eval()
+
+    x = torch.randn(4, 16)
+    small, report = lowrank.compress(build(), x, params=0.8)
+    assert len(report.layers) == 2  # the wrapper is no layer beside the one inside
+    lowrank.save(small, tmp_path / "small.safetensors")
+    loaded = lowrank.load(tmp_path / "small.safetensors", into=build())
+    assert torch.equal(loaded(x), small(x))

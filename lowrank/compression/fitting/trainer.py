@@ -19,6 +19,8 @@ from lowrank.compression.network.tensors import describe
 from lowrank.errors import InputError, LowRankError
 from lowrank.progress import Progress
 
+_FIRST = "epoch 1, step 1"
+
 
 @dataclass
 class _Trainer:
@@ -111,6 +113,16 @@ class _Trainer:
         with torch.autocast(self.device, dtype=self.amp, enabled=self.amp is not None):
             return self.objective.terms(self.model, self.teacher, batch)
 
+    def _back(self, loss: Tensor, when: str) -> None:
+        """Gradients of the loss. The first step has a longer explanation, see `_as_tried_out`."""
+        try:
+            self.scaler.scale(loss).backward()
+        except RuntimeError as error:
+            if when == _FIRST or isinstance(error, torch.OutOfMemoryError):
+                raise
+            problem = f"no gradients can be had: {first_line(error)}"
+            raise InputError(when, problem, "train a model that can be differentiated") from error
+
     def _step(self, batch: Batch, when: str) -> dict[str, float]:
         seen: dict[str, float] = {}
 
@@ -119,7 +131,7 @@ class _Trainer:
             terms = self._terms(batch)
             loss = torch.stack(list(terms.values())).sum()
             _check_finite(loss, "loss", when)
-            self.scaler.scale(loss).backward()
+            self._back(loss, when)
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.trained, self.max_norm or math.inf)
             if not self.scaler.is_enabled():  # a scaler skips such steps by itself

@@ -170,8 +170,8 @@ def _paths(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
 
 def holds_parameters(module: nn.Module) -> bool:
     """Own parameters, or the packed ones of PyTorch's quantized layers."""
-    if isinstance(module, parametrize.ParametrizationList):
-        return False
+    if isinstance(module, parametrize.ParametrizationList) or is_wrapper(module):
+        return False  # what a wrapper is asked, the module inside answers
     own = next(module.parameters(recurse=False), None) is not None
     return own or _is_quantized(module) or parametrize.is_parametrized(module)
 

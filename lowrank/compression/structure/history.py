@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
 from lowrank.compression.methods.shared.base import require
 from lowrank.compression.network.batches import Form
-from lowrank.compression.network.example import Example, first_line, unwrapped
+from lowrank.compression.network.example import Example, first_line, is_wrapper, unwrapped
 from lowrank.compression.network.layer_names import suggestion
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import TORCH_FIELDS, held_elsewhere, is_plain, static_reason
@@ -168,7 +168,9 @@ def copy_model(model: ModelT, known: dict[int, Any] | None = None) -> ModelT:
             file or the graph of a pass with gradients; names it.
     """
     try:
-        made = copy.deepcopy(model, {**remade(model), **(known or {})})
+        memo = {**remade(model), **(known or {})}
+        _wrap_anew(model, memo)
+        made = copy.deepcopy(model, memo)
     except Exception as error:  # a class may copy itself in its own way, and fail in its own
         problem = f"it cannot be copied ({type(error).__name__}: {first_line(error)})"
         advice = "take it off the model, or detach it where it is a tensor with a graph"
@@ -177,6 +179,15 @@ def copy_model(model: ModelT, known: dict[int, Any] | None = None) -> ModelT:
         if not parameter.is_leaf:  # of a scripted part, which copies as if it computed
             parameter.detach_().requires_grad_(True)
     return made
+
+
+def _wrap_anew(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Copy what `torch.compile` puts around modules that know how to copy themselves, as those
+    with parametrizations do: their wrapper would be asked, and give its inside alone."""
+    for module in reversed(list(model.modules())):
+        if is_wrapper(module) and hasattr(module, "__deepcopy__") and id(module) not in memo:
+            build, arguments = cast("tuple[Any, Any]", module.__reduce__())
+            memo[id(module)] = build(*copy.deepcopy(arguments, memo))
 
 
 def _uncopyable(model: nn.Module) -> str | None:
