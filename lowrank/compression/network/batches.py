@@ -23,12 +23,13 @@ compressed with, else by its forward's required arguments.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from lowrank.compression.network.cutting import _is_one
 from lowrank.compression.network.example import Example, batch_size, check
@@ -46,6 +47,8 @@ class Form:
         record: class of the namedtuple or dataclass that it takes whole; None otherwise.
         nested: the first of several inputs is itself a tuple, list or dict.
         known: an example showed it.
+        single: the look of one example of a batch, as `_looks` tells it; None without one.
+        device: that batches are moved to, the example's; None leaves them where they are.
     """
 
     several: int | None = None
@@ -53,6 +56,8 @@ class Form:
     record: type | None = None
     nested: bool = False
     known: bool = False
+    single: tuple[tuple[int, int], ...] | None = None
+    device: torch.device | None = None
 
     @classmethod
     def of(cls, example: Example | None) -> Form:
@@ -64,6 +69,16 @@ class Form:
         """
         if example is None:
             return cls()
+        found = tensors(example)
+        devices = {t.device for t in found}
+        return replace(
+            cls._shown_by(example),
+            single=_looks([t[0] for t in found]) if all(t.ndim and len(t) for t in found) else None,
+            device=devices.pop() if len(devices) == 1 else None,
+        )
+
+    @classmethod
+    def _shown_by(cls, example: Example) -> Form:
         if isinstance(example, Tensor):
             return cls(known=True)
         if is_whole(example):
@@ -86,12 +101,33 @@ class Form:
 
     def to_train(self, model: nn.Module) -> Form:
         """The same for training: labels are apart, other names that forward knows are taken."""
+        form = replace(self, device=None)  # that of the model, by then
         if self.names is None:
-            return self
+            return form
         found = _parameters(model)
         if any(p.kind is p.VAR_KEYWORD for p in found):
-            return replace(self, names=None)
-        return replace(self, names=(self.names | {p.name for p in found}) - {"labels"})
+            return replace(form, names=None)
+        return replace(form, names=(self.names | {p.name for p in found}) - {"labels"})
+
+    def checked(self, inputs: Any, name: str) -> Any:
+        """The inputs of a batch, on the example's device.
+
+        Raises:
+            InputError: there is no tensor, one holds NaN or Inf, or it is a single example of
+                what the model takes in batches.
+        """
+        found = tensors(inputs)
+        if not found:
+            problem = f"a batch holds no tensor, given {describe(inputs)}"
+            advice = "give tensors; of a datasets.Dataset, take data.with_format('torch')"
+            raise InputError(name, problem, advice)
+        check(inputs, name)
+        if self.single == _looks(found):
+            problem = f"it gives single examples, {describe(inputs)}, without the axis of a batch"
+            raise InputError(name, problem, _LOADER)
+        if self.device is None or all(t.device == self.device for t in found):
+            return inputs
+        return mapped(inputs, lambda t: t.to(self.device, non_blocking=t.is_pinned()))
 
     def parts(self, item: Any, name: str = "data") -> tuple[Any, Any]:
         """Inputs and labels of a loader's item.
@@ -154,9 +190,9 @@ class Batch:
         """
         if isinstance(item, Batch):
             return item
-        inputs, labels = (form or Form()).parts(item, name)
-        check(inputs, name)
-        return cls(inputs, labels)
+        form = form or Form()
+        inputs, labels = form.parts(item, name)
+        return cls(form.checked(inputs, name), labels)
 
     def to_train(self) -> Batch:
         """The same, of which labels are known to be a tensor.
@@ -245,6 +281,8 @@ class Batches:
             batches = cls(source, steps, form, name)
         elif isinstance(data, Mapping) or is_whole(data):
             batches = cls(lambda: [data], 1, form, name)
+        elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+            raise InputError(name, f"a {type(data).__name__} gives no batches", _LOADER)
         elif isinstance(data, str | bytes) or not isinstance(data, Iterable):
             raise InputError(name, f"a {type(data).__name__} gives no batches", _FORMS)
         elif not once and iter(data) is data:
@@ -342,6 +380,9 @@ def placed(inputs: Any, module: nn.Module) -> Any:
     return mapped(inputs, lambda t: t.to(device, dtype if t.is_floating_point() else None))
 
 
+_LOADER = "pass torch.utils.data.DataLoader(data, batch_size=64)"
+
+
 _FORMS = "pass a loader, a list of batches, a tensor of inputs, or a tuple (inputs, labels)"
 
 
@@ -354,6 +395,16 @@ def _parameters(model: nn.Module) -> list[inspect.Parameter]:
         return list(inspect.signature(model.forward).parameters.values())
     except (TypeError, ValueError):
         return []
+
+
+def _looks(inputs: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Each tensor's number of axes, and the length of its first where further ones follow.
+
+    Example:
+        >>> _looks([torch.zeros(3, 32, 32)]), _looks([torch.zeros(17)])
+        (((3, 3),), ((1, 0),))
+    """
+    return tuple(sorted((t.ndim, t.shape[0] if t.ndim > 1 else 0) for t in inputs))
 
 
 def _second(item: Any) -> Any:

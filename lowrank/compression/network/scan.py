@@ -214,8 +214,11 @@ def _weight_reason(
 ) -> str | None:
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}, not a real floating type"
-    if type(weight.data) is not Tensor:
-        return f"its weight is a {type(weight.data).__name__}, already quantized or distributed"
+    kind = type(weight.data)
+    if kind.__name__ == "DTensor":
+        return "its weight is sharded (a DTensor); compress a whole copy, and shard what comes back"
+    if kind is not Tensor:
+        return f"its weight is a {kind.__name__}, already quantized"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return "max_norm rescales the rows of its table in place"
     if others := set(own) - {"weight", "bias"}:
