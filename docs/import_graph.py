@@ -49,6 +49,7 @@ GROUND = (
     "linalg",
     "progress",
     "status",
+    "store",
     "tables",
     "version",
 )

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from lowrank.compression.structure.pretrained.adapters import lora_targets
     from lowrank.compression.structure.pretrained.reading import load_pretrained
     from lowrank.compression.structure.pretrained.writing import save_pretrained
-    from lowrank.errors import LowRankError
+    from lowrank.errors import Interrupted, LowRankError
     from lowrank.sensing.recover import recover
 
 
@@ -59,6 +59,7 @@ _HOME = {
     "Dense": "lowrank.compression.structure.choices",
     "DepthwiseSeparable": "lowrank.compression.methods",
     "GroupSVD": "lowrank.compression.methods",
+    "Interrupted": "lowrank.errors",
     "LegoNet": "lowrank.compression.methods",
     "LowRankError": "lowrank.errors",
     "LowRankSparse": "lowrank.compression.methods",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LowRankError(ValueError):
     """Base of every error that a user's input can cause.
@@ -49,3 +51,31 @@ class CheckpointError(LowRankError):
 
 class ExportError(LowRankError):
     """A model that cannot be exported."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A long call that was stopped by Ctrl-C, with what of it can be used.
+
+    It stops programs as any `KeyboardInterrupt` does.
+
+    Args:
+        done: what had been done.
+        curves: `lowrank.Curves` of the layers that had been measured, from which plans are made
+            as ever, with the other layers dense; None where there was none.
+        cache: the folder from which the same call goes on; None where nothing is kept.
+
+    Example:
+        >>> raise Interrupted("7 of 21 layers are measured", cache="kept")
+        Traceback (most recent call last):
+        lowrank.errors.Interrupted: 7 of 21 layers are measured; the same call goes on from ...
+    """
+
+    def __init__(self, done: str, curves: Any = None, cache: object = None) -> None:
+        super().__init__(done, curves, cache)
+        self.done, self.curves, self.cache = done, curves, cache
+
+    def __str__(self) -> str:
+        if self.cache is not None:
+            return f"{self.done}; the same call goes on from there, by what {self.cache} keeps"
+        usable = "" if self.curves is None else "the exception's .curves plan with them, and "
+        return f"{self.done}; {usable}cache=FOLDER would let the same call go on from there"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import get_args
 
 from lowrank.compression.calibration.effort import Level, effort_of
@@ -11,6 +12,7 @@ from lowrank.compression.calibration.goals import How
 from lowrank.compression.calibration.statistics import Way, Weighting
 from lowrank.compression.gauges.quality import Loss
 from lowrank.errors import InputError
+from lowrank.store import Store
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Calibration:
             15 passes and 2 seconds a layer; "thorough" tries every method and weighting.
         seed: of everything random, 0 or above: of what is drawn from the data, and of
             randomised fits.
+        cache: folder that keeps what was calibrated, measured, probed and fitted, as safetensors
+            and JSON, under digests of model, data and settings: another budget, or the same call
+            after it was stopped, goes on from there. It changes no result. None keeps nothing.
 
     Raises:
         InputError: a value that is none of these.
@@ -59,6 +64,7 @@ class Calibration:
     fit: How | None = None
     effort: Level = "default"
     seed: int = 0
+    cache: str | Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not is_whole(self.count) or self.count < 1:
@@ -77,14 +83,29 @@ class Calibration:
         effort_of(self.effort)
         if not is_whole(self.seed) or not 0 <= self.seed < 1 << 63:
             raise InputError("seed", f"{self.seed!r} is no whole number from 0 up", "give 0, say")
+        if self.cache is not None and (not isinstance(self.cache, str | Path) or self.cache == ""):
+            raise InputError("cache", f"{self.cache!r} is no folder", 'give "measured", say')
+        if self.cache is not None and self.loss is not None:
+            problem = (
+                "a loss of your own is a function, whose results cannot be told from another's"
+            )
+            raise InputError("cache", problem, "drop cache= or loss=")
 
     @property
     def how(self) -> How:
         """How layers are fitted."""
         return self.fit or ("sequential" if effort_of(self.effort).sequential else "parallel")
 
+    def opened(self) -> Store | None:
+        """The folder of results, if there is one.
+
+        Raises:
+            InputError: it cannot be written to.
+        """
+        return None if self.cache is None else Store(self.cache)
+
     def beside(self, measured: Calibration) -> Calibration:
-        """What was measured with, with this one's fit and exponent where they are given.
+        """What was measured with, with this one's fit, exponent and cache where they are given.
 
         Args:
             measured: settings that something was measured with already.
@@ -100,7 +121,7 @@ class Calibration:
             lowrank.errors.InputError: calibration: count=32 was settled by measure, ...
         """
         default = Calibration()
-        for name in (f.name for f in fields(self) if f.name not in ("fit", "exponent")):
+        for name in (f.name for f in fields(self) if f.name not in _LATE):
             value = getattr(self, name)
             if value not in (getattr(default, name), getattr(measured, name)):
                 problem = f"{name}={value!r} was settled by measure, as {getattr(measured, name)!r}"
@@ -109,11 +130,19 @@ class Calibration:
             measured,
             fit=measured.fit if self.fit is None else self.fit,
             exponent=measured.exponent if self.exponent is None else self.exponent,
+            cache=measured.cache if self.cache is None else self.cache,
         )
 
 
+_LATE = ("fit", "exponent", "cache")
+"""Settings that measuring does not settle."""
+
+
 def calibration_of(
-    given: object, measured: Calibration | None = None, effort: Level | None = None
+    given: object,
+    measured: Calibration | None = None,
+    effort: Level | None = None,
+    cache: str | Path | None = None,
 ) -> Calibration:
     """The settings that were given, or the default; beside what was measured with, if given.
 
@@ -121,13 +150,18 @@ def calibration_of(
         given: by the caller.
         measured: what something was measured with already.
         effort: given beside them; it counts instead of theirs.
+        cache: likewise.
 
     Raises:
         InputError: it is no `Calibration`, or one that comes too late; an unknown effort.
     """
     if effort is not None:
         effort_of(effort)
-        given = replace(Calibration() if given is None else given, effort=effort)  # type: ignore[type-var]
+    named = {"effort": effort, "cache": cache}
+    if (named := {k: v for k, v in named.items() if v is not None}) and (
+        given is None or isinstance(given, Calibration)
+    ):
+        given = replace(given or Calibration(), **named)  # type: ignore[arg-type]
     if given is None:
         return measured or Calibration()
     if not isinstance(given, Calibration):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import prod
 from typing import Literal, TypeAlias
@@ -19,7 +19,9 @@ from lowrank.compression.calibration.calibrate import (
 )
 from lowrank.compression.calibration.downstream import Downstream, find_downstream, norm_scale
 from lowrank.compression.calibration.effort import EFFORTS, Effort
+from lowrank.compression.calibration.fingerprint import of_inputs, of_library, of_model
 from lowrank.compression.calibration.goal import Goal
+from lowrank.compression.calibration.kept import pack, unpack
 from lowrank.compression.gauges.quality import Loss, Scorer
 from lowrank.compression.network.cutting import few_of, held_out
 from lowrank.compression.network.example import Example
@@ -27,6 +29,7 @@ from lowrank.compression.network.layers import LayerView, spec_of
 from lowrank.compression.network.units import Unit
 from lowrank.decompositions.metric import Metric, Weight
 from lowrank.errors import InputError
+from lowrank.store import NOWHERE, Shelf, Store, digest
 
 Way = Literal["probe", "gradients", "outputs"]
 """The named ways to weigh."""
@@ -83,6 +86,7 @@ class Statistics:
         loss: the user's, of an output, where there is one.
         notes: on what could not be done with these data.
         effort: what fits may take.
+        shelf: keeps results that follow from these statistics.
     """
 
     units: dict[str, Unit]
@@ -93,6 +97,7 @@ class Statistics:
     loss: Loss | None = None
     notes: tuple[str, ...] = ()
     effort: Effort = EFFORTS["default"]
+    shelf: Shelf = NOWHERE
 
     @cached_property
     def views(self) -> dict[str, LayerView]:
@@ -110,6 +115,7 @@ class Statistics:
         weighting: Weighting = "probe",
         effort: Effort = EFFORTS["default"],
         seed: int = 0,
+        store: Store | None = None,
     ) -> Statistics:
         """Calibrate a model on batches of inputs.
 
@@ -122,20 +128,42 @@ class Statistics:
                 had, outputs are taken as they are.
             effort: what moments and fits may take.
             seed: of everything drawn.
+            store: keeps the moments, and what follows from them.
         """
         gradients = weighting != "outputs" and effort.gradients
         views = [unit.layers[0] for unit in units]
-        try:
-            found = calibrate(
-                model, views, batches,
-                gradients=gradients, loss=loss, work=effort.moment, seed=seed,
-            )  # fmt: skip
-        except NoGradients as error:
-            found = calibrate(model, views, batches, work=effort.moment, seed=seed)
-            found = replace(found, why=error.problem)
+        shelf = Shelf(store)
+        if store is not None:
+            names, model_ = [v.name for v in views], of_model(model)
+            shelf = shelf.part(of_library(), model_, of_inputs(list(batches)), names)
+            shelf = shelf.part(gradients, repr(effort), seed)
+
+        def make() -> Calibrated:
+            try:
+                return calibrate(
+                    model, views, batches,
+                    gradients=gradients, loss=loss, work=effort.moment, seed=seed,
+                )  # fmt: skip
+            except NoGradients as error:
+                found = calibrate(model, views, batches, work=effort.moment, seed=seed)
+                return replace(found, why=error.problem)
+
+        found = shelf.kept("moments", make, pack, unpack)
         sinks = find_downstream(model, views, few_of(batches[0]))
         named = {u.layers[0].name: u for u in units}
-        return cls(named, sinks, found, batches, weighting, loss, effort=effort)
+        return cls(named, sinks, found, batches, weighting, loss, effort=effort, shelf=shelf)
+
+    def kept_in(self, store: Store | None) -> Statistics:
+        """The same, and what follows from it is kept; as it is where that is settled."""
+        if store is None or self.shelf.store is not None:
+            return self
+        known = {
+            name: [m.n, m.seen, *(of_inputs(getattr(m, f.name)) for f in fields(m)[2:])]
+            for name, m in self.calibrated.layers.items()
+        }
+        inputs, n = of_inputs(list(self.batches)), self.calibrated.n_examples
+        scope = digest("statistics", of_library(), inputs, n, known, repr(self.effort))
+        return replace(self, shelf=Shelf(store, scope))
 
     def bound(self, model: nn.Module) -> Statistics:
         """The same for this very model: a copy of the one that was calibrated, or that one.
@@ -168,7 +196,7 @@ class Statistics:
             if name in known
         }
         found = replace(found, layers=layers)
-        return replace(bound, calibrated=found, batches=rest), held
+        return replace(bound, calibrated=found, batches=rest, shelf=NOWHERE), held
 
     def reason(self, name: str) -> str | None:
         """Why data says nothing about how to fit the layer, or None."""

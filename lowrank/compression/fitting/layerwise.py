@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowrank.compression.calibration.downstream import Downstream
+from lowrank.compression.calibration.fingerprint import of_class
 from lowrank.compression.calibration.goal import Goal
 from lowrank.compression.calibration.goals import Fitting, How
 from lowrank.compression.calibration.statistics import Statistics
@@ -27,6 +29,7 @@ from lowrank.compression.structure.pretrained.writing import guard
 from lowrank.compression.structure.swap import install_unit, planned_units
 from lowrank.decompositions.metric import Metric
 from lowrank.progress import Progress
+from lowrank.store import NOWHERE, Kept, Shelf
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def replace_layers(
     *,
     max_iter: int | None = None,
     progress: Progress | None = None,
+    shelf: Shelf = NOWHERE,
 ) -> tuple[nn.Module, dict[str, Built]]:
     """A copy of the model with its layers replaced, and how close each came.
 
@@ -60,6 +64,7 @@ def replace_layers(
         how: sequential or parallel.
         max_iter: iterations of each fit; None leaves them to the methods.
         progress: called as (layer, done, total).
+        shelf: keeps the fits, each of which follows from those before it.
     """
     built: dict[str, Built] = {}
     originals: dict[str, nn.Module] = {}
@@ -74,22 +79,33 @@ def replace_layers(
             if progress is not None:
                 progress(unit.layers[0].name, done, len(units))
             names = owners_of(unit)
-            goals, fitted = _goals(fitting, names)
             counts = _importance(data, model, names)
-            made = factorize(unit, method, plan.seed, goals, max_iter, counts)
+            fit = partial(_fit, fitting, unit, method, plan.seed, max_iter, counts)
+            shelf = shelf.part(*_told(unit, method))
+            made = shelf.kept("fit", fit, _packed, partial(_unpacked, unit, method))
             install_unit(small, unit, made.parts, originals)
-            for name, goal, weight, error in zip(
-                names, goals, made.weights, made.errors, strict=True
-            ):
-                if goal is not None and goal.centred and data is not None:
-                    norm = data.sinks.get(name, Downstream()).norm
-                    take_mean(small, name, mean_lost(goal, weight), norm)
-                built[name] = Built(error, fitted)
+            for name, shift, error in zip(names, made.shifts, made.errors, strict=True):
+                if shift is not None and data is not None:
+                    take_mean(small, name, shift, data.sinks.get(name, Downstream()).norm)
+                built[name] = Built(error, made.fitted)
     if progress is not None:
         progress("replaced", len(units), len(units))
     settle_fused(small)
     small.__dict__[_RECORD] = (*history(small), Applied(plan, originals))
     return small, built
+
+
+def _fit(
+    fitting: Fitting | None,
+    unit: Unit,
+    method: Method,
+    seed: int,
+    max_iter: int | None,
+    counts: Sequence[float],
+) -> Replacement:
+    """What replaces a unit, fitted to its goals."""
+    goals, fitted = _goals(fitting, owners_of(unit))
+    return factorize(unit, method, seed, goals, max_iter, counts, fitted)
 
 
 def _goals(fitting: Fitting | None, names: Sequence[str]) -> tuple[Sequence[Goal | None], str]:
@@ -123,13 +139,16 @@ class Replacement:
 
     Args:
         parts: the modules.
-        weights: for each layer that owns one, the canonical weight that its stages amount to.
-        errors: likewise, how far that is off, relatively.
+        shifts: for each layer that owns a weight, what the mean of its output lacks (out,);
+            None where nothing takes the mean.
+        errors: likewise, how far its weight or output is off, relatively.
+        fitted: to what, in words.
     """
 
     parts: Parts
-    weights: tuple[Tensor, ...]
+    shifts: tuple[Tensor | None, ...]
     errors: tuple[float, ...]
+    fitted: str
 
 
 def factorize(
@@ -139,6 +158,7 @@ def factorize(
     goals: Sequence[Goal | None],
     max_iter: int | None,
     counts: Sequence[float],
+    fitted: str,
 ) -> Replacement:
     """The stages that replace a unit, closest to its layers' weights or to their goals."""
     owners = [view for k, view in enumerate(unit.layers) if unit.owners[k] == k]
@@ -156,7 +176,37 @@ def factorize(
     parts = unit.build(stages)
     unit.write(parts, stages, factors)
     errors = [_relative(t.weight, m, t.metric) for t, m in zip(targets, made, strict=True)]
-    return Replacement(parts, made, tuple(errors))
+    shifts = [
+        mean_lost(goal, W) if goal is not None and goal.centred else None
+        for goal, W in zip(goals, made, strict=True)
+    ]
+    return Replacement(parts, tuple(shifts), tuple(errors), fitted)
+
+
+def _told(unit: Unit, method: Method) -> tuple[object, ...]:
+    """What tells a fit from others with the same before it."""
+    settings = asdict(method)  # type: ignore[call-overload]
+    names = [view.name for view in unit.layers]
+    return unit.bond, names, unit.behind, of_class(type(method)), repr(settings)
+
+
+def _packed(made: Replacement) -> Kept:
+    tensors = {f"part {name}": t for name, t in _holder(made.parts).state_dict().items()}
+    shifts = {f"shift {k}": t for k, t in enumerate(made.shifts) if t is not None}
+    return Kept({"errors": made.errors, "fitted": made.fitted}, {**tensors, **shifts})
+
+
+def _unpacked(unit: Unit, method: Method, kept: Kept) -> Replacement:
+    parts, found = unit.build(method.stages(unit.spec)), kept.tensors
+    state = {n.removeprefix("part "): t for n, t in found.items() if n.startswith("part ")}
+    _holder(parts).load_state_dict(state, strict=True)
+    errors = tuple(kept.record["errors"])
+    shifts = tuple(found.get(f"shift {k}") for k in range(len(errors)))
+    return Replacement(parts, shifts, errors, kept.record["fitted"])
+
+
+def _holder(parts: Parts) -> nn.ModuleList:
+    return nn.ModuleList([*(module for row in parts.rows for module in row), *parts.front])
 
 
 def _aim(view: LayerView, goal: Goal | None) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from torch import nn
 
 from lowrank.compression.calibration.effort import effort_of
+from lowrank.compression.calibration.fingerprint import of_library, of_model
 from lowrank.compression.calibration.goals import How
 from lowrank.compression.calibration.settings import Calibration, calibration_of, check_progress
 from lowrank.compression.calibration.statistics import Statistics
@@ -35,6 +37,7 @@ from lowrank.compression.structure.plan import Plan
 from lowrank.compression.structure.swap import layer_spec, planned_units
 from lowrank.errors import InputError, PlanError
 from lowrank.progress import Progress
+from lowrank.store import NOWHERE, Shelf, Store
 
 _IN_SHORT = 150
 """Iterations of a fit that only a trial of the refinement stands on."""
@@ -49,6 +52,7 @@ def apply(
     val: object = None,
     refine: bool | int = False,
     calibration: Calibration | None = None,
+    cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, Report]:
     """A copy of the model with its layers replaced as the plan says.
@@ -75,6 +79,8 @@ def apply(
         calibration: how many examples of the data are used, what weighs the layers' outputs,
             and how layers are fitted; beside `curves.data`, how they are fitted only. The seed
             of the plan governs by default.
+        cache: folder that keeps moments and fits, so that a call that was stopped goes on at the
+            layer where it was; see `Calibration`.
         progress: called as (layer, done, total).
 
     Returns:
@@ -104,7 +110,7 @@ def apply(
     if isinstance(data, Statistics):
         measured = replace(measured, weighting=data.weighting)
     given = calibration is not None and not isinstance(data, Statistics)
-    settings = calibration_of(calibration, None if given else measured)
+    settings = calibration_of(calibration, None if given else measured, cache=cache)
     check_refine(refine, data)
     check_progress(progress)
     if example is not None:
@@ -129,10 +135,12 @@ def applied(
     progress: Progress | None,
 ) -> tuple[nn.Module, Report]:
     """What `apply` gives, of arguments that were checked and data that were read."""
-    known = _known(model, example, data, settings)
+    store = settings.opened()
+    known = _known(model, example, data, settings, store)
     plan = _without_stale_figures(model, plan)
     how = settings.how
-    small, built, notes = _made(model, plan, known, how, refine, progress)
+    shelf = _shelf(store, model, known, plan, how)
+    small, built, notes = _made(model, plan, known, how, refine, progress, shelf)
     if plan.int8:
         quantize_linear(small, plan.int8)
     remember_form(small, known.batches[0] if example is None and known else example)
@@ -140,7 +148,7 @@ def applied(
     before, after = Figures.of(model, small, example)
     loss = settings.loss if known is None else known.loss
     quality, said = _quality(model, small, example, known, val, loss)
-    remarks = (*notes, *said, *_int8_notes(plan))
+    remarks = (*notes, *said, *_int8_notes(plan), *shelf.remarks)
     return small, Report(rows, plan, before, after, quality, remarks)
 
 
@@ -202,18 +210,30 @@ def _known(
     example: Example | None,
     data: Sequence[Example] | Statistics | None,
     settings: Calibration,
+    store: Store | None,
 ) -> Statistics | None:
     if data is None:
         return None
     if isinstance(data, Statistics):
-        return data.bound(model)
+        return data.bound(model).kept_in(store)
     shown = data[0] if example is None else example
     found = scan(model, shown)
     return Statistics.of(
         model, found.units, in_memory(data, found.views, shown),
         loss=settings.loss, weighting=settings.weighting,
-        effort=effort_of(settings.effort), seed=settings.seed,
+        effort=effort_of(settings.effort), seed=settings.seed, store=store,
     )  # fmt: skip
+
+
+def _shelf(
+    store: Store | None, model: nn.Module, known: Statistics | None, plan: Plan, how: How
+) -> Shelf:
+    """Where fits are kept, told from others by all that they follow from."""
+    shelf = Shelf(store) if known is None else known.shelf
+    if shelf.store is None:
+        return shelf
+    own = "probe" if known is None or callable(known.weighting) else known.weighting
+    return shelf.part("fits", of_library(), of_model(model), how, plan.seed, own == "outputs")
 
 
 def _quality(
@@ -257,10 +277,11 @@ def _made(
     how: How,
     steps: bool | int,
     progress: Progress | None,
+    shelf: Shelf,
 ) -> tuple[nn.Module, dict[str, Built], list[str]]:
     """The new model, how close its layers came, and what there is to say of the data."""
     if known is None or not steps or not plan.replaced:
-        return _fitted(model, plan, known, how, progress)
+        return _fitted(model, plan, known, how, progress, shelf=shelf)
     steps, layers = STEPS if steps is True else steps, [*plan.replaced, *plan.hosts]
     part, held = known.parted(model)
     trial, untried = None, "there were too few examples for a trial"
@@ -273,7 +294,7 @@ def _made(
             )  # fmt: skip
         except Unmatched as error:
             untried = f"there was no trial: {error.problem}"
-    small, built, notes = _fitted(model, plan, known, how, progress)
+    small, built, notes = _fitted(model, plan, known, how, progress, shelf=shelf)
     found = refine(
         small, model, known.batches, layers,
         trial=trial, untried=untried, steps=steps, seed=plan.seed, progress=progress,
@@ -289,8 +310,11 @@ def _fitted(
     progress: Progress | None,
     *,
     max_iter: int | None = None,
+    shelf: Shelf = NOWHERE,
 ) -> tuple[nn.Module, dict[str, Built], list[str]]:
-    small, built = replace_layers(model, plan, known, how, max_iter=max_iter, progress=progress)
+    small, built = replace_layers(
+        model, plan, known, how, max_iter=max_iter, progress=progress, shelf=shelf
+    )
     if known is None:
         return small, built, []
     renormed = renormalise(model, small, known.batches, known.loss)

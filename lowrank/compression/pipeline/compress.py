@@ -21,7 +21,7 @@ from lowrank.compression.pipeline.sweep import smallest
 from lowrank.compression.planning.budget import given_of
 from lowrank.compression.planning.clock import TRIES, Timed, plan_on_the_clock, structure
 from lowrank.compression.planning.curves import Curves
-from lowrank.compression.planning.measure import check_asked, measured
+from lowrank.compression.planning.measure import check_asked, measured, usable
 from lowrank.compression.planning.rules import Named, Rules, rules_of
 from lowrank.compression.planning.weighting import weighing
 from lowrank.compression.structure.plan import Plan
@@ -86,10 +86,10 @@ def compress(
             and the seed; see `Calibration`.
         rules: which layers may be replaced, and by what; see `Rules`.
         progress: called as (what, done, total).
-        **named: `effort="quick"`, "default" or "thorough", what it may cost, see `Calibration`;
-            and single rules by their names in `Rules`: `methods="channel_svd"`, `skip="fc"`,
-            `only=`, `overrides={"fc": lowrank.ChannelSVD(8)}`, `round_to=8`, `int8=True`,
-            `stock=True`.
+        **named: `effort="quick"`, "default" or "thorough", what it may cost, and `cache=folder`,
+            which keeps what was measured and fitted, see `Calibration`; and single rules by their
+            names in `Rules`: `methods="channel_svd"`, `skip="fc"`, `only=`, `round_to=8`,
+            `overrides={"fc": lowrank.ChannelSVD(8)}`, `int8=True`, `stock=True`.
 
     Returns:
         The new model, made of stock `torch.nn` layers (with `stock=True` also where rarer
@@ -100,6 +100,7 @@ def compress(
         BudgetError: no budget, one that makes no sense, or one that cannot be reached.
         InputError: bad names, NaN or Inf, a model or an example that cannot be used, or int8
             without a budget of bytes or without torchao.
+        Interrupted: by Ctrl-C; it has the curves of the layers that were measured.
 
     Example:
         >>> import torch, lowrank
@@ -110,8 +111,9 @@ def compress(
         >>> small(torch.randn(3, 256)).shape
         torch.Size([3, 256])
     """
-    model, effort = unwrapped(model), named.pop("effort", None)
-    rules, settings = rules_of(rules, named), calibration_of(calibration, effort=effort)
+    model, effort, cache = unwrapped(model), named.pop("effort", None), named.pop("cache", None)
+    settings = calibration_of(calibration, effort=effort, cache=cache)
+    rules = rules_of(rules, named)
     budget = {"params": params, "bytes": bytes, "macs": macs, "latency": latency, "memory": memory}
     _check_size(budget, max_drop, metric, rules)
     check_refine(refine, data)
@@ -125,25 +127,30 @@ def compress(
     started = time.process_time()
     with tallying() as tally:
         curves = measured(model, example, read, settings, rules, **timed_too, progress=progress)
-        if max_drop is not None and metric is not None:
-            plan, timed = _within_drop(model, curves, metric, max_drop, refine, progress), None
-        else:
-            given = settings.exponent
-            exponent = weighing(model, curves, budget, given, progress, fit=settings.fit)
-            plan, timed = _planned(model, example, curves, budget, exponent)
-        small, report = applied(
-            model,
-            plan,
-            example=example,
-            data=curves.data,
-            val=compared or rest,
-            settings=settings,
-            refine=refine,
-            progress=progress,
-        )
+        with usable(lambda: (_MEASURED, curves), settings.cache):
+            if max_drop is not None and metric is not None:
+                plan, timed = _within_drop(model, curves, metric, max_drop, refine, progress), None
+            else:
+                given = settings.exponent
+                exponent = weighing(model, curves, budget, given, progress, fit=settings.fit)
+                plan, timed = _planned(model, example, curves, budget, exponent)
+            small, report = applied(
+                model,
+                plan,
+                example=example,
+                data=curves.data,
+                val=compared or rest,
+                settings=settings,
+                refine=refine,
+                progress=progress,
+            )
     report = _checked(model, small, example, curves, timed, report)
     spent = time.process_time() - started
     return small, replace(report, remarks=(*report.remarks, *_spent(curves, tally, spent)))
+
+
+_MEASURED = "interrupted with all layers measured"
+"""How far it was where the fits are interrupted."""
 
 
 def _spent(curves: Curves, tally: Tally, seconds: float) -> list[str]:

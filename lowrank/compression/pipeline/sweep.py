@@ -26,7 +26,7 @@ from lowrank.compression.pipeline.apply import applied, check_refine, read_data,
 from lowrank.compression.planning.budget import checked
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.measure import check_asked, measured
-from lowrank.compression.planning.rules import RuleFields, Rules, rules_of
+from lowrank.compression.planning.rules import Named, Rules, rules_of
 from lowrank.compression.planning.weighting import weighed_plan
 from lowrank.compression.structure.history import copy_model
 from lowrank.compression.structure.plan import Plan
@@ -149,7 +149,7 @@ def sweep(
     calibration: Calibration | None = None,
     rules: Rules | None = None,
     progress: Progress | None = None,
-    **named: Unpack[RuleFields],
+    **named: Unpack[Named],
 ) -> Sweep:
     """Compress to several budgets from one calibration, and measure what each costs.
 
@@ -170,7 +170,7 @@ def sweep(
         calibration: how many examples are used, what weighs the layers, how they are fitted.
         rules: which layers may be replaced, and by what.
         progress: called as (what, done, total).
-        **named: single rules by their names in `Rules`, as for `compress`.
+        **named: `effort=`, `cache=` and single rules by their names in `Rules`, as for `compress`.
 
     Returns:
         A `Sweep`: data that prints as JSON, and a picture by `plot()`.
@@ -189,8 +189,10 @@ def sweep(
     """
     _check(keeps, budget, metric, finetune)
     model = unwrapped(model)
+    effort, cache = named.pop("effort", None), named.pop("cache", None)
     rules = rules_of(rules, named)
-    calibration = calibration_of(calibration, None if curves is None else curves.calibration)
+    known = None if curves is None else curves.calibration
+    calibration = calibration_of(calibration, known, effort, cache)
     check_refine(refine, data if curves is None else curves.data)
     check_asked(model, example, rules, latency=False, memory=False, progress=progress)
     if curves is not None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
 from statistics import median
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lowrank.compression.calibration.statistics import Importance
 from lowrank.compression.methods import Method
 from lowrank.compression.network.stages import Cost
 from lowrank.compression.network.units import key_of
+from lowrank.store import Kept, text_of
 
 
 @dataclass(frozen=True)
@@ -124,3 +126,70 @@ def on_one_scale(curves: Sequence[Curve]) -> tuple[Curve, ...]:
         else c
         for c in curves
     )
+
+
+def packed(curve: Curve) -> Kept | None:
+    """A curve as JSON values; None where they do not tell all of it."""
+    record = {
+        "layer": curve.layer,
+        "dense": astuple(curve.dense),
+        "candidates": [_row(c) for c in curve.candidates],
+        "members": [[name, astuple(cost)] for name, cost in curve.members],
+        "behind": curve.behind,
+        "fixed": curve.fixed,
+        "importance": None if curve.importance is None else astuple(curve.importance),
+        "int8": [_row(c) for c in curve.int8],
+    }
+    options = [c for c in (*curve.candidates, *curve.int8) if isinstance(c, Candidate)]
+    classes = {c.method.name: type(c.method) for c in options}
+    kept = Kept(record)
+    try:
+        whole = unpacked(Kept(json.loads(text_of(record))), classes) == curve
+    except (TypeError, ValueError):  # of a user's method, which may hold anything
+        return None
+    return kept if whole else None
+
+
+def unpacked(kept: Kept, classes: Mapping[str, type[Method]]) -> Curve:
+    """The inverse of `packed`.
+
+    Args:
+        kept: the record.
+        classes: the methods that it may speak of, by their names.
+    """
+    record = kept.record
+    counts = record["importance"]
+    return Curve(
+        record["layer"],
+        Cost(*record["dense"]),
+        tuple(_candidate(row, classes) for row in record["candidates"]),
+        tuple((name, Cost(*cost)) for name, cost in record["members"]),
+        record["behind"],
+        record["fixed"],
+        None if counts is None else Importance(*counts),
+        tuple(_option(row, classes) for row in record["int8"]),
+    )
+
+
+def _row(option: Candidate | Whole) -> dict[str, Any]:
+    row: dict[str, Any] = {"cost": astuple(option.cost), "error": option.error}
+    if isinstance(option, Whole):
+        return row
+    shares = [[astuple(s.cost), s.error] for s in option.shares]
+    method = [option.method.name, asdict(option.method)]  # type: ignore[call-overload]
+    others = {"others": option.others, "shares": shares, "int8": option.int8}
+    return {**row, "layer": option.layer, "method": method, **others}
+
+
+def _option(row: Mapping[str, Any], classes: Mapping[str, type[Method]]) -> Candidate | Whole:
+    if "method" in row:
+        return _candidate(row, classes)
+    return Whole(Cost(*row["cost"]), row["error"])
+
+
+def _candidate(row: Mapping[str, Any], classes: Mapping[str, type[Method]]) -> Candidate:
+    name, settings = row["method"]
+    method = classes[name](**settings)
+    shares = tuple(Share(Cost(*cost), error) for cost, error in row["shares"])
+    cost, others = Cost(*row["cost"]), tuple(row["others"])
+    return Candidate(row["layer"], method, cost, row["error"], row["int8"], shares, others)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from torch import nn
 
 from lowrank.compression.calibration.effort import effort_of
+from lowrank.compression.calibration.fingerprint import (
+    of_class,
+    of_inputs,
+    of_library,
+    of_model,
+)
 from lowrank.compression.calibration.settings import Calibration, calibration_of, check_progress
 from lowrank.compression.calibration.statistics import Importance, Statistics, Weighting
 from lowrank.compression.gauges.counting import model_cost
@@ -36,6 +43,8 @@ from lowrank.compression.planning.candidates import (
     Share,
     Whole,
     on_one_scale,
+    packed,
+    unpacked,
 )
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.layer_times import Timing, time_layers
@@ -45,8 +54,9 @@ from lowrank.compression.planning.sensitivity import probe
 from lowrank.compression.structure.choices import Choice, Dense, Tied
 from lowrank.compression.structure.int8 import require_torchao
 from lowrank.decompositions.metric import Metric, identity
-from lowrank.errors import InputError
+from lowrank.errors import InputError, Interrupted
 from lowrank.progress import Progress
+from lowrank.store import Shelf, Store
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -86,7 +96,7 @@ def measure(
             of the example and the number of threads that is set; needed to plan by latency.
         memory: follow what the model allocates; needed to plan by memory.
         progress: called as (what, done, total).
-        **named: `effort=` and single rules by their names in `Rules`, as for `compress`.
+        **named: `effort=`, `cache=` and single rules by their names in `Rules`, as for `compress`.
 
     Returns:
         Curves, from which `plan` makes a plan for any budget in well under a second.
@@ -96,11 +106,13 @@ def measure(
             with no layer that can be replaced, an example that the model refuses, or int8
             without torchao or beside latency or memory, which are measured in full precision.
         RankError: an override whose ranks do not fit its layer.
+        Interrupted: by Ctrl-C; it has the curves of the layers that were measured.
     """
     model = unwrapped(model)
     known = Calibration(weighting=data.weighting) if isinstance(data, Statistics) else None
-    effort = named.pop("effort", None)
-    rules, settings = rules_of(rules, named), calibration_of(calibration, known, effort)
+    effort, cache = named.pop("effort", None), named.pop("cache", None)
+    settings = calibration_of(calibration, known, effort, cache)
+    rules = rules_of(rules, named)
     check_asked(model, example, rules, latency=latency, memory=memory, progress=progress)
     if data is not None and not isinstance(data, Statistics):
         data = calibration_batches(data, example, settings.count)
@@ -152,65 +164,228 @@ def measured(
     progress: Progress | None = None,
 ) -> Curves:
     """What `measure` gives, of arguments that were checked and data that were read."""
+    store = settings.opened()
     found = scan(model, example)
+    reasons, overrides = _left_out(found, rules)
+    total = model_cost(model, example)
+    rows = _Rows(Curves((), reasons, found.kinds, found.shapes, total, settings))
+    with usable(rows.so_far, settings.cache):
+        known = rows.known = _calibrated(model, example, found, data, settings, store, progress)
+        if known is not None:
+            few = [few_of(b) for b in known.batches[:_LOOKS]]
+            found = replace(found, same_input=only_readers_on(model, few, found.same_input))
+        classes = rules.classes(rare=effort_of(settings.effort).rare)
+        shelf = _shelf(store, model, example, known, settings, rules, classes)
+        asked = _Asked(model, known, classes, overrides, rules, settings.seed, shelf)
+        named = asked.measure(found, reasons, rows, progress)
+        if latency:
+            timing = _timed(model, example, named, rows.curves, rows.bare.joint, progress)
+            rows.bare = replace(rows.bare, timing=timing)
+        if memory:
+            peaks = _followed(model, example, named, [*rows.curves, *rows.bare.joint])
+            rows.bare = replace(rows.bare, memory=peaks)
+        whole = replace(rows.bare, curves=tuple(rows.curves), data=known)
+        whole = _probed(model, whole, settings.weighting, progress, shelf)
+        return replace(whole, curves=on_one_scale(whole.curves))
+
+
+def _left_out(found: Scan, rules: Rules) -> tuple[dict[str, str], dict[str, Choice]]:
+    """The layers that stay dense -> why, and the overrides by name.
+
+    Raises:
+        InputError: that is all of them.
+    """
     reasons, overrides = rules.ruled_out(found)
     reasons = found.reasons | reasons
-    units = [u for u in found.units if u.layers[0].name not in reasons]
     for unit in found.units:
         if (name := unit.layers[0].name) in reasons:
             others = names_of(unit)[1:]
             reasons |= dict.fromkeys(others, f"shares the weight of {name}")
-    if not units:
+    if all(unit.layers[0].name in reasons for unit in found.units):
         _refuse_model(found, reasons)
-    known = _calibrated(model, example, found, data, settings, progress)
-    if known is not None:
-        seen = only_readers_on(model, [few_of(b) for b in known.batches[:_LOOKS]], found.same_input)
-        found = replace(found, same_input=seen)
-    claimed = _claimed(found, overrides, reasons)
-    classes = rules.classes(rare=effort_of(settings.effort).rare)
-    curves = [_forced_together(model, unit, method, known) for unit, method in claimed]
-    taken = {name for unit, _ in claimed for name in names_of(unit)}
-    units = [u for u in units if u.layers[0].name not in taken]
-    for done, unit in enumerate(units):
-        view = unit.layers[0]
+    return reasons, overrides
+
+
+NOT_MEASURED = "not measured: interrupted"
+"""Why a layer stays dense whose curve an interrupt left out."""
+
+
+@contextmanager
+def usable(so_far: Callable[[], tuple[str, Curves | None]], cache: object) -> Iterator[None]:
+    """Whatever interrupts what is done within carries what can be used of it.
+
+    Args:
+        so_far: what has been done, in words, and the curves.
+        cache: the folder from which it goes on, if there is one.
+
+    Raises:
+        Interrupted: in place of a `KeyboardInterrupt`.
+    """
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as stop:
+        raise Interrupted(*so_far(), cache) from stop
+
+
+@dataclass
+class _Rows:
+    """The curves as they come.
+
+    Args:
+        bare: all that is known without them.
+        curves: of the layers that were measured.
+        n: how many there will be; 0 before that is known.
+        known: from data.
+    """
+
+    bare: Curves
+    curves: list[Curve] = field(default_factory=list)
+    n: int = 0
+    known: Statistics | None = None
+
+    def rule_out(self, names: Sequence[str], reason: str) -> None:
+        """Layers that stay dense after all."""
+        self.bare = replace(self.bare, reasons={**self.bare.reasons, **dict.fromkeys(names, reason)})
+
+    def so_far(self) -> tuple[str, Curves | None]:
+        """What was measured, in words, and its curves, with the other layers dense."""
+        if not self.curves:
+            return "interrupted before a layer was measured", None
+        covered = {name for c in self.curves for name in c.layers} | set(self.bare.reasons)
+        others = dict.fromkeys((n for n in self.bare.kinds if n not in covered), NOT_MEASURED)
+        curves, reasons = on_one_scale(self.curves), {**self.bare.reasons, **others}
+        done = f"interrupted with {len(curves)} of {self.n} layers measured"
+        return done, replace(self.bare, curves=curves, reasons=reasons, data=self.known)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """All that the curve of a layer follows from.
+
+    Args:
+        model: the dense network.
+        known: from data.
+        classes: of the methods that may be used.
+        overrides: layer -> what the user's rules make of it.
+        rules: the user's.
+        seed: of randomised fits.
+        shelf: keeps the curves.
+    """
+
+    model: nn.Module
+    known: Statistics | None
+    classes: Sequence[type[Method]]
+    overrides: Mapping[str, Choice]
+    rules: Rules
+    seed: int
+    shelf: Shelf
+
+    def measure(
+        self,
+        found: Scan,
+        reasons: Collection[str],
+        rows: _Rows,
+        progress: Progress | None,
+    ) -> dict[str, Unit]:
+        """Fill in the curves of all units, and give these by their keys.
+
+        Args:
+            found: the layers.
+            reasons: those that stay dense.
+            rows: where curves go, one after another.
+            progress: called as (layer, done, total).
+        """
+        claimed = _claimed(found, self.overrides, reasons)
+        taken = {name for unit, _ in claimed for name in names_of(unit)} | set(reasons)
+        units = [u for u in found.units if u.layers[0].name not in taken]
+        rows.n = len(claimed) + len(units)
+        rows.curves += [self.together(unit, method) for unit, method in claimed]
+        for done, unit in enumerate(units):
+            if progress is not None:
+                progress(unit.layers[0].name, done, len(units))
+            curve = self.curve(unit)
+            if self.rules.stock and self._ruled_out(unit, curve):
+                rows.rule_out(names_of(unit), _NOT_STOCK)
+            else:
+                rows.curves.append(curve)
         if progress is not None:
-            progress(view.name, done, len(units))
-        metric, importance = _on_data(model, view, known)
-        if view.name in overrides:
-            forced = (_forced(unit, overrides[view.name], settings.seed, metric),)
-            curves.append(replace(_curve(unit, forced, importance), fixed=True))
-            continue
-        candidates = tuple(_candidates(unit, classes, rules, settings.seed, metric))
-        rounding = Rounding(view, metric, settings.seed) if rules.int8 else None
-        coarse = () if rounding is None else _in_int8(rounding, candidates)
-        if rules.stock and not (candidates or coarse) and any(_serves(c, unit) for c in classes):
-            reasons |= dict.fromkeys(names_of(unit), _NOT_STOCK)
-            continue
-        curves.append(replace(_curve(unit, candidates, importance), int8=coarse))
-    if progress is not None:
-        progress("measured", len(units), len(units))
-    together = [*_together(found, {c.layer for c in curves if not c.fixed}, classes)]
-    joint = [_joint_curve(model, u, some, known, rules) for u, some in together]
-    every = [*units, *(u for u, _ in claimed), *(u for u, _ in together)]
-    named = {key_of(names_of(u)): u for u in every}
-    whole = Curves(
-        tuple(curves),
-        reasons,
-        found.kinds,
-        found.shapes,
-        model_cost(model, example),
-        settings,
-        known,
-        _timed(model, example, named, curves, joint, progress) if latency else None,
-        _followed(model, example, named, [*curves, *joint]) if memory else None,
-        tuple(joint),
-    )
-    whole = _probed(model, whole, settings.weighting, progress)
-    return replace(whole, curves=on_one_scale(whole.curves))
+            progress("measured", len(units), len(units))
+        free = {c.layer for c in rows.curves if not c.fixed}
+        together = [*_together(found, free, self.classes)]
+        joint = tuple(self.joint(unit, some) for unit, some in together)
+        rows.bare = replace(rows.bare, joint=joint)
+        every = [*units, *(u for u, _ in claimed), *(u for u, _ in together)]
+        return {key_of(names_of(u)): u for u in every}
+
+    def curve(self, unit: Unit) -> Curve:
+        """The candidates of a unit; of one that a rule speaks of, the rule's."""
+        return self._kept(unit, (), lambda: self._curve(unit))
+
+    def joint(self, unit: SameInput, methods: Sequence[type[Joint]]) -> Curve:
+        """What layers may become together."""
+        rules, known = self.rules, self.known
+        return self._kept(
+            unit, methods, lambda: _joint_curve(self.model, unit, methods, known, rules)
+        )
+
+    def together(self, unit: SameInput, method: Method) -> Curve:
+        """What a rule makes of layers together."""
+        return self._kept(unit, (), lambda: _forced_together(self.model, unit, method, self.known))
+
+    def _ruled_out(self, unit: Unit, curve: Curve) -> bool:
+        empty = not (curve.candidates or curve.int8)
+        return empty and any(_serves(cls, unit) for cls in self.classes)
+
+    def _curve(self, unit: Unit) -> Curve:
+        view, seed = unit.layers[0], self.seed
+        metric, importance = _on_data(self.model, view, self.known)
+        if view.name in self.overrides:
+            forced = (_forced(unit, self.overrides[view.name], seed, metric),)
+            return replace(_curve(unit, forced, importance), fixed=True)
+        found = tuple(_candidates(unit, self.classes, self.rules, seed, metric))
+        rounding = Rounding(view, metric, seed) if self.rules.int8 else None
+        coarse = () if rounding is None else _in_int8(rounding, found)
+        return replace(_curve(unit, found, importance), int8=coarse)
+
+    def _kept(
+        self, unit: Unit, methods: Sequence[type[Method]], make: Callable[[], Curve]
+    ) -> Curve:
+        chosen = [self.overrides.get(n, Dense()) for n in names_of(unit)]
+        ruled = [c for c in chosen if not isinstance(c, Dense | Tied)]
+        known: dict[str, type[Method]] = {cls.name: cls for cls in (*self.classes, *methods)}
+        known |= {c.name: type(c) for c in ruled}
+        told = [f"{of_class(type(c))} {c!r}" for c in ruled]
+        what = [unit.bond, names_of(unit), unit.behind, told, [of_class(c) for c in methods]]
+        return self.shelf.kept(what, make, packed, lambda kept: unpacked(kept, known))
+
+
+def _shelf(
+    store: Store | None,
+    model: nn.Module,
+    example: Example,
+    known: Statistics | None,
+    settings: Calibration,
+    rules: Rules,
+    classes: Sequence[type[Method]],
+) -> Shelf:
+    """Where curves are kept, told from others by all that they follow from."""
+    shelf = Shelf(store) if known is None else known.shelf
+    if shelf.store is None:
+        return shelf
+    shelf = shelf.part("curves", of_library(), of_model(model), of_inputs(example, "example"))
+    own = settings.weighting if isinstance(settings.weighting, str) else "probe"
+    how = [rules.round_to, rules.int8, rules.stock, settings.seed, own == "outputs"]
+    return shelf.part(how, [of_class(cls) for cls in classes])
 
 
 def _probed(
-    model: nn.Module, curves: Curves, weighting: Weighting, progress: Progress | None
+    model: nn.Module,
+    curves: Curves,
+    weighting: Weighting,
+    progress: Progress | None,
+    shelf: Shelf,
 ) -> Curves:
     """The curves with layers weighed by probes, where that is asked for."""
     if curves.data is None or not curves.data.effort.probes:
@@ -218,7 +393,7 @@ def _probed(
     if weighting in ("gradients", "outputs"):
         return curves
     metric = weighting if callable(weighting) else None
-    return probe(model, curves, metric=metric, progress=progress)
+    return probe(model, curves, metric=metric, progress=progress, shelf=shelf)
 
 
 def _timed(
@@ -246,19 +421,20 @@ def _calibrated(
     found: Scan,
     data: Sequence[Example] | Statistics | None,
     settings: Calibration,
+    store: Store | None,
     progress: Progress | None,
 ) -> Statistics | None:
     if data is None:
         return None
     if isinstance(data, Statistics):
-        return data.bound(model)
+        return data.bound(model).kept_in(store)
     if progress is not None:
         progress("calibrating", 0, 1)
     batches = in_memory(data, found.views, example)
     return Statistics.of(
         model, found.units, batches,
         loss=settings.loss, weighting=settings.weighting,
-        effort=effort_of(settings.effort), seed=settings.seed,
+        effort=effort_of(settings.effort), seed=settings.seed, store=store,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, TypedDict
 
 from torch import nn
@@ -35,9 +36,10 @@ class RuleFields(TypedDict, total=False):
 
 
 class Named(RuleFields, total=False):
-    """What `compress` and `measure` take by name beside their own arguments."""
+    """What `compress`, `measure` and `sweep` take by name beside their own arguments."""
 
     effort: Level | None
+    cache: str | Path | None
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,8 @@ def rules_of(rules: object, named: Mapping[str, Any]) -> Rules:
 
 def _advice(name: str) -> str:
     """What to do about a keyword that no rule has."""
+    if name == "dry_run":
+        return "lowrank.forecast(model, example, data=...) says what it would cost"
     if name in {one.name for one in fields(Calibration)}:
         return f"it is one of the calibration's: pass calibration=lowrank.Calibration({name}=...)"
     return suggestion(

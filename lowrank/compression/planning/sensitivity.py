@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
+from functools import cache, partial
 from math import ceil
 from typing import Any
 
 from torch import Tensor, nn
 
-from lowrank.compression.calibration.statistics import Statistics
+from lowrank.compression.calibration.statistics import Importance, Statistics
 from lowrank.compression.fitting.layerwise import replace_layers
 from lowrank.compression.gauges import quality
 from lowrank.compression.gauges.quality import (
@@ -26,12 +27,13 @@ from lowrank.compression.network.cutting import can_be_cut, cut, few_of
 from lowrank.compression.network.example import Example, batch_size, run
 from lowrank.compression.network.prefix_cache import MEMORY, PrefixCache, Reached
 from lowrank.compression.network.tensors import tensors
-from lowrank.compression.planning.candidates import Candidate, Curve
+from lowrank.compression.planning.candidates import Candidate, Curve, packed
 from lowrank.compression.planning.curves import Curves, all_dense
 from lowrank.compression.structure.plan import Plan
 from lowrank.compression.structure.swap import folded_weight
 from lowrank.errors import InputError
 from lowrank.progress import Progress
+from lowrank.store import NOWHERE, Kept, Shelf
 
 _TOO_SMALL = 1e-6
 """Relative squared error from which a probe tells something."""
@@ -52,6 +54,7 @@ def probe(
     *,
     metric: Scorer | None = None,
     progress: Progress | None = None,
+    shelf: Shelf = NOWHERE,
 ) -> Curves:
     """The curves with layers weighed by what replacing one alone does to the output.
 
@@ -64,6 +67,8 @@ def probe(
         metric: quality of a model, higher is better; by default the KL divergence of class
             scores from the dense model's, and the squared error of any other output.
         progress: called as (layer, done, total).
+        shelf: keeps what probes found, but not by a metric, which is a function and cannot be
+            told from others.
 
     Returns:
         Curves for the same budgets; as they were, with a note in their data, where the outputs
@@ -82,14 +87,19 @@ def probe(
         raise InputError("curves", "they were measured without data", "pass data= to measure")
     data = curves.data
     n = _n_examples(curves, positions(run(model, few_of(data.batches[0], 1))))
-    loss = _loss_of(model, _some(model, data.batches, n), metric, data.loss)
+    shelf = shelf.part("probe", n) if metric is None else NOWHERE
+
+    @cache  # where all is known, the model need not run
+    def ready() -> Loss:
+        return _loss_of(model, _some(model, data.batches, n), metric, data.loss)
+
     places = {name: k for k, name in enumerate(data.views)}  # in the order they run
     found: dict[str, Curve] = {}
     try:
         for curve in sorted(curves.curves, key=lambda c: places.get(c.layer, -1)):
             if progress is not None:
                 progress(f"probing {curve.layer}", len(found), len(curves.curves))
-            found[curve.layer] = _probed(model, curves, curve, loss)
+            found[curve.layer] = _kept(shelf, curve, partial(_probed, model, curves, curve, ready))
     except Unmatched as error:
         note = f"layers are not weighed by probes: {error.problem}"
         return replace(curves, data=replace(data, notes=(*data.notes, note)))
@@ -188,7 +198,24 @@ def _some(model: nn.Module, batches: Sequence[Example], n: int) -> list[Example]
     return found
 
 
-def _probed(model: nn.Module, curves: Curves, curve: Curve, loss: Loss) -> Curve:
+def _kept(shelf: Shelf, curve: Curve, make: Callable[[], Curve]) -> Curve:
+    """The curve with the importance that was found before, or is found now."""
+    asked = packed(curve) if shelf.store is not None else None
+    if asked is None:
+        return make()
+
+    def pack(made: Curve) -> Kept:
+        counts = made.importance
+        return Kept({"importance": None if counts is None else astuple(counts)})
+
+    def unpack(kept: Kept) -> Curve:
+        counts = kept.record["importance"]
+        return replace(curve, importance=None if counts is None else Importance(*counts))
+
+    return shelf.kept(asked.record, make, pack, unpack)
+
+
+def _probed(model: nn.Module, curves: Curves, curve: Curve, ready: Callable[[], Loss]) -> Curve:
     if curve.importance is None or not curve.candidates or curves.data is None:
         return curve
     rates = []
@@ -200,7 +227,7 @@ def _probed(model: nn.Module, curves: Curves, curve: Curve, loss: Loss) -> Curve
             )
             error = _error_seen(model, small, curves.data, near)
             if error > _TOO_SMALL:
-                rates.append(max(loss(small, curve.layer), 0.0) / error)
+                rates.append(max(ready()(small, curve.layer), 0.0) / error)
     if not rates:
         return curve
     importance = replace(curve.importance, loss=max(sum(rates) / len(rates), 1e-12))
