@@ -24,7 +24,7 @@ COMMANDS = {
     cls=Commands,
     modules=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 failed, 2 a command line that makes no sense.",
+    epilog="Exit codes: 0 done, 1 failed, 2 a command line that makes no sense, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="lowrank")
 @click.option("--debug", is_flag=True, help="Show the traceback of every error.")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from lowrank.cli.console import fail
-from lowrank.errors import LowRankError
+from lowrank.errors import Interrupted, LowRankError
 
 
 class Commands(click.Group):
@@ -38,3 +38,19 @@ class Commands(click.Group):
                 raise
             fail(str(error))
             ctx.exit(1)
+        except KeyboardInterrupt as stop:
+            fail(_kept(stop))
+            ctx.exit(INTERRUPTED)
+
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def _kept(stop: KeyboardInterrupt) -> str:
+    """What an interrupt leaves, in a sentence."""
+    if not isinstance(stop, Interrupted):
+        return "interrupted; nothing was written"
+    if stop.cache is not None:
+        return f"{stop.done}; the same command goes on from there, by what {stop.cache} keeps"
+    return f"{stop.done}, and nothing was kept; with --cache FOLDER the same command would go on"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lowrank.cli.console import FILE, TARGET, json_option, show, show_json, tell, working
+from lowrank.cli.console import FILE, FOLDER, TARGET, json_option, show, show_json, tell, working
 from lowrank.cli.network.source import SOURCE_HELP, Source, source_options
 from lowrank.cli.network.values import Budget, Methods, is_pretrained, split
 from lowrank.cli.targets import check_targets
@@ -93,6 +93,13 @@ _RULES = ("methods", "skip", "only", "round_to", "int8", "stock")
     metavar="N",
     help="Seed of the randomised fits; 0 by default.",
 )
+@click.option(
+    "--cache",
+    type=FOLDER,
+    metavar="FOLDER",
+    help="Keep what is measured and fitted there: another budget, or the same command after it "
+    "was stopped, goes on from it.",
+)
 @click.option("--plan", "plan_file", type=FILE, metavar="FILE", help="Apply this plan instead.")
 @click.option("--save-plan", type=FILE, metavar="FILE", help="Write the plan as JSON.")
 @click.option(
@@ -161,7 +168,7 @@ def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_choice(plan_file: Path | None, settings: Mapping[str, Any]) -> None:
-    if plan_file is not None and (others := set(settings) - {"refine"}):
+    if plan_file is not None and (others := set(settings) - {"refine", "cache"}):
         spare = ", ".join("--" + n.replace("_", "-") for n in settings if n in others)
         raise click.UsageError(f"--plan already settles every layer; drop {spare}")
     if plan_file is None and not set(_BUDGETS) & set(settings):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from types import CodeType, NoneType
+from types import CellType, CodeType, FunctionType, MethodType, NoneType
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from lowrank.version import __version__
 def of_model(model: nn.Module) -> str:
     """Digest of a model's weights and buffers, its modules' settings and their code.
 
-    Helpers that a forward calls are not looked into.
+    Of what the code calls, functions of the same file are looked into.
 
     Example:
         >>> net, other = nn.Linear(3, 2), nn.Linear(3, 2)
@@ -32,11 +32,14 @@ def of_model(model: nn.Module) -> str:
     """
     model = unwrapped(model)
     found = hashlib.sha256()
+    codes: dict[type, str] = {}
     for name, module in model.named_modules():
-        cls: Any = type(module)
+        cls = type(module)
+        if cls not in codes:
+            codes[cls] = _code_of(cls)
         settings = sorted(_settings(vars(module)))
         found.update(f"{name} {cls.__module__}.{cls.__qualname__} {settings}".encode())
-        found.update(_code_of(cls).encode())
+        found.update(codes[cls].encode())
     held = [
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
@@ -137,8 +140,8 @@ def _plain(value: Any) -> str | None:
     if isinstance(value, tuple | list):
         parts = [_plain(one) for one in value]
         return None if None in parts else f"({', '.join(p for p in parts if p)})"
-    if (code := getattr(value, "__code__", None)) is not None:
-        return f"{value.__qualname__} {_code(code)}"
+    if isinstance(value, FunctionType | MethodType):
+        return f"{value.__qualname__} {_code_of_function(value)}"
     if callable(value) and hasattr(value, "__qualname__") and not isinstance(value, nn.Module):
         return str(value.__qualname__)
     return None
@@ -149,8 +152,7 @@ def _loose(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
     return ((k, v) for k, v in vars(module).items() if isinstance(v, Tensor))
 
 
-@cache
-def _code_of(cls: Any) -> str:
+def _code_of(cls: type) -> str:
     """Digest of the functions of a class that torch has not written."""
     found = hashlib.sha256()
     for one in cls.__mro__:
@@ -158,9 +160,41 @@ def _code_of(cls: Any) -> str:
             continue
         for name, value in sorted(vars(one).items()):
             inside = getattr(value, "__func__", getattr(value, "fget", value))
-            if (code := getattr(inside, "__code__", None)) is not None:
-                found.update(f"{name} {_code(code)}".encode())
+            if isinstance(inside, FunctionType):
+                found.update(f"{name} {_code_of_function(inside)}".encode())
+            elif not name.startswith("__") and (text := _plain(inside)) is not None:
+                found.update(f"{name} {text}".encode())
     return found.hexdigest()
+
+
+def _code_of_function(function: Any, seen: frozenset[Any] = frozenset()) -> str:
+    """Digest of what a function does: its code, and what it reads of its surroundings."""
+    function = getattr(function, "__func__", function)
+    code = function.__code__
+    cells = (cell for cell in function.__closure__ or () if not _is_empty(cell))
+    around = [cell.cell_contents for cell in cells] + [function.__defaults__ or ()]
+    known = function.__globals__
+    around += [known[name] for name in _names(code) if name in known]
+    found = hashlib.sha256(_code(code).encode())
+    for value in around:
+        if not isinstance(value, FunctionType):
+            found.update(str(_plain(value)).encode())
+        elif value.__module__ == function.__module__ and value.__code__ not in seen:
+            found.update(_code_of_function(value, seen | {code}).encode())
+    return found.hexdigest()
+
+
+def _is_empty(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is None
+    except ValueError:
+        return True
+
+
+def _names(code: CodeType) -> list[str]:
+    """What a function and those inside it read from outside, in order."""
+    inside = (name for c in code.co_consts if isinstance(c, CodeType) for name in _names(c))
+    return [*code.co_names, *inside]
 
 
 def _code(code: CodeType) -> str:

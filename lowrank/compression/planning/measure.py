@@ -247,7 +247,9 @@ class _Rows:
 
     def rule_out(self, names: Sequence[str], reason: str) -> None:
         """Layers that stay dense after all."""
-        self.bare = replace(self.bare, reasons={**self.bare.reasons, **dict.fromkeys(names, reason)})
+        self.bare = replace(
+            self.bare, reasons={**self.bare.reasons, **dict.fromkeys(names, reason)}
+        )
 
     def so_far(self) -> tuple[str, Curves | None]:
         """What was measured, in words, and its curves, with the other layers dense."""
