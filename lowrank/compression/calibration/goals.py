@@ -8,8 +8,7 @@ from typing import Literal
 from torch import nn
 
 from lowrank.compression.calibration.downstream import Downstream
-from lowrank.compression.calibration.goal import Goal
-from lowrank.compression.calibration.prefix import Prefix
+from lowrank.compression.calibration.prefix import Goal, Prefix
 from lowrank.compression.calibration.statistics import _BEHIND, Statistics
 
 How = Literal["sequential", "parallel"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from lowrank.compression.calibration.downstream import (
     other_operand,
 )
 from lowrank.compression.calibration.effort import Effort
-from lowrank.compression.calibration.goal import Goal
 from lowrank.compression.calibration.moments import Sums, damped
 from lowrank.compression.network.example import Example
 from lowrank.compression.network.layers import LayerView
@@ -27,6 +26,25 @@ from lowrank.decompositions.metric import Metric, Weight
 
 _LEAST_SCALE = 0.05
 """Channels that a batch norm scales by less than this share of the largest are not corrected."""
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """What a layer should become.
+
+    Args:
+        weight: the canonical weight that comes closest to the target, before factorization.
+        metric: in which its factorization should be close.
+        mean_in: mean of the inputs (groups, d).
+        mean_out: mean of the targets (groups, o), as seen without the bias.
+        centred: the mean is taken by a bias or a batch norm.
+    """
+
+    weight: Tensor
+    metric: Metric
+    mean_in: Tensor
+    mean_out: Tensor
+    centred: bool
 
 
 class Prefix:

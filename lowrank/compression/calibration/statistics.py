@@ -20,8 +20,8 @@ from lowrank.compression.calibration.calibrate import (
 from lowrank.compression.calibration.downstream import Downstream, find_downstream, norm_scale
 from lowrank.compression.calibration.effort import EFFORTS, Effort
 from lowrank.compression.calibration.fingerprint import of_inputs, of_library, of_model
-from lowrank.compression.calibration.goal import Goal
 from lowrank.compression.calibration.kept import pack, unpack
+from lowrank.compression.calibration.prefix import Goal
 from lowrank.compression.gauges.quality import Loss, Scorer
 from lowrank.compression.network.cutting import few_of, held_out
 from lowrank.compression.network.example import Example

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowrank.compression.calibration.downstream import Downstream
 from lowrank.compression.calibration.fingerprint import of_class
-from lowrank.compression.calibration.goal import Goal
 from lowrank.compression.calibration.goals import Fitting, How
+from lowrank.compression.calibration.prefix import Goal
 from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.methods import Method
 from lowrank.compression.methods.shared.base import Joint, Target
