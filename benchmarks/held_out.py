@@ -19,7 +19,7 @@ import json
 import platform
 import random
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def compared(view: LayerView, method: Method, kept: float, pictures: Pictures) -
     fits = {
         "without": None,
         "plain": seen.metric(),
-        "weighted": replace(seen.metric(), G=seen.weight()),
+        "weighted": seen.metric().weighed(seen.weight()),
     }
     made = {
         k: compose(spec, method.stages(spec), method.factor(spec, W, seed=SEED, metric=m))

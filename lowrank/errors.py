@@ -65,9 +65,8 @@ class Interrupted(KeyboardInterrupt):
         cache: the folder from which the same call goes on; None where nothing is kept.
 
     Example:
-        >>> raise Interrupted("7 of 21 layers are measured", cache="kept")
-        Traceback (most recent call last):
-        lowrank.errors.Interrupted: 7 of 21 layers are measured; the same call goes on from ...
+        >>> print(Interrupted("7 of 21 layers are measured", cache="kept"))
+        7 of 21 layers are measured; the same call goes on from there, by what kept keeps
     """
 
     def __init__(self, done: str, curves: Any = None, cache: object = None) -> None:

@@ -25,7 +25,7 @@ WIDTHS = {
 
 THRESHOLDS = {
     "single search": ((fitting, "_SINGLE_FROM"),),
-    "single": ((moments, "_DOUBLE"),),
+    "single": ((moments, "DOUBLE"),),
     "wide": ((low_rank_sparse, "_WIDE"), (legonet, "_WIDE"), (group_svd, "_WIDE")),
     "work": ((low_rank_sparse, "_DEAR"), (low_rank_sparse, "_DEAREST"), (sparse_part, "_LONG")),
     "largest": ((moments, "_FORMED"), (moments, "_ROWS_FROM")),
