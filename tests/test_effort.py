@@ -135,3 +135,38 @@ def test_an_unknown_effort_is_named(effort: object) -> None:
     if effort is not None:
         with pytest.raises(InputError, match="is unknown"):
             lowrank.compress(_net(), X[:1], params=0.5, effort=effort)
+
+
+STAGES: dict[str, tuple[dict[str, object], str]] = {
+    "weights": ({}, "measuring planning fitting checking"),
+    "data": ({"data": X}, "calibrating measuring probing planning fitting checking"),
+    "quick": ({"data": X, "effort": "quick"}, "calibrating measuring planning fitting checking"),
+    "drop": (
+        {"max_drop": 0.5, "metric": lambda net: 1.0},
+        "measuring trying fitting checking",
+    ),
+    "clock": ({"latency": 1.0}, "measuring timing planning fitting checking"),
+    "refined": (
+        {"data": X, "refine": 1},
+        "calibrating measuring probing planning fitting refining checking",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", STAGES)
+def test_progress_says_which_of_how_many_stages_it_is(way: str) -> None:
+    given, stages = STAGES[way]
+    told: list[tuple[str, int, int]] = []
+    budget = {} if {"max_drop", "latency"} & set(given) else {"macs": 0.7}
+    how = {"methods": "channel_svd", **budget, **given}
+    net = _net()
+    lowrank.compress(net, X[:1], **how, progress=lambda *call: told.append(call))
+    assert str(told[0][0]).startswith("up to")
+    heads = [what.split()[:2] for what, _, _ in told[1:]]
+    names = stages.split()
+    every = [[f"{k}/{len(names)}", name] for k, name in enumerate(names, 1)]
+    assert [head for head in every if head in heads] == every
+    assert all(head in every for head in heads)
+    assert all(0 <= done <= total for _, done, total in told)
+    if way != "refined":  # which fits for its trial first
+        assert heads == sorted(heads)

@@ -427,7 +427,7 @@ def test_layers_are_fitted_in_the_order_in_which_they_run() -> None:
         data=curves.data,
         progress=lambda name, done, total: order.append(name),
     )
-    assert order[:2] == ["first", "last"]
+    assert order[:2] == ["fitting first", "fitting last"]
 
 
 def test_a_layer_makes_up_for_what_the_other_branch_lost() -> None:

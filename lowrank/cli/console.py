@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 json_option = click.option(
@@ -54,20 +64,40 @@ def working() -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        _Since(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
         console=console,
+        speed_estimate_period=600,
         transient=True,
         disable=not console.is_terminal,
         expand=True,
         redirect_stdout=False,
     )
     with bar, redirect_stdout(sys.stderr):  # the bar wraps stderr, so prints stay above it
-        task = bar.add_task("starting", total=None)
+        task, last = bar.add_task("starting", total=None), (0, 0)
 
         def advance(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
+            nonlocal last
+            if total != last[1] or done < last[0]:  # another stage: its own pace
+                bar.reset(task, total=total, completed=done, description=what)
+            bar.update(task, description=what, completed=done)
+            last = done, total
 
         yield advance
+
+
+class _Since(ProgressColumn):
+    """The time since the first stage began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began = time.monotonic()
+
+    def render(self, task: Task) -> Text:
+        """The time as hours, minutes and seconds."""
+        since = timedelta(seconds=int(time.monotonic() - self._began))
+        return Text(str(since), style="progress.elapsed")
 
 
 def _finite(value: Any) -> Any:

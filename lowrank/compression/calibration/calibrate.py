@@ -34,6 +34,7 @@ from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.tensors import describe, flatten, tensors
 from lowrank.errors import InputError
 from lowrank.linalg import wide
+from lowrank.progress import Progress
 
 _UNSURE = 0.25
 """Share of a moment left to chance from which more examples are advised."""
@@ -111,6 +112,7 @@ def calibrate(
     loss: Loss | None = None,
     work: float = EFFORTS["default"].moment,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Calibrated:
     """Second moments of the inputs of every layer, in one pass.
 
@@ -124,6 +126,7 @@ def calibrate(
             Fisher information), or a random projection where the output is no score vector.
         work: multiplications that one layer's moment may take; it decides on the positions.
         seed: of the positions that are drawn from large layers, and of those labels.
+        progress: called as (what, batches done, batches in all).
 
     Raises:
         InputError: no batch, or one that the model refuses; values whose squares overflow
@@ -141,7 +144,9 @@ def calibrate(
     def see(view: LayerView, x: Tensor, y: Tensor) -> None:
         add_call(sums[view.name], view, x, y, len(batches), positions)
 
-    for batch in batches:
+    for done, batch in enumerate(batches):
+        if progress is not None:
+            progress("calibrating", done, len(batches))
         if gradients:
             _backward(model, views, batch, see, felt, loss, labels)
         else:

@@ -29,6 +29,7 @@ from lowrank.compression.network.layers import LayerView, spec_of
 from lowrank.compression.network.units import Unit
 from lowrank.decompositions.metric import Metric, Weight
 from lowrank.errors import InputError
+from lowrank.progress import Progress
 from lowrank.store import NOWHERE, Shelf, Store, digest
 
 Way = Literal["probe", "gradients", "outputs"]
@@ -116,6 +117,7 @@ class Statistics:
         effort: Effort = EFFORTS["default"],
         seed: int = 0,
         store: Store | None = None,
+        progress: Progress | None = None,
     ) -> Statistics:
         """Calibrate a model on batches of inputs.
 
@@ -129,6 +131,7 @@ class Statistics:
             effort: what moments and fits may take.
             seed: of everything drawn.
             store: keeps the moments, and what follows from them.
+            progress: called as (what, batches done, batches in all).
         """
         gradients = weighting != "outputs" and effort.gradients
         views = [unit.layers[0] for unit in units]
@@ -143,9 +146,12 @@ class Statistics:
                 return calibrate(
                     model, views, batches,
                     gradients=gradients, loss=loss, work=effort.moment, seed=seed,
+                    progress=progress,
                 )  # fmt: skip
             except NoGradients as error:
-                found = calibrate(model, views, batches, work=effort.moment, seed=seed)
+                found = calibrate(
+                    model, views, batches, work=effort.moment, seed=seed, progress=progress
+                )
                 return replace(found, why=error.problem)
 
         found = shelf.kept("moments", make, pack, unpack)

@@ -77,7 +77,7 @@ def replace_layers(
             units.sort(key=lambda u: fitting.place(owners_of(u[0])))
         for done, (unit, method) in enumerate(units):
             if progress is not None:
-                progress(unit.layers[0].name, done, len(units))
+                progress(f"fitting {unit.layers[0].name}", done, len(units))
             names = owners_of(unit)
             counts = _importance(data, model, names)
             fit = partial(_fit, fitting, unit, method, plan.seed, max_iter, counts)
@@ -89,7 +89,7 @@ def replace_layers(
                     take_mean(small, name, shift, data.sinks.get(name, Downstream()).norm)
                 built[name] = Built(error, made.fitted)
     if progress is not None:
-        progress("replaced", len(units), len(units))
+        progress("fitting", len(units), len(units))
     settle_fused(small)
     small.__dict__[_RECORD] = (*history(small), Applied(plan, originals))
     return small, built

@@ -136,7 +136,7 @@ def applied(
 ) -> tuple[nn.Module, Report]:
     """What `apply` gives, of arguments that were checked and data that were read."""
     store = settings.opened()
-    known = _known(model, example, data, settings, store)
+    known = _known(model, example, data, settings, store, progress)
     plan = _without_stale_figures(model, plan)
     how = settings.how
     shelf = _shelf(store, model, known, plan, how)
@@ -144,6 +144,8 @@ def applied(
     if plan.int8:
         quantize_linear(small, plan.int8)
     remember_form(small, known.batches[0] if example is None and known else example)
+    if progress is not None:
+        progress("checking outputs", 0, 1)
     rows = _rows(plan, built)
     before, after = Figures.of(model, small, example)
     loss = settings.loss if known is None else known.loss
@@ -211,6 +213,7 @@ def _known(
     data: Sequence[Example] | Statistics | None,
     settings: Calibration,
     store: Store | None,
+    progress: Progress | None,
 ) -> Statistics | None:
     if data is None:
         return None
@@ -221,7 +224,7 @@ def _known(
     return Statistics.of(
         model, found.units, in_memory(data, found.views, shown),
         loss=settings.loss, weighting=settings.weighting,
-        effort=effort_of(settings.effort), seed=settings.seed, store=store,
+        effort=effort_of(settings.effort), seed=settings.seed, store=store, progress=progress,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from lowrank.compression.calibration.effort import effort_of
 from lowrank.compression.calibration.settings import Calibration, calibration_of
 from lowrank.compression.gauges.memory import MemoryCheck, measure_memory
 from lowrank.compression.gauges.quality import Scorer, check_drop
@@ -26,7 +27,7 @@ from lowrank.compression.planning.rules import Named, Rules, rules_of
 from lowrank.compression.planning.weighting import weighing
 from lowrank.compression.structure.plan import Plan
 from lowrank.errors import BudgetError, InputError
-from lowrank.progress import Progress
+from lowrank.progress import Progress, in_stages
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -124,6 +125,8 @@ def compress(
     if progress is not None:
         held = bool(compared or rest)
         progress(str(expected(model, example, read, settings, rules, held=held)), 0, 1)
+    asked = timed_too["latency"], max_drop is not None, bool(refine)
+    progress = in_stages(progress, _stages(settings, read is not None, *asked))
     started = time.process_time()
     with tallying() as tally:
         curves = measured(model, example, read, settings, rules, **timed_too, progress=progress)
@@ -132,6 +135,8 @@ def compress(
                 plan, timed = _within_drop(model, curves, metric, max_drop, refine, progress), None
             else:
                 given = settings.exponent
+                if progress is not None:
+                    progress("planning", 0, 1)
                 exponent = weighing(model, curves, budget, given, progress, fit=settings.fit)
                 plan, timed = _planned(model, example, curves, budget, exponent)
             small, report = applied(
@@ -147,6 +152,21 @@ def compress(
     report = _checked(model, small, example, curves, timed, report)
     spent = time.process_time() - started
     return small, replace(report, remarks=(*report.remarks, *_spent(curves, tally, spent)))
+
+
+def _stages(
+    settings: Calibration, data: bool, latency: bool, max_drop: bool, refine: bool
+) -> list[str]:
+    """What a compression goes through, each by the word that tells it."""
+    effort, weighting = effort_of(settings.effort), settings.weighting
+    weighed = data and effort.trials and settings.exponent is None and not max_drop
+    probed = data and effort.probes and weighting not in ("gradients", "outputs")
+    every = {
+        "calibrating": data, "measuring": True, "timing": latency, "probing": probed,
+        "trying": max_drop, "planning": not max_drop, "weighing": weighed, "fitting": True,
+        "refining": refine, "checking": True,
+    }  # fmt: skip
+    return [name for name, there in every.items() if there]
 
 
 _MEASURED = "interrupted with all layers measured"

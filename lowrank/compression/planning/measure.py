@@ -306,14 +306,14 @@ class _Asked:
         rows.curves += [self.together(unit, method) for unit, method in claimed]
         for done, unit in enumerate(units):
             if progress is not None:
-                progress(unit.layers[0].name, done, len(units))
+                progress(f"measuring {unit.layers[0].name}", done, len(units))
             curve = self.curve(unit)
             if self.rules.stock and self._ruled_out(unit, curve):
                 rows.rule_out(names_of(unit), _NOT_STOCK)
             else:
                 rows.curves.append(curve)
         if progress is not None:
-            progress("measured", len(units), len(units))
+            progress("measuring", len(units), len(units))
         free = {c.layer for c in rows.curves if not c.fixed}
         together = [*_together(found, free, self.classes)]
         joint = tuple(self.joint(unit, some) for unit, some in together)
@@ -430,13 +430,11 @@ def _calibrated(
         return None
     if isinstance(data, Statistics):
         return data.bound(model).kept_in(store)
-    if progress is not None:
-        progress("calibrating", 0, 1)
     batches = in_memory(data, found.views, example)
     return Statistics.of(
         model, found.units, batches,
         loss=settings.loss, weighting=settings.weighting,
-        effort=effort_of(settings.effort), seed=settings.seed, store=store,
+        effort=effort_of(settings.effort), seed=settings.seed, store=store, progress=progress,
     )  # fmt: skip
 
 
