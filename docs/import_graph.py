@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ASSET = ROOT / "docs" / "assets" / "import_graph.svg"
 
 FLOORS = (
-    ("lowrank", "plots", "transformers"),
+    ("lowrank", "plots", "transformers", "evaluate"),
     ("cli",),
     ("demos",),
     ("compression",),
@@ -38,8 +38,8 @@ FLOORS = (
     ("decompositions",),
     ("ground",),
 )
-"""The rooms, top to bottom. `lowrank`, `plots`, `transformers` and `compression` are the
-faces alone."""
+"""The rooms, top to bottom. `lowrank`, `plots`, `transformers`, `evaluate` and `compression` are
+the faces alone."""
 
 GROUND = (
     "atomic",
@@ -231,8 +231,9 @@ _COLOURS = {
 }
 
 _PLACES = {
-    "lowrank": (2.0, 10.2),
-    "transformers": (4.2, 10.2),
+    "lowrank": (0.6, 10.2),
+    "evaluate": (2.6, 10.2),
+    "transformers": (4.5, 10.2),
     "plots": (6.4, 10.2),
     "cli": (3.2, 9.3),
     "demos": (3.2, 8.4),

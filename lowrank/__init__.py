@@ -100,7 +100,7 @@ _HOME = {
 __all__ = [*_HOME, "__version__"]
 
 
-_PACKAGES = ("compression", "decompositions", "plots", "sensing")
+_PACKAGES = ("compression", "decompositions", "evaluate", "plots", "sensing")
 """What else `import lowrank` alone reaches, as in `lowrank.sensing.bases`."""
 
 

@@ -18,6 +18,7 @@ import lowrank
 import lowrank.compression.pipeline.html
 import lowrank.decompositions
 import lowrank.errors
+import lowrank.evaluate
 import lowrank.plots
 import lowrank.sensing
 from lowrank.compression.methods import METHODS
@@ -43,7 +44,7 @@ def _is_from(found, module):
 
 def public():
     """Functions and classes that users reach by a public name."""
-    packages = (lowrank, lowrank.sensing, lowrank.decompositions, lowrank.plots)
+    packages = (lowrank, lowrank.sensing, lowrank.decompositions, lowrank.evaluate, lowrank.plots)
     found = [getattr(p, name) for p in packages for name in p.__all__]
     found += [*METHODS.values(), *lowrank.sensing.SOLVERS.values()]
     modules = (bases, estimators, gallery, operators, phase_transition, lowrank.errors)

@@ -27,7 +27,13 @@ def test_sensing_is_light():
     assert run(code) == "[]"
 
 
-REACHED = ("sensing.bases.dct", "sensing.noise", "decompositions.robust_pca", "plots.plan_bars")
+REACHED = (
+    "sensing.bases.dct",
+    "sensing.noise",
+    "decompositions.robust_pca",
+    "evaluate.perplexity",
+    "plots.plan_bars",
+)
 
 AFRESH = f"""
 import sys

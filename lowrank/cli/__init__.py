@@ -14,6 +14,7 @@ from lowrank.version import __version__
 COMMANDS = {
     "profile": "lowrank.cli.network.profile",
     "compress": "lowrank.cli.network.compress",
+    "evaluate": "lowrank.cli.network.evaluate",
     "recover": "lowrank.cli.signal.recover",
     "demo": "lowrank.cli.demo.network",
 }
@@ -35,6 +36,7 @@ def main(debug: bool) -> None:
     lowrank demo                      the whole of it on a bundled network, in two minutes
     lowrank profile net.py:build --input 1x3x224x224
     lowrank compress net.py:build --input 1x3x224x224 --macs 0.5 -o small.safetensors
+    lowrank evaluate ./small-llama text.txt
     lowrank recover --matrix A.npy --measurements y.npy -o x.npy
     lowrank demo recover              a sparse signal, measured and recovered
     """

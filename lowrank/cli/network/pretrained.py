@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.network.example import Example
+from lowrank.compression.network.example import Example, first_line
 from lowrank.compression.structure.pretrained.reading import load_pretrained
 from lowrank.errors import CheckpointError, InputError
 
@@ -33,6 +33,28 @@ def load(folder: Path, *, allow_pickle: bool) -> nn.Module:
             raise
         advice = "add --allow-pickle for its .bin file"
         raise CheckpointError(error.where, error.problem, advice) from error
+
+
+def tokenizer(folder: Path) -> Any:
+    """The tokenizer beside a model, or in its .gguf file.
+
+    Raises:
+        InputError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    packed = folder if folder.suffix == ".gguf" else None
+    found = [] if packed or (folder / "config.json").exists() else sorted(folder.glob("*.gguf"))
+    packed = found[0] if found else packed
+    where = {} if packed is None else {"gguf_file": packed.name}
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder if packed is None else packed.parent, local_files_only=True, **where
+        )
+    except Exception as error:  # readers of such files have their own
+        problem = f"it holds no tokenizer ({type(error).__name__}: {first_line(error)})"
+        advice = "copy the tokenizer's files there, or save_pretrained(..., tokenizer=...)"
+        raise InputError(str(folder), problem, advice) from error
 
 
 def example(model: Any) -> Example:
