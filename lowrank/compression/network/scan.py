@@ -139,6 +139,7 @@ def scan(model: nn.Module, example: Example) -> Scan:
     }
     for name, module in modules.items():
         refuse_valueless(name, module)
+    reasons |= {n: why for n, why in packed_attention(model, example).items() if why is not None}
     candidates = {name: m for name, m in modules.items() if name not in reasons}
     watch = _watch_example(model, example, candidates)
     for name, module in candidates.items():
@@ -194,7 +195,7 @@ def static_reason(module: nn.Module) -> str | None:
     if isinstance(module, _RECURRENT):
         return f"{kind} hands all its weights to one fused kernel"
     if isinstance(module, nn.MultiheadAttention):
-        return "MultiheadAttention hands its packed projections to one fused kernel"
+        return _packed_reason(module) or _TAKEN_APART
     if parametrize.is_parametrized(module):
         return "its weight is parametrized; remove_parametrizations first"
     own = dict(module.named_parameters(recurse=False))
@@ -207,6 +208,90 @@ def static_reason(module: nn.Module) -> str | None:
     if weight is None:
         return f"its weight is recomputed from {', '.join(own)} by a hook; remove that first"
     return _weight_reason(module, weight, own)
+
+
+_TAKEN_APART = (
+    "its packed projections can be taken apart, by a module of ours, which stock rules out"
+)
+"""Why `scan` by itself offers none of them."""
+
+
+def _packed_reason(module: nn.MultiheadAttention) -> str | None:
+    """Why attention stays packed, as far as its type and parameters tell."""
+    kind = type(module)
+    if kind is not nn.MultiheadAttention:
+        return f"{kind.__name__} may use its projections otherwise than MultiheadAttention does"
+    packed = ["in_proj_weight"]
+    names = packed if module._qkv_same_embed_dim else ["q_proj_weight", "k_proj_weight"]
+    own = [module._parameters.get(name) for name in names]
+    last = module.out_proj
+    if None in own or last._parameters.get("weight") is None or parametrize.is_parametrized(last):
+        return "its weights are recomputed by a hook or a parametrization; remove that first"
+    if last._forward_hooks or last._forward_pre_hooks:
+        return "MultiheadAttention never calls its out_proj, whose hooks would run"
+    held = (*module.parameters(),)
+    plain = all(type(p.data) is Tensor and p.is_floating_point() for p in held)
+    return None if plain else "its weights are of no plain floating type"
+
+
+def packed_attention(model: nn.Module, example: Example) -> dict[str, str | None]:
+    """Every `nn.MultiheadAttention` of a model -> why it cannot be taken apart, or None.
+
+    Args:
+        model: the network; left as it is.
+        example: inputs of one forward pass, which show what else reads the packed weights.
+    """
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    if not found:
+        return {}
+    held = held_elsewhere(model)
+    reasons = {
+        n: _packed_reason(m) or held.get(id(m)) or _sharing(model, m) for n, m in found.items()
+    }
+    free = [m for n, m in found.items() if reasons[n] is None]
+    watched = _watch_packed(model, example, free) if free else {}
+    return {n: reasons[n] or watched.get(id(m)) for n, m in found.items()}
+
+
+def _sharing(model: nn.Module, module: nn.MultiheadAttention) -> str | None:
+    """Why attention stays packed whose weights others hold."""
+    own = {memory_of(p) for p in module.parameters()}
+    inside = list(module.modules())
+    for name, other in model.named_modules():
+        if other not in inside and any(memory_of(p) in own for p in other.parameters(False)):
+            return f"shares its weight with {name or 'the model'}"
+    return None
+
+
+def _watch_packed(
+    model: nn.Module, example: Example, modules: Sequence[nn.MultiheadAttention]
+) -> dict[int, str]:
+    """Attention that the example never runs, or whose weights are read from outside -> why."""
+    inside: list[nn.Module] = []
+    never = "the example never runs it"
+    reasons = {id(m): never for m in modules}
+
+    def enter(module: nn.Module, args: Any) -> None:
+        inside.append(module)
+        if reasons.get(id(module)) == never:
+            del reasons[id(module)]
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        inside.remove(module)
+
+    def read(module: nn.Module, attribute: str) -> None:
+        if module not in inside:
+            reasons[id(module)] = f"the model reads its {attribute} directly"
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
+        stack.enter_context(_attribute_reads(modules, read))
+        run(model, example)
+        with suppress(InputError), _training(model):
+            call(model, example)
+    return reasons
 
 
 def _weight_reason(

@@ -33,6 +33,7 @@ from lowrank.compression.structure.int8 import (
     stage_bytes,
     stages_fit,
 )
+from lowrank.compression.structure.opening import closed, opened_for
 from lowrank.compression.structure.plan import Plan
 from lowrank.compression.structure.swap import layer_spec, planned_units
 from lowrank.errors import InputError, PlanError
@@ -105,7 +106,8 @@ def apply(
         )
     """
     model = unwrapped(model)
-    _check_plan(model, plan)
+    _check_type(plan)
+    _check_plan(opened_for(model, plan), plan)
     measured = Calibration(seed=plan.seed)
     if isinstance(data, Statistics):
         measured = replace(measured, weighting=data.weighting)
@@ -135,7 +137,8 @@ def applied(
     progress: Progress | None,
 ) -> tuple[nn.Module, Report]:
     """What `apply` gives, of arguments that were checked and data that were read."""
-    store = settings.opened()
+    store, dense = settings.opened(), model
+    model = opened_for(model, plan)
     known = _known(model, example, data, settings, store, progress)
     plan = _without_stale_figures(model, plan)
     how = settings.how
@@ -143,20 +146,24 @@ def applied(
     small, built, notes = _made(model, plan, known, how, refine, progress, shelf)
     if plan.int8:
         quantize_linear(small, plan.int8)
+    closed(small, plan)
     remember_form(small, known.batches[0] if example is None and known else example)
     if progress is not None:
         progress("checking outputs", 0, 1)
     rows = _rows(plan, built)
-    before, after = Figures.of(model, small, example)
+    before, after = Figures.of(dense, small, example)
     loss = settings.loss if known is None else known.loss
     quality, said = _quality(model, small, example, known, val, loss)
     remarks = (*notes, *said, *_int8_notes(plan), *shelf.remarks)
     return small, Report(rows, plan, before, after, quality, remarks)
 
 
-def _check_plan(model: nn.Module, plan: Plan) -> None:
+def _check_type(plan: object) -> None:
     if not isinstance(plan, Plan):
         raise PlanError("plan", f"{plan!r} is no plan", "read a file with lowrank.Plan.load")
+
+
+def _check_plan(model: nn.Module, plan: Plan) -> None:
     plan.check_model(model)
     _check_choices(model, plan)
     _check_int8(model, plan)

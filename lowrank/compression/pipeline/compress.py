@@ -25,6 +25,7 @@ from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.measure import check_asked, measured, usable
 from lowrank.compression.planning.rules import Named, Rules, rules_of
 from lowrank.compression.planning.weighting import weighing
+from lowrank.compression.structure.opening import opened
 from lowrank.compression.structure.plan import Plan
 from lowrank.errors import BudgetError, InputError
 from lowrank.progress import Progress, in_stages
@@ -119,17 +120,18 @@ def compress(
     _check_size(budget, max_drop, metric, rules)
     check_refine(refine, data)
     timed_too = {"latency": latency is not None, "memory": memory is not None}
-    check_asked(model, example, rules, **timed_too, progress=progress)
+    whole = model if rules.stock else opened(model, example)
+    check_asked(whole, example, rules, **timed_too, progress=progress)
     compared = val_of(val, example)
     read, rest = read_data(data, example, settings, rest=val is None)
     if progress is not None:
         held = bool(compared or rest)
-        progress(str(expected(model, example, read, settings, rules, held=held)), 0, 1)
+        progress(str(expected(whole, example, read, settings, rules, held=held)), 0, 1)
     asked = timed_too["latency"], max_drop is not None, bool(refine)
     progress = in_stages(progress, _stages(settings, read is not None, *asked))
     started = time.process_time()
     with tallying() as tally:
-        curves = measured(model, example, read, settings, rules, **timed_too, progress=progress)
+        curves = measured(whole, example, read, settings, rules, **timed_too, progress=progress)
         with usable(lambda: (_MEASURED, curves), settings.cache):
             if max_drop is not None and metric is not None:
                 plan, timed = _within_drop(model, curves, metric, max_drop, refine, progress), None

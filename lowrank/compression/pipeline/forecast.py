@@ -15,6 +15,7 @@ from lowrank.compression.network.example import Example, batch_size
 from lowrank.compression.network.scan import scan
 from lowrank.compression.pipeline.apply import read_data
 from lowrank.compression.planning.rules import Rules, rules_of
+from lowrank.compression.structure.opening import opened
 
 _SECONDS = {"quick": 1.0, "default": 2.0, "thorough": 20.0}
 """What measuring and fitting a layer takes at most on one core of a few years ago."""
@@ -75,7 +76,9 @@ def forecast(
     """
     settings = calibration_of(calibration, effort=effort)
     read, rest = read_data(data, example, settings, rest=True)
-    return expected(model, example, read, settings, rules_of(rules, {}), held=rest is not None)
+    rules = rules_of(rules, {})
+    model = model if rules.stock else opened(model, example)
+    return expected(model, example, read, settings, rules, held=rest is not None)
 
 
 def expected(

@@ -29,6 +29,7 @@ from lowrank.compression.planning.measure import check_asked, measured
 from lowrank.compression.planning.rules import Named, Rules, rules_of
 from lowrank.compression.planning.weighting import weighed_plan
 from lowrank.compression.structure.history import copy_model
+from lowrank.compression.structure.opening import opened
 from lowrank.compression.structure.plan import Plan
 from lowrank.errors import BudgetError, InputError
 from lowrank.progress import Progress
@@ -194,14 +195,15 @@ def sweep(
     known = None if curves is None else curves.calibration
     calibration = calibration_of(calibration, known, effort, cache)
     check_refine(refine, data if curves is None else curves.data)
-    check_asked(model, example, rules, latency=False, memory=False, progress=progress)
+    whole = model if rules.stock else opened(model, example)
+    check_asked(whole, example, rules, latency=False, memory=False, progress=progress)
     if curves is not None:
         _check_curves(curves, data, rules)
     compared = val_of(val, example)
     read, rest = read_data(data, example, calibration, rest=val is None)
     dense = None if metric is None else score(metric, model, "the dense model")
     if curves is None:
-        curves = measured(model, example, read, calibration, rules, progress=progress)
+        curves = measured(whole, example, read, calibration, rules, progress=progress)
     how = {"val": compared or rest, "refine": refine, "settings": calibration}
     points, refused = [], []
     for done, keep in enumerate(sorted(keeps, reverse=True)):

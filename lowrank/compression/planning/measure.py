@@ -53,6 +53,7 @@ from lowrank.compression.planning.rules import Named, Rules, rules_of
 from lowrank.compression.planning.sensitivity import probe
 from lowrank.compression.structure.choices import Choice, Dense, Tied
 from lowrank.compression.structure.int8 import require_torchao
+from lowrank.compression.structure.opening import opened
 from lowrank.decompositions.metric import Metric, identity
 from lowrank.errors import InputError, Interrupted
 from lowrank.progress import Progress
@@ -113,6 +114,7 @@ def measure(
     effort, cache = named.pop("effort", None), named.pop("cache", None)
     settings = calibration_of(calibration, known, effort, cache)
     rules = rules_of(rules, named)
+    model = model if rules.stock else opened(model, example)
     check_asked(model, example, rules, latency=latency, memory=memory, progress=progress)
     if data is not None and not isinstance(data, Statistics):
         data = calibration_batches(data, example, settings.count)

@@ -13,6 +13,7 @@ from lowrank.compression.fitting.layerwise import replace_layers
 from lowrank.compression.gauges.quality import Unmatched, compare_on, score
 from lowrank.compression.network.example import Example, batch_size
 from lowrank.compression.planning.curves import Curves
+from lowrank.compression.structure.opening import opened_for
 from lowrank.compression.structure.plan import Plan
 from lowrank.progress import Progress
 
@@ -63,11 +64,12 @@ def weighing(
     """
     if curves.data is None or exponent is not None or not curves.data.effort.trials:
         return 0.5 if exponent is None else exponent
+    plans = {e: curves.plan(**budget, exponent=e) for e in EXPONENTS}
+    model = opened_for(model, plans[EXPONENTS[0]])
     data, held = curves.data.parted(model)
     examples = [*data.batches, *held]
     work = curves.total.macs * sum(map(batch_size, examples))
     how: How = fit or ("sequential" if work <= _TRIAL_WORK else "parallel")
-    plans = {e: curves.plan(**budget, exponent=e) for e in EXPONENTS}
     lost: dict[float, tuple[float, float]] = {}
     for done, (e, plan) in enumerate(plans.items()):
         if progress is not None:

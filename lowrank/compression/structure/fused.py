@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from lowrank.compression.structure.attention import Attention
 from lowrank.compression.structure.swap import is_made
 
 _SWITCHES: tuple[tuple[type[nn.Module], str], ...] = (
@@ -22,7 +23,8 @@ _WAS = "_lowrank_fused"
 
 
 def settle_fused(model: nn.Module) -> None:
-    """Turn the fused kernels off in every encoder with a replaced layer, and back in others."""
+    """Turn the fused kernels off in every encoder with a layer that is replaced, or attention that
+    is taken apart, and back in others."""
     for module in model.modules():
         for cls, switch in _SWITCHES:
             if isinstance(module, cls) and switch in vars(module):
@@ -31,7 +33,7 @@ def settle_fused(model: nn.Module) -> None:
 
 def _settle(module: nn.Module, switch: str) -> None:
     own = vars(module)
-    if any(map(is_made, module.modules())):
+    if any(is_made(m) or isinstance(m, Attention) for m in module.modules()):
         own.setdefault(_WAS, own[switch])
         own[switch] = type(own[switch])(0)  # 0 or False
     elif _WAS in own:

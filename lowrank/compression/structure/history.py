@@ -17,6 +17,7 @@ from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import TORCH_FIELDS, held_elsewhere, is_plain, static_reason
 from lowrank.compression.network.tensors import memory_of
 from lowrank.compression.network.units import names_of
+from lowrank.compression.structure.attention import PARTS, put_together, take_apart
 from lowrank.compression.structure.choices import Dense, Tied
 from lowrank.compression.structure.fused import settle_fused
 from lowrank.compression.structure.int8 import dequantize, int8_layers
@@ -113,13 +114,29 @@ def factors_in(model: nn.Module) -> list[nn.Module]:
 
 def build_structure(model: nn.Module, plan: Plan) -> None:
     """Replace the layers in place by stages of the plan's shapes with arbitrary weights."""
+    take_apart(model, packed_in(model, plan))
     plan.check_model(model)
     _check_choices(model, plan)
     originals: dict[str, nn.Module] = {}
     for unit, method in planned_units(model, plan):
         install_unit(model, unit, unit.build(method.stages(unit.spec)), originals)
+    put_together(model, kept_apart(plan))
     settle_fused(model)
     model.__dict__[_RECORD] = (*history(model), Applied(plan, originals))
+
+
+def packed_in(model: nn.Module, plan: Plan) -> list[str]:
+    """Names of the attention in a model that a plan knows layer by layer."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention) and f"{name}.{PARTS[0]}" in plan.layers
+    ]
+
+
+def kept_apart(plan: Plan) -> set[str]:
+    """Names of the layers that a plan leaves otherwise than it found them."""
+    return {*(name for names in plan.units for name in names), *plan.int8}
 
 
 def densify(model: nn.Module) -> nn.Module:
@@ -150,6 +167,7 @@ def densify(model: nn.Module) -> nn.Module:
     dequantize(dense)
     for at, applied in reversed(records(dense)):
         restore_units(dense.get_submodule(at), applied.plan, applied.originals)
+    put_together(dense)
     settle_fused(dense)
     for module in dense.modules():
         module.__dict__.pop(_RECORD, None)

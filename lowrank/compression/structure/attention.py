@@ -1,0 +1,236 @@
+"""Attention whose projections are layers of their own, and torch's around the same weights.
+
+`nn.MultiheadAttention` keeps three projections in one parameter, and reads the weight of the
+fourth. `Attention` computes the same from four linear layers, each of which a chain of layers can
+replace; it stands in a model only where one of them is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowrank.compression.structure.swap import _move_hooks, _put
+from lowrank.errors import InputError
+
+PARTS = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""The layers of an `Attention`."""
+
+_BIASES = ("bias_k", "bias_v")
+
+
+class Attention(nn.Module):
+    """`nn.MultiheadAttention` of four linear layers, called in the same way.
+
+    softmax(Q K^T / sqrt(d) + mask) V a head, with Q, K, V the projections of query, key and
+    value, and a last projection of all heads side by side. It is made of a
+    `nn.MultiheadAttention` by `taken_apart`, and has its attributes.
+
+    Source: Vaswani et al., Attention is all you need, 2017, section 3.2; the order of
+    operations is that of torch's `multi_head_attention_forward`.
+    """
+
+    in_proj_bias = None
+    """Where this is None, torch's encoders do not reach for packed weights."""
+
+    embed_dim: int
+    num_heads: int
+    head_dim: int
+    dropout: float
+    batch_first: bool
+    add_zero_attn: bool
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `nn.MultiheadAttention.forward` gives, of the same arguments.
+
+        Args:
+            query: (L, E), (L, B, E), or (B, L, E) where `batch_first`.
+            key: likewise, of length S and width `kdim`.
+            value: likewise, of length S and width `vdim`.
+            key_padding_mask: (S) or (B, S); True, or what is added to the scores of a key.
+            need_weights: give the weights of the heads, too.
+            attn_mask: (L, S) or (B * num_heads, L, S); True, or what is added to the scores.
+            average_attn_weights: of all heads.
+            is_causal: that `attn_mask` is the causal one.
+
+        Raises:
+            InputError: nested tensors, or `is_causal` without a mask.
+        """
+        self._check(query, attn_mask, is_causal)
+        q = self._heads(self.q_proj(query))  # (B, H, L, d)
+        k = self._longer(self._heads(self.k_proj(key)), self.bias_k)
+        v = self._longer(self._heads(self.v_proj(value)), self.bias_v)
+        hinted = is_causal and key_padding_mask is None and not need_weights
+        mask = None if hinted else self._mask(attn_mask, key_padding_mask, q, k.shape[2])
+        weights = None
+        if need_weights:
+            weights = self._weights(q, k, mask)
+            y = weights @ v
+            weights = weights.mean(dim=1) if average_attn_weights else weights
+        else:
+            p = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, mask, p, hinted)
+        out = self.out_proj(self._joined(y, query.dim() == 3))
+        if weights is not None and query.dim() == 2:
+            weights = weights.squeeze(0)
+        return out, weights
+
+    def _check(self, query: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
+        if query.is_nested:
+            problem = "nested tensors are taken by torch's fused kernel alone"
+            raise InputError("query", problem, "pad them, and pass key_padding_mask")
+        if is_causal and attn_mask is None:
+            problem = "is_causal is a hint about attn_mask, and there is none"
+            raise InputError("attn_mask", problem, "pass the causal mask, too")
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """One matrix a head: (L, E), (L, B, E) or (B, L, E) to (B, H, L, d)."""
+        x = x.unflatten(-1, (self.num_heads, self.head_dim))
+        if x.dim() == 3:
+            return x.transpose(0, 1).unsqueeze(0)
+        return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)
+
+    def _joined(self, y: Tensor, batched: bool) -> Tensor:
+        """The inverse of `_heads`."""
+        if not batched:
+            return y.squeeze(0).transpose(0, 1).flatten(1)
+        return y.transpose(1, 2).flatten(2) if self.batch_first else y.permute(2, 0, 1, 3).flatten(2)
+
+    def _longer(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Keys or values (B, H, S, d) with one that is learnt and one of zeros behind them."""
+        if bias is not None:
+            more = bias.reshape(1, self.num_heads, 1, self.head_dim)
+            x = torch.cat([x, more.expand(x.shape[0], -1, -1, -1).to(x.dtype)], dim=2)
+        return F.pad(x, (0, 0, 0, 1)) if self.add_zero_attn else x
+
+    def _mask(
+        self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, length: int
+    ) -> Tensor | None:
+        """What is added to the scores (B, H, L, S), of both masks; further keys are seen."""
+        mask = None
+        if attn_mask is not None:
+            mask = _added(attn_mask, q.dtype)
+            if mask.dim() == 3:
+                mask = mask.unflatten(0, (q.shape[0], self.num_heads))
+            mask = F.pad(mask, (0, length - mask.shape[-1]))
+        if padding is not None:
+            hidden = _added(padding, q.dtype)
+            hidden = F.pad(hidden, (0, length - hidden.shape[-1]))
+            hidden = hidden.reshape(-1, 1, 1, length)  # (B, 1, 1, S)
+            mask = hidden if mask is None else mask + hidden
+        return None if mask is None else mask.expand(q.shape[0], self.num_heads, -1, -1)
+
+    def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
+        weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
+        return F.dropout(weights, self.dropout, self.training) if self.dropout else weights
+
+    def extra_repr(self) -> str:
+        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}"
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as what is added to scores: -Inf where it is True."""
+    if mask.is_floating_point():
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
+
+
+def take_apart(model: nn.Module, names: Iterable[str]) -> None:
+    """Put an `Attention` in the place of each of these `nn.MultiheadAttention`, in place.
+
+    The parameters are views of the packed ones: nothing is copied.
+    """
+    for name in names:
+        packed = model.get_submodule(name)
+        assert isinstance(packed, nn.MultiheadAttention)
+        _put(model, packed, _taken_apart(packed))
+
+
+def _taken_apart(packed: nn.MultiheadAttention) -> Attention:
+    made = Attention()
+    made.__dict__.update(_settings(packed))
+    weights = (packed.q_proj_weight, packed.k_proj_weight, packed.v_proj_weight)
+    if packed.in_proj_weight is not None:
+        weights = packed.in_proj_weight.detach().chunk(3)
+    bias = packed.in_proj_bias
+    biases = (None,) * 3 if bias is None else bias.detach().chunk(3)
+    trained = next(packed.parameters(recurse=False)).requires_grad
+    for part, weight, b in zip(PARTS, weights, biases, strict=False):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=b is not None, device="meta")
+        layer.weight = nn.Parameter(weight.detach(), requires_grad=trained)
+        if b is not None:
+            layer.bias = nn.Parameter(b, requires_grad=bias.requires_grad)
+        made.add_module(part, layer.train(packed.training))
+    made.out_proj = packed.out_proj
+    _take_biases(packed, made)
+    _move_hooks(packed, made)
+    return made
+
+
+def _take_biases(source: nn.Module, target: nn.Module) -> None:
+    """The key and the value that are learnt; where there are none, both are settings."""
+    for key in _BIASES:
+        if key in source._parameters:
+            target.register_parameter(key, source._parameters[key])
+
+
+def _settings(module: nn.Module) -> dict[str, object]:
+    """What is no parameter, buffer, part or hook of a module."""
+    own = vars(module).items()
+    return {k: v for k, v in own if k[:1] != "_" or k == "_qkv_same_embed_dim"}
+
+
+def put_together(model: nn.Module, keep: Collection[str] = ()) -> None:
+    """Put a `nn.MultiheadAttention` in the place of every `Attention` of plain layers, in place.
+
+    Args:
+        model: holds them.
+        keep: names of layers; what they stand in stays as it is.
+    """
+    for name, module in list(model.named_modules()):
+        parts = {f"{name}.{part}" for part in PARTS}
+        if isinstance(module, Attention) and parts.isdisjoint(keep) and _is_dense(module):
+            _put(model, module, _put_together(module))
+
+
+def _is_dense(module: Attention) -> bool:
+    return all(isinstance(module.get_submodule(part), nn.Linear) for part in PARTS)
+
+
+def _put_together(apart: Attention) -> nn.MultiheadAttention:
+    made = nn.MultiheadAttention.__new__(nn.MultiheadAttention)
+    nn.Module.__init__(made)
+    made.__dict__.update(_settings(apart))
+    layers = [cast(nn.Linear, apart.get_submodule(part)) for part in PARTS]
+    weights, biases = [m.weight for m in layers[:3]], [m.bias for m in layers[:3]]
+    one = made._qkv_same_embed_dim  # in torch's order, which a state dict keeps
+    three = dict(zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), weights, strict=True))
+    named = {"in_proj_weight": _joined(weights)} if one else three
+    absent = three if one else {"in_proj_weight": None}
+    for key in (*named, *absent):
+        made.register_parameter(key, named.get(key))
+    made.register_parameter("in_proj_bias", None if biases[0] is None else _joined(biases))
+    made.out_proj = apart.out_proj
+    _take_biases(apart, made)
+    _move_hooks(apart, made)
+    return made
+
+
+def _joined(parts: list[nn.Parameter]) -> nn.Parameter:
+    trained = any(p.requires_grad for p in parts)
+    return nn.Parameter(torch.cat([p.detach() for p in parts]), requires_grad=trained)

@@ -1,0 +1,63 @@
+"""Models whose packed attention is taken apart, to be measured, planned and replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from lowrank.compression.network.example import Example, check
+from lowrank.compression.network.scan import (
+    holds_parameters,
+    packed_attention,
+    refuse_valueless,
+    require_module,
+)
+from lowrank.compression.structure.attention import put_together, take_apart
+from lowrank.compression.structure.fused import settle_fused
+from lowrank.compression.structure.history import copy_model, kept_apart, packed_in
+from lowrank.compression.structure.plan import Plan
+
+
+def opened(model: nn.Module, example: Example) -> nn.Module:
+    """The model; or where it has attention that can be taken apart, one over the same weights
+    in which it is.
+
+    Args:
+        model: the network; left as it is.
+        example: inputs of one forward pass, which show what else reads the packed weights.
+
+    Raises:
+        InputError: a model or an example that is none, or parameters that hold no numbers.
+    """
+    require_module(model)
+    if not any(isinstance(m, nn.MultiheadAttention) for m in model.modules()):
+        return model
+    check(example)
+    for name, module in model.named_modules():
+        if holds_parameters(module):
+            refuse_valueless(name, module)
+    found = packed_attention(model, example)
+    return _apart(model, [name for name, why in found.items() if why is None])
+
+
+def opened_for(model: nn.Module, plan: Plan) -> nn.Module:
+    """The same for a plan: that is taken apart of whose layers it speaks."""
+    return _apart(model, packed_in(model, plan))
+
+
+def _apart(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    if not names:
+        return model
+    with torch.inference_mode(False):
+        same = copy_model(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+        take_apart(same, names)
+    settle_fused(same)
+    return same
+
+
+def closed(model: nn.Module, plan: Plan) -> None:
+    """Put that together, in place, of which a plan left all layers dense."""
+    put_together(model, kept_apart(plan))
+    settle_fused(model)
