@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import lowrank
@@ -112,7 +113,8 @@ def test_attention_that_is_taken_apart_gives_the_same(
         for (name, a), (b_name, b) in zip(
             model.state_dict().items(), other.state_dict().items(), strict=True
         ):
-            assert name == b_name and torch.equal(a, b)
+            assert name == b_name
+            assert torch.equal(a, b)
         assert vars(model.attn).keys() == vars(other.attn).keys()
         same(model, other, args, masks(kind, batched), training=False)
 
@@ -216,7 +218,7 @@ def test_attention_of_which_no_layer_is_replaced_stays_torchs() -> None:
     small, report = lowrank.compress(Net().eval(), X, params=0.95, only=["first", "last"])
     assert report.plan.replaced
     assert type(small.attn) is nn.MultiheadAttention
-    assert NAMES <= set(report.plan.layers)
+    assert set(report.plan.layers) >= NAMES
 
 
 @pytest.mark.parametrize("layer", sorted(NAMES))
@@ -315,12 +317,13 @@ def test_hooks_of_attention_are_kept() -> None:
 def test_macs_are_those_that_torch_counts() -> None:
     small = at_full_rank()
     for net in (small, apart(Net().eval())):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        plainly = sdpa_kernel(SDPBackend.MATH)  # of the fused kernels torch counts some
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), plainly:
             net(X)
         found = lowrank.profile(net, X, latency=False)
-        assert 2 * found.total.macs == counter.get_total_flops()
+        assert 2 * found.macs == counter.get_total_flops()
     packed = lowrank.profile(Net().eval(), X, latency=False)
-    assert packed.total.macs == found.total.macs
+    assert packed.macs == found.macs
 
 
 def test_exports_of_compressed_attention_are_checked(tmp_path: Path) -> None:
@@ -360,3 +363,16 @@ def test_a_padded_encoder_with_its_fast_path_on() -> None:
         dense = lowrank.densify(small)
         torch.testing.assert_close(dense(**example)[~PADDED], small(**example)[~PADDED])
         assert not dense(**example)[PADDED].any()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("need", [False, True])
+def test_attention_that_is_taken_apart_can_be_scripted(need: bool) -> None:
+    model = apart(Net().eval()).attn
+    scripted = torch.jit.script(model)
+    for a, b in zip(
+        scripted(X, X, X, PADDED, need), model(X, X, X, PADDED, need), strict=True
+    ):  # fmt: skip
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b)

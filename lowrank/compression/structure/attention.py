@@ -7,8 +7,8 @@ replace; it stands in a model only where one of them is replaced.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import cast
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,12 +37,19 @@ class Attention(nn.Module):
     in_proj_bias = None
     """Where this is None, torch's encoders do not reach for packed weights."""
 
-    embed_dim: int
-    num_heads: int
-    head_dim: int
-    dropout: float
-    batch_first: bool
-    add_zero_attn: bool
+    if TYPE_CHECKING:  # set by `_taken_apart`
+        embed_dim: int
+        num_heads: int
+        head_dim: int
+        dropout: float
+        batch_first: bool
+        add_zero_attn: bool
+        q_proj: nn.Module
+        k_proj: nn.Module
+        v_proj: nn.Module
+        out_proj: nn.Module
+        bias_k: nn.Parameter | None
+        bias_v: nn.Parameter | None
 
     def forward(
         self,
@@ -76,18 +83,15 @@ class Attention(nn.Module):
         v = self._longer(self._heads(self.v_proj(value)), self.bias_v)
         hinted = is_causal and key_padding_mask is None and not need_weights
         mask = None if hinted else self._mask(attn_mask, key_padding_mask, q, k.shape[2])
-        weights = None
-        if need_weights:
-            weights = self._weights(q, k, mask)
-            y = weights @ v
-            weights = weights.mean(dim=1) if average_attn_weights else weights
-        else:
+        batched = query.dim() == 3
+        if not need_weights:
             p = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, mask, p, hinted)
-        out = self.out_proj(self._joined(y, query.dim() == 3))
-        if weights is not None and query.dim() == 2:
-            weights = weights.squeeze(0)
-        return out, weights
+            return self.out_proj(self._joined(y, batched)), None
+        weights = self._weights(q, k, mask)
+        out = self.out_proj(self._joined(weights @ v, batched))
+        weights = weights.mean(dim=1) if average_attn_weights else weights
+        return out, weights if batched else weights.squeeze(0)
 
     def _check(self, query: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
         if query.is_nested:
@@ -108,7 +112,8 @@ class Attention(nn.Module):
         """The inverse of `_heads`."""
         if not batched:
             return y.squeeze(0).transpose(0, 1).flatten(1)
-        return y.transpose(1, 2).flatten(2) if self.batch_first else y.permute(2, 0, 1, 3).flatten(2)
+        y = y.transpose(1, 2) if self.batch_first else y.permute(2, 0, 1, 3)
+        return y.flatten(2)
 
     def _longer(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Keys or values (B, H, S, d) with one that is learnt and one of zeros behind them."""
@@ -121,7 +126,9 @@ class Attention(nn.Module):
         self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, length: int
     ) -> Tensor | None:
         """What is added to the scores (B, H, L, S), of both masks; further keys are seen."""
-        mask = None
+        if attn_mask is None and padding is None:
+            return None
+        mask = torch.zeros(1, dtype=q.dtype, device=q.device)
         if attn_mask is not None:
             mask = _added(attn_mask, q.dtype)
             if mask.dim() == 3:
@@ -130,9 +137,8 @@ class Attention(nn.Module):
         if padding is not None:
             hidden = _added(padding, q.dtype)
             hidden = F.pad(hidden, (0, length - hidden.shape[-1]))
-            hidden = hidden.reshape(-1, 1, 1, length)  # (B, 1, 1, S)
-            mask = hidden if mask is None else mask + hidden
-        return None if mask is None else mask.expand(q.shape[0], self.num_heads, -1, -1)
+            mask = mask + hidden.reshape(-1, 1, 1, length)  # (B, 1, 1, S)
+        return mask.expand(q.shape[0], self.num_heads, -1, -1)
 
     def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
         scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
@@ -140,6 +146,7 @@ class Attention(nn.Module):
         return F.dropout(weights, self.dropout, self.training) if self.dropout else weights
 
     def extra_repr(self) -> str:
+        """The sizes."""
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}"
 
 
@@ -164,22 +171,25 @@ def take_apart(model: nn.Module, names: Iterable[str]) -> None:
 def _taken_apart(packed: nn.MultiheadAttention) -> Attention:
     made = Attention()
     made.__dict__.update(_settings(packed))
-    weights = (packed.q_proj_weight, packed.k_proj_weight, packed.v_proj_weight)
+    weights: Sequence[Tensor] = (packed.q_proj_weight, packed.k_proj_weight, packed.v_proj_weight)
     if packed.in_proj_weight is not None:
-        weights = packed.in_proj_weight.detach().chunk(3)
+        weights = _thirds(packed.in_proj_weight)
     bias = packed.in_proj_bias
-    biases = (None,) * 3 if bias is None else bias.detach().chunk(3)
-    trained = next(packed.parameters(recurse=False)).requires_grad
+    biases = (None,) * 3 if bias is None else _thirds(bias)
     for part, weight, b in zip(PARTS, weights, biases, strict=False):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=b is not None, device="meta")
-        layer.weight = nn.Parameter(weight.detach(), requires_grad=trained)
-        if b is not None:
-            layer.bias = nn.Parameter(b, requires_grad=bias.requires_grad)
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        layer.weight = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
+        layer.register_parameter("bias", b)
         made.add_module(part, layer.train(packed.training))
     made.out_proj = packed.out_proj
     _take_biases(packed, made)
     _move_hooks(packed, made)
     return made
+
+
+def _thirds(parameter: Tensor) -> list[nn.Parameter]:
+    parts = parameter.detach().chunk(3)
+    return [nn.Parameter(part, requires_grad=parameter.requires_grad) for part in parts]
 
 
 def _take_biases(source: nn.Module, target: nn.Module) -> None:
@@ -217,20 +227,23 @@ def _put_together(apart: Attention) -> nn.MultiheadAttention:
     nn.Module.__init__(made)
     made.__dict__.update(_settings(apart))
     layers = [cast(nn.Linear, apart.get_submodule(part)) for part in PARTS]
-    weights, biases = [m.weight for m in layers[:3]], [m.bias for m in layers[:3]]
+    weights = [cast(nn.Parameter, m.weight) for m in layers[:3]]
+    biases = [m.bias for m in layers[:3]]
     one = made._qkv_same_embed_dim  # in torch's order, which a state dict keeps
     three = dict(zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), weights, strict=True))
-    named = {"in_proj_weight": _joined(weights)} if one else three
-    absent = three if one else {"in_proj_weight": None}
-    for key in (*named, *absent):
-        made.register_parameter(key, named.get(key))
+    if one:
+        made.register_parameter("in_proj_weight", _joined(weights))
+    for key, weight in three.items():
+        made.register_parameter(key, None if one else weight)
+    if not one:
+        made.register_parameter("in_proj_weight", None)
     made.register_parameter("in_proj_bias", None if biases[0] is None else _joined(biases))
-    made.out_proj = apart.out_proj
+    made.out_proj = cast(Any, apart.out_proj)
     _take_biases(apart, made)
     _move_hooks(apart, made)
     return made
 
 
-def _joined(parts: list[nn.Parameter]) -> nn.Parameter:
+def _joined(parts: Sequence[Tensor]) -> nn.Parameter:
     trained = any(p.requires_grad for p in parts)
     return nn.Parameter(torch.cat([p.detach() for p in parts]), requires_grad=trained)
