@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lowrank
 from lowrank.compression import run, scan
-from lowrank.compression.structure.attention import Attention, put_together, take_apart
+from lowrank.compression.structure.attention import Attention
+from lowrank.compression.structure.packed import put_together, take_apart
 from lowrank.errors import InputError
 
 WIDTH, HEADS, LENGTH, OTHER, BATCH = 16, 4, 5, 7, 3
@@ -279,7 +280,7 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Net(Other), "Other may use its projections otherwise"),
+        (Net(Other), "Other may use its packed weights otherwise"),
         (Reads(), "reads its in_proj_weight directly"),
         (Never(), "the example never runs it"),
         (Listed(), "held holds it too"),

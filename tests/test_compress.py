@@ -248,7 +248,7 @@ def test_bad_examples() -> None:
 
 def test_nothing_to_replace() -> None:
     with pytest.raises(InputError, match="none of its 1 layers can be replaced"):
-        lowrank.compress(nn.Sequential(nn.LSTM(3, 4)), torch.randn(2, 5, 3), params=0.5)
+        lowrank.compress(nn.Sequential(nn.RNN(3, 4)), torch.randn(2, 5, 3), params=0.5)
     with pytest.raises(InputError, match="holds no parameters"):
         lowrank.compress(nn.Sequential(nn.ReLU()), torch.randn(2, 5), params=0.5)
 
@@ -351,7 +351,7 @@ LEFT_DENSE = {
     "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), "parametrized"),
     "old weight norm": (lambda: nn.utils.spectral_norm(nn.Linear(8, 8)), "recomputed"),
     "pruned": (lambda: _pruned(), "recomputed"),
-    "lstm": (lambda: _First(nn.LSTM(8, 8)), "fused kernel"),
+    "rnn": (lambda: _First(nn.RNN(8, 8)), "fused kernel"),
     "max norm": (lambda: nn.Embedding(9, 8, max_norm=1.0), "max_norm"),
     "own forward": (lambda: _Scaled(8, 8), "more than its base class"),
     "complex": (lambda: nn.Linear(8, 8, dtype=torch.complex64), "not a real floating type"),

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
 
 from lowrank.compression.network.example import Example, as_written, call, check, is_wrapper, run
 from lowrank.compression.network.layers import LayerView, is_transposed_linear, own_shapes, spec_of
@@ -32,6 +33,9 @@ from lowrank.compression.network.units import Alone, SameInput, TiedTable, Unit
 from lowrank.errors import InputError
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+PACKED = (nn.MultiheadAttention, nn.LSTM, nn.GRU)
+"""What a module of ours can stand for, with layers in place of packed weights."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def scan(model: nn.Module, example: Example) -> Scan:
     }
     for name, module in modules.items():
         refuse_valueless(name, module)
-    reasons |= {n: why for n, why in packed_attention(model, example).items() if why is not None}
+    reasons |= {n: why for n, why in packed_modules(model, example).items() if why is not None}
     candidates = {name: m for name, m in modules.items() if name not in reasons}
     watch = _watch_example(model, example, candidates)
     for name, module in candidates.items():
@@ -192,10 +196,10 @@ def static_reason(module: nn.Module) -> str | None:
     kind = type(module).__name__
     if _is_quantized(module):
         return f"{kind} is already quantized"
+    if isinstance(module, PACKED):
+        return _packed_reason(module) or _TAKEN_APART
     if isinstance(module, _RECURRENT):
         return f"{kind} hands all its weights to one fused kernel"
-    if isinstance(module, nn.MultiheadAttention):
-        return _packed_reason(module) or _TAKEN_APART
     if parametrize.is_parametrized(module):
         return "its weight is parametrized; remove_parametrizations first"
     own = dict(module.named_parameters(recurse=False))
@@ -211,37 +215,50 @@ def static_reason(module: nn.Module) -> str | None:
 
 
 _TAKEN_APART = (
-    "its packed projections can be taken apart, by a module of ours, which stock rules out"
+    "a module of ours that takes its packed weights apart is ruled out by stock, or, of a "
+    "recurrent one, by a budget of latency, as its loop is slower"
 )
 """Why `scan` by itself offers none of them."""
 
 
-def _packed_reason(module: nn.MultiheadAttention) -> str | None:
-    """Why attention stays packed, as far as its type and parameters tell."""
+def _packed_reason(module: nn.Module) -> str | None:
+    """Why a module stays packed, as far as its type and parameters tell."""
     kind = type(module)
-    if kind is not nn.MultiheadAttention:
-        return f"{kind.__name__} may use its projections otherwise than MultiheadAttention does"
-    packed = ["in_proj_weight"]
-    names = packed if module._qkv_same_embed_dim else ["q_proj_weight", "k_proj_weight"]
-    own = [module._parameters.get(name) for name in names]
-    last = module.out_proj
-    if None in own or last._parameters.get("weight") is None or parametrize.is_parametrized(last):
+    if kind not in PACKED:
+        base = next(cls for cls in PACKED if isinstance(module, cls)).__name__
+        return f"{kind.__name__} may use its packed weights otherwise than {base} does"
+    own = [module._parameters.get(name) for name in _packed_names(module)]
+    if isinstance(module, nn.MultiheadAttention):
+        last = module.out_proj
+        own.append(None if parametrize.is_parametrized(last) else last._parameters.get("weight"))
+        if last._forward_hooks or last._forward_pre_hooks:
+            return "MultiheadAttention never calls its out_proj, whose hooks would run"
+    if any(p is None for p in own):
         return "its weights are recomputed by a hook or a parametrization; remove that first"
-    if last._forward_hooks or last._forward_pre_hooks:
-        return "MultiheadAttention never calls its out_proj, whose hooks would run"
     held = (*module.parameters(),)
     plain = all(type(p.data) is Tensor and p.is_floating_point() for p in held)
     return None if plain else "its weights are of no plain floating type"
 
 
-def packed_attention(model: nn.Module, example: Example) -> dict[str, str | None]:
-    """Every `nn.MultiheadAttention` of a model -> why it cannot be taken apart, or None.
+def _packed_names(module: nn.Module) -> list[str]:
+    """The packed weights that a module must hold itself."""
+    if isinstance(module, nn.RNNBase):
+        return list(module._flat_weights_names)
+    one = module._qkv_same_embed_dim
+    return ["in_proj_weight"] if one else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+
+
+def packed_modules(
+    model: nn.Module, example: Example, kinds: tuple[type[nn.Module], ...] = PACKED
+) -> dict[str, str | None]:
+    """Every packed module of a model -> why it cannot be taken apart, or None.
 
     Args:
         model: the network; left as it is.
         example: inputs of one forward pass, which show what else reads the packed weights.
+        kinds: of `PACKED`, those that are looked for.
     """
-    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    found = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
     if not found:
         return {}
     held = held_elsewhere(model)
@@ -253,8 +270,8 @@ def packed_attention(model: nn.Module, example: Example) -> dict[str, str | None
     return {n: reasons[n] or watched.get(id(m)) for n, m in found.items()}
 
 
-def _sharing(model: nn.Module, module: nn.MultiheadAttention) -> str | None:
-    """Why attention stays packed whose weights others hold."""
+def _sharing(model: nn.Module, module: nn.Module) -> str | None:
+    """Why a module stays packed whose weights others hold."""
     own = {memory_of(p) for p in module.parameters()}
     inside = list(module.modules())
     for name, other in model.named_modules():
@@ -264,17 +281,20 @@ def _sharing(model: nn.Module, module: nn.MultiheadAttention) -> str | None:
 
 
 def _watch_packed(
-    model: nn.Module, example: Example, modules: Sequence[nn.MultiheadAttention]
+    model: nn.Module, example: Example, modules: Sequence[nn.Module]
 ) -> dict[int, str]:
-    """Attention that the example never runs, or whose weights are read from outside -> why."""
+    """Modules that the example never runs, or runs on packed sequences, or whose weights are
+    read from outside -> why."""
     inside: list[nn.Module] = []
     never = "the example never runs it"
     reasons = {id(m): never for m in modules}
 
-    def enter(module: nn.Module, args: Any) -> None:
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         inside.append(module)
         if reasons.get(id(module)) == never:
             del reasons[id(module)]
+        if any(isinstance(x, PackedSequence) for x in (*args, *kwargs.values())):
+            reasons[id(module)] = "it is called with packed sequences"
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         inside.remove(module)
@@ -285,7 +305,7 @@ def _watch_packed(
 
     with ExitStack() as stack:
         for module in modules:
-            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(leave).remove)
         stack.enter_context(_attribute_reads(modules, read))
         run(model, example)

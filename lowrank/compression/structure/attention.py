@@ -7,14 +7,14 @@ replace; it stands in a model only where one of them is replaced.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank.compression.structure.swap import _move_hooks, _put
+from lowrank.compression.structure.swap import _move_hooks
 from lowrank.errors import InputError
 
 PARTS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -28,7 +28,7 @@ class Attention(nn.Module):
 
     softmax(Q K^T / sqrt(d) + mask) V a head, with Q, K, V the projections of query, key and
     value, and a last projection of all heads side by side. It is made of a
-    `nn.MultiheadAttention` by `taken_apart`, and has its attributes.
+    `nn.MultiheadAttention` by `attention_apart`, and has its attributes.
 
     Source: Vaswani et al., Attention is all you need, 2017, section 3.2; the order of
     operations is that of torch's `multi_head_attention_forward`.
@@ -37,7 +37,7 @@ class Attention(nn.Module):
     in_proj_bias = None
     """Where this is None, torch's encoders do not reach for packed weights."""
 
-    if TYPE_CHECKING:  # set by `_taken_apart`
+    if TYPE_CHECKING:  # set by `attention_apart`
         embed_dim: int
         num_heads: int
         head_dim: int
@@ -157,18 +157,8 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
 
 
-def take_apart(model: nn.Module, names: Iterable[str]) -> None:
-    """Put an `Attention` in the place of each of these `nn.MultiheadAttention`, in place.
-
-    The parameters are views of the packed ones: nothing is copied.
-    """
-    for name in names:
-        packed = model.get_submodule(name)
-        assert isinstance(packed, nn.MultiheadAttention)
-        _put(model, packed, _taken_apart(packed))
-
-
-def _taken_apart(packed: nn.MultiheadAttention) -> Attention:
+def attention_apart(packed: nn.MultiheadAttention) -> Attention:
+    """An `Attention` over the same memory."""
     made = Attention()
     made.__dict__.update(_settings(packed))
     weights: Sequence[Tensor] = (packed.q_proj_weight, packed.k_proj_weight, packed.v_proj_weight)
@@ -205,24 +195,8 @@ def _settings(module: nn.Module) -> dict[str, object]:
     return {k: v for k, v in own if k[:1] != "_" or k == "_qkv_same_embed_dim"}
 
 
-def put_together(model: nn.Module, keep: Collection[str] = ()) -> None:
-    """Put a `nn.MultiheadAttention` in the place of every `Attention` of plain layers, in place.
-
-    Args:
-        model: holds them.
-        keep: names of layers; what they stand in stays as it is.
-    """
-    for name, module in list(model.named_modules()):
-        parts = {f"{name}.{part}" for part in PARTS}
-        if isinstance(module, Attention) and parts.isdisjoint(keep) and _is_dense(module):
-            _put(model, module, _put_together(module))
-
-
-def _is_dense(module: Attention) -> bool:
-    return all(isinstance(module.get_submodule(part), nn.Linear) for part in PARTS)
-
-
-def _put_together(apart: Attention) -> nn.MultiheadAttention:
+def attention_together(apart: Attention) -> nn.MultiheadAttention:
+    """A `nn.MultiheadAttention` of the same weights."""
     made = nn.MultiheadAttention.__new__(nn.MultiheadAttention)
     nn.Module.__init__(made)
     made.__dict__.update(_settings(apart))

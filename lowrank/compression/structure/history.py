@@ -17,10 +17,15 @@ from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import TORCH_FIELDS, held_elsewhere, is_plain, static_reason
 from lowrank.compression.network.tensors import memory_of
 from lowrank.compression.network.units import names_of
-from lowrank.compression.structure.attention import PARTS, put_together, take_apart
 from lowrank.compression.structure.choices import Dense, Tied
 from lowrank.compression.structure.fused import settle_fused
 from lowrank.compression.structure.int8 import dequantize, int8_layers
+from lowrank.compression.structure.packed import (
+    kept_apart,
+    packed_in,
+    put_together,
+    take_apart,
+)
 from lowrank.compression.structure.plan import Plan
 from lowrank.compression.structure.swap import install_unit, planned_units, restore_units, stages_in
 from lowrank.errors import InputError, PlanError
@@ -123,20 +128,6 @@ def build_structure(model: nn.Module, plan: Plan) -> None:
     put_together(model, kept_apart(plan))
     settle_fused(model)
     model.__dict__[_RECORD] = (*history(model), Applied(plan, originals))
-
-
-def packed_in(model: nn.Module, plan: Plan) -> list[str]:
-    """Names of the attention in a model that a plan knows layer by layer."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.MultiheadAttention) and f"{name}.{PARTS[0]}" in plan.layers
-    ]
-
-
-def kept_apart(plan: Plan) -> set[str]:
-    """Names of the layers that a plan leaves otherwise than it found them."""
-    return {*(name for names in plan.units for name in names), *plan.int8}
 
 
 def densify(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Models whose packed attention is taken apart, to be measured, planned and replaced."""
+"""Models whose packed modules are taken apart, to be measured, planned and replaced."""
 
 from __future__ import annotations
 
@@ -9,36 +9,43 @@ from torch import nn
 
 from lowrank.compression.network.example import Example, check
 from lowrank.compression.network.scan import (
+    PACKED,
     holds_parameters,
-    packed_attention,
+    packed_modules,
     refuse_valueless,
     require_module,
 )
-from lowrank.compression.structure.attention import put_together, take_apart
 from lowrank.compression.structure.fused import settle_fused
-from lowrank.compression.structure.history import copy_model, kept_apart, packed_in
+from lowrank.compression.structure.history import copy_model
+from lowrank.compression.structure.packed import kept_apart, packed_in, put_together, take_apart
 from lowrank.compression.structure.plan import Plan
 
 
-def opened(model: nn.Module, example: Example) -> nn.Module:
-    """The model; or where it has attention that can be taken apart, one over the same weights
-    in which it is.
+def opened(
+    model: nn.Module, example: Example, *, stock: bool = False, timed: bool = False
+) -> nn.Module:
+    """The model; or where it has attention or recurrent modules that can be taken apart, one
+    over the same weights in which they are.
 
     Args:
         model: the network; left as it is.
+        stock: no module of ours may stand in the result, so that none is taken apart.
+        timed: time counts, so that recurrent modules stay with torch's kernel, which is faster
+            than any loop.
         example: inputs of one forward pass, which show what else reads the packed weights.
 
     Raises:
         InputError: a model or an example that is none, or parameters that hold no numbers.
     """
     require_module(model)
-    if not any(isinstance(m, nn.MultiheadAttention) for m in model.modules()):
+    kinds = PACKED[:1] if timed else PACKED
+    if stock or not any(isinstance(m, kinds) for m in model.modules()):
         return model
     check(example)
     for name, module in model.named_modules():
         if holds_parameters(module):
             refuse_valueless(name, module)
-    found = packed_attention(model, example)
+    found = packed_modules(model, example, kinds)
     return _apart(model, [name for name, why in found.items() if why is None])
 
 
