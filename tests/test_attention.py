@@ -304,6 +304,14 @@ def test_stock_keeps_torchs_module() -> None:
     assert "stock" in str(report.plan.layers["attn"].choice)
 
 
+@pytest.mark.parametrize("skip", ["attn", "att*", "attn.*"])
+def test_attention_is_skipped_by_its_name_or_its_layers(skip: str) -> None:
+    small, report = lowrank.compress(Net().eval(), X, params=0.95, skip=skip)
+    assert type(small.attn) is nn.MultiheadAttention
+    assert report.plan.replaced
+    assert not NAMES & set(report.plan.replaced)
+
+
 def test_hooks_of_attention_are_kept() -> None:
     model, seen = Net().eval(), []
     model.attn.register_forward_hook(lambda m, args, out: seen.append(type(m)))

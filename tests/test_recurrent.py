@@ -130,6 +130,7 @@ def test_a_compressed_network_goes_the_whole_way(
         model, X, params=0.8, data=data, only="rnn.*", refine=2 if data else False
     )
     assert report.kept("parameters") <= 0.8
+    assert any("loop over time" in remark for remark in report.remarks)
     assert set(report.plan.replaced) <= MATRICES
     with torch.no_grad():
         expected = small(X)

@@ -215,7 +215,7 @@ def static_reason(module: nn.Module) -> str | None:
 
 
 _TAKEN_APART = (
-    "a module of ours that takes its packed weights apart is ruled out by stock, or, of a "
+    "a module of ours that takes its packed weights apart is ruled out by stock or skip, or, of a "
     "recurrent one, by a budget of latency, as its loop is slower"
 )
 """Why `scan` by itself offers none of them."""

@@ -35,6 +35,7 @@ from lowrank.compression.structure.int8 import (
 )
 from lowrank.compression.structure.opening import closed, opened_for
 from lowrank.compression.structure.plan import Plan
+from lowrank.compression.structure.recurrent import Recurrent
 from lowrank.compression.structure.swap import layer_spec, planned_units
 from lowrank.errors import InputError, PlanError
 from lowrank.progress import Progress
@@ -154,7 +155,7 @@ def applied(
     before, after = Figures.of(dense, small, example)
     loss = settings.loss if known is None else known.loss
     quality, said = _quality(model, small, example, known, val, loss)
-    remarks = (*notes, *said, *_int8_notes(plan), *shelf.remarks)
+    remarks = (*notes, *said, *_int8_notes(plan), *_loop_notes(small), *shelf.remarks)
     return small, Report(rows, plan, before, after, quality, remarks)
 
 
@@ -339,6 +340,16 @@ def _int8_notes(plan: Plan) -> tuple[str, ...]:
     return (
         f"in int8, inputs rounded while the model runs: {names}; layers that are not linear "
         "stay in their type, for which torchao has no int8 kernel",
+    )
+
+
+def _loop_notes(small: nn.Module) -> tuple[str, ...]:
+    names = [name for name, module in small.named_modules() if isinstance(module, Recurrent)]
+    if not names:
+        return ()
+    return (
+        f"as a loop over time, which is slower than torch's kernel: {', '.join(names)}; "
+        "skip them, or budget latency, to keep the kernel",
     )
 
 

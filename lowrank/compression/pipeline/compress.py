@@ -120,7 +120,7 @@ def compress(
     _check_size(budget, max_drop, metric, rules)
     check_refine(refine, data)
     timed_too = {"latency": latency is not None, "memory": memory is not None}
-    whole = opened(model, example, stock=rules.stock, timed=latency is not None)
+    whole = opened(model, example, stock=rules.stock, skip=rules.skip, timed=latency is not None)
     check_asked(whole, example, rules, **timed_too, progress=progress)
     compared = val_of(val, example)
     read, rest = read_data(data, example, settings, rest=val is None)

@@ -77,7 +77,7 @@ def forecast(
     settings = calibration_of(calibration, effort=effort)
     read, rest = read_data(data, example, settings, rest=True)
     rules = rules_of(rules, {})
-    model = opened(model, example, stock=rules.stock)
+    model = opened(model, example, stock=rules.stock, skip=rules.skip)
     return expected(model, example, read, settings, rules, held=rest is not None)
 
 

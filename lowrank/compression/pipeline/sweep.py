@@ -195,7 +195,7 @@ def sweep(
     known = None if curves is None else curves.calibration
     calibration = calibration_of(calibration, known, effort, cache)
     check_refine(refine, data if curves is None else curves.data)
-    whole = opened(model, example, stock=rules.stock)
+    whole = opened(model, example, stock=rules.stock, skip=rules.skip)
     check_asked(whole, example, rules, latency=False, memory=False, progress=progress)
     if curves is not None:
         _check_curves(curves, data, rules)

@@ -114,7 +114,7 @@ def measure(
     effort, cache = named.pop("effort", None), named.pop("cache", None)
     settings = calibration_of(calibration, known, effort, cache)
     rules = rules_of(rules, named)
-    model = opened(model, example, stock=rules.stock, timed=latency)
+    model = opened(model, example, stock=rules.stock, skip=rules.skip, timed=latency)
     check_asked(model, example, rules, latency=latency, memory=memory, progress=progress)
     if data is not None and not isinstance(data, Statistics):
         data = calibration_batches(data, example, settings.count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -22,17 +23,23 @@ from lowrank.compression.structure.plan import Plan
 
 
 def opened(
-    model: nn.Module, example: Example, *, stock: bool = False, timed: bool = False
+    model: nn.Module,
+    example: Example,
+    *,
+    stock: bool = False,
+    timed: bool = False,
+    skip: Sequence[str] = (),
 ) -> nn.Module:
     """The model; or where it has attention or recurrent modules that can be taken apart, one
     over the same weights in which they are.
 
     Args:
         model: the network; left as it is.
+        example: inputs of one forward pass, which show what else reads the packed weights.
         stock: no module of ours may stand in the result, so that none is taken apart.
         timed: time counts, so that recurrent modules stay with torch's kernel, which is faster
             than any loop.
-        example: inputs of one forward pass, which show what else reads the packed weights.
+        skip: patterns of names; modules that they match stay as they are.
 
     Raises:
         InputError: a model or an example that is none, or parameters that hold no numbers.
@@ -46,7 +53,8 @@ def opened(
         if holds_parameters(module):
             refuse_valueless(name, module)
     found = packed_modules(model, example, kinds)
-    return _apart(model, [name for name, why in found.items() if why is None])
+    free = [name for name, why in found.items() if why is None]
+    return _apart(model, [n for n in free if not any(n == p or fnmatchcase(n, p) for p in skip)])
 
 
 def opened_for(model: nn.Module, plan: Plan) -> nn.Module:
