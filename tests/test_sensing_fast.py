@@ -173,6 +173,78 @@ def test_a_large_matrix_takes_the_single_precision_route_to_the_same_proof() -> 
     assert np.abs(result.coefficients - x).max() < 1e-12
 
 
+ROUNDED = ("float16", "float32", 3, 4, 5, 6, 7, 8)
+
+
+def rounded(y: np.ndarray, how: str | int) -> np.ndarray:
+    """Measurements as another precision, or so many digits, leaves them."""
+    return np.round(y, how) if isinstance(how, int) else y.astype(how).astype(float)
+
+
+@pytest.mark.parametrize(
+    ("how", "nonneg"),
+    # with c >= 0, what the last digits leave is neither in reach nor out of it to the tolerance
+    [*[(how, False) for how in ROUNDED], *[(how, True) for how in ROUNDED if how not in (7, 8)]],
+)
+@pytest.mark.parametrize("kind", ["gauss", "sign", "scaled", "ar"])
+def test_rounded_measurements_agree_with_the_linear_program(
+    how: str | int, kind: str, nonneg: bool
+) -> None:
+    rng = np.random.default_rng(len(kind))
+    A = random_matrix(kind, 30, 120, rng)
+    x = np.zeros(120)
+    x[rng.choice(120, 4, replace=False)] = np.abs(rng.standard_normal(4)) if nonneg else 1.0
+    y = rounded(A @ x, how)
+    weights = rng.uniform(0.5, 2, 120)
+    problem = BasisPursuit(A, y, weights=weights, lower=0.0 if nonneg else -np.inf)
+    found = solve(problem)
+    split = A if nonneg else np.hstack([A, -A])
+    cost = weights if nonneg else np.tile(weights, 2)
+    reference = linprog(cost, A_eq=split, b_eq=y, method="highs")
+    if reference.status == 2:  # what rounding leaves may be out of reach of c >= 0
+        assert found.status is Status.INFEASIBLE
+    else:
+        assert found.status.ok
+        assert found.objective == pytest.approx(reference.fun, rel=LP_ACCURACY)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("how", ["float32", 5, 6, 7, 8])
+def test_rounding_is_a_scale_of_its_own(how: str | int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    A, x = rng.standard_normal((80, 800)), np.zeros(800)
+    x[rng.choice(800, 6, replace=False)] = rng.standard_normal(6)
+    found = solve(BasisPursuit(A, rounded(A @ x, how)))
+    assert "homotopy by scales" in found.why  # the linear program would take a hundred times longer
+    assert found.status.ok and found.gap is not None and found.gap < 1e-12
+    seen: list[np.ndarray] = []
+
+    def note(k: int, c: np.ndarray) -> None:
+        seen.append(c)
+
+    solve(BasisPursuit(A, rounded(A @ x, how)), callback=note)
+    assert np.abs(seen[-1] - x).max() < 1e-3  # the large entries are there beside the tiny ones
+
+
+def test_three_scales_are_taken_apart_one_by_one() -> None:
+    rng = np.random.default_rng(1)
+    A, x = rng.standard_normal((60, 300)), np.zeros(300)
+    x[:6] = 1, -1, 2, 1e-5, -2e-5, 1e-5
+    found = solve(BasisPursuit(A, A @ x + 1e-9 * rng.standard_normal(60)))
+    assert found.status.ok and found.gap is not None and found.gap < 1e-12
+    np.testing.assert_allclose(found.x[:6], x[:6], atol=1e-8)
+
+
+def test_rounded_measurements_of_repeated_rows_are_infeasible() -> None:
+    rng = np.random.default_rng(0)
+    A = np.repeat(rng.standard_normal((10, 60)), 2, axis=0)
+    x = np.zeros(60)
+    x[:2] = 1.0, -2.0
+    y = A @ x
+    y[1::2] = rounded(y[1::2], "float16")  # each row is measured twice, and rounded once
+    assert solve(BasisPursuit(A, y)).status is Status.INFEASIBLE
+
+
 def test_linear_program_is_a_sound_last_resort() -> None:
     A, y, weights, _ = random_problem(4)
     answer = by_linear_program(ColumnPool(A, y, weights), Goal())

@@ -62,10 +62,15 @@ class Segment(NamedTuple):
 def make_segment(pool: ColumnPool, support: Index, signs: Array) -> Segment:
     """Solve for the line of the path on a support; dependent columns leave it."""
     rhs = np.empty((support.size, 2), order="F")
-    rhs[:, 0], rhs[:, 1] = pool.correlation[support], pool.weights[support] * signs
+    rhs[:, 0], rhs[:, 1] = pool.correlation[support], _slopes(pool, support, signs)
     keep, solution = pool.solve(support, rhs)
     support, signs = support[keep], signs[keep]
     return _with_residuals(pool, support, signs, solution)
+
+
+def _slopes(pool: ColumnPool, support: Index, signs: Array) -> Array:
+    """What a unit of each active coefficient costs."""
+    return np.asarray(pool.weights[support] * signs - pool.bias[support])
 
 
 def _with_residuals(pool: ColumnPool, support: Index, signs: Array, solution: Array) -> Segment:
@@ -81,7 +86,8 @@ def refine(pool: ColumnPool, line: Segment) -> Segment:
     """One step of iterative refinement for `x_LS` and `q`."""
     rhs = np.empty((line.support.size, 2), order="F")
     rhs[:, 0] = pool.correlate(line.support, line.r)
-    rhs[:, 1] = pool.weights[line.support] * line.signs - pool.correlate(line.support, line.v)
+    slopes = _slopes(pool, line.support, line.signs)
+    rhs[:, 1] = slopes - pool.correlate(line.support, line.v)
     keep, step = pool.solve(line.support, rhs)
     if keep.size < line.support.size:
         return line

@@ -50,6 +50,7 @@ class ColumnPool:
         y: measurements, shape (m,).
         weights: positive penalty weights, shape (n,).
         nonneg: only `x >= 0` is allowed, so only `a_j^T u <= w_j` is asked.
+        bias: `b` (n,) where `x_j` costs `w_j |x_j| - b_j x_j`; products with `A^T` include it.
         single: the matrix in float32, or A itself if it is small; None makes it.
         within: the pool that this one is for, and which columns of it are here.
 
@@ -69,10 +70,12 @@ class ColumnPool:
         weights: Array,
         *,
         nonneg: bool = False,
+        bias: Array | None = None,
         single: NDArray[Any] | None = None,
         within: tuple[ColumnPool, Index] | None = None,
     ) -> None:
         self.A, self.y, self.weights, self.nonneg = A, y, weights, nonneg
+        self.bias = np.zeros_like(weights) if bias is None else bias
         self.correlation = y @ A
         self.y_norm = float(np.linalg.norm(y))
         self.products = 1
@@ -125,14 +128,15 @@ class ColumnPool:
         return self.max_iter - self.n_iter if self._within is None else self._within[0].left
 
     def multiply_adjoint(self, u: Array) -> Array:
-        """Return `A^T u` and count it."""
+        """Return `A^T u + b` and count it."""
         self.products += 1
-        return u @ self.A
+        return u @ self.A + self.bias
 
     def multiply_roughly(self, u: Array) -> Array:
-        """Return `A^T u` in the precision of `single`, at half the cost for a large matrix."""
+        """Return `A^T u + b` in the precision of `single`, at half the cost for a large matrix."""
         self.products += 1
-        return (u.astype(self.single.dtype, copy=False) @ self.single).astype(np.float64)
+        c = (u.astype(self.single.dtype, copy=False) @ self.single).astype(np.float64)
+        return np.asarray(c + self.bias)
 
     def violation(self, c: Array) -> Array:
         """Return how far each `a_j^T u` lies outside its bound, relative to the weight."""

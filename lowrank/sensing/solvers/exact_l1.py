@@ -30,6 +30,7 @@ from lowrank.sensing.solvers.dense_l1 import (
 from lowrank.sensing.solvers.homotopy import by_path, by_perturbed_path
 from lowrank.sensing.solvers.interior_point import by_interior_point
 from lowrank.sensing.solvers.protocol import Callback
+from lowrank.sensing.solvers.remainder import by_scales
 
 # Message passing is for columns that are penalised about alike.
 ALIKE = 10.0
@@ -183,6 +184,7 @@ def first_proven(
     links: list[Callable[[], Answer | None]] = [path, again]
     if not goal.epsilon and not goal.lam:
         interior = lambda: by_interior_point(pool, goal, tol)  # noqa: E731
+        path = lambda: by_scales(pool, goal, start)  # noqa: E731
         # the path of a signal that is hardly sparse is long, and its end costs the most
         first = [interior, path] if pool.crowded and pool.A.size > SMALL else [path, interior]
         links = [*first, again, lambda: by_linear_program(pool, goal)]

@@ -7,6 +7,7 @@ support at the new `lam`; if it does not, the block is shortened, in the end to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -119,7 +120,12 @@ def block_size(pool: ColumnPool, here: Settled, share: float) -> int:
 
 
 def follow_path(
-    pool: ColumnPool, target: Target, start: Settled | None = None, *, max_steps: int = 200
+    pool: ColumnPool,
+    target: Target,
+    start: Settled | None = None,
+    *,
+    max_steps: int = 200,
+    stop: Callable[[Settled], bool] = lambda here: False,
 ) -> Settled | None:
     """Follow the path from a point on it, or from `lam_max`, down to the target.
 
@@ -128,16 +134,17 @@ def follow_path(
         target: where to stop.
         start: a point of the path.
         max_steps: number of blocks tried.
+        stop: asked at each point of the path; true stops there.
 
     Returns:
-        The solution of the problem, or None if the path was lost.
+        The solution of the problem, or where it was stopped; None if the path was lost.
 
     Source: Osborne, Presnell and Turlach, 2000, for the path; the blocks are ours.
     """
     here: Settled | None = start or top_of_path(pool)
     share, points = FIRST_SHARE, None
     for _ in range(max_steps):
-        if here is None or here.solves(target):
+        if here is None or here.solves(target) or stop(here):
             return here
         if points is None:
             points = breakpoints(pool, here, rough=True)
