@@ -9,6 +9,7 @@ from scipy.optimize import linprog
 from lowrank.sensing import (
     BPDN,
     BasisPursuit,
+    L1Fit,
     Lasso,
     PosteriorMean,
     Status,
@@ -216,7 +217,9 @@ def test_rounding_is_a_scale_of_its_own(how: str | int, seed: int) -> None:
     x[rng.choice(800, 6, replace=False)] = rng.standard_normal(6)
     found = solve(BasisPursuit(A, rounded(A @ x, how)))
     assert "homotopy by scales" in found.why  # the linear program would take a hundred times longer
-    assert found.status.ok and found.gap is not None and found.gap < 1e-12
+    assert found.status.ok
+    assert found.gap is not None
+    assert found.gap < 1e-12
     seen: list[np.ndarray] = []
 
     def note(k: int, c: np.ndarray) -> None:
@@ -231,7 +234,9 @@ def test_three_scales_are_taken_apart_one_by_one() -> None:
     A, x = rng.standard_normal((60, 300)), np.zeros(300)
     x[:6] = 1, -1, 2, 1e-5, -2e-5, 1e-5
     found = solve(BasisPursuit(A, A @ x + 1e-9 * rng.standard_normal(60)))
-    assert found.status.ok and found.gap is not None and found.gap < 1e-12
+    assert found.status.ok
+    assert found.gap is not None
+    assert found.gap < 1e-12
     np.testing.assert_allclose(found.x[:6], x[:6], atol=1e-8)
 
 
@@ -528,3 +533,45 @@ def test_only_small_real_operators_are_formed() -> None:
     assert "complex" in str(refuses(BasisPursuit(A, 1j * np.ones(4))))
     assert "bounds" in str(refuses(BasisPursuit(A, np.ones(4), upper=1.0)))
     assert "without a matrix" in str(refuses(BasisPursuit(np.eye(2), np.ones(2))))
+
+
+TALL = ("gauss", "ar", "dup", "int", "scaled", "sparse")
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("kind", TALL)
+def test_tall_l1_fits_agree_with_the_linear_program(kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    p = int(rng.integers(2, 12))
+    m = int(rng.integers(p, 60))
+    A = random_matrix(kind, m, p, rng)
+    gross = rng.standard_t(1, m) * (rng.random(m) < 0.3)  # else whole numbers, for ties
+    y = A @ rng.standard_normal(p) + (gross if seed % 2 else rng.integers(-2, 3, m))
+    lam, weights = 10.0 ** rng.uniform(-3, 1.5), rng.uniform(0.5, 2, p)
+    found = solve(L1Fit(A, y, lam, weights=weights))
+    assert found.solver in ("frisch_newton()", "none")
+    assert found.status.ok
+    split = np.hstack([A, -A, np.eye(m), -np.eye(m)])
+    cost = np.concatenate([lam * weights, lam * weights, np.ones(2 * m)])
+    reference = linprog(cost, A_eq=split, b_eq=y, method="highs").fun
+    assert found.objective == pytest.approx(reference, rel=LP_ACCURACY, abs=1e-9)
+
+
+def test_tall_l1_fit_takes_memory_for_its_unknowns_only() -> None:
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((20_000, 5))  # (A, I) would take 3 GiB
+    y = A @ [3.0, -2.0, 0, 0, 0] + rng.standard_t(2, 20_000)
+    found = solve(L1Fit(A, np.stack([y, -y], axis=1), 5.0))
+    assert found.solver == "frisch_newton()"
+    assert found.status.ok
+    assert found.gap is not None
+    assert found.gap < 1e-9
+    assert found.n_iter < 30
+    np.testing.assert_allclose(found.x[:, 0], -found.x[:, 1], atol=1e-6)
+
+
+def test_l1_fit_that_is_wide_or_bounded_goes_elsewhere() -> None:
+    rng = np.random.default_rng(0)
+    A, y = rng.standard_normal((30, 10)), rng.standard_normal(30)
+    assert solve(L1Fit(A.T, y[:10], 0.1)).solver == "cross_bouquet()"
+    assert solve(L1Fit(A, y, 0.1, upper=0.05)).solver == "admm()"

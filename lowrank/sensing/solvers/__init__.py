@@ -15,6 +15,7 @@ from lowrank.sensing.solvers.cvx import CVXPY
 from lowrank.sensing.solvers.exact_l1 import ExactL1
 from lowrank.sensing.solvers.exact_l1_matrix_free import ExactL1MatrixFree
 from lowrank.sensing.solvers.fista import FISTA
+from lowrank.sensing.solvers.frisch_newton import FrischNewton
 from lowrank.sensing.solvers.homotopy import Homotopy
 from lowrank.sensing.solvers.iht import IHT
 from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
@@ -39,6 +40,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "exact_l1": ExactL1,
     "exact_l1_matrix_free": ExactL1MatrixFree,
     "fista": FISTA,
+    "frisch_newton": FrischNewton,
     "homotopy": Homotopy,
     "iht": IHT,
     "interior_point": MehrotraInteriorPoint,
@@ -54,6 +56,7 @@ SOLVERS: dict[str, type[Solver]] = {
 
 AUTO: tuple[str, ...] = (
     "exact_l1",
+    "frisch_newton",
     "cross_bouquet",
     "one_bit",
     "omp",
