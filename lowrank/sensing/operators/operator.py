@@ -248,6 +248,11 @@ class Operator(LinearOperator):  # type: ignore[misc]
         return to_tensor(found, x) if is_torch(x) else found
 
     @property
+    def recipe(self) -> Callable[[], Operator] | None:
+        """What makes the operator again, where that is known."""
+        return self._recipe
+
+    @property
     def H(self) -> Operator:
         """The adjoint operator `A^H`, (n, m)."""
         if self._adjoint_of is not None:

@@ -12,6 +12,7 @@ from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAMP
 from lowrank.sensing.solvers.cosamp import CoSaMP
 from lowrank.sensing.solvers.cross_bouquet import CrossBouquet
 from lowrank.sensing.solvers.cvx import CVXPY
+from lowrank.sensing.solvers.denoise import Denoise
 from lowrank.sensing.solvers.exact_l1 import ExactL1
 from lowrank.sensing.solvers.exact_l1_matrix_free import ExactL1MatrixFree
 from lowrank.sensing.solvers.fista import FISTA
@@ -37,6 +38,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "cosamp": CoSaMP,
     "cross_bouquet": CrossBouquet,
     "cvxpy": CVXPY,
+    "denoise": Denoise,
     "exact_l1": ExactL1,
     "exact_l1_matrix_free": ExactL1MatrixFree,
     "fista": FISTA,
@@ -64,6 +66,7 @@ AUTO: tuple[str, ...] = (
     "bg_amp",
     "exact_l1_matrix_free",
     "fista",
+    "denoise",
     "admm",
     "spg",
     "cvxpy",
