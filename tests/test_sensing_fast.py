@@ -24,7 +24,7 @@ from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAMP
 from lowrank.sensing.solvers.column_pool import ColumnPool
 from lowrank.sensing.solvers.dense_l1 import Goal
 from lowrank.sensing.solvers.exact_l1 import ExactL1, by_linear_program
-from lowrank.sensing.solvers.exact_l1_matrix_free import ExactL1MatrixFree
+from lowrank.sensing.solvers.exact_l1_matrix_free import ExactL1MatrixFree, _formed
 from lowrank.sensing.solvers.homotopy import Homotopy, by_path, by_perturbed_path
 from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
 from lowrank.sensing.solvers.simplex import pivot_to_optimum
@@ -522,13 +522,38 @@ def test_small_operators_are_formed(kind: str) -> None:
         assert found.status is Status.OPTIMAL
         assert found.gap < 1e-9
         assert found.solver == "exact_l1_matrix_free()"
-        assert found.n_products >= 256
+        assert 64 <= found.n_products < 256  # a product a row, not a column
+
+
+@pytest.mark.parametrize("how", [None, "float32", 4])
+def test_wide_operators_of_few_rows_are_formed(how: str | int | None) -> None:
+    A = operators.partial_dct(20_000, m=100, seed=0)
+    x = np.zeros(20_000)
+    x[[5, 700, 19_000]] = 1.0, -2.0, 1.5
+    y = A @ x
+    found = solve(BasisPursuit(A, y if how is None else rounded(y, how)))
+    assert found.solver == "exact_l1_matrix_free()"
+    assert found.status is Status.OPTIMAL
+    assert found.gap < 1e-12
+    assert np.abs(found.x - x).max() < 1e-2
+
+
+def test_operator_with_a_wrong_adjoint_is_formed_by_its_columns() -> None:
+    M = np.random.default_rng(0).standard_normal((4, 9))
+    A = operators.from_functions((4, 9), lambda x: M @ x, lambda y: 2 * M.T @ y)
+    np.testing.assert_allclose(_formed(A), M, atol=1e-12)
+    np.testing.assert_allclose(
+        _formed(operators.partial_dct(9, m=4, seed=0)),
+        operators.partial_dct(9, m=4, seed=0).to_dense(),
+        atol=1e-12,
+    )
 
 
 def test_only_small_real_operators_are_formed() -> None:
-    A = operators.partial_dct(8192, m=16, seed=0)
     refuses = ExactL1MatrixFree().refuses
-    assert "4096 columns" in str(refuses(BasisPursuit(A, np.ones(16))))
+    A = operators.partial_dct(8192, m=1024, seed=0)
+    assert "4194304 entries" in str(refuses(BasisPursuit(A, np.ones(1024))))
+    assert refuses(BasisPursuit(operators.partial_dct(8192, m=16, seed=0), np.ones(16))) is None
     A = operators.partial_dct(16, m=4, seed=0)
     assert "complex" in str(refuses(BasisPursuit(A, 1j * np.ones(4))))
     assert "bounds" in str(refuses(BasisPursuit(A, np.ones(4), upper=1.0)))
