@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array, csr_array, diags_array, eye_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.linalg import splu
 
 from lowrank.sensing.bases import finite_differences
@@ -87,10 +87,11 @@ def denoised(b: Array, Ds: list[csr_array], lam: float, coupled: bool) -> Iterat
     shape = (d, n) if coupled else (1, d * n)
     g = np.stack([D @ b for D in Ds]).reshape(shape)  # D x
     lengths = np.sqrt((g**2).sum(axis=0))
+    pattern = _Pattern(Ds, coupled)
     now = Inside(np.zeros(shape), (lengths + lengths.mean()) / lam, lam)
     while True:
         f, mu = now.f, float((now.z * now.f).mean())
-        newton = _Newton(Ds, now, g)
+        newton = _Newton(Ds, pattern, now, g)
         dp, dz = newton.step(0.0)
         tried = now.reach(dp, dz)
         there = now.moved(dp, dz, tried)
@@ -107,32 +108,63 @@ def denoised(b: Array, Ds: list[csr_array], lam: float, coupled: bool) -> Iterat
         g = np.stack([D @ x for D in Ds]).reshape(shape)
 
 
+class _Pattern:
+    """Where the entries of `I + sum_ij D_i^T diag(h_ij) D_j` come from, each of one h."""
+
+    def __init__(self, Ds: list[csr_array], coupled: bool) -> None:
+        self.n, ends = Ds[0].shape[0], [_ends(D) for D in Ds]
+        d = range(len(Ds))
+        self.pairs = [(i, j) for i in d for j in d if coupled or i == j]
+        rows, columns, signs, source = [], [], [], []
+        for k, (i, j) in enumerate(self.pairs):
+            for a in range(2):
+                for b in range(2):
+                    rows.append(ends[i][0][:, a])
+                    columns.append(ends[j][0][:, b])
+                    signs.append(ends[i][1][:, a] * ends[j][1][:, b])
+                    source.append(k * self.n + np.arange(self.n))
+        sign = np.concatenate(signs)
+        kept = np.flatnonzero(sign)
+        self.sign, self.source = sign[kept], np.concatenate(source)[kept]
+        one = np.arange(self.n)
+        self.rows = np.concatenate([np.concatenate(rows)[kept], one])
+        self.columns = np.concatenate([np.concatenate(columns)[kept], one])
+
+    def matrix(self, h: Array) -> Any:
+        """The sum, for h (pairs, n)."""
+        entries = np.concatenate([self.sign * h.ravel()[self.source], np.ones(self.n)])
+        return coo_array((entries, (self.rows, self.columns)), shape=(self.n, self.n)).tocsc()
+
+
+def _ends(D: csr_array) -> tuple[Array, Array]:
+    """Columns and values of the two entries of each row, (n, 2); zeros where it has none."""
+    columns = np.tile(np.arange(D.shape[0])[:, None], (1, 2))
+    values, full = np.zeros(columns.shape), np.diff(D.indptr) == 2
+    columns[full], values[full] = D.indices.reshape(-1, 2), D.data.reshape(-1, 2)
+    return columns, values
+
+
 class _Newton:
     """Newton's equations at a point, with `I + D^T W^-1 D` factored, W of one block a ball."""
 
-    def __init__(self, Ds: list[csr_array], now: Inside, g: Array) -> None:
+    def __init__(self, Ds: list[csr_array], pattern: _Pattern, now: Inside, g: Array) -> None:
         self.Ds, self.now, self.g = Ds, now, g
         self.f = now.f
         self.around = self.f + (now.p**2).sum(axis=0)
         self.factor = splu(
-            self._matrix(),
+            pattern.matrix(self._blocks()),
             permc_spec="MMD_AT_PLUS_A",
             diag_pivot_thresh=0.0,
             options={"SymmetricMode": True},
         )
 
-    def _matrix(self) -> Any:
-        n, d = self.Ds[0].shape[0], len(self.Ds)
-        K = eye_array(n, format="csc")
+    def _blocks(self) -> Array:
+        """Entries of `W^-1`, in the order of `_Pattern.pairs`."""
         p, z, around = self.now.p, self.now.z, self.around
         if len(p) == 1:  # each entry by itself
-            for D, h in zip(self.Ds, ((1 - p[0] ** 2 / around) / z).reshape(d, n), strict=True):
-                K = K + D.T @ diags_array(h) @ D
-            return K.tocsc()
-        for i, D in enumerate(self.Ds):
-            for j, E in enumerate(self.Ds):
-                K = K + D.T @ diags_array(((i == j) - p[i] * p[j] / around) / z) @ E
-        return K.tocsc()
+            return np.asarray(((1 - p[0] ** 2 / around) / z).reshape(len(self.Ds), -1))
+        d = range(len(p))
+        return np.stack([((i == j) - p[i] * p[j] / around) / z for i in d for j in d])
 
     def solve_blocks(self, r: Array) -> Array:
         """`W^-1 r` with `W = z I + z / f p p^T`."""
