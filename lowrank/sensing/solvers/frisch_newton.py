@@ -37,7 +37,7 @@ class FrischNewton:
         max_iter: limit of the steps, for each signal.
 
     Example:
-        >>> problem = L1Fit([[1.0, 0.0], [1.0, 0.0], [1.0, 0.5]], [1.0, 1.0, 9.0], lam=0.5)
+        >>> problem = L1Fit([[1.0, 0.0], [1.0, 0.0], [1.0, 0.5]], [1.0, 1.0, 9.0], lam=1.0)
         >>> FrischNewton().solve(problem).coefficients.round(6).tolist()
         [1.0, 0.0]
 
