@@ -589,7 +589,11 @@ def test_the_command_line_keeps_and_goes_on(net_file: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("keeps", [False, True], ids=["nothing", "a folder"])
 def test_the_command_line_says_what_an_interrupt_left(
-    net_file: str, keeps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net_file: str,
+    keeps: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     real, calls = measuring._candidates, itertools.count()
 
@@ -599,6 +603,9 @@ def test_the_command_line_says_what_an_interrupt_left(
         return real(*args)
 
     monkeypatch.setattr(measuring, "_candidates", candidates)
+    # a job behind `&` in a script starts with the signal ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     more = ["--cache", str(tmp_path / "kept")] if keeps else []
     given = ["compress", net_file, "--input", "1x64", "--params", "0.6", *more]
     done = CliRunner().invoke(main, given)
