@@ -12,7 +12,7 @@ import types
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +35,29 @@ from lowrank.errors import InputError
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 PACKED = (nn.MultiheadAttention, nn.LSTM, nn.GRU)
-"""What a module of ours can stand for, with layers in place of packed weights."""
+"""What a module of ours can stand for, with layers in place of packed weights; and transformers'
+experts, which are no class but have the marks of `is_packed_experts`."""
+
+_MARKS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel")
+
+
+def is_packed_experts(module: nn.Module) -> bool:
+    """Whether these are the experts of one router, all in parameters of three dimensions.
+
+    transformers marks the classes whose forward is, by contract, that of its kernels: up or gate
+    and up, the activation, down, and the sum by the router's weights.
+    """
+    return all(mark in vars(module) for mark in _MARKS)
+
+
+def is_packed(module: nn.Module, *, recurrent: bool = True) -> bool:
+    """Whether a module hands several weights in few parameters to a kernel.
+
+    Args:
+        module: any.
+        recurrent: count LSTM and GRU in.
+    """
+    return isinstance(module, PACKED if recurrent else PACKED[:1]) or is_packed_experts(module)
 
 
 @dataclass(frozen=True)
@@ -196,7 +218,7 @@ def static_reason(module: nn.Module) -> str | None:
     kind = type(module).__name__
     if _is_quantized(module):
         return f"{kind} is already quantized"
-    if isinstance(module, PACKED):
+    if is_packed(module):
         return _packed_reason(module) or _TAKEN_APART
     if isinstance(module, _RECURRENT):
         return f"{kind} hands all its weights to one fused kernel"
@@ -215,8 +237,7 @@ def static_reason(module: nn.Module) -> str | None:
 
 
 _TAKEN_APART = (
-    "a module of ours that takes its packed weights apart is ruled out by stock or skip, or, of a "
-    "recurrent one, by a budget of latency, as its loop is slower"
+    "it stays packed, as stock=, skip= or, of recurrent modules, a budget of latency asks for"
 )
 """Why `scan` by itself offers none of them."""
 
@@ -224,6 +245,8 @@ _TAKEN_APART = (
 def _packed_reason(module: nn.Module) -> str | None:
     """Why a module stays packed, as far as its type and parameters tell."""
     kind = type(module)
+    if is_packed_experts(module):
+        return _experts_reason(module)
     if kind not in PACKED:
         base = next(cls for cls in PACKED if isinstance(module, cls)).__name__
         return f"{kind.__name__} may use its packed weights otherwise than {base} does"
@@ -235,8 +258,29 @@ def _packed_reason(module: nn.Module) -> str | None:
             return "MultiheadAttention never calls its out_proj, whose hooks would run"
     if any(p is None for p in own):
         return "its weights are recomputed by a hook or a parametrization; remove that first"
-    held = (*module.parameters(),)
-    plain = all(type(p.data) is Tensor and p.is_floating_point() for p in held)
+    return _not_plain(module.parameters())
+
+
+def _experts_reason(module: Any) -> str | None:
+    """Why transformers' experts stay packed."""
+    if module._is_expert_parallel:
+        return "its experts are spread over devices; compress a whole copy"
+    weights = ["gate_up_proj" if module.has_gate else "up_proj", "down_proj"]
+    biases = [f"{name}_bias" for name in weights] if module.has_bias else []
+    own = {name: p for name, p in module._parameters.items() if p is not None}
+    if parametrize.is_parametrized(module):
+        return "its weights are parametrized; remove_parametrizations first"
+    if others := set(own) - {*weights, *biases}:
+        return f"it holds further parameters: {', '.join(sorted(others))}"
+    if any(name not in own for name in (*weights, *biases)):
+        return "its weights are recomputed by a hook; remove that first"
+    if any(own[name].ndim != 3 for name in weights):
+        return "its weights are not of one matrix an expert"
+    return _not_plain(own.values())
+
+
+def _not_plain(parameters: Iterable[Tensor]) -> str | None:
+    plain = all(type(p.data) is Tensor and p.is_floating_point() for p in parameters)
     return None if plain else "its weights are of no plain floating type"
 
 
@@ -249,16 +293,16 @@ def _packed_names(module: nn.Module) -> list[str]:
 
 
 def packed_modules(
-    model: nn.Module, example: Example, kinds: tuple[type[nn.Module], ...] = PACKED
+    model: nn.Module, example: Example, *, recurrent: bool = True
 ) -> dict[str, str | None]:
     """Every packed module of a model -> why it cannot be taken apart, or None.
 
     Args:
         model: the network; left as it is.
         example: inputs of one forward pass, which show what else reads the packed weights.
-        kinds: of `PACKED`, those that are looked for.
+        recurrent: look for LSTM and GRU, too.
     """
-    found = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+    found = {n: m for n, m in model.named_modules() if is_packed(m, recurrent=recurrent)}
     if not found:
         return {}
     held = held_elsewhere(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NoReturn, TypeAlias
@@ -171,11 +172,28 @@ class Curves:
         if picked is None and budget.names == ("latency",):
             picked = _all_dense(offers, joint)
         if picked is None:
-            _refuse(budget, fixed + _least(offers, joint))
+            _refuse(budget, fixed + _least(offers, joint), self._beyond_reach())
         why = {c.layer: _why_dense(c, offers[c.layer], budget) for c in self.curves}
         taken = {layer: option or Dense(why[layer]) for layer, option in picked.items()}
         notes = self._endings(picked, offers, joint, np.array(budget.limits) - fixed, budget)
         return replace(self._planned(taken, budget.given), notes=notes)
+
+    def _beyond_reach(self) -> str:
+        """Where most of the parameters are that no method may touch, for a refusal."""
+        sizes = {
+            name: sum(math.prod(shape) for shape in self.shapes[name].values())
+            for name in self.reasons
+        }
+        largest = max(sizes.values(), default=0)
+        if largest < _NOTEWORTHY * self.total.params:
+            return ""
+        reason = self.reasons[max(sizes, key=lambda name: sizes[name])]
+        names = [n for n, r in self.reasons.items() if r == reason and 4 * sizes[n] >= largest]
+        count = sum(sizes[n] for n in names)
+        where = merge_names(names)
+        more = f" and {len(where) - 3} others" if len(where) > 3 else ""
+        some = ", ".join(where[:3])
+        return f"{count:,} parameters of {some}{more} stay as they are ({reason})"
 
     def dense(self, reason: str, given: Mapping[str, float]) -> Plan:
         """The plan that leaves every layer as it is.
@@ -475,7 +493,11 @@ def _why_dense(curve: Curve, offer: _Offer, budget: Budget) -> str:
     return f"no rank makes it smaller in {' and '.join(budget.given)}"
 
 
-def _refuse(budget: Budget, least: NDArray[np.float64]) -> NoReturn:
+_NOTEWORTHY = 0.01
+"""Share of the parameters from which on a layer that stays dense is named in a refusal."""
+
+
+def _refuse(budget: Budget, least: NDArray[np.float64], beyond: str) -> NoReturn:
     parts = []
     for name, low, whole in zip(budget.given, least, budget.wholes, strict=True):
         figures = f"{int(low):,} of {int(whole):,}"
@@ -486,7 +508,8 @@ def _refuse(budget: Budget, least: NDArray[np.float64]) -> NoReturn:
     alone = " (each alone)" if len(parts) > 1 else ""
     raise BudgetError(
         "budget",
-        f"{given} cannot be reached; the smallest is {', '.join(parts)}{alone}",
+        f"{given} cannot be reached; the smallest is {', '.join(parts)}{alone}"
+        + (f"; {beyond}" if beyond else ""),
         "raise it, or allow more layers or methods",
     )
 

@@ -10,12 +10,13 @@ from torch import nn
 
 from lowrank.compression.network.example import Example, check
 from lowrank.compression.network.scan import (
-    PACKED,
     holds_parameters,
+    is_packed,
     packed_modules,
     refuse_valueless,
     require_module,
 )
+from lowrank.compression.structure.experts import Experts
 from lowrank.compression.structure.fused import settle_fused
 from lowrank.compression.structure.history import copy_model
 from lowrank.compression.structure.packed import kept_apart, packed_in, put_together, take_apart
@@ -30,8 +31,8 @@ def opened(
     timed: bool = False,
     skip: Sequence[str] = (),
 ) -> nn.Module:
-    """The model; or where it has attention or recurrent modules that can be taken apart, one
-    over the same weights in which they are.
+    """The model; or where it has attention, recurrent modules or experts that can be taken
+    apart, one over the same weights in which they are.
 
     Args:
         model: the network; left as it is.
@@ -45,14 +46,13 @@ def opened(
         InputError: a model or an example that is none, or parameters that hold no numbers.
     """
     require_module(model)
-    kinds = PACKED[:1] if timed else PACKED
-    if stock or not any(isinstance(m, kinds) for m in model.modules()):
+    if stock or not any(is_packed(m, recurrent=not timed) for m in model.modules()):
         return model
     check(example)
     for name, module in model.named_modules():
         if holds_parameters(module):
             refuse_valueless(name, module)
-    found = packed_modules(model, example, kinds)
+    found = packed_modules(model, example, recurrent=not timed)
     free = [name for name, why in found.items() if why is None]
     return _apart(model, [n for n in free if not any(n == p or fnmatchcase(n, p) for p in skip)])
 
@@ -68,11 +68,20 @@ def _apart(model: nn.Module, names: Sequence[str]) -> nn.Module:
     with torch.inference_mode(False):
         same = copy_model(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
         take_apart(same, names)
+    _visit_every_expert(same, True)
     settle_fused(same)
     return same
+
+
+def _visit_every_expert(model: nn.Module, every: bool) -> None:
+    """While a model is looked at, an expert to which no token is sent is a layer all the same."""
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.every = every
 
 
 def closed(model: nn.Module, plan: Plan) -> None:
     """Put that together, in place, of which a plan left all layers dense."""
     put_together(model, kept_apart(plan))
+    _visit_every_expert(model, False)
     settle_fused(model)

@@ -1,4 +1,4 @@
-"""Modules of torch that hand packed weights to a kernel, and ours of layers in their places."""
+"""Modules that hand packed weights to a kernel, and ours of layers in their places."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ from collections.abc import Collection, Iterable
 
 from torch import nn
 
+from lowrank.compression.network.scan import is_packed_experts
 from lowrank.compression.structure.attention import Attention, attention_apart, attention_together
+from lowrank.compression.structure.experts import (
+    DOWN,
+    Experts,
+    experts_apart,
+    experts_together,
+    first_of,
+)
 from lowrank.compression.structure.plan import Plan
 from lowrank.compression.structure.recurrent import Recurrent, recurrent_apart, recurrent_together
 from lowrank.compression.structure.swap import _put
 
 _FIRST = {nn.MultiheadAttention: "q_proj", nn.LSTM: "ih_l0", nn.GRU: "ih_l0"}
-"""The first layer of what stands in the place of each."""
+"""The first layer of what stands in the place of each of torch's."""
 
 
 def take_apart(model: nn.Module, names: Iterable[str]) -> None:
-    """Put one of our modules in the place of each of these of torch's, in place.
+    """Put one of our modules in the place of each of these of packed weights, in place.
 
     The parameters are the packed ones, or views of them: nothing is copied.
     """
@@ -24,35 +32,51 @@ def take_apart(model: nn.Module, names: Iterable[str]) -> None:
         packed = model.get_submodule(name)
         if isinstance(packed, nn.MultiheadAttention):
             _put(model, packed, attention_apart(packed))
+        elif is_packed_experts(packed):
+            _put(model, packed, experts_apart(packed))
         else:
             assert isinstance(packed, nn.RNNBase)
             _put(model, packed, recurrent_apart(packed))
 
 
 def put_together(model: nn.Module, keep: Collection[str] = ()) -> None:
-    """Put torch's module in the place of each of ours whose layers are all dense, in place.
+    """Put the packed module in the place of each of ours whose layers are all dense, in place.
 
     Args:
         model: holds them.
         keep: names of layers; what they stand in stays as it is.
     """
     for name, module in list(model.named_modules()):
-        parts = {f"{name}.{part}": child for part, child in module.named_children()}
+        if not isinstance(module, Attention | Recurrent | Experts):
+            continue
+        parts = _layers(name, module)
         dense = all(isinstance(child, nn.Linear) for child in parts.values())
         if dense and parts.keys().isdisjoint(keep):
             if isinstance(module, Attention):
                 _put(model, module, attention_together(module))
             elif isinstance(module, Recurrent):
                 _put(model, module, recurrent_together(module))
+            else:
+                _put(model, module, experts_together(module))
+
+
+def _layers(name: str, module: nn.Module) -> dict[str, nn.Module]:
+    """The layers of one of our modules, or what stands in their places, by their whole names."""
+    if not isinstance(module, Experts):
+        return {f"{name}.{part}": child for part, child in module.named_children()}
+    lists = {part: module.get_submodule(part) for part in (first_of(module), DOWN)}
+    return {f"{name}.{p}.{e}": m for p, some in lists.items() for e, m in some.named_children()}
 
 
 def packed_in(model: nn.Module, plan: Plan) -> list[str]:
-    """Names of torch's modules in a model that a plan knows layer by layer."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if type(module) in _FIRST and f"{name}.{_FIRST[type(module)]}" in plan.layers
-    ]
+    """Names of the packed modules in a model that a plan knows layer by layer."""
+    first = {name: _first(module) for name, module in model.named_modules()}
+    return [name for name, part in first.items() if part and f"{name}.{part}" in plan.layers]
+
+
+def _first(module: nn.Module) -> str | None:
+    """The first layer of what stands in the place of a packed module."""
+    return f"{first_of(module)}.0" if is_packed_experts(module) else _FIRST.get(type(module))
 
 
 def kept_apart(plan: Plan) -> set[str]:
