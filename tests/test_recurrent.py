@@ -177,7 +177,7 @@ def test_no_loop_where_time_or_stock_modules_count(settings: dict[str, Any]) -> 
     curves = lowrank.measure(
         Read().eval(), X, latency="latency" in settings, stock="stock" in settings
     )
-    assert "loop is slower" in curves.reasons["rnn"]
+    assert "stays packed" in curves.reasons["rnn"]
     assert not MATRICES & set(curves.kinds)
 
 
