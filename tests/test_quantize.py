@@ -246,12 +246,15 @@ def test_plans_with_int8_round_trip() -> None:
 
 
 @needs_torchao
-def test_rounded_is_what_torchao_stores() -> None:
-    net = nn.Sequential(nn.Linear(48, 33))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("seed", range(4))  # some of them with an entry half way between steps
+def test_rounded_is_what_torchao_stores(dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(48, 33)).to(dtype)
     expected = rounded(net[0].weight.detach())
     quantize_linear(net, ["0"])
     assert is_int8(net[0].weight)
-    assert torch.allclose(net[0].weight.dequantize(), expected)
+    assert torch.equal(net[0].weight.dequantize(), expected)
 
 
 @needs_torchao

@@ -98,9 +98,12 @@ def rounded(weight: Tensor) -> Tensor:
         >>> rounded(torch.tensor([[1.0, 0.5, 0.001]]))
         tensor([[0.9961, 0.5020, 0.0000]])
     """
-    step = weight.abs().amax(-1, keepdim=True) / _STEPS
+    step = (weight.abs().amax(-1, keepdim=True) / _STEPS).to(
+        torch.promote_types(weight.dtype, torch.float32)
+    )
     step = step.clamp_min(torch.finfo(torch.float32).eps)
-    return (weight / step).round().clamp(-128, 127) * step
+    codes = (weight * (1 / step)).round().clamp(-128, 127)  # as torchao divides: it decides ties
+    return (codes * step).to(weight.dtype)
 
 
 def stages_fit(stages: Sequence[Stage]) -> bool:
