@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowrank.compression.gauges.quality import is_distribution, is_shares, logits
 from lowrank.compression.network.batches import Batch, placed
 from lowrank.compression.network.example import call, evaluating
 from lowrank.compression.network.tensors import describe, flatten
@@ -41,7 +42,8 @@ class Objective:
         loss: distillation term. "kl": T^2 KL(softmax(teacher / T) || softmax(student / T)),
             mean over positions, of the first output, whose classes are on its last axis (for
             pictures, on its channel axis), and `relative_mse` of the others, and of the first
-            where it has no such axis, or one class. "mse": that of every output. Or a function of
+            where it has no such axis, or one class, or holds shares as of sigmoids; probabilities
+            are taken as such. "mse": that of every output. Or a function of
             the student's and the teacher's output.
         temperature: T, above 0.
         label_weight: in [0, 1]. The label term is cross-entropy (for "kl" and for whole-number
@@ -95,9 +97,10 @@ class Objective:
         if callable(self.loss):
             return self.loss(output, target)
         ours, theirs = _floating(output), _floating(target)
-        if self.loss == "mse" or _n_classes(ours[0]) < 2:
+        if self.loss == "mse" or not _has_classes(theirs[0]):
             return relative_mse(ours, theirs)
-        divergence = softened_kl(ours[0], theirs[0], self.temperature)
+        student, teacher = logits(ours[0], theirs[0]), logits(theirs[0])
+        divergence = softened_kl(student, teacher, self.temperature)
         return divergence + relative_mse(ours[1:], theirs[1:]) if ours[1:] else divergence
 
     def _label_loss(self, output: Tensor, labels: Tensor) -> Tensor:
@@ -124,10 +127,10 @@ def _floating(output: Any) -> list[Tensor]:
     return found
 
 
-def _n_classes(output: Tensor) -> int:
-    if not output.ndim:
-        return 1
-    return output.shape[1 if output.ndim >= 4 else -1]
+def _has_classes(output: Tensor) -> bool:
+    """Whether an axis holds scores or probabilities of two classes or more."""
+    n = output.shape[1 if output.ndim >= 4 else -1] if output.ndim else 1
+    return n > 1 and (not is_shares(output) or is_distribution(output))
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

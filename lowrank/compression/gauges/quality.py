@@ -198,7 +198,7 @@ class _Compared:
         self.kl = 0.0
         self.agree = self.positions = self.n = self.batches = 0
         self.seen = self.left = 0
-        self.scores = self.classes = False
+        self.scores = self.classes = self._shares = False
         self.why = "there is no floating-point tensor among them"
 
     def add(self, expected: Sequence[Tensor], got: Sequence[Tensor]) -> None:
@@ -220,8 +220,12 @@ class _Compared:
                 self._add_first(a, b)
 
     def _add_first(self, expected: Tensor, got: Tensor) -> None:
-        self.scores = is_scores(expected, self.words)
+        if self.batches == 1:
+            self.scores = is_scores(expected, self.words)
+            self._shares = self.scores and is_distribution(expected)
         p, q = _scores(expected), _scores(got)
+        if self._shares:
+            p, q = p.clamp_min(_LEAST).log(), q.clamp_min(_LEAST).log()
         self.classes = p.shape[-1] > 1
         self.agree += int((p.argmax(-1) == q.argmax(-1)).sum())
         self.positions += p[..., 0].numel()
@@ -257,15 +261,52 @@ def is_scores(output: Tensor, words: Collection[int] = ()) -> bool:
     """Whether an output is taken for class scores.
 
     That is a matrix with more than one column, or for each place of a sequence as many
-    numbers as the model knows words.
+    numbers as the model knows words: logits, or probabilities whose rows sum to one. Numbers
+    within [0, 1] that sum to something else, as of sigmoids, are no choice among classes.
 
     Args:
         output: the first one of a model.
         words: from `vocabularies`.
     """
-    if output.ndim == 2:
-        return output.shape[1] > 1
-    return output.ndim == 3 and output.shape[2] in words
+    matrix = output.ndim == 2 and output.shape[1] > 1
+    if not matrix and not (output.ndim == 3 and output.shape[2] in words):
+        return False
+    return not is_shares(output) or is_distribution(output)
+
+
+_FEW = 32
+"""Numbers below which it may be chance that all lie within [0, 1]."""
+
+
+def is_shares(output: Tensor) -> bool:
+    """Whether all numbers of an output lie within [0, 1], and are too many for chance."""
+    return output.numel() >= _FEW and bool(((output >= 0) & (output <= 1)).all())
+
+
+def is_distribution(output: Tensor) -> bool:
+    """Whether an output holds probabilities of classes, not logits: along its last axis, or the
+    channel axis of pictures.
+
+    Example:
+        >>> is_distribution(torch.randn(16, 4).softmax(-1)), is_distribution(torch.rand(16, 4))
+        (True, False)
+    """
+    if not output.is_floating_point() or not is_shares(output):
+        return False
+    tol = 1e-3 if output.dtype in (torch.float32, torch.float64) else 3e-2
+    return bool(((_scores(output).sum(-1) - 1).abs() < tol).all())
+
+
+def logits(output: Tensor, like: Tensor | None = None) -> Tensor:
+    """Scores of classes, of which the softmax gives probabilities: the logarithm where the output,
+    or the one it is compared with, holds these."""
+    found = wide(output)
+    shares = is_distribution(output if like is None else like)
+    return found.clamp_min(_LEAST).log() if shares else found
+
+
+_LEAST = 1e-8
+"""Probability below which all count as equal."""
 
 
 def vocabularies(model: nn.Module) -> frozenset[int]:
