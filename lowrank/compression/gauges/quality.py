@@ -279,8 +279,10 @@ _FEW = 32
 
 
 def is_shares(output: Tensor) -> bool:
-    """Whether all numbers of an output lie within [0, 1], and are too many for chance."""
-    return output.numel() >= _FEW and bool(((output >= 0) & (output <= 1)).all())
+    """Whether all numbers of an output lie within [0, 1], not all of them 0, and are too many
+    for chance."""
+    inside = output.numel() >= _FEW and bool(((output >= 0) & (output <= 1)).all())
+    return inside and bool(output.any())
 
 
 def is_distribution(output: Tensor) -> bool:
