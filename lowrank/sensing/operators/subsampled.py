@@ -274,7 +274,7 @@ def _partial(
     """Rows of a unitary transform."""
 
     def adjoint(y: Array) -> Array:
-        full = np.zeros((n, *y.shape[1:]), dtype=np.result_type(y, float))
+        full = np.zeros((n, *y.shape[1:]), dtype=np.result_type(y, np.float32))
         full[rows] = y
         return inverse(full)
 

@@ -20,6 +20,7 @@ from lowrank.sensing.solvers.frisch_newton import FrischNewton
 from lowrank.sensing.solvers.homotopy import Homotopy
 from lowrank.sensing.solvers.iht import IHT
 from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
+from lowrank.sensing.solvers.message_passing import MessagePassing
 from lowrank.sensing.solvers.omp import OMP
 from lowrank.sensing.solvers.one_bit import OneBitThreshold
 from lowrank.sensing.solvers.protocol import Callback, Solver
@@ -46,6 +47,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "homotopy": Homotopy,
     "iht": IHT,
     "interior_point": MehrotraInteriorPoint,
+    "message_passing": MessagePassing,
     "omp": OMP,
     "one_bit": OneBitThreshold,
     "sbl": SBL,
@@ -64,6 +66,7 @@ AUTO: tuple[str, ...] = (
     "omp",
     "vamp",
     "bg_amp",
+    "message_passing",
     "exact_l1_matrix_free",
     "fista",
     "denoise",

@@ -61,15 +61,17 @@ def posterior(r: Array, tau: Array, prior: Prior) -> Posterior:
     """
     dimension = 1.0 if np.iscomplexobj(r) else 0.5
     rho, s = prior
+    own = r.real.dtype  # what is of an entry stays in the precision of r
     gain = s / (s + tau)
     square = r.real**2 + r.imag**2 if np.iscomplexobj(r) else r * r
     odds = np.log(rho / (1 - rho)) + dimension * np.log(tau / (s + tau))
-    share = expit(odds + square * (dimension * gain / tau))
-    total, energy = share.sum(axis=0), share * square * gain**2
+    share = expit(odds.astype(own) + square * (dimension * gain / tau).astype(own))
+    total, energy = share.sum(axis=0), share * square * (gain**2).astype(own)
     # share (1 - share) and not E x^2 - (E x)^2, whose digits cancel once tau is small
     variance = np.einsum("ij,ij->j", energy, 1 - share) + gain * tau * total
     fitted = Prior(
         np.clip(total / len(r), MARGIN, 1 - MARGIN),
         np.maximum(energy.sum(axis=0) / np.maximum(total, 1e-300) + gain * tau, 1e-300),
     )
-    return Posterior(share * (gain * r), variance / (len(r) * tau), fitted)
+    slope = (variance / (len(r) * tau)).astype(own)
+    return Posterior(share * (gain.astype(own) * r), slope, fitted)

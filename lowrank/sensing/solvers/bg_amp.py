@@ -13,6 +13,7 @@ from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.other import PosteriorMean
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.bernoulli_gaussian import first_prior, posterior
+from lowrank.sensing.solvers.on_support import Twin
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.status import Status
 
@@ -69,10 +70,10 @@ class BernoulliGaussianAMP:
         )
 
     def _iterate(
-        self, A: Operator, y: Array, norms: Array, callback: Callback | None
+        self, A: Operator | Twin, y: Array, norms: Array, callback: Callback | None
     ) -> tuple[Array, Status, int]:
         m, n = A.shape
-        energy = (np.abs(y) ** 2).mean(axis=0)
+        energy = (np.abs(y) ** 2).mean(axis=0, dtype=float)
         prior = first_prior(m / n, energy * m / n)
         x, z, tau = np.zeros((n, y.shape[1]), np.result_type(A.dtype, y)), y, energy
         for it in range(1, self.max_iter + 1):
@@ -80,7 +81,7 @@ class BernoulliGaussianAMP:
             mean, slope, prior = posterior(r, np.maximum(tau, 1e-300), prior)
             before, x = x, (1 - self.damping) * x + self.damping * mean
             z = y - A.forward(x / norms) + z * (self.damping * slope * n / m)
-            tau = (np.abs(z) ** 2).mean(axis=0)
+            tau = (np.abs(z) ** 2).mean(axis=0, dtype=float)
             if not np.all(tau < 4 * energy + 1e-300):
                 return before, Status.DIVERGED, it
             change = np.linalg.norm(x - before) / max(float(np.linalg.norm(x)), 1e-300)

@@ -13,6 +13,7 @@ from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.other import PosteriorMean
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.bernoulli_gaussian import first_prior, posterior
+from lowrank.sensing.solvers.on_support import Twin
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.status import Status
 
@@ -72,21 +73,21 @@ class VAMP:
         return SolverResult(x.reshape(problem.unknown_shape), status=status, n_iter=n_iter)
 
     def _iterate(
-        self, A: Operator, y: Array, noise_std: float | None, callback: Callback | None
+        self, A: Operator | Twin, y: Array, noise_std: float | None, callback: Callback | None
     ) -> tuple[Array, Status, int]:
         m, n = A.shape
         delta = m / n
-        energy = (np.abs(y) ** 2).mean(axis=0)  # of y and of x are the same, entry by entry
+        energy = (np.abs(y) ** 2).mean(axis=0, dtype=float)  # of y and of x are the same, entry by entry
         noise = np.full(y.shape[1], 1e-2 * energy if noise_std is None else noise_std**2)
         prior = first_prior(delta, np.maximum(energy - noise, 1e-3 * energy))
-        r, x, r2 = A.adjoint(y) / delta, np.zeros((n, y.shape[1]), A.dtype), 0.0
+        r, x, r2 = A.adjoint(y) / delta, np.zeros((n, y.shape[1]), np.result_type(A.dtype, y)), 0.0
         tau = np.maximum(energy * (1 - delta) / delta + noise / delta, 1e-300)
         for it in range(1, self.max_iter + 1):
             before, (x, slope, fitted) = x, posterior(r, tau, prior)
             slope = np.clip(slope, 1e-12, 1 - 1e-6)
             r2 = (1 - self.damping) * r2 + self.damping * (x - slope * r) / (1 - slope)
             z = y - A.forward(r2)
-            size = (np.abs(z) ** 2).mean(axis=0)
+            size = (np.abs(z) ** 2).mean(axis=0, dtype=float)
             if not np.all(size < 4 * energy + 1e-300):
                 return before, Status.DIVERGED, it
             if it > WARM_UP:

@@ -1,0 +1,215 @@
+"""L1 problems of large operators: message passing, then the support, then the proof."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.l1 import BasisPursuit
+from lowrank.sensing.result import SolverResult
+from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAMP
+from lowrank.sensing.solvers.on_support import Sides, Twin, find_dual, fit_support
+from lowrank.sensing.solvers.protocol import Callback
+from lowrank.sensing.solvers.vamp import VAMP
+from lowrank.status import Status
+
+MESSAGES = 60
+"""Iterations of message passing; where it works at all, a dozen or two do."""
+CLOSE = 1e-5
+"""Relative change at which message passing hands over to least squares on the support."""
+ORTHOGONAL = 1e-6
+"""How far `A A^H w` may be from a multiple of a random `w` for orthogonal rows of one length."""
+FITS = 1e-10
+"""Relative residual of an exact fit."""
+
+
+class Probed(NamedTuple):
+    """The operator over `length`, and whether its rows are then orthonormal.
+
+    Otherwise its columns have norm 1 in the mean of squares.
+    """
+
+    A: Operator
+    length: float
+    orthonormal: bool
+
+
+def probe(A: Operator) -> Probed | None:
+    """What kind of message passing an operator is for: known, or by two products."""
+    if (known := A.facts.row_gram) is not None:
+        return Probed(A / float(np.sqrt(known)), float(np.sqrt(known)), True)
+    w = np.random.default_rng(0).standard_normal(A.shape[0])
+    w /= np.linalg.norm(w)
+    back = A.adjoint(w)
+    gram = float(np.linalg.norm(back)) ** 2  # the mean of its values is that of A A^H
+    if not 1e-200 < gram < 1e200:
+        return None
+    off = float(np.linalg.norm(A.forward(back) - gram * w))
+    orthonormal = off <= ORTHOGONAL * gram
+    length = float(np.sqrt(gram if orthonormal else gram * A.shape[0] / A.shape[1]))
+    return Probed(A / length, length, orthonormal)
+
+
+class _Stopped(Exception):
+    """The limit is reached, or the callback asked to stop."""
+
+
+class _Watch:
+    """Counts the iterations of a signal, shows each, and stops where that is asked for."""
+
+    def __init__(self, c: Array, j: int, max_iter: int, show: Callback | None) -> None:
+        self.c, self.j, self.max_iter, self.show, self.n_iter = c, j, max_iter, show, 0
+
+    def tell(self, x: Array | None = None) -> None:
+        """Take note of an iteration, with its coefficients where they are new."""
+        if self.n_iter >= self.max_iter:
+            raise _Stopped
+        self.n_iter += 1
+        if x is not None:
+            self.c[:, self.j] = x
+        if self.show is not None and self.show(self.n_iter, self.c):
+            raise _Stopped
+
+
+@dataclass(frozen=True)
+class MessagePassing:
+    """Basis pursuit with a large operator: a guess by message passing, and the proof of it.
+
+    Message passing with a learned Bernoulli-Gaussian prior finds a sparse signal in a dozen
+    iterations where the rows are orthogonal and of one length (VAMP), or the entries of the matrix
+    about independent (AMP); two products tell where nothing is known. Least squares on its support,
+    by conjugate gradients, makes it exact, and a dual point that is found on a set larger than
+    the support proves it to be the optimum of basis pursuit. Where it is not, or no sparse signal
+    was found, the answer is a start for a convex method, and says so.
+
+    It takes about a hundred products, most of them in single precision where the operator allows
+    it, and a dozen vectors of the signal's length.
+
+    Args:
+        tol: relative gap and infeasibility to prove.
+        max_iter: limit of the iterations of each signal: of message passing, and solves on a
+            support after it.
+
+    Example:
+        >>> from lowrank.sensing import operators, solve
+        >>> A = operators.partial_dct(512, m=200, seed=0)
+        >>> problem = BasisPursuit(A, A.columns([3, 40]) @ [1.0, -2.0])
+        >>> solve(problem, MessagePassing()).support.tolist()
+        [3, 40]
+
+    Source: Rangan, Schniter and Fletcher, 2019, and Vila and Schniter, 2013, for message passing;
+        Fuchs, 2004, for the dual point on the support; the larger set is ours.
+    """
+
+    tol: float = 1e-8
+    max_iter: int = 200
+
+    solves: ClassVar[tuple[type[Problem], ...]] = (BasisPursuit,)
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Takes operators with fewer rows than columns, and complex matrices."""
+        A = problem.operator
+        if A.is_dense and not problem.is_complex:
+            return "is for operators, and complex matrices"
+        if A.shape[0] >= A.shape[1]:
+            return "needs fewer rows than columns"
+        if problem.bounded and not problem.nonneg:
+            return "knows no bounds other than c >= 0"
+        return None
+
+    def solve(
+        self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
+    ) -> SolverResult:
+        """Find, fit and prove; `x0` is not used."""
+        assert isinstance(problem, BasisPursuit)
+        y, shape = np.asarray(problem.y), problem.unknown_shape
+        columns = y.reshape(len(y), -1)
+        c = np.zeros((problem.n_unknowns, columns.shape[1]), problem.dtype)
+        duals = np.zeros(columns.shape, problem.dtype)
+        calls = itertools.count(1)
+        show = callback and (lambda k, c: callback(next(calls), c.reshape(shape).copy()))
+        probed, n_iter, notes = probe(problem.operator), 0, dict.fromkeys(["no columns"])
+        if probed is None:
+            note = "A is too small or too large to be probed"
+            return SolverResult(c.reshape(shape), status=Status.STALLED, note=note)
+        notes.clear()
+        status = Status.OPTIMAL
+        for j, column in enumerate(columns.T):
+            watch = _Watch(c, j, self.max_iter, show)
+            try:
+                dual, note = self._column(problem, probed, column, watch)
+            except _Stopped:
+                dual, note, status = None, "", Status.MAX_ITER
+            n_iter = max(n_iter, watch.n_iter)
+            notes[note] = None
+            if dual is not None:
+                duals[:, j] = dual
+            elif status is not Status.MAX_ITER:
+                status = Status.STALLED
+            else:
+                break
+        return SolverResult(
+            c.reshape(shape),
+            dual=duals.reshape(y.shape) if status is Status.OPTIMAL else None,
+            status=status,
+            n_iter=n_iter,
+            note="; ".join(filter(None, notes)),
+        )
+
+    def _column(
+        self, problem: BasisPursuit, probed: Probed, y: Array, watch: _Watch
+    ) -> tuple[Array | None, str]:
+        """A dual point of one signal, whose coefficients the watch holds; and what was done."""
+        if not y.any():
+            return np.zeros_like(y), ""
+        A, y = probed.A, y / probed.length
+        twin = Twin(A, problem.dtype)
+        guess = _messages(twin, y, probed.orthonormal, watch)
+        if guess is None:
+            return None, "message passing diverged"
+        fit = fit_support(A, twin, y, guess, min(FITS, self.tol / 100), watch.tell)
+        watch.c[:, watch.j] = fit.x
+        found = f"message passing found {fit.support.size} non-zeros"
+        if fit.left > self.tol:
+            return None, f"{found}, which leave {fit.left:.1g} of y"
+        if problem.nonneg and (fit.x < 0).any():
+            return None, f"{found}, not all positive"
+        signs = fit.x[fit.support] / np.abs(fit.x[fit.support])
+        sides = Sides(fit.support, signs, np.asarray(problem.weights), problem.nonneg)
+        dual = find_dual(A, twin, sides, self.tol / 5, watch.tell)
+        if dual is None:
+            return None, f"{found}, without a dual point: they may not be the least"
+        return dual / probed.length, f"{found}, and a dual point on them"
+
+
+def _messages(A: Twin, y: Array, orthonormal: bool, watch: _Watch) -> Array | None:
+    """An estimate of the signal by message passing, 0 where its posterior says so."""
+    real = A.dtype.type(0).real.dtype
+    scale = float(np.linalg.norm(y)) / np.sqrt(len(y))  # single precision has its range
+    data, n = (y / scale).astype(A.dtype)[:, None], A.shape[1]
+    limit = min(MESSAGES, watch.max_iter)
+
+    def seen(k: int, x: Array) -> None:
+        watch.tell(scale * x[:, 0])
+
+    if orthonormal:
+        x, status, _ = VAMP(CLOSE, limit)._iterate(A, data, 0.0, seen)
+    else:
+        norms = np.ones((n, 1), real)
+        x, status, _ = BernoulliGaussianAMP(CLOSE, limit)._iterate(A, data, norms, seen)
+    if status is Status.DIVERGED or not np.isfinite(x).all():
+        return None
+    if watch.n_iter >= watch.max_iter:
+        raise _Stopped
+    x = scale * x[:, 0].astype(np.result_type(x, float))
+    watch.c[:, watch.j] = x
+    size = np.abs(x)
+    usual = np.sqrt((size**2).sum() / max(np.count_nonzero(size > 1e-3 * size.max()), 1))
+    x[size <= 10 * CLOSE * usual] = 0
+    return x

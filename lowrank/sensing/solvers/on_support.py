@@ -1,0 +1,241 @@
+"""Least squares and dual points on a support, for operators, by conjugate gradients.
+
+What a matrix does by a Cholesky factor of `A_J^H A_J`, an operator does by products. They are cheap
+in single precision, and a residual in double precision makes up for that: `Twin` is the pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import Operator
+
+Index = NDArray[np.intp]
+
+SINGLE, DOUBLE = 1e-5, 1e-11
+"""Relative residual that conjugate gradients reach in either precision without idle steps."""
+CROWDED = 0.7
+"""Share of the rows from which on the columns of a support are too many to solve with."""
+MARGIN = 0.04
+"""How far below its bound a correlation off the support is brought, so that it may stray."""
+ROUNDS = 30
+"""Sets of correlations at their bounds that are tried for a dual point."""
+OUTLIER = 5.0
+"""Correlations with the residual above this many times their usual size belong to the support."""
+
+
+class Twin:
+    """Products of an operator in single precision, where its functions keep that, else in double.
+
+    Args:
+        A: the operator.
+        dtype: of the vectors in double precision.
+    """
+
+    def __init__(self, A: Operator, dtype: np.dtype[Any]) -> None:
+        self.A, self.shape = A, A.shape
+        self.dtype = _single(A, dtype)
+        self.accuracy = DOUBLE if self.dtype == dtype else SINGLE
+
+    def forward(self, x: Array) -> Array:
+        """`A x`, in the twin's precision."""
+        return self.A.forward(x.astype(self.dtype, copy=False)).astype(self.dtype, copy=False)
+
+    def adjoint(self, y: Array) -> Array:
+        """`A^H y`, in the twin's precision."""
+        return self.A.adjoint(y.astype(self.dtype, copy=False)).astype(self.dtype, copy=False)
+
+
+def _single(A: Operator, double: np.dtype[Any]) -> np.dtype[Any]:
+    """Single precision, where the operator is one of ours and both products stay in it."""
+    single = np.dtype(np.complex64 if double.kind == "c" else np.float32)
+    if not A.trusted or A.is_dense:
+        return double
+    y = A.forward(np.zeros(A.shape[1], single))
+    same = y.dtype == single and A.adjoint(y).dtype == single
+    return single if same else double
+
+
+class Solution(NamedTuple):
+    """`q` with `A_J^H A_J q = b`, and its images `A_J q` and `A^H A_J q`."""
+
+    q: Array
+    image: Array
+    back: Array
+
+
+def solve_gram(A: Twin, J: Index, b: Array, tol: float, max_iter: int = 100) -> Solution:
+    """Solve `A_J^H A_J q = b` by conjugate gradients.
+
+    Args:
+        A: the operator.
+        J: the support.
+        b: right-hand side, (|J|,).
+        tol: `||b - A_J^H A_J q|| / ||b||` to stop at.
+        max_iter: limit of the steps, two products each.
+    """
+    r = b.astype(A.dtype)
+    q, p, full = np.zeros_like(r), r, np.zeros(A.shape[1], A.dtype)
+    image, back = np.zeros(A.shape[0], A.dtype), np.zeros(A.shape[1], A.dtype)
+    square = _square(r)
+    floor = square * tol**2
+    for _ in range(max_iter):
+        if not square > floor:
+            break
+        full[J] = p
+        v = A.forward(full)
+        w = A.adjoint(v)
+        step = r.real.dtype.type(square / max(_square(v), 1e-300))
+        q += step * p
+        image += step * v
+        back += step * w
+        r = r - step * w[J]
+        before, square = square, _square(r)
+        p = r + r.real.dtype.type(square / before) * p
+    return Solution(q, image, back)
+
+
+def _square(x: Array) -> float:
+    return float(np.vdot(x, x).real)
+
+
+def _signs(z: Array) -> Array:
+    size = np.abs(z)
+    return np.asarray(z / np.where(size > 0, size, 1))
+
+
+class Fit(NamedTuple):
+    """Coefficients, the support they are on, and `||y - A x|| / ||y||`."""
+
+    x: Array
+    support: Index
+    left: float
+
+
+def fit_support(
+    A: Operator, twin: Twin, y: Array, x: Array, tol: float, tell: Callable[[Array], None]
+) -> Fit:
+    """Coefficients that give `y` exactly, from an estimate: least squares on a support that grows.
+
+    A column joins where its correlation with the residual stands out from all others. What is as
+    small as the residual in the end is 0.
+
+    Args:
+        A, twin: the operator, in double precision and as it is cheap.
+        y: measurements, (m,).
+        x: estimate, (n,), whose non-zeros are the support.
+        tol: relative residual to reach.
+        tell: is told of the coefficients after each solve.
+    """
+    m, n = A.shape
+    size, x, joined = float(np.linalg.norm(y)), x.copy(), x != 0
+    r = y - A.forward(x)
+    left = float(np.linalg.norm(r)) / size
+    for _ in range(12):
+        J = np.flatnonzero(joined)
+        if left <= tol or J.size > CROWDED * m:
+            break
+        b = A.adjoint(r)
+        usual = float(np.linalg.norm(b)) / np.sqrt(n)
+        scale = float(np.linalg.norm(b[J]))
+        if scale > 0:
+            goal = max(twin.accuracy, 0.1 * tol / left)
+            x[J] += scale * solve_gram(twin, J, b[J] / scale, goal).q
+        tell(x)
+        before, r = left, y - A.forward(x)
+        left = float(np.linalg.norm(r)) / size
+        if left > 0.3 * before:
+            outside = np.abs(np.where(joined, 0, A.adjoint(r)))
+            usual = float(np.linalg.norm(outside)) / np.sqrt(n)
+            more = outside > OUTLIER * usual
+            if not more.any():
+                break
+            joined |= more
+    x[np.abs(x) <= 30 * left * np.linalg.norm(x) / np.sqrt(max(np.count_nonzero(x), 1))] = 0
+    return Fit(x, np.flatnonzero(x), left)
+
+
+class Sides(NamedTuple):
+    """What a dual point is to satisfy: `A_J^H u = w_J s`, and `|a_j^H u| <= w_j` elsewhere.
+
+    With `nonneg` only `a_j^H u <= w_j` is asked.
+    """
+
+    support: Index
+    signs: Array
+    weights: Array
+    nonneg: bool
+
+    def excess(self, z: Array) -> Array:
+        """How large each correlation off the support is, relative to its bound; 0 on it."""
+        size = (np.maximum(z, 0) if self.nonneg else np.abs(z)) / self.weights
+        size[self.support] = 0
+        return size
+
+
+def find_dual(
+    A: Operator, twin: Twin, sides: Sides, tol: float, tell: Callable[[], None]
+) -> Array | None:
+    """A dual point that proves coefficients with these signs on this support to be the optimum.
+
+    The least-norm `u` with `A_J^H u = w_J s` goes beyond the bounds off the support, even where a
+    dual point exists. So what goes beyond is held a little inside its bound, as a part of a larger
+    system, whose solution is near at hand, until nothing does; and the room that was left lets the
+    last digits on the support come from the small system alone.
+
+    Args:
+        A, twin: the operator, in double precision and as it is cheap.
+        sides: support, signs and bounds.
+        tol: how far beyond its bound a correlation may be, relative to it.
+        tell: is called at each solve.
+
+    Returns:
+        The point (m,), or None where none was found.
+    """
+    J, w = sides.support, sides.weights.astype(twin.dtype.type(0).real.dtype)
+    t = (w[J] * sides.signs).astype(twin.dtype)
+    held, inside, start = J, 1 - MARGIN, t
+    u, z = np.zeros(A.shape[0], twin.dtype), np.zeros(A.shape[1], twin.dtype)
+    free = np.ones(A.shape[1], bool)
+    free[J] = False
+    for _ in range(ROUNDS):
+        if held.size > CROWDED * A.shape[0]:
+            return None
+        tell()
+        step = solve_gram(twin, held, start - z[held], 0.05)
+        u, z = u + step.image, z + step.back
+        excess = sides.excess(z)
+        if not np.isfinite(excess).all():
+            return None
+        if excess.max(initial=0.0) < 1 - MARGIN / 2:
+            return _exact_on_support(A, twin, sides, u.astype(np.result_type(u, float)), tol, tell)
+        more = np.flatnonzero((excess > inside) & free)
+        free[more] = False
+        held = np.concatenate([held, more])
+        start = np.concatenate([start, inside * w[more] * _signs(z[more])])
+    return None
+
+
+def _exact_on_support(
+    A: Operator, twin: Twin, sides: Sides, u: Array, tol: float, tell: Callable[[], None]
+) -> Array | None:
+    """The least change of `u` that gives the correlations on the support all their digits."""
+    J, w, before = sides.support, sides.weights, np.inf
+    for _ in range(6):
+        z = A.adjoint(u)
+        rest = w[J] * sides.signs - z[J]
+        off = float((np.abs(rest) / w[J]).max())
+        if sides.excess(z).max(initial=0.0) > 1 + tol or not off < before:
+            return None
+        if off <= tol:
+            return u
+        tell()
+        scale, before = float(np.linalg.norm(rest)), 0.5 * off
+        goal = max(twin.accuracy, 0.03 * tol / off)
+        u = u + scale * solve_gram(twin, J, rest / scale, goal).image
+    return None
