@@ -199,6 +199,7 @@ NOT_CONVEX: dict[str, Callable[[], tuple[Problem, np.ndarray]]] = {
 MAY_STOP_SHORT: dict[str, tuple[str, ...]] = {
     "amp": ("basis pursuit",),
     "interior_point": ("nonneg",),
+    "message_passing": ("basis pursuit",),
     "spg": ("basis pursuit", "scaled"),
 }
 """Solver -> words in the names of cases that it need not solve; it must say so when it does not."""
@@ -224,9 +225,11 @@ def _run(kind: str) -> Problem:
     A, x = rng.standard_normal((30, 60)) / np.sqrt(30), sparse_signal(60, 6, seed=5)
     y = A @ x + 0.02 * rng.standard_normal(30)
     dct, spikes = operators.partial_dct(64, m=32, seed=0), sparse_signal(64, 6, seed=5)
+    wide, many = operators.partial_dct(1024, m=400, seed=0), sparse_signal(1024, 60, seed=5)
     made: dict[str, Case] = {
         "basis pursuit": lambda: BasisPursuit(A, y),
         "matrix-free": lambda: BasisPursuit(dct, dct @ spikes),
+        "large": lambda: BasisPursuit(wide, wide @ many),
         "bpdn": lambda: BPDN(A, y, 0.1),
         "lasso": lambda: Lasso(A, y, 0.01),
         "l1 fit": lambda: L1Fit(A, y, 0.05),
@@ -256,6 +259,7 @@ RUNS: dict[str, Case] = {
         "frisch_newton": "tall l1 fit",
         "homotopy": "bpdn",
         "iht": "k-sparse",
+        "message_passing": "large",
         "interior_point": "basis pursuit",
         "omp": "k-sparse",
         "one_bit": "one bit",

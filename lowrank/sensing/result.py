@@ -32,6 +32,7 @@ class SolverResult:
             only applies the operator, whose products are counted from outside.
         history: per iteration, e.g. {"objective": [...], "gap": [...]}.
         note: what the solver did, in a few words, for `Recovery.why`.
+        warm: whether the coefficients are worth starting from for the solver that is tried next.
     """
 
     coefficients: Array
@@ -42,6 +43,7 @@ class SolverResult:
     n_products: int | None = None
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
     note: str = ""
+    warm: bool = False
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.coefficients.shape))

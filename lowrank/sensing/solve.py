@@ -85,6 +85,8 @@ def solve(
         if callback is not None and len(calls) == seen and result.n_iter:
             unheard.append("callback")
         spent = spent.plus(result, seconds)
+        if x0 is None and result.warm:
+            start = result.coefficients
         silent = f"{name} has no {' and no '.join(unheard)}" if unheard else ""
         said = [*tried, why, _why_zero(problem, result) or result.note, silent]
         why, stopped = "; ".join(filter(None, said)), bool(calls and calls[-1])

@@ -21,12 +21,14 @@ from lowrank.status import Status
 
 MESSAGES = 60
 """Iterations of message passing; where it works at all, a dozen or two do."""
+MIN_ROWS = 128
+"""With fewer rows a matrix is formed in about as many products as a proof takes here."""
 CLOSE = 1e-5
 """Relative change at which message passing hands over to least squares on the support."""
 ORTHOGONAL = 1e-6
 """How far `A A^H w` may be from a multiple of a random `w` for orthogonal rows of one length."""
-FITS = 1e-10
-"""Relative residual of an exact fit."""
+FITS = 0.05
+"""Relative residual of an exact fit, in units of the tolerance."""
 
 
 class Probed(NamedTuple):
@@ -64,7 +66,8 @@ class _Watch:
     """Counts the iterations of a signal, shows each, and stops where that is asked for."""
 
     def __init__(self, c: Array, j: int, max_iter: int, show: Callback | None) -> None:
-        self.c, self.j, self.max_iter, self.show, self.n_iter = c, j, max_iter, show, 0
+        self.c, self.j, self.max_iter, self.show = c, j, max_iter, show
+        self.n_iter, self.asked = 0, False
 
     def tell(self, x: Array | None = None) -> None:
         """Take note of an iteration, with its coefficients where they are new."""
@@ -74,6 +77,7 @@ class _Watch:
         if x is not None:
             self.c[:, self.j] = x
         if self.show is not None and self.show(self.n_iter, self.c):
+            self.asked = True
             raise _Stopped
 
 
@@ -117,6 +121,8 @@ class MessagePassing:
         A = problem.operator
         if A.is_dense and not problem.is_complex:
             return "is for operators, and complex matrices"
+        if A.shape[0] < MIN_ROWS and not problem.is_complex:
+            return f"is for {MIN_ROWS} rows or more"
         if A.shape[0] >= A.shape[1]:
             return "needs fewer rows than columns"
         if problem.bounded and not problem.nonneg:
@@ -133,26 +139,23 @@ class MessagePassing:
         c = np.zeros((problem.n_unknowns, columns.shape[1]), problem.dtype)
         duals = np.zeros(columns.shape, problem.dtype)
         calls = itertools.count(1)
+        notes: dict[str, None]
         show = callback and (lambda k, c: callback(next(calls), c.reshape(shape).copy()))
-        probed, n_iter, notes = probe(problem.operator), 0, dict.fromkeys(["no columns"])
-        if probed is None:
-            note = "A is too small or too large to be probed"
-            return SolverResult(c.reshape(shape), status=Status.STALLED, note=note)
-        notes.clear()
-        status = Status.OPTIMAL
-        for j, column in enumerate(columns.T):
-            watch = _Watch(c, j, self.max_iter, show)
+        probed, n_iter, notes = probe(problem.operator), 0, {}
+        status = Status.OPTIMAL if probed else Status.STALLED
+        for j, column in enumerate(columns.T if probed else ()):
+            assert probed is not None
+            watch, dual, note = _Watch(c, j, self.max_iter, show), None, ""
             try:
                 dual, note = self._column(problem, probed, column, watch)
             except _Stopped:
-                dual, note, status = None, "", Status.MAX_ITER
-            n_iter = max(n_iter, watch.n_iter)
-            notes[note] = None
+                status = Status.MAX_ITER
+            n_iter, notes[note] = max(n_iter, watch.n_iter), None
             if dual is not None:
                 duals[:, j] = dual
-            elif status is not Status.MAX_ITER:
+            elif status is Status.OPTIMAL:
                 status = Status.STALLED
-            else:
+            if watch.asked:
                 break
         return SolverResult(
             c.reshape(shape),
@@ -160,6 +163,7 @@ class MessagePassing:
             status=status,
             n_iter=n_iter,
             note="; ".join(filter(None, notes)),
+            warm=status is Status.STALLED and bool(c.any()),
         )
 
     def _column(
@@ -172,8 +176,9 @@ class MessagePassing:
         twin = Twin(A, problem.dtype)
         guess = _messages(twin, y, probed.orthonormal, watch)
         if guess is None:
+            watch.c[:, watch.j] = 0
             return None, "message passing diverged"
-        fit = fit_support(A, twin, y, guess, min(FITS, self.tol / 100), watch.tell)
+        fit = fit_support(A, twin, y, guess, FITS * self.tol, watch.tell)
         watch.c[:, watch.j] = fit.x
         found = f"message passing found {fit.support.size} non-zeros"
         if fit.left > self.tol:
@@ -182,7 +187,7 @@ class MessagePassing:
             return None, f"{found}, not all positive"
         signs = fit.x[fit.support] / np.abs(fit.x[fit.support])
         sides = Sides(fit.support, signs, np.asarray(problem.weights), problem.nonneg)
-        dual = find_dual(A, twin, sides, self.tol / 5, watch.tell)
+        dual = find_dual(A, twin, sides, self.tol / 2, watch.tell)
         if dual is None:
             return None, f"{found}, without a dual point: they may not be the least"
         return dual / probed.length, f"{found}, and a dual point on them"
@@ -190,7 +195,7 @@ class MessagePassing:
 
 def _messages(A: Twin, y: Array, orthonormal: bool, watch: _Watch) -> Array | None:
     """An estimate of the signal by message passing, 0 where its posterior says so."""
-    real = A.dtype.type(0).real.dtype
+    real = np.zeros(0, A.dtype).real.dtype
     scale = float(np.linalg.norm(y)) / np.sqrt(len(y))  # single precision has its range
     data, n = (y / scale).astype(A.dtype)[:, None], A.shape[1]
     limit = min(MESSAGES, watch.max_iter)

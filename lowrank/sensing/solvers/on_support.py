@@ -126,7 +126,8 @@ def fit_support(
     small as the residual in the end is 0.
 
     Args:
-        A, twin: the operator, in double precision and as it is cheap.
+        A: the operator.
+        twin: the same, as it is cheap.
         y: measurements, (m,).
         x: estimate, (n,), whose non-zeros are the support.
         tol: relative residual to reach.
@@ -135,28 +136,21 @@ def fit_support(
     m, n = A.shape
     size, x, joined = float(np.linalg.norm(y)), x.copy(), x != 0
     r = y - A.forward(x)
-    left = float(np.linalg.norm(r)) / size
-    for _ in range(12):
+    left, before = float(np.linalg.norm(r)) / size, float("inf")
+    while left > tol:
+        b = twin.adjoint(r / np.linalg.norm(r))
+        outside = np.abs(np.where(joined, 0, b))
+        more = outside > OUTLIER * float(np.linalg.norm(outside)) / np.sqrt(n)
+        joined |= more
         J = np.flatnonzero(joined)
-        if left <= tol or J.size > CROWDED * m:
+        if J.size > CROWDED * m or (left > 0.3 * before and not more.any()):
             break
-        b = A.adjoint(r)
-        usual = float(np.linalg.norm(b)) / np.sqrt(n)
-        scale = float(np.linalg.norm(b[J]))
-        if scale > 0:
-            goal = max(twin.accuracy, 0.1 * tol / left)
-            x[J] += scale * solve_gram(twin, J, b[J] / scale, goal).q
+        x[J] += left * size * solve_gram(twin, J, b[J], max(twin.accuracy, 0.5 * tol / left)).q
         tell(x)
         before, r = left, y - A.forward(x)
         left = float(np.linalg.norm(r)) / size
-        if left > 0.3 * before:
-            outside = np.abs(np.where(joined, 0, A.adjoint(r)))
-            usual = float(np.linalg.norm(outside)) / np.sqrt(n)
-            more = outside > OUTLIER * usual
-            if not more.any():
-                break
-            joined |= more
-    x[np.abs(x) <= 30 * left * np.linalg.norm(x) / np.sqrt(max(np.count_nonzero(x), 1))] = 0
+    usual = float(np.linalg.norm(x)) / float(np.sqrt(max(int(np.count_nonzero(x)), 1)))
+    x = np.where(np.abs(x) > 30 * left * usual, x, 0)
     return Fit(x, np.flatnonzero(x), left)
 
 
@@ -189,7 +183,8 @@ def find_dual(
     last digits on the support come from the small system alone.
 
     Args:
-        A, twin: the operator, in double precision and as it is cheap.
+        A: the operator.
+        twin: the same, as it is cheap.
         sides: support, signs and bounds.
         tol: how far beyond its bound a correlation may be, relative to it.
         tell: is called at each solve.
@@ -197,7 +192,7 @@ def find_dual(
     Returns:
         The point (m,), or None where none was found.
     """
-    J, w = sides.support, sides.weights.astype(twin.dtype.type(0).real.dtype)
+    J, w = sides.support, sides.weights.astype(np.zeros(0, twin.dtype).real.dtype)
     t = (w[J] * sides.signs).astype(twin.dtype)
     held, inside, start = J, 1 - MARGIN, t
     u, z = np.zeros(A.shape[0], twin.dtype), np.zeros(A.shape[1], twin.dtype)
@@ -207,13 +202,14 @@ def find_dual(
         if held.size > CROWDED * A.shape[0]:
             return None
         tell()
-        step = solve_gram(twin, held, start - z[held], 0.05)
+        step = solve_gram(twin, held, start - z[held], 0.1)
         u, z = u + step.image, z + step.back
         excess = sides.excess(z)
         if not np.isfinite(excess).all():
             return None
         if excess.max(initial=0.0) < 1 - MARGIN / 2:
-            return _exact_on_support(A, twin, sides, u.astype(np.result_type(u, float)), tol, tell)
+            double = u.astype(np.result_type(u, float))
+            return _exact_on_support(A, twin, sides, double, tol, tell)
         more = np.flatnonzero((excess > inside) & free)
         free[more] = False
         held = np.concatenate([held, more])
@@ -236,6 +232,6 @@ def _exact_on_support(
             return u
         tell()
         scale, before = float(np.linalg.norm(rest)), 0.5 * off
-        goal = max(twin.accuracy, 0.03 * tol / off)
+        goal = max(twin.accuracy, 0.3 * tol / off)
         u = u + scale * solve_gram(twin, J, rest / scale, goal).image
     return None
