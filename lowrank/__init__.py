@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lowrank.compression.pipeline.forecast import forecast
     from lowrank.compression.pipeline.quantize import quantize
     from lowrank.compression.pipeline.report import Report
+    from lowrank.compression.pipeline.stream import compress_folder
     from lowrank.compression.pipeline.sweep import sweep
     from lowrank.compression.planning.curves import Curves
     from lowrank.compression.planning.measure import measure
@@ -76,6 +77,7 @@ _HOME = {
     "Tucker2": "lowrank.compression.methods",
     "apply": "lowrank.compression.pipeline.apply",
     "compress": "lowrank.compression.pipeline.compress",
+    "compress_folder": "lowrank.compression.pipeline.stream",
     "densify": "lowrank.compression.structure.history",
     "export_onnx": "lowrank.compression.pipeline.export",
     "export_program": "lowrank.compression.pipeline.export",

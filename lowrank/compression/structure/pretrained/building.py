@@ -28,7 +28,7 @@ def build(model: Any, plans: Iterable[tuple[str, Plan]]) -> None:
     Raises:
         PlanError: a plan is for another model.
     """
-    _tie(model, model.all_tied_weights_keys)
+    tie(model, model.all_tied_weights_keys)
     for name, plan in plans:
         build_structure(part_of(model, name), plan)
     settle_fused(model)  # of what holds the parts, too
@@ -42,7 +42,7 @@ def ties(model: nn.Module) -> dict[str, str]:
     return {name: other for name, other in names.items() if name != other}
 
 
-def _tie(model: nn.Module, names: Mapping[str, str]) -> None:
+def tie(model: nn.Module, names: Mapping[str, str]) -> None:
     """Let parameters be those of other names, as transformers does behind loading."""
     held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     for name, other in names.items():

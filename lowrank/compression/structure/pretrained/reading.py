@@ -34,16 +34,15 @@ def load_pretrained(folder: str | Path, **settings: Any) -> Any:
     Example: see `lowrank.save_pretrained`.
     """
     folder = Path(folder)
-    if (packed := _packed_file(folder)) is not None:
+    if (packed := packed_file(folder)) is not None:
         return _unpacked(packed, settings)
-    values = _config_of(folder)
+    values = config_of(folder)
     quantized = values.get("quantization_config")
-    if quantized is not None and quantized.get("quant_method") != METHOD:
-        raise InputError(str(folder), _quantized(quantized), _DEQUANTIZE)
-    transformers = _transformers(folder)
+    refuse_quantized(folder, values)
+    transformers = required_transformers(folder)
     if quantized is not None:
         import lowrank.compression.structure.pretrained.quantizer  # noqa: F401  registers itself
-    builder = _class(transformers, values)
+    builder = class_of(transformers, values)
     try:
         model, info = builder.from_pretrained(folder, output_loading_info=True, **settings)
     except LowRankError:
@@ -56,7 +55,7 @@ def load_pretrained(folder: str | Path, **settings: Any) -> Any:
     return model
 
 
-def _packed_file(path: Path) -> Path | None:
+def packed_file(path: Path) -> Path | None:
     """The GGUF file that is meant, if one is."""
     if path.suffix == ".gguf" and path.is_file():
         return path
@@ -69,7 +68,7 @@ def _packed_file(path: Path) -> Path | None:
 
 def _unpacked(path: Path, settings: Mapping[str, Any]) -> Any:
     """A dense causal language model of a GGUF file's weights."""
-    transformers = _transformers(path)
+    transformers = required_transformers(path)
     if missing := [name for name in ("gguf", "accelerate") if find_spec(name) is None]:
         problem = f"transformers reads a GGUF file with {' and '.join(missing)}, not installed here"
         raise InputError(str(path), problem, f"pip install {' '.join(missing)}")
@@ -92,7 +91,12 @@ def _refuse_missing(path: Path, info: Mapping[str, Any]) -> None:
         raise CheckpointError(str(path), f"the weights lack {name}", "save the whole model")
 
 
-def _transformers(folder: Path) -> Any:
+def required_transformers(folder: Path) -> Any:
+    """The package transformers.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import transformers
     except ImportError as error:
@@ -107,11 +111,19 @@ _DEQUANTIZE = (
 )
 
 
-def _quantized(values: Mapping[str, Any]) -> str:
-    return f"its weights are quantized by {values.get('quant_method', 'an unknown method')}"
+def refuse_quantized(folder: Path, values: Mapping[str, Any]) -> None:
+    """Refuse weights that others than `lowrank` have packed.
+
+    Raises:
+        InputError: says how to unpack them.
+    """
+    quantized = values.get("quantization_config")
+    if quantized is not None and quantized.get("quant_method") != METHOD:
+        method = quantized.get("quant_method", "an unknown method")
+        raise InputError(str(folder), f"its weights are quantized by {method}", _DEQUANTIZE)
 
 
-def _config_of(folder: Path) -> Mapping[str, Any]:
+def config_of(folder: Path) -> Mapping[str, Any]:
     """The values of a folder's config.
 
     Raises:
@@ -132,7 +144,7 @@ def _config_of(folder: Path) -> Mapping[str, Any]:
     return values
 
 
-def _class(transformers: Any, values: Mapping[str, Any]) -> Any:
+def class_of(transformers: Any, values: Mapping[str, Any]) -> Any:
     """The architecture that the config names, head and all; else the bare model."""
     for name in values.get("architectures") or ():
         found = getattr(transformers, name, None)

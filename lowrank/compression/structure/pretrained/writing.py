@@ -99,7 +99,7 @@ def save_pretrained(
         return
     with _writing(folder) as temporary:
         model.save_pretrained(temporary, max_shard_size=max_shard_size)
-        _write_tokenizer(tokenizer, temporary)
+        write_tokenizer(tokenizer, temporary)
 
 
 def is_compressed(model: nn.Module) -> bool:
@@ -125,8 +125,8 @@ def written(
     tensors = _tensors(model, plans, state, folder)
     with _writing(folder) as temporary:
         files = _write_weights(tensors, temporary, max_shard_size)
-        _write_config(model, Record(plans, files), temporary)
-        _write_tokenizer(tokenizer, temporary)
+        write_config(model, Record(plans, files), temporary)
+        write_tokenizer(tokenizer, temporary)
 
 
 def check_release(where: str) -> None:
@@ -192,7 +192,7 @@ def _writing(folder: Path) -> Iterator[Path]:
         problem = "it holds an adapter, which transformers would read instead"
         raise CheckpointError(str(folder), problem, "name another folder")
     try:
-        with filling(folder, last=CONFIG, stale=lambda n: bool(_STALE.fullmatch(n))) as temporary:
+        with filling(folder, last=CONFIG, stale=stale) as temporary:
             yield temporary
     except (OSError, SafetensorError) as error:
         advice = "check the folder and the space on it"
@@ -202,7 +202,16 @@ def _writing(folder: Path) -> Iterator[Path]:
 _STALE = re.compile(
     r"(model|pytorch_model|lowrank)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?"
 )
-"""Weights of older models, which a reader could take for those of the new one."""
+
+
+def stale(name: str) -> bool:
+    """Whether a file holds weights of an older model, which a reader could take for the new's.
+
+    Example:
+        >>> stale("model-00001-of-00002.safetensors"), stale("notes.txt")
+        (True, False)
+    """
+    return bool(_STALE.fullmatch(name))
 
 
 def _write_weights(
@@ -234,10 +243,19 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor if whole else tensor.clone()
 
 
-def _write_config(model: Any, record: Record, folder: Path) -> None:
-    """Write the config with the plan, and what else transformers writes beside weights."""
+def write_config(
+    model: Any, record: Record, folder: Path, *, dtype: torch.dtype | None = None
+) -> None:
+    """Write the config with the plan, and what else transformers writes beside weights.
+
+    Args:
+        model: as it is built.
+        record: what the config tells of its structure and files.
+        folder: where to.
+        dtype: of the weights in the files, if not the model's.
+    """
     config = copy.deepcopy(model.config)
-    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.dtype = str(dtype or model.dtype).removeprefix("torch.")
     config.architectures = [type(model).__name__]
     if model._auto_class is not None:
         from transformers.dynamic_module_utils import custom_object_save
@@ -260,7 +278,12 @@ _TOKENIZER = re.compile(
 """Files of tokenizers and processors."""
 
 
-def _write_tokenizer(tokenizer: Tokenizer | str | Path | None, folder: Path) -> None:
+def write_tokenizer(tokenizer: Tokenizer | str | Path | None, folder: Path) -> None:
+    """Write a tokenizer's files, or copy them from the folder that is named.
+
+    Raises:
+        InputError: it is neither.
+    """
     if tokenizer is None:
         return
     if not isinstance(tokenizer, str | Path):
