@@ -38,9 +38,9 @@ from lowrank.compression.network.example import (
     spare,
     use_up,
 )
-from lowrank.compression.network.own_stages import weight_bytes
+from lowrank.compression.network.own_stages import weight_bytes, weight_count
 from lowrank.compression.network.stages import Cost
-from lowrank.compression.network.tensors import distinct, flatten, tensors
+from lowrank.compression.network.tensors import flatten, tensors
 
 ROOT = "(model)"
 """Name for what the outermost module holds or runs itself."""
@@ -280,8 +280,7 @@ _FREE = frozenset((_MOVEMENT + _CREATION).split())
 
 def model_cost(model: nn.Module, example: Example) -> Cost:
     """Parameters, their bytes, and MACs on the example, of a whole model."""
-    n = sum(p.numel() for p in distinct(model.parameters()))
-    return Cost(n, weight_bytes(model), count_macs(model, example)[TOTAL])
+    return Cost(weight_count(model), weight_bytes(model), count_macs(model, example)[TOTAL])
 
 
 TOTAL = "(total)"

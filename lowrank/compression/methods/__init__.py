@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import TypeAlias, TypeVar
 
 from lowrank.compression.methods.biclustering import BiClustering
+from lowrank.compression.methods.bits.low_rank_quantized import LowRankQuantized
 from lowrank.compression.methods.channel_svd import ChannelSVD
 from lowrank.compression.methods.cp import CP
 from lowrank.compression.methods.depthwise_separable import DepthwiseSeparable
@@ -30,6 +31,7 @@ __all__ = [
     "DepthwiseSeparable",
     "GroupSVD",
     "LegoNet",
+    "LowRankQuantized",
     "LowRankSparse",
     "Method",
     "MethodsLike",
@@ -55,6 +57,7 @@ METHODS: dict[str, type[Method]] = {
     "group_svd": GroupSVD,
     "depthwise_separable": DepthwiseSeparable,
     "low_rank_sparse": LowRankSparse,
+    "low_rank_quantized": LowRankQuantized,
     "monochromatic": Monochromatic,
     "biclustering": BiClustering,
     "legonet": LegoNet,
@@ -64,7 +67,15 @@ METHODS: dict[str, type[Method]] = {
 
 
 RARE = frozenset(
-    ("tensor_train", "group_svd", "low_rank_sparse", "monochromatic", "biclustering", "legonet")
+    (
+        "tensor_train",
+        "group_svd",
+        "low_rank_sparse",
+        "low_rank_quantized",
+        "monochromatic",
+        "biclustering",
+        "legonet",
+    )
 )
 """Methods that seldom win: tried where they are named, or with thorough effort."""
 

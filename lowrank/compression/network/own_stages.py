@@ -25,7 +25,7 @@ from lowrank.compression.network.stages import (
     chained,
     grouped_linear,
 )
-from lowrank.compression.network.tensors import distinct
+from lowrank.compression.network.tensors import distinct, memory_of
 
 Pattern = Literal["unstructured", "2:4"]
 
@@ -121,7 +121,50 @@ class Shared(nn.Module):
         return f"splits={self.splits}"
 
 
-class Sparse(nn.Module):
+class Rebuilt(nn.Module):
+    """A layer whose weight is put together in every pass, and then runs as torch's own does.
+
+    Args:
+        spec: the layer's shape.
+        dtype: of the bias.
+        device: of the bias.
+    """
+
+    if TYPE_CHECKING:
+        bias: nn.Parameter | None
+
+    def __init__(
+        self, spec: LayerSpec, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__()
+        bias = torch.zeros(spec.out_channels, dtype=dtype, device=device) if spec.bias else None
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        self.shape, self.transposed = list(spec.weight_shape), spec.kind == "conv_transpose"
+        self.n_axes = len(spec.kernel)
+        one = [1]  # of a linear layer, where nothing reads them; torch.jit takes no empty list
+        self.stride, self.dilation = list(spec.stride) or one, list(spec.dilation) or one
+        self.output_padding = list(spec.output_padding) or one
+        self.mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
+        self.padding, self.around = _paddings(spec)
+
+    def run(self, x: Tensor, flat: Tensor) -> Tensor:
+        """The layer's output with the entries of its canonical weight in a row."""
+        weight = flat.reshape(self.shape)  # (g, o, i, *k)
+        weight = (weight.transpose(1, 2) if self.transposed else weight).flatten(0, 1)
+        groups, n = self.shape[0], self.n_axes
+        if n == 0:
+            return grouped_linear(x, weight, self.bias, groups)
+        y = x if x.ndim == n + 2 else x.unsqueeze(0)
+        if self.around is not None:
+            y = F.pad(y, self.around, self.mode)
+        y = torch.convolution(
+            y, weight, self.bias, self.stride, self.padding, self.dilation,
+            self.transposed, self.output_padding, groups,
+        )  # fmt: skip
+        return y if x.ndim == n + 2 else y.squeeze(0)
+
+
+class Sparse(Rebuilt):
     """A layer of which the non-zero weights alone are stored.
 
     torch's convolutions take dense weights, so each pass scatters the non-zeros into one
@@ -135,50 +178,27 @@ class Sparse(nn.Module):
 
     if TYPE_CHECKING:
         index: Tensor
-        bias: nn.Parameter | None
 
     def __init__(
         self, stage: SparseStage, *, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
-        super().__init__()
-        spec, n = stage.layer, stage.n_weights
+        super().__init__(stage.layer, dtype=dtype, device=device)
+        n = stage.n_weights
         self.weight = nn.Parameter(torch.zeros(n, dtype=dtype, device=device))
         self.register_buffer("index", torch.zeros(n, dtype=stage.index_dtype, device=device))
-        bias = torch.zeros(spec.out_channels, dtype=dtype, device=device) if spec.bias else None
-        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
-        self.shape, self.transposed = list(spec.weight_shape), spec.kind == "conv_transpose"
-        self.quads, self.dense = stage.pattern == "2:4", spec.n_weights
-        self.n_axes = len(spec.kernel)
-        one = [1]  # of a linear layer, where nothing reads them; torch.jit takes no empty list
-        self.stride, self.dilation = list(spec.stride) or one, list(spec.dilation) or one
-        self.output_padding = list(spec.output_padding) or one
-        self.mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
-        self.padding, self.around = _paddings(spec)
+        self.quads, self.dense = stage.pattern == "2:4", stage.layer.n_weights
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self._dense_weight()
-        groups, n = self.shape[0], self.n_axes
-        if n == 0:
-            return grouped_linear(x, weight, self.bias, groups)
-        y = x if x.ndim == n + 2 else x.unsqueeze(0)
-        if self.around is not None:
-            y = F.pad(y, self.around, self.mode)
-        y = torch.convolution(
-            y, weight, self.bias, self.stride, self.padding, self.dilation,
-            self.transposed, self.output_padding, groups,
-        )  # fmt: skip
-        return y if x.ndim == n + 2 else y.squeeze(0)
+        return self.run(x, self._entries())
 
-    def _dense_weight(self) -> Tensor:
-        """In the layout of the stock layer."""
+    def _entries(self) -> Tensor:
+        """All entries of the canonical weight."""
         places = self.index.long()
         if self.quads:
             first = 4 * torch.arange(len(self.weight) // 2, device=self.weight.device)
             places = places + first.repeat_interleave(2)
         flat = torch.zeros(self.dense, dtype=self.weight.dtype, device=self.weight.device)
-        flat = flat.scatter(0, places, self.weight)
-        weight = flat.reshape(self.shape)  # (g, o, i, *k)
-        return (weight.transpose(1, 2) if self.transposed else weight).flatten(0, 1)
+        return flat.scatter(0, places, self.weight)
 
     def stored_buffers(self) -> Sequence[Tensor]:
         """The places."""
@@ -212,6 +232,23 @@ class StoresBuffers(Protocol):
 
     def stored_buffers(self) -> Sequence[Tensor]:
         """The buffers that count as weights: places of non-zeros, packed entries."""
+
+
+@runtime_checkable
+class PacksWeights(Protocol):
+    """A module that holds weights in buffers, several to a number."""
+
+    scale: nn.Parameter
+
+    def packed_weights(self) -> int:
+        """How many they are, without the parameter."""
+
+
+def weight_count(model: nn.Module) -> int:
+    """A model's weights: its parameters, and those that its modules hold packed."""
+    packs = {memory_of(m.scale): m for m in model.modules() if isinstance(m, PacksWeights)}
+    held = sum(m.packed_weights() for m in packs.values())
+    return held + sum(p.numel() for p in distinct(model.parameters()))
 
 
 def bias_holder(chain: nn.Module) -> nn.Module:

@@ -207,6 +207,12 @@ class Stage(Protocol):
             groups: of the whole.
         """
 
+    def as_head(self, head: LayerSpec) -> Stage:
+        """The stage of an output head of this shape that reads this table of words."""
+
+    def share(self, table: nn.Module, head: nn.Module) -> None:
+        """Let the module of `as_head` hold the weights of this stage's, a table's."""
+
 
 class OwnStage:
     """What a stage that no stock layer is says of itself, unless it says otherwise."""
@@ -386,6 +392,14 @@ class LayerSpec:
         """The product of the weights."""
         return product_after(self, factor, before, groups)
 
+    def as_head(self, head: LayerSpec) -> Stage:
+        """The linear layer itself."""
+        return head
+
+    def share(self, table: nn.Module, head: nn.Module) -> None:
+        """Let the head hold the table's own weight."""
+        head.weight = weight_of(table)
+
     def _module_class(self) -> type[nn.Module]:
         if self.kind == "linear":
             return nn.Linear if self.groups == 1 else GroupedLinear
@@ -464,17 +478,17 @@ def chain_macs(stages: Sequence[Stage], call: Call) -> int:
     return total
 
 
-def tied_head(stages: Sequence[Stage], head: LayerSpec) -> tuple[LayerSpec, ...]:
-    """The stages of an output head that shares the factorized embedding's table.
+def tied_head(stages: Sequence[Stage], head: LayerSpec) -> tuple[Stage, ...]:
+    """The stages of an output head that shares the replaced embedding's table.
 
     With the embedding `E = U B` (words x rank, rank x features) the head computes
-    `h -> U (B h)`: a small linear stage, then one whose weight is the table `U` itself.
+    `h -> U (B h)`: a small linear stage, then one whose weight is the table `U` itself; of a
+    table alone there is the second only.
     """
-    rank = stages[0].out_channels
-    return (
-        head.pointwise(head.in_channels, rank),
-        head.pointwise(rank, head.out_channels, bias=head.bias),
-    )
+    first, *others = stages
+    rank = first.out_channels
+    before = (head.pointwise(head.in_channels, rank),) if others else ()
+    return *before, first.as_head(head.pointwise(rank, head.out_channels, bias=head.bias))
 
 
 def leaves(factors: Sequence[Factor]) -> list[Tensor]:

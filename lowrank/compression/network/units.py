@@ -219,14 +219,15 @@ class TiedTable:
     def build(self, stages: Sequence[Stage]) -> Parts:
         words = _built(stages, self.embedding)
         scores = _built(self.chains(stages)[1], self.head)
-        scores[-1].weight = weight_of(words[0])
+        stages[0].share(words[0], scores[-1])
         return Parts((words, scores))
 
     def write(self, parts: Parts, stages: Sequence[Stage], factors: Sequence[Factor]) -> None:
         words, scores = parts.rows
         _write(stages, words, factors)
-        with torch.no_grad():
-            weight_of(scores[0]).copy_(weight_of(words[1]).T)
+        if len(scores) > 1:
+            with torch.no_grad():
+                weight_of(scores[0]).copy_(weight_of(words[1]).T)
 
     def read(self, parts: Parts, stages: Sequence[Stage]) -> tuple[Factor, ...]:
         return _read(stages, parts.rows[0])

@@ -18,9 +18,8 @@ from lowrank.compression.gauges.memory import MemoryCheck
 from lowrank.compression.gauges.quality import Quality
 from lowrank.compression.gauges.timing import Latency, LatencyCheck, compare_latency
 from lowrank.compression.network.example import Example
-from lowrank.compression.network.own_stages import weight_bytes
+from lowrank.compression.network.own_stages import weight_bytes, weight_count
 from lowrank.compression.network.stages import Cost
-from lowrank.compression.network.tensors import distinct
 from lowrank.compression.structure.choices import (
     Choice,
     Dense,
@@ -78,7 +77,7 @@ class Figures:
             macs = tuple(count_macs(m, example)[TOTAL] for m in both)
         first, second = (
             cls(
-                sum(p.numel() for p in distinct(m.parameters())),
+                weight_count(m),
                 weight_bytes(m),
                 n,
                 t,

@@ -1,0 +1,1 @@
+"""Methods that store weights at a few bits each."""

@@ -1,0 +1,1 @@
+"""Layers whose weights are stored at a few bits each."""
