@@ -105,7 +105,13 @@ def full_rank_methods(spec: LayerSpec) -> Iterator[Method]:
             yield from cls.variants(spec)
 
 
-PROMISE = {"cp": 0.1, "low_rank_sparse": 0.02, "monochromatic": 1e-6, "legonet": 0.02}
+PROMISE = {
+    "cp": 0.1,
+    "low_rank_sparse": 0.02,
+    "low_rank_quantized": 0.02,
+    "monochromatic": 1e-6,
+    "legonet": 0.02,
+}
 """How far the curve's error may be from the built one, where fits are interpolated."""
 
 SELECTIVE = ("monochromatic", "legonet")

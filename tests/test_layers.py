@@ -10,9 +10,9 @@ from cases import LAYERS, PROMISE, SELECTIVE, full_rank_methods, layer_input
 from torch import nn
 
 import lowrank
-from lowrank.compression import LayerView, Sparse, canonical, compose, module_layout, scan, spec_of
+from lowrank.compression import LayerView, canonical, compose, module_layout, scan, spec_of
 from lowrank.compression.methods import METHODS
-from lowrank.compression.network.own_stages import Select
+from lowrank.compression.network.own_stages import StoresBuffers, weight_count
 
 # products of at most a few hundred terms of order one, through up to five stages
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -61,9 +61,9 @@ def test_full_rank_is_the_layer_itself(name: str, method: object, dtype: torch.d
     assert (found - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
 
 
-def _bytes_of_places(chain: nn.Module) -> int:
-    parts = [m for m in chain.modules() if isinstance(m, Sparse | Select)]
-    return sum(m.index.numel() * m.index.element_size() for m in parts)
+def _bytes_of_buffers(chain: nn.Module) -> int:
+    parts = [m for m in chain.modules() if isinstance(m, StoresBuffers)]
+    return sum(b.numel() * b.element_size() for m in parts for b in m.stored_buffers())
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -78,9 +78,10 @@ def test_costs_are_what_the_stages_hold_and_do(name: str) -> None:
     for method in full_rank_methods(view.spec):
         chain = _swapped(name, method, torch.float32)[2].layer
         cost = view.cost(method.stages(view.spec))
-        weights = [p for n, p in chain.named_parameters() if n.endswith("weight")]
-        assert cost.params == sum(p.numel() for p in weights)
-        assert cost.bytes == 4 * cost.params + _bytes_of_places(chain)
+        held = {n: p.numel() for n, p in chain.named_parameters()}
+        biases = sum(size for n, size in held.items() if n.endswith("bias"))
+        assert cost.params == weight_count(chain) - biases
+        assert cost.bytes == 4 * (sum(held.values()) - biases) + _bytes_of_buffers(chain)
         with FlopCounterMode(display=False) as counter:
             chain(x)
         assert 2 * cost.macs == counter.get_total_flops()

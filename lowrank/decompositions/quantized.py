@@ -8,13 +8,13 @@ costs one byte.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lowrank.decompositions.metric import Metric, best_map, identity
+from lowrank.decompositions.metric import Metric, best_map
 
 FINEST = 255
 """The largest share of a row's step, in its own parts, that a piece may have."""
@@ -79,9 +79,7 @@ def values_of(grid: Grid, bits: int, group: int, dtype: torch.dtype) -> Tensor:
     return (grid.codes.to(dtype) - (2**bits - 1) / 2) * t
 
 
-def steps_along(
-    shares: Tensor, steps: Tensor, d: int, group: int, dtype: torch.dtype
-) -> Tensor:
+def steps_along(shares: Tensor, steps: Tensor, d: int, group: int, dtype: torch.dtype) -> Tensor:
     """The step of every entry (..., d)."""
     of_pieces = shares.to(dtype) * (steps.to(dtype) / FINEST).unsqueeze(-1)
     return of_pieces.repeat_interleave(group, -1)[..., :d]
@@ -171,6 +169,7 @@ def quantized(
         spread: from `spread_of`; None rounds every entry to its nearest level.
 
     Example:
+        >>> from lowrank.decompositions.metric import identity
         >>> W = torch.tensor([[[1.0, -3.0, 0.5, 0.0]]])
         >>> grid = quantized(W, identity(W), 8, 4)
         >>> values_of(grid, 8, 4, torch.float32).round(decimals=1)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _BUDGETS = ("macs", "params", "bytes", "latency", "memory", "max_drop")
 
 
-_RULES = ("methods", "skip", "only", "round_to", "int8", "stock")
+_RULES = ("methods", "skip", "only", "round_to", "int8", "low_bits", "stock")
 
 
 @click.command(
@@ -70,6 +70,7 @@ _RULES = ("methods", "skip", "only", "round_to", "int8", "stock")
     help="Train block by block on --data, without labels; 100 steps each by default.",
 )
 @click.option("--int8", is_flag=True, help="Linear layers may be int8, for --bytes.")
+@click.option("--low-bits", is_flag=True, help="Layers may be of 2 to 8 bits, for --bytes.")
 @click.option("--stock", is_flag=True, help="Use modules of torch.nn alone.")
 @click.option(
     "--methods",

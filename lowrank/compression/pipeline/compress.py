@@ -91,7 +91,8 @@ def compress(
         **named: `effort="quick"`, "default" or "thorough", what it may cost, and `cache=folder`,
             which keeps what was measured and fitted, see `Calibration`; and single rules by their
             names in `Rules`: `methods="channel_svd"`, `skip="fc"`, `only=`, `round_to=8`,
-            `overrides={"fc": lowrank.ChannelSVD(8)}`, `int8=True`, `stock=True`.
+            `overrides={"fc": lowrank.ChannelSVD(8)}`, `int8=True`, `low_bits=True`,
+            `stock=True`.
 
     Returns:
         The new model, made of stock `torch.nn` layers (with `stock=True` also where rarer
@@ -206,8 +207,9 @@ def _check_size(
         raise InputError("max_drop", problem, "pass metric=, a function of a model")
     else:
         check_drop(metric, max_drop)
-    if rules.int8 and budget["bytes"] is None:
-        raise InputError("int8", "there is no budget of bytes", "pass bytes=0.2, or drop int8")
+    for name in ("int8", "low_bits"):
+        if getattr(rules, name) and budget["bytes"] is None:
+            raise InputError(name, "there is no budget of bytes", f"pass bytes=0.2, or drop {name}")
 
 
 def _within_drop(

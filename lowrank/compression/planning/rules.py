@@ -11,7 +11,13 @@ from torch import nn
 
 from lowrank.compression.calibration.effort import Level
 from lowrank.compression.calibration.settings import Calibration, is_whole
-from lowrank.compression.methods import Method, MethodsLike, check_class, resolve
+from lowrank.compression.methods import (
+    LowRankQuantized,
+    Method,
+    MethodsLike,
+    check_class,
+    resolve,
+)
 from lowrank.compression.methods.shared.base import has_stock, is_stock, require
 from lowrank.compression.network.layer_names import left_out, matching, suggestion
 from lowrank.compression.network.layers import LayerView
@@ -32,6 +38,7 @@ class RuleFields(TypedDict, total=False):
     overrides: Mapping[str, Choice]
     round_to: int
     int8: bool
+    low_bits: bool
     stock: bool
 
 
@@ -61,6 +68,9 @@ class Rules:
         int8: linear layers, dense or factorized, may also be quantized to int8 (by torchao)
             after they are fitted: a quarter of their bytes in float32, and the error that
             rounding their weights adds. Convolutions stay in their type.
+        low_bits: layers of every kind may also be stored at 2 to 8 bits a weight, with a
+            low-rank layer beside it for what rounding loses (`low_rank_quantized`), and computed
+            in their own type: for a budget of bytes. It saves no time.
         stock: layers are replaced by modules of `torch.nn` alone, with no code of this library
             in their forward pass. It leaves out the forms that docs/serving.md lists; the
             methods that are tried by default have no others.
@@ -83,6 +93,7 @@ class Rules:
     overrides: Mapping[str, Choice] = field(default_factory=dict)
     round_to: int = 1
     int8: bool = False
+    low_bits: bool = False
     stock: bool = False
 
     def __post_init__(self) -> None:
@@ -95,6 +106,9 @@ class Rules:
         if not is_whole(self.round_to) or self.round_to < 1:
             problem = f"{self.round_to!r} is not a whole number from 1 up"
             raise InputError("round_to", problem, "give 8, say")
+        if self.low_bits and self.stock:
+            problem = "torch has no modules with packed weights"
+            raise InputError("low_bits", problem, "drop stock, or low_bits")
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -105,7 +119,8 @@ class Rules:
         Args:
             rare: whether those that seldom win are among them where none is named.
         """
-        return tuple(resolve(self.methods, rare=rare))
+        named = resolve(self.methods, rare=rare)
+        return tuple(dict.fromkeys([*named, *([LowRankQuantized] if self.low_bits else [])]))
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before the model is run, what its layers' names and weights speak against.

@@ -24,7 +24,7 @@ from lowrank.decompositions.quantized import (
     values_of,
 )
 
-_OFFERED = ((2, 32), (3, 32), (4, 32), (4, 128), (8, 128))
+_OFFERED = ((2, 32), (3, 32), (4, 32), (4, 128), (5, 64), (6, 64), (8, 128))
 """Bits and entries of a piece that are planned with."""
 
 
@@ -52,9 +52,9 @@ class LowRankQuantized(Method):
 
     Args:
         rank: of L, 0 for none.
-        bits: 2, 3, 4 or 8.
+        bits: 2, 3, 4, 5, 6 or 8.
         group: entries of a filter that share a step, from 1 up.
-        factor_bits: of the factors of L: 8, or None for the layer's own type.
+        factor_bits: of the factors of L, likewise; None for the layer's own type.
 
     Source: Frantar et al. 2023 (GPTQ); Zhang et al. 2024 (LQER); Saha et al. 2024 (CALDERA).
     """
@@ -65,7 +65,7 @@ class LowRankQuantized(Method):
     rank: int
     bits: int = 4
     group: int = 32
-    factor_bits: int | None = 8
+    factor_bits: int | None = 4
 
     @classmethod
     def supports(cls, spec: LayerSpec) -> str | None:
@@ -105,8 +105,10 @@ class LowRankQuantized(Method):
     def check(self, spec: LayerSpec) -> str | None:
         if self.bits not in PLANES:
             return f"bits {self.bits!r} is none of {', '.join(map(str, PLANES))}"
-        if self.factor_bits not in (8, None):
-            return f"factor_bits {self.factor_bits!r} is neither 8 nor None"
+        if self.factor_bits not in (*PLANES, None):
+            return (
+                f"factor_bits {self.factor_bits!r} is none of {', '.join(map(str, PLANES))}, None"
+            )
         if not _is_whole(self.group) or self.group < 1:
             return f"group {self.group!r} is not a whole number from 1 up"
         full = 0 if spec.kind == "embedding" else _full(spec)
@@ -157,15 +159,17 @@ class LowRankQuantized(Method):
         if self.factor_bits is None:
             first, last = V.reshape(g, self.rank, i, *kernel), U.reshape(g, o, self.rank, *ones)
             return first.to(weight.dtype), last.to(weight.dtype)
-        return tuple(
-            tuple(quantized(X, identity(X, X.dtype), self.factor_bits, _FACTOR_GROUP,
-                            dtype=weight.dtype))  # fmt: skip
-            for X in (V, U)
-        )
+        return tuple(self._coarse(X, weight.dtype) for X in (V, U))
+
+    def _coarse(self, X: Tensor, dtype: torch.dtype) -> Factor:
+        """A factor on its grid."""
+        assert self.factor_bits is not None
+        plain = identity(X, X.dtype)
+        return tuple(quantized(X, plain, self.factor_bits, _FACTOR_GROUP, dtype=dtype))
 
 
-_FACTOR_GROUP = 4096
-"""Entries of a factor's row that share a step: mostly all."""
+_FACTOR_GROUP = 64
+"""Entries of a factor's row that share a step."""
 
 
 def _layer(stage: Stage) -> LayerSpec:

@@ -1,4 +1,4 @@
-"""Layers whose weights are stored at 2, 3, 4 or 8 bits, and computed with in their own type.
+"""Layers whose weights are stored at 2 to 8 bits, and computed with in their own type.
 
 A row of the canonical weight is cut into pieces of `group` entries. It holds a code per entry,
 packed into bytes, a byte per piece and one number in the layer's own type: the grid that
@@ -18,7 +18,7 @@ from lowrank.compression.network.own_stages import OwnStage, Rebuilt
 from lowrank.compression.network.stages import Call, Factor, LayerSpec, Stage
 from lowrank.decompositions.quantized import FINEST, Grid, pieces_of, values_of
 
-PLANES = {2: [2], 3: [2, 1], 4: [4], 8: [8]}
+PLANES = {2: [2], 3: [2, 1], 4: [4], 5: [4, 1], 6: [4, 2], 8: [8]}
 """Bits of a code -> how they are split, so that each part fits a byte a whole number of times."""
 
 
@@ -99,9 +99,7 @@ class Quantized(Rebuilt):
         _hold(self, stage, dtype, device)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = entries(
-            self.packed, self.shares, self.scale, self.planes, self.group, self.width
-        )
+        rows = entries(self.packed, self.shares, self.scale, self.planes, self.group, self.width)
         return self.run(x, rows.flatten())
 
     def stored_buffers(self) -> Sequence[Tensor]:
