@@ -237,6 +237,14 @@ class OwnStage:
         """The product with `matrix`."""
         return product_after(self, factor, before, groups)
 
+    def as_head(self, head: LayerSpec) -> Stage:
+        """None: it is no table of words that a head could read."""
+        raise NotImplementedError(f"{type(self).__name__} is no table of words")
+
+    def share(self, table: nn.Module, head: nn.Module) -> None:
+        """Likewise."""
+        raise NotImplementedError(f"{type(self).__name__} is no table of words")
+
 
 @dataclass(frozen=True)
 class LayerSpec:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.network.own_stages import OwnStage, Rebuilt
-from lowrank.compression.network.stages import Call, Factor, LayerSpec, Stage
+from lowrank.compression.network.own_stages import Rebuilt
+from lowrank.compression.network.stages import Call, Factor, LayerSpec, OwnStage, Stage
 from lowrank.decompositions.quantized import FINEST, Grid, pieces_of, values_of
 
 PLANES = {2: [2], 3: [2, 1], 4: [4], 5: [4, 1], 6: [4, 2], 8: [8]}
@@ -51,18 +51,28 @@ def packed_codes(codes: Tensor, bits: int) -> Tensor:
     return torch.cat(planes, 1).to(torch.uint8)
 
 
-def unpacked_codes(packed: Tensor, planes: list[int], d: int) -> Tensor:
-    """The inverse of `packed_codes`: (..., bytes) to (..., d)."""
-    codes, at, above = torch.zeros_like(packed[..., :1]), 0, 1
+def unpacked_codes(packed: Tensor, planes: list[int], d: int, dtype: torch.dtype) -> Tensor:
+    """The inverse of `packed_codes`: bytes (..., bytes) to codes (..., d) in a floating type.
+
+    Digits are split off by products with powers of two, which are exact in every such type, run
+    on vectors of numbers, and export everywhere; shifts of bytes do not.
+    """
+    parts, at, above = [], 0, 0
     for p in planes:
-        per = 8 // p
+        per, base = 8 // p, float(1 << p)
         n = (d + per - 1) // per
-        part = packed[..., at : at + n]
-        if per > 1:
-            digits = [(part >> (p * k)) & (2**p - 1) for k in range(per)]
-            part = torch.cat(digits, -1)[..., :d]
-        codes = part if above == 1 else codes + part * above
-        at, above = at + n, above * 2**p
+        rest, digits = packed[..., at : at + n].to(dtype), []
+        for _ in range(per - 1):
+            higher = torch.floor(rest * (1.0 / base))
+            digits.append(rest - higher * base)
+            rest = higher
+        digits.append(rest)
+        part = torch.cat(digits, -1)[..., :d]
+        parts.append(part * float(1 << above) if above else part)
+        at, above = at + n, above + p
+    codes = parts[0]
+    for part in parts[1:]:
+        codes = codes + part
     return codes
 
 
@@ -70,8 +80,8 @@ def entries(
     packed: Tensor, shares: Tensor, scale: Tensor, planes: list[int], group: int, d: int
 ) -> Tensor:
     """The weights (..., d) of rows: codes (..., bytes), shares (..., pieces), steps (...)."""
-    half = (2.0 ** sum(planes) - 1) / 2
-    values = unpacked_codes(packed, planes, d).to(scale.dtype) - half
+    half = ((1 << sum(planes)) - 1) / 2
+    values = unpacked_codes(packed, planes, d, scale.dtype) - half
     steps = shares.to(scale.dtype) * (scale / 255).unsqueeze(-1)
     if d == group * shares.shape[-1]:
         return (values.unflatten(-1, [-1, group]) * steps.unsqueeze(-1)).flatten(-2)
@@ -90,6 +100,7 @@ class Quantized(Rebuilt):
     if TYPE_CHECKING:
         packed: Tensor
         shares: Tensor
+        scale: nn.Parameter
 
     def __init__(
         self, stage: QuantizedStage, *, dtype: torch.dtype, device: torch.device | str = "cpu"
@@ -126,6 +137,7 @@ class QuantizedTable(nn.Module):
     if TYPE_CHECKING:
         packed: Tensor
         shares: Tensor
+        scale: nn.Parameter
 
     def __init__(
         self, stage: QuantizedStage, *, dtype: torch.dtype, device: torch.device | str = "cpu"
@@ -194,7 +206,7 @@ class QuantizedStage(OwnStage):
         return self.layer.groups
 
     @property
-    def reads_words(self) -> bool:
+    def reads_words(self) -> bool:  # type: ignore[override]
         """True for embeddings."""
         return self.layer.reads_words
 
@@ -241,7 +253,8 @@ class QuantizedStage(OwnStage):
 
     def read(self, module: nn.Module) -> Factor:
         assert isinstance(module, Quantized | QuantizedTable)
-        codes = unpacked_codes(module.packed, module.planes, self.width)
+        codes = unpacked_codes(module.packed, module.planes, self.width, torch.float32)
+        codes = codes.to(torch.uint8)
         g = self.groups
         shares, steps = module.shares.unflatten(0, (g, -1)), module.scale.detach()
         return codes.unflatten(0, (g, -1)), shares, steps.unflatten(0, (g, -1))
