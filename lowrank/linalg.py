@@ -104,7 +104,7 @@ def as_working(W: object, name: str, *, min_dim: int = 1) -> Tensor:
         raise InputError(name, problem, "reshape it")
     W = W.detach()
     W = wide(W)
-    if not (torch.isfinite(W.sum()) or torch.isfinite(W).all()):  # the sum alone may overflow
+    if not is_finite(W):
         bad = W.numel() - int(torch.isfinite(W).sum())
         raise InputError(
             name,
@@ -112,6 +112,16 @@ def as_working(W: object, name: str, *, min_dim: int = 1) -> Tensor:
             "repair or leave out this tensor",
         )
     return W
+
+
+def is_finite(X: Tensor) -> bool:
+    """Whether no value is NaN or Inf: mostly the sum tells, at a thirtieth of the time.
+
+    Example:
+        >>> is_finite(torch.ones(2)), is_finite(torch.tensor([1.0, math.inf]))
+        (True, False)
+    """
+    return bool(X.sum().isfinite()) or bool(X.isfinite().all())
 
 
 def check_rank(rank: int, full: int, shape: Sequence[int], name: str, where: str = "") -> None:

@@ -290,6 +290,12 @@ class Metric:
         """Metrics of parts of the input that were asked for, by what the asker calls them."""
         return {}
 
+    @cached_property
+    def rivals(self) -> list[tuple[int, float]]:
+        """Numbers and relative squared error of what was found for the weight so far: the asker
+        fills it in, and a search that would come to nothing beside it is spared."""
+        return []
+
     def products(self, M: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """M C M^T and W C M^T for rows M (groups, q, d) and W (groups, o, d)."""
         if self.rows is None:

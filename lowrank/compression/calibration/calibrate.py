@@ -33,7 +33,7 @@ from lowrank.compression.network.hooks import Seen, watching
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.tensors import describe, flatten, tensors
 from lowrank.errors import InputError
-from lowrank.linalg import wide
+from lowrank.linalg import is_finite, wide
 from lowrank.progress import Progress
 
 _UNSURE = 0.25
@@ -154,7 +154,7 @@ def calibrate(
                 call(model, batch)
     layers = {name: s.moments() for name, s in sums.items() if s.n}
     for name, m in layers.items():
-        if not bool(m.C.isfinite().all()):
+        if not is_finite(m.C):
             problem = f"squares of what {name or 'the model'} is given overflow"
             raise InputError("data", problem, "scale the inputs down, or mend the layers before")
     layers = {name: felt[name].beside(m, n) for name, m in layers.items()}
@@ -300,7 +300,7 @@ def drawn_loss(output: Any, generator: torch.Generator, words: Collection[int] =
         return sum((y.sum() for y in found), torch.zeros(()))
     found = [y for y in found if y.numel()]
     first, *others = [y for y in found if y.requires_grad] or found[:1]
-    if not all(bool(y.isfinite().all()) for y in (first, *others)):
+    if not all(map(is_finite, (first, *others))):
         raise InputError("model", "its output on the data holds NaN or Inf", "check both")
     if not is_scores(first, words):
         return sum((_projected(y, generator) for y in others), _projected(first, generator))

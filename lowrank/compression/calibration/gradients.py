@@ -7,13 +7,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lowrank.compression.calibration.moments import DOUBLE, Moments
+from lowrank.compression.calibration.moments import Moments
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.linalg import wide
+from lowrank.linalg import is_finite, wide
 
 _ROWS_FROM, _ROWS = 1024, 1152
 """Outputs beyond which gradients are held where they are no more than half of them; most
 gradients that are held."""
+
+
+_SUMMED = 2048
+"""Most outputs whose gradients' products are summed."""
 
 
 class Gradients:
@@ -47,11 +51,12 @@ class Gradients:
         if self._held:
             self._rows.append(rows.clone())
             return
-        size = rows.abs().amax()
+        low, high = rows.aminmax()
+        size = torch.maximum(-low, high)
         if bool(size == 0):
             size = torch.ones_like(size)
         unit = rows / size
-        products = (unit.mT @ unit).to(self._dtype) * size.double() ** 2
+        products = (unit.mT @ unit).double() * size.double() ** 2
         self._sum = products if self._sum is None else self._sum + products
 
     def _looked_at(self, n: int) -> int:
@@ -59,20 +64,16 @@ class Gradients:
         g, o = self._groups, self._outputs
         affordable = max(o, int(self._work / (g * o * o))) // self._n_batches
         every = n * self._n_batches
-        self._held = o > DOUBLE or (o > _ROWS_FROM and every <= min(_ROWS, o // 2))
+        self._held = o > _SUMMED or (o > _ROWS_FROM and every <= min(_ROWS, o // 2))
         if self._held:
             affordable = min(_ROWS, o // 2) // self._n_batches
         return max(1, affordable)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return torch.float64 if self._outputs <= DOUBLE else torch.float32
 
     def beside(self, moments: Moments, n: int) -> Moments:
         """The moments of the layer with this one, averaged over n examples, if it is finite."""
         if self._rows:
             felt = torch.cat(self._rows, dim=1) / n**0.5
-            return replace(moments, felt=felt) if bool(felt.isfinite().all()) else moments
-        if self._sum is None or not bool(self._sum.isfinite().all()):
+            return replace(moments, felt=felt) if is_finite(felt) else moments
+        if self._sum is None or not is_finite(self._sum):
             return moments
         return replace(moments, G=self._sum / n)

@@ -44,9 +44,9 @@ _DENSE = 256
 """Up to this rank the curve has most of its ranks; beyond it a few, to what saves weights."""
 
 
-_WIDE, _FAR = 128, 1.5
-"""Channels from which a matrix is asked first whether fits are worth while, and the ratio of
-squared errors from which they are not."""
+_WIDE, _FAR = 96, 1.25
+"""Channels from which other methods are asked first whether fits are worth while, and the ratio
+of squared errors from which they are not."""
 
 
 _CHEAP = 12
@@ -122,8 +122,9 @@ class CP(Method):
             ranks = _ranks(top if metric is None else _fitted(weight, metric, top), round_to)
             if ranks:
                 curve = cache(partial(error, kernel=kernel))
-                if metric is not None and _hopeless(spec, weight, metric, ranks, kernel, curve):
-                    ranks = _two(ranks)
+                middle = ranks[len(ranks) // 2]
+                if metric is not None and _hopeless(spec, weight, metric, middle, kernel, curve):
+                    ranks = [middle]
                 known = dict(
                     likened_curve(ranks, known, curve, n_fits=_n_likened(metric))
                     if known
@@ -211,29 +212,30 @@ def _n_likened(metric: Metric | None) -> int:
     return 2 if metric is not None and metric.work < WORK else 3
 
 
-def _two(ranks: Sequence[int]) -> list[int]:
-    return sorted({ranks[len(ranks) // 2], ranks[-1]})
-
-
 def _hopeless(
     spec: LayerSpec,
     weight: Tensor,
     metric: Metric,
-    ranks: Sequence[int],
+    middle: int,
     kernel: Kernel,
     error: Callable[[int], float],
 ) -> bool:
-    """Whether at the middle rank a matrix of as many weights is far closer: no curve is needed."""
-    if metric.work >= WORK or weight.shape[2] < _WIDE:
+    """Whether at the middle rank something else of as many weights is far closer: no curve is
+    needed. Narrow layers have one, as there searches gain most."""
+    if metric.work >= WORK or min(weight.shape[1:3]) < _WIDE:
         return False
-    lost = lost_by_rank(weight, "kernel_first", metric)
-    middle = ranks[len(ranks) // 2]
-    size, per_rank = (
-        sum(s.n_weights for s in method.stages(spec))
-        for method in (CP(middle, kernel), ChannelSVD(1))
-    )
-    at = min(len(lost), max(1, size // per_rank))
-    return error(middle) > _FAR * lost[at - 1]
+    size = _n_weights(CP(middle, kernel), spec)
+    others = [lost for n, lost in metric.rivals if n <= size]
+    lost = min(others, default=None)
+    if lost is None:
+        ranks = lost_by_rank(weight, "kernel_first", metric)
+        at = max(1, size // _n_weights(ChannelSVD(1), spec))
+        lost = ranks[min(len(ranks), at) - 1]
+    return error(middle) > _FAR * lost
+
+
+def _n_weights(method: Method, spec: LayerSpec) -> int:
+    return sum(s.n_weights for s in method.stages(spec))
 
 
 def _kernels(spec: LayerSpec, metric: Metric | None) -> tuple[Kernel, ...]:

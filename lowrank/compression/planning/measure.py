@@ -564,6 +564,8 @@ def _candidates(
 ) -> Iterator[Candidate]:
     spec, weight = unit.spec, unit.layers[0].weight()
     others = (None,) * (len(unit.layers) - 1)
+    rivals = [] if metric is None else metric.rivals
+    rivals.clear()
     for cls in methods:
         if not _serves(cls, unit) or (rules.stock and not has_stock(cls, spec)):
             continue
@@ -571,6 +573,7 @@ def _candidates(
         for method, error in found:
             # a fit that came to nothing is no candidate
             if isfinite(error) and _allowed(method, unit, rules):
+                rivals.append((sum(s.n_weights for s in method.stages(spec)), error))
                 yield _candidate(unit, method, (error, *others))
 
 
