@@ -224,17 +224,12 @@ class Metric:
         right, whole = X, X.new_zeros(*X.shape[:2], X.shape[1])
         if self.rows is not None:
             A = X @ self.rows.mT  # (g, o, n)
-            whole, right = A @ A.mT, X * self.C[:, None, :]
+            whole, right = add_gram(whole, A), X * self.C[:, None, :]
         elif X.shape[1] > _BAND or self.C.ndim == 2:
             right = self.times(X)
         else:
             return self.times(X) @ X.mT
-        for top in range(0, X.shape[1], _BAND):
-            end = min(top + _BAND, X.shape[1])
-            band = right[:, top:end] @ X[:, :end].mT
-            whole[:, top:end, :end] += band
-            whole[:, :top, top:end] += band[:, :, :top].mT
-        return whole
+        return _add_symmetric(whole, right, X)
 
     def _last_of(self, W: Tensor) -> _Last:
         if not self._asked or not self._asked[-1].is_of(W):
@@ -291,6 +286,12 @@ class Metric:
         return {}
 
     @cached_property
+    def asides(self) -> dict[tuple[object, ...], tuple[Tensor, ...]]:
+        """What was found for a weight that was asked about, its first tensor, by what the asker
+        calls it."""
+        return {}
+
+    @cached_property
     def rivals(self) -> list[tuple[int, float]]:
         """Numbers and relative squared error of what was found for the weight so far: the asker
         fills it in, and a search that would come to nothing beside it is spared."""
@@ -314,6 +315,23 @@ class Metric:
             return torch.diag_embed(self.C[:, index])
         rows, columns = index[..., :, None], index[..., None, :]
         return self.C[:, rows, columns]
+
+
+def add_gram(S: Tensor, A: Tensor) -> Tensor:
+    """S += A A^T for A (groups, q, n), of whose lower half in bands the upper one follows."""
+    if A.shape[1] <= _BAND:
+        return S.baddbmm_(A, A.mT)
+    return _add_symmetric(S, A, A)
+
+
+def _add_symmetric(S: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """S += left right^T where that is symmetric."""
+    for top in range(0, S.shape[1], _BAND):
+        end = min(top + _BAND, S.shape[1])
+        band = left[:, top:end] @ right[:, :end].mT
+        S[:, top:end, :end] += band
+        S[:, :top, top:end] += band[:, :, :top].mT
+    return S
 
 
 def best_map(
@@ -467,34 +485,30 @@ def nested_gains(W: Tensor, metric: Metric, M: Tensor, width: int) -> Tensor:
     Returns:
         Gains (n,), summed over the groups.
     """
-    return gains_of(*metric.products(M, metric.left(metric.cast(W))), width)
+    return gains_of(whitened(*metric.products(M, metric.left(metric.cast(W)))), width)
 
 
-def gains_of(S: Tensor, P: Tensor, width: int) -> Tensor:
-    """`nested_gains` from the products of the features.
+def gains_of(N: Tensor, width: int) -> Tensor:
+    """`nested_gains` from `whitened`.
 
     Args:
-        S: M C M^T (groups, n * width, n * width).
-        P: G^1/2 W C M^T (groups, o, n * width).
+        N: (groups, o, n * width).
         width: features in a block.
     """
-    N = _whitened(S, P)  # (g, o, n * width)
     return N.square().sum((0, 1)).unflatten(0, (-1, width)).sum(1)
 
 
-def moments_of(S: Tensor, P: Tensor, width: int, ends: Sequence[int]) -> Tensor:
+def moments_of(N: Tensor, width: int, ends: Sequence[int]) -> Tensor:
     """Gram matrices of the output that the first blocks of features explain together.
 
     Args:
-        S: M C M^T (groups, n * width, n * width).
-        P: G^1/2 W C M^T (groups, o, n * width).
+        N: from `whitened`, (groups, o, n * width).
         width: features in a block.
         ends: how many blocks, ascending.
 
     Returns:
         (len(ends), groups, o, o).
     """
-    N = _whitened(S, P)
     parts = []
     total = N.new_zeros(N.shape[0], N.shape[1], N.shape[1])
     for start, end in zip((0, *ends), ends, strict=False):
@@ -504,8 +518,14 @@ def moments_of(S: Tensor, P: Tensor, width: int, ends: Sequence[int]) -> Tensor:
     return torch.stack(parts)
 
 
-def _whitened(S: Tensor, P: Tensor) -> Tensor:
-    """G^1/2 W C M^T L^-T with L L^T = M C M^T."""
+def whitened(S: Tensor, P: Tensor) -> Tensor:
+    """N = G^1/2 W C M^T L^-T (groups, o, q) with L L^T = M C M^T, for `nested_gains` and
+    `nested_moments`.
+
+    Args:
+        S: M C M^T (groups, q, q).
+        P: G^1/2 W C M^T (groups, o, q).
+    """
     scale, L = scaled_cholesky(S)
     N = P * scale[:, None, :]
     return torch.linalg.solve_triangular(L, N.mT, upper=False).mT

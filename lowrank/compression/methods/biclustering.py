@@ -20,11 +20,12 @@ from lowrank.compression.methods.shared.base import (
     worthwhile,
 )
 from lowrank.compression.methods.shared.error_curves import nested_curve
+from lowrank.compression.methods.shared.folding import weighted
 from lowrank.compression.methods.shared.joint_search import fit_from
 from lowrank.compression.methods.shared.search import fit_factors
 from lowrank.compression.network.own_stages import SelectStage
 from lowrank.compression.network.stages import Factor, LayerSpec, Stage
-from lowrank.decompositions.metric import Metric, identity
+from lowrank.decompositions.metric import Metric, identity, whitened
 
 _CLUSTERS = ((2, 2), (4, 2), (2, 4), (4, 4))
 """Numbers of clusters (in, out) that are tried."""
@@ -112,9 +113,9 @@ class BiClustering(Method):
             engine = GroupSVD(a, ranks[-1])
             (start,) = engine.starts(parts.spec, parts.weight, parts.metric, seed=seed)
             features = engine.features(parts.spec, start)
-            within = parts.metric.left(parts.metric.cast(parts.weight.flatten(2)))
-            products = parts.metric.products(features, within)
-            lost = nested_curve(parts.weight, parts.metric, products, a)
+            within = weighted(parts.metric, parts.weight)
+            N = whitened(*parts.metric.products(features, within))
+            lost = nested_curve(parts.weight, parts.metric, N, a)
             yield from ((cls(a, b, rank), lost[rank - 1]) for rank in ranks)
 
     def check(self, spec: LayerSpec) -> str | None:

@@ -23,10 +23,10 @@ from lowrank.compression.methods.shared.folding import (
     affordable,
     even,
     first_stage,
+    nested_stages,
     places,
     split_off,
     spread,
-    spread_products,
 )
 from lowrank.compression.methods.shared.search import affords_search, fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
@@ -171,12 +171,11 @@ def lost_by_rank(weight: Tensor, fold: Fold, metric: Metric | None) -> list[floa
 def _last_curve(
     spec: LayerSpec, weight: Tensor, metric: Metric, ranks: Sequence[int], seed: int
 ) -> Iterator[tuple[ChannelSVD, float]]:
-    width = prod(spec.kernel)
-    most = affordable(metric, width, ranks[-1])
+    width, reads = prod(spec.kernel), places(spec, ())
+    most = affordable(metric, width, _full(spec, "kernel_last"))  # as Tucker-2, which begins so
     ranks = [r for r in ranks if r <= most] or ranks[:1]
-    V = first_stage(spec, weight, metric, (), ranks[-1])
-    W, reads = metric.left(metric.cast(weight.flatten(2))), places(spec, ())
-    nested = nested_curve(weight, metric, spread_products(V, reads, metric, W), width)
+    N = nested_stages(spec, weight, metric, (), max(most, ranks[-1]))
+    nested = nested_curve(weight, metric, N, width)
     whole = energy(weight, metric) or 1.0
 
     def error(rank: int) -> float:

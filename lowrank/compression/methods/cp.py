@@ -122,9 +122,9 @@ class CP(Method):
             ranks = _ranks(top if metric is None else _fitted(weight, metric, top), round_to)
             if ranks:
                 curve = cache(partial(error, kernel=kernel))
-                middle = ranks[len(ranks) // 2]
-                if metric is not None and _hopeless(spec, weight, metric, middle, kernel, curve):
-                    ranks = [middle]
+                first = ranks[len(ranks) // 3]
+                if metric is not None and _hopeless(spec, weight, metric, first, kernel, curve):
+                    ranks = [first]
                 known = dict(
                     likened_curve(ranks, known, curve, n_fits=_n_likened(metric))
                     if known
@@ -216,22 +216,22 @@ def _hopeless(
     spec: LayerSpec,
     weight: Tensor,
     metric: Metric,
-    middle: int,
+    rank: int,
     kernel: Kernel,
     error: Callable[[int], float],
 ) -> bool:
-    """Whether at the middle rank something else of as many weights is far closer: no curve is
+    """Whether at a rank something else of as many weights is far closer: no curve is
     needed. Narrow layers have one, as there searches gain most."""
     if metric.work >= WORK or min(weight.shape[1:3]) < _WIDE:
         return False
-    size = _n_weights(CP(middle, kernel), spec)
+    size = _n_weights(CP(rank, kernel), spec)
     others = [lost for n, lost in metric.rivals if n <= size]
     lost = min(others, default=None)
     if lost is None:
         ranks = lost_by_rank(weight, "kernel_first", metric)
         at = max(1, size // _n_weights(ChannelSVD(1), spec))
         lost = ranks[min(len(ranks), at) - 1]
-    return error(middle) > _FAR * lost
+    return error(rank) > _FAR * lost
 
 
 def _n_weights(method: Method, spec: LayerSpec) -> int:

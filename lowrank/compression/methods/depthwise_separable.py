@@ -19,10 +19,17 @@ from lowrank.compression.methods.shared.base import (
     worthwhile,
 )
 from lowrank.compression.methods.shared.error_curves import n_refined, nested_curve, refined_curve
-from lowrank.compression.methods.shared.folding import affordable, even
+from lowrank.compression.methods.shared.folding import affordable, even, weighted
 from lowrank.compression.methods.shared.search import affords_search, fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.decompositions.metric import Metric, energy, identity, input_directions
+from lowrank.decompositions.metric import (
+    Metric,
+    add_gram,
+    energy,
+    identity,
+    input_directions,
+    whitened,
+)
 from lowrank.decompositions.svd import singular_values
 
 
@@ -72,9 +79,9 @@ class DepthwiseSeparable(Method):
             return
         i = spec.weight_shape[2]
         top = affordable(metric, i, top)
-        W = metric.left(metric.cast(weight.flatten(2)))
-        products = _products(_filters(spec, weight, metric, top), metric, W)
-        lost = nested_curve(weight, metric, products, i)
+        W = weighted(metric, weight)
+        N = whitened(*_products(_filters(spec, weight, metric, top), metric, W))
+        lost = nested_curve(weight, metric, N, i)
         whole = energy(weight, metric) or 1.0
 
         def error(m: int) -> float:
@@ -135,8 +142,8 @@ def _filters(spec: LayerSpec, weight: Tensor, metric: Metric, n: int) -> Tensor:
     k = prod(kernel)
     places = torch.arange(i * k).reshape(i, k)
     own = metric.block(places)  # (g, i, K, K)
-    W = metric.left(metric.cast(weight.reshape(g, o, i * k)))
-    slices = W.reshape(g, o, i, k).transpose(1, 2).flatten(0, 1)  # (g * i, o, K)
+    W = weighted(metric, weight).reshape(g, o, i, k)
+    slices = W.transpose(1, 2).flatten(0, 1)  # (g * i, o, K)
     V = input_directions(slices, Metric(own.flatten(0, 1)), n)  # (g * i, n, K)
     return V.reshape(g, i, n, k).transpose(1, 2)
 
@@ -170,7 +177,7 @@ def _products(filters: Tensor, metric: Metric, W: Tensor) -> tuple[Tensor, Tenso
     if metric.rows is None:
         return S, P
     A = torch.einsum("gnik,gmik->gmin", metric.rows.unflatten(-1, (i, K)), filters).flatten(1, 2)
-    return S + A @ A.mT, P + (W @ metric.rows.mT) @ A.mT
+    return add_gram(S, A), P.baddbmm_(W @ metric.rows.mT, A.mT)
 
 
 def _full(spec: LayerSpec) -> int:

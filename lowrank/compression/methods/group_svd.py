@@ -20,10 +20,10 @@ from lowrank.compression.methods.shared.base import (
     worthwhile,
 )
 from lowrank.compression.methods.shared.error_curves import n_refined, nested_curve, refined_curve
-from lowrank.compression.methods.shared.folding import even, marginal, spread
+from lowrank.compression.methods.shared.folding import even, marginal, spread, weighted
 from lowrank.compression.methods.shared.search import fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.decompositions.metric import Metric, energy, identity, input_directions
+from lowrank.decompositions.metric import Metric, energy, identity, input_directions, whitened
 from lowrank.decompositions.svd import singular_values
 
 _GROUPS = (2, 4, 8)
@@ -170,8 +170,8 @@ class GroupSVD(Method):
             return lost_energy(singular_values(self._slices(spec, weight).flatten(0, 1)))
         V = self._maps(spec, weight, metric)
         width = self.groups * (prod(spec.kernel) if self.fold == "kernel_last" else 1)
-        W = metric.left(metric.cast(weight.flatten(2)))
-        return nested_curve(weight, metric, metric.products(self.features(spec, (V,)), W), width)
+        products = metric.products(self.features(spec, (V,)), weighted(metric, weight))
+        return nested_curve(weight, metric, whitened(*products), width)
 
     def _slices(self, spec: LayerSpec, weight: Tensor) -> Tensor:
         """The folded weight of every subspace: (g, k, o, n) or (g, k, o * K, n)."""
@@ -186,7 +186,7 @@ class GroupSVD(Method):
         """Leading directions of each subspace in its own metric: (g, rank, groups, n), nested."""
         _, _, i, *kernel = spec.weight_shape
         K, k = prod(kernel), self.groups
-        W = metric.left(metric.cast(weight.flatten(2))).reshape(weight.shape)
+        W = weighted(metric, weight).reshape(weight.shape)
         inputs = metric if self.fold == "kernel_first" else marginal(metric, spec, ())
         width = i * K if self.fold == "kernel_first" else i
         own = inputs.block(torch.arange(width).reshape(k, -1))  # (g, k, n, n)

@@ -22,10 +22,10 @@ from lowrank.compression.methods.shared.folding import (
     affordable,
     even,
     first_stage,
+    nested_stages,
     places,
     split_off,
     spread,
-    spread_products,
 )
 from lowrank.compression.methods.shared.search import affords_search, fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
@@ -153,10 +153,9 @@ def _curve(
     width = prod(spec.kernel) // spec.kernel[axis]
     most = affordable(metric, width, ranks[-1])
     ranks = [r for r in ranks if r <= most] or ranks[:1]
-    V = first_stage(spec, weight, metric, [axis], ranks[-1])
-    W, reads = metric.left(metric.cast(weight.flatten(2))), places(spec, [axis])
-    products = spread_products(V, reads, metric, W)
-    nested = nested_curve(weight, metric, products, width)
+    reads = places(spec, [axis])
+    N = nested_stages(spec, weight, metric, [axis], ranks[-1])
+    nested = nested_curve(weight, metric, N, width)
     whole = energy(weight, metric) or 1.0
 
     def error(rank: int) -> float:

@@ -16,6 +16,7 @@ from lowrank.compression.methods.shared.folding import (
     affordable,
     even,
     first_stage,
+    nested_stages,
     places,
     spread_products,
 )
@@ -168,12 +169,10 @@ def _curve(
     if not ranks_in:
         return
     width = prod(spec.kernel)
-    most = affordable(metric, width, ranks_in[-1])
+    most = affordable(metric, width, _full(spec)[1])
     ranks_in = [r for r in ranks_in if r <= most] or ranks_in[:1]
-    first = first_stage(spec, weight, metric, (), ranks_in[-1])
-    W = metric.left(metric.cast(weight.flatten(2)))
-    products = spread_products(first, places(spec, ()), metric, W)
-    steps = moments_of(*products, width, ranks_in)  # (ranks, g, o, o)
+    N = nested_stages(spec, weight, metric, (), max(most, ranks_in[-1]))
+    steps = moments_of(N, width, ranks_in)  # (ranks, g, o, o)
     whole = energy(weight, metric) or 1.0
     lost = {}
     for rank_in, step in zip(ranks_in, steps, strict=True):

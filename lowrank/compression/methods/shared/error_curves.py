@@ -58,20 +58,18 @@ def likened_curve(
     yield from zip(ranks, map(float, np.minimum.accumulate(shifted)), strict=True)
 
 
-def nested_curve(
-    weight: Tensor, metric: Metric, products: tuple[Tensor, Tensor], width: int
-) -> list[float]:
+def nested_curve(weight: Tensor, metric: Metric, N: Tensor, width: int) -> list[float]:
     """Relative squared error of the first 1, 2, ... blocks of features with the best last stage.
 
     Args:
         weight: canonical weight.
         metric: the error.
-        products: M C M^T and G^1/2 W C M^T of the features (groups, n * width, fan-in) in the
-            order in which they are added.
+        N: `whitened` products of the features (groups, o, n * width) in the order in which they
+            are added.
         width: features in a block.
     """
     total = energy(weight, metric)
-    lost = (total - gains_of(*products, width).cumsum(0)).clamp_min(0)
+    lost = (total - gains_of(N, width).cumsum(0)).clamp_min(0)
     return (lost / total if total else lost).tolist()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.decompositions.metric import Metric, input_directions
+from lowrank.decompositions.metric import Metric, add_gram, input_directions, whitened
 
 
 def marginal(metric: Metric, spec: LayerSpec, axes: Sequence[int]) -> Metric:
@@ -42,6 +42,39 @@ def places(spec: LayerSpec, axes: Sequence[int]) -> Tensor:
     return index.permute(*rest, 0, *kept).reshape(-1, i * int(np.prod([kernel[a] for a in axes])))
 
 
+def weighted(metric: Metric, weight: Tensor) -> Tensor:
+    """G^1/2 W (groups, o, d) of a canonical weight, remembered for the last one."""
+    key = ("weighted", weight._version)
+    kept = metric.asides.get(key)
+    if kept is None or kept[0] is not weight:
+        made = metric.left(metric.cast(weight.flatten(2)))
+        kept = metric.asides[key] = weight, made
+    return kept[1]
+
+
+def nested_stages(
+    spec: LayerSpec, weight: Tensor, metric: Metric, axes: Sequence[int], blocks: int
+) -> Tensor:
+    """What nested first stages on `axes` explain of the output, block by block of features.
+
+    The columns of N = G^1/2 W C M^T L^-T, L L^T = M C M^T, belong to the features M that
+    `first_stage` makes of so many rows at all places; the squared norm of the first few is what
+    the best last stage on these explains. Remembered for the last weight, as several methods
+    begin with the same stage.
+
+    Returns:
+        (groups, o, blocks * places off the axes).
+    """
+    reads = places(spec, axes)
+    key, width = ("nested", weight._version, spec.weight_shape, *axes), len(reads)
+    kept = metric.asides.get(key)
+    if kept is None or kept[0] is not weight or kept[1].shape[-1] < blocks * width:
+        V = first_stage(spec, weight, metric, axes, blocks)
+        N = whitened(*spread_products(V, reads, metric, weighted(metric, weight)))
+        kept = metric.asides[key] = weight, N
+    return kept[1][:, :, : blocks * width]
+
+
 def spread_products(V: Tensor, index: Tensor, metric: Metric, W: Tensor) -> tuple[Tensor, Tensor]:
     """`Metric.products` of the features `spread(V)`, which are mostly zeros.
 
@@ -68,7 +101,7 @@ def spread_products(V: Tensor, index: Tensor, metric: Metric, W: Tensor) -> tupl
     if metric.rows is None:
         return S, P
     A = torch.stack([V @ metric.rows[:, :, at].mT for at in index], dim=2).flatten(1, 2)
-    return S + A @ A.mT, P + (W @ metric.rows.mT) @ A.mT
+    return add_gram(S, A), P.baddbmm_(W @ metric.rows.mT, A.mT)
 
 
 def affordable(metric: Metric, width: int, most: int) -> int:
@@ -123,8 +156,7 @@ def first_stage(
     Returns:
         (groups, rank, in / groups * places along `axes`).
     """
-    weighted = metric.left(metric.cast(weight.flatten(2))).reshape(weight.shape)
-    folded = split_off(weighted, axes)  # each place alike
+    folded = split_off(weighted(metric, weight).reshape(weight.shape), axes)  # each place alike
     return input_directions(folded, marginal(metric, spec, axes), rank)
 
 
