@@ -161,8 +161,15 @@ class Metric:
         if self.rows is None:
             return float((self.times(D) * self.weighs(D)).sum())
         seen = D @ self.rows.mT
-        rest = (D * self.weighs(D)).sum(1)  # (g, d)
+        rest = self._of_each_input(D)
         return float((seen * self.weighs(seen)).sum()) + float((rest * self.C).sum())
+
+    def _of_each_input(self, D: Tensor) -> Tensor:
+        """The diagonal of D^T G D (groups, d)."""
+        if self.G is None or self.felt is None:
+            return (D * self.weighs(D)).sum(1)
+        own = self.G[:, None, :] @ D.square()
+        return (self.felt @ D).square().sum(1) + own.squeeze(1)
 
     def left(self, X: Tensor) -> Tensor:
         """G^(1/2) X in the sense that its Gram matrix is X^T G X; X is (groups, o, ...)."""

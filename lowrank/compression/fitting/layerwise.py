@@ -54,6 +54,7 @@ def replace_layers(
     max_iter: int | None = None,
     progress: Progress | None = None,
     shelf: Shelf = NOWHERE,
+    shared: bool = False,
 ) -> tuple[nn.Module, dict[str, Built]]:
     """A copy of the model with its layers replaced, and how close each came.
 
@@ -65,12 +66,13 @@ def replace_layers(
         max_iter: iterations of each fit; None leaves them to the methods.
         progress: called as (layer, done, total).
         shelf: keeps the fits, each of which follows from those before it.
+        shared: weights that stay are the model's own, for a copy that is run and dropped.
     """
     built: dict[str, Built] = {}
     originals: dict[str, nn.Module] = {}
     guard()
     with torch.inference_mode(False):  # its tensors could never be trained
-        small = copy_model(model)
+        small = copy_model(model, _weights(model) if shared else None)
         fitting = None if data is None else Fitting(data, model, small, how, seed=plan.seed)
         units = planned_units(small, plan)
         if fitting is not None:
@@ -93,6 +95,11 @@ def replace_layers(
     settle_fused(small)
     small.__dict__[_RECORD] = (*history(small), Applied(plan, originals))
     return small, built
+
+
+def _weights(model: nn.Module) -> dict[int, object]:
+    """What no replacement changes in place, by its id: biases take means."""
+    return {id(p): p for p in model.parameters() if p.ndim > 1 and p.is_leaf}
 
 
 def _fit(

@@ -204,12 +204,12 @@ def _tensor(w: Tensor, kernel: Kernel) -> Tensor:
 def _n_fits(ranks: Sequence[int], metric: Metric | None) -> int:
     """How many fits a curve stands on."""
     if metric is not None and metric.work < WORK:
-        return 4 if CURVE * metric.work >= _CHEAP * ranks[-1] * metric.per_row else 2
+        return 3 if CURVE * metric.work >= _CHEAP * ranks[-1] * metric.per_row else 2
     return 7 if ranks[-1] > _DENSE else 6
 
 
 def _n_likened(metric: Metric | None) -> int:
-    return 2 if metric is not None and metric.work < WORK else 3
+    return 1 if metric is not None and metric.work < WORK else 3
 
 
 def _hopeless(

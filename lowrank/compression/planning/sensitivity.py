@@ -223,7 +223,7 @@ def _probed(model: nn.Module, curves: Curves, curve: Curve, ready: Callable[[], 
         near = _stand_in(model, curves.data, curve, wanted)
         if near.error > 0:
             small, _ = replace_layers(
-                model, _alone(curves, near), curves.data, "parallel", max_iter=0
+                model, _alone(curves, near), curves.data, "parallel", max_iter=0, shared=True
             )
             error = _error_seen(model, small, curves.data, near)
             if error > _TOO_SMALL:
@@ -270,7 +270,7 @@ def _error_seen(
     made = folded_weight(small.get_submodule(name), candidate.method, view.spec)
     W = view.weight()
     seen = data.metric(model, name, seen=True).error((W - made).flatten(2))
-    whole = data.metric(model, name).error(W.flatten(2))
+    whole = data.metric(model, name).energy(W.flatten(2))
     return seen / whole if whole else candidate.error
 
 

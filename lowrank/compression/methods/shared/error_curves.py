@@ -28,7 +28,10 @@ def fitted_curve(
 
 
 def _places(n: int, n_fits: int) -> list[int]:
-    """Places among n ranks, closer at low ones, where the error falls fastest."""
+    """Places among n ranks, closer at low ones, where the error falls fastest; of a single one
+    the middle."""
+    if n_fits == 1:
+        return [n // 2]
     return sorted({round((n - 1) * x**1.5) for x in np.linspace(0, 1, n_fits)})
 
 
