@@ -553,6 +553,26 @@ def test_an_interrupted_compression_has_its_curves(tmp_path: Path) -> None:
     assert _same(small.state_dict(), call()[0].state_dict())
 
 
+def test_interrupted_fits_say_how_to_go_on(tmp_path: Path) -> None:
+    net, x = _net("linear")
+    curves = lowrank.measure(net, x[:1], data=x, methods=METHODS)
+    plan = curves.plan(params=0.7)
+
+    def apply(**given: Any) -> Any:
+        return lowrank.apply(net, plan, data=curves.data, **given)
+
+    def sweep(**given: Any) -> Any:
+        return lowrank.sweep(net, x[:1], curves=curves, keeps=(0.8, 0.7), **given)
+
+    with pytest.raises(Interrupted, match="before all layers were replaced; cache=FOLDER would"):
+        apply(progress=_stop_at(0))
+    with pytest.raises(Interrupted, match="the same call goes on from there, by what"):
+        apply(progress=_stop_at(0), cache=tmp_path)
+    with pytest.raises(Interrupted, match="with 1 of 2 budgets done") as info:
+        sweep(progress=_stop_at(1))
+    assert info.value.curves is curves
+
+
 def test_asking_for_a_dry_run_names_the_forecast() -> None:
     net, x = _net("linear")
     with pytest.raises(InputError, match=r"lowrank.forecast\(model, example, data=...\)"):

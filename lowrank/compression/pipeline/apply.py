@@ -24,6 +24,7 @@ from lowrank.compression.network.example import Example, check, unwrapped
 from lowrank.compression.network.scan import refuse_valueless, scan
 from lowrank.compression.network.units import names_of, total
 from lowrank.compression.pipeline.report import Figures, LayerReport, Report
+from lowrank.compression.planning.measure import usable
 from lowrank.compression.structure.choices import Dense, Tied
 from lowrank.compression.structure.history import _check_choices, remember_form
 from lowrank.compression.structure.int8 import (
@@ -93,6 +94,7 @@ def apply(
         RankError: a rank that does not fit its layer.
         InputError: data without a batch, a way to fit that is unknown, or a plan with int8
             where torchao is missing.
+        Interrupted: by Ctrl-C; with a cache it goes on from where it was.
 
     Example:
         >>> import torch, lowrank
@@ -120,10 +122,11 @@ def apply(
         check(example)
     compared = val_of(val, example)
     read, rest = read_data(data, example, settings, rest=val is None)
-    return applied(
-        model, plan, example=example, data=read, val=compared or rest,
-        settings=settings, refine=refine, progress=progress,
-    )  # fmt: skip
+    with usable(lambda: ("interrupted before all layers were replaced", None), settings.cache):
+        return applied(
+            model, plan, example=example, data=read, val=compared or rest,
+            settings=settings, refine=refine, progress=progress,
+        )  # fmt: skip
 
 
 def applied(

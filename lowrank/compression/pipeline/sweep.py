@@ -25,7 +25,7 @@ from lowrank.compression.network.example import Example, unwrapped
 from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
 from lowrank.compression.planning.budget import checked
 from lowrank.compression.planning.curves import Curves
-from lowrank.compression.planning.measure import check_asked, measured
+from lowrank.compression.planning.measure import check_asked, measured, usable
 from lowrank.compression.planning.rules import Named, Rules, rules_of
 from lowrank.compression.planning.weighting import weighed_plan
 from lowrank.compression.structure.history import copy_model
@@ -180,6 +180,7 @@ def sweep(
         BudgetError: none of the budgets can be reached, or one makes no sense.
         InputError: no budgets, fine-tuning without a metric, a metric of the dense model that
             is not finite, an unknown measure, or rules beside curves.
+        Interrupted: by Ctrl-C; it has the curves, for another sweep.
 
     Example:
         >>> import torch, lowrank
@@ -205,15 +206,21 @@ def sweep(
     if curves is None:
         curves = measured(whole, example, read, calibration, rules, progress=progress)
     how = {"val": compared or rest, "refine": refine, "settings": calibration}
-    points, refused = [], []
-    for done, keep in enumerate(sorted(keeps, reverse=True)):
-        if progress is not None:
-            progress(f"{budget} {keep}", done, len(keeps))
-        plan = _reachable(model, curves, budget, keep, calibration)
-        if plan is None:
-            refused.append(keep)
-        else:
-            points.append(_point(model, example, curves, plan, keep, metric, how, finetune))
+    points: list[Point] = []
+    refused: list[float] = []
+
+    def so_far() -> tuple[str, Curves | None]:
+        return f"interrupted with {len(points) + len(refused)} of {len(keeps)} budgets done", curves
+
+    with usable(so_far, calibration.cache):
+        for done, keep in enumerate(sorted(keeps, reverse=True)):
+            if progress is not None:
+                progress(f"{budget} {keep}", done, len(keeps))
+            plan = _reachable(model, curves, budget, keep, calibration)
+            if plan is None:
+                refused.append(keep)
+            else:
+                points.append(_point(model, example, curves, plan, keep, metric, how, finetune))
     if not points:
         raise BudgetError("keeps", f"none of {tuple(keeps)} can be reached", "raise them")
     return Sweep(tuple(points), dense, budget, tuple(refused))
