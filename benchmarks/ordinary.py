@@ -5,7 +5,8 @@
 
 Half of the MACs, `lowrank.compress(net, x[:1], macs=0.5, data=x)`, at each effort; every run in
 a process of its own with one thread, for its peak memory and so that one failure is one row.
-Times are CPU seconds, passes are of the dense network over the calibration examples, and the
+Times are CPU seconds, passes are of the dense network over the calibration examples (a backward
+one is two, one through a part of the layers that part), and the
 target is 15 passes and 2 s for each replaced layer. Rows that the results already hold are kept
 unless `--again`, so a run can be taken up again. Reads peak memory from Linux's /proc.
 """
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 import lowrank
 from lowrank.compression import compare_outputs
 from lowrank.compression.gauges.timing import time_ratio
+from lowrank.compression.network.example import tallying
 
 if __package__:
     from benchmarks.ordinary_networks import NETWORKS
@@ -58,26 +60,22 @@ class OutOfTimeError(BaseException):
     """The CPU seconds of a run are spent; no `except Exception` on the way may hold it."""
 
 
-_NAMED = {"measured": "joining", "replaced": "checking", "up": "forecasting"}
-"""First word of what progress says, where it does not name the stage that begins."""
-
-
 class Stages:
-    """CPU seconds by what `progress` was told is going on, and by layer."""
+    """CPU seconds by what `progress` was told is going on, and by step of it."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.layers = {name for name, _ in model.named_modules()}
+    def __init__(self) -> None:
         self.by_stage: Counter[str] = Counter()
         self.by_step: Counter[str] = Counter()
-        self.planned = False
         self.stage = self.step = "scanning"
         self.since = time.process_time()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         self.close()
-        self.planned |= what == "measured"
-        self.stage = self._stage_of(what)
-        self.step = f"{self.stage} {what}" if what in self.layers else what
+        words = what.split()
+        if words[0][0].isdigit():  # 2/6 measuring conv1
+            words = words[1:]
+        self.stage = "forecasting" if words[0] == "up" else words[0]
+        self.step = self.stage if self.stage == "forecasting" else " ".join(words)
 
     def close(self) -> None:
         """Count what has passed since the last call."""
@@ -86,11 +84,6 @@ class Stages:
         self.by_step[self.step] += now - self.since
         self.since = now
 
-    def _stage_of(self, what: str) -> str:
-        if what in self.layers:
-            return "fitting" if self.planned else "measuring"
-        return _NAMED.get(what.split()[0], what.split()[0])
-
     def to_dict(self) -> dict[str, Any]:
         """CPU seconds by stage, and the three longest steps."""
         self.close()
@@ -98,23 +91,6 @@ class Stages:
             "stages": {name: round(s, 2) for name, s in self.by_stage.most_common()},
             "longest": {name: round(s, 2) for name, s in self.by_step.most_common(3)},
         }
-
-
-class Passes:
-    """Examples that reach the layer which runs first, in the model or a copy of it."""
-
-    def __init__(self, model: nn.Module, x: Tensor) -> None:
-        self.seen, order = 0, []
-        leaves = [m for m in model.modules() if not [*m.children()]]
-        handles = [m.register_forward_pre_hook(lambda m, _: order.append(m)) for m in leaves]
-        with torch.no_grad():
-            model(x)
-        for handle in handles:
-            handle.remove()
-        order[0].register_forward_pre_hook(self.count)
-
-    def count(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.seen += len(inputs[0])
 
 
 def dense_pass(model: nn.Module, x: Tensor) -> float:
@@ -150,16 +126,17 @@ def measured(name: str, effort: str, timeout: float) -> dict[str, Any]:
     network = NETWORKS[name]
     model, data, held = network.prepared()
     row = {"examples": len(data), "input": network.shape, "dense_s": dense_pass(model, data)}
-    passes, stages = Passes(model, data[:1]), Stages(model)
+    stages = Stages()
     forget_peak()
     before, began = memory("VmRSS"), time.process_time()
     signal.signal(signal.SIGPROF, _out_of_time)
     signal.setitimer(signal.ITIMER_PROF, timeout)
     try:
-        small, report = lowrank.compress(
-            model, data[:1], macs=KEEP, data=data,
-            calibration=calibration(effort), progress=stages,
-        )  # fmt: skip
+        with tallying() as tally:
+            small, report = lowrank.compress(
+                model, data[:1], macs=KEEP, data=data,
+                calibration=calibration(effort), progress=stages,
+            )  # fmt: skip
     except OutOfTimeError:
         row["failed"] = f"out of time after {timeout:g} s in {stages.step}"
     except Exception as error:
@@ -168,7 +145,7 @@ def measured(name: str, effort: str, timeout: float) -> dict[str, Any]:
         signal.setitimer(signal.ITIMER_PROF, 0)
     row |= {
         "seconds": time.process_time() - began,
-        "passes": passes.seen / len(data),
+        "passes": tally.passes / len(data),
         "peak_bytes": memory("VmHWM") - before,
         **stages.to_dict(),
     }

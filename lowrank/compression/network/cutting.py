@@ -14,7 +14,7 @@ from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.tensors import flatten, mapped, tensors
 from lowrank.errors import InputError
 
-_MEMORY, _COPIES = 1 << 31, 4
+_MEMORY, _COPIES = 3 << 28, 4
 """Bytes that a pass may hold, and how often it does each layer's output: as it is, for its
 gradient, and behind a norm and an activation."""
 
@@ -23,7 +23,7 @@ def in_memory(
     batches: Sequence[Example], views: Sequence[LayerView], example: Example
 ) -> list[Example]:
     """The batches, cut where they are one tensor, so that a pass with gradients holds about
-    two gigabytes at most.
+    0.8 GB at most.
 
     Args:
         batches: inputs, from `calibration_batches`.

@@ -241,5 +241,5 @@ def _copy(value: Any, known: dict[int, Any]) -> Any:
         raise NotAgain(f"it is called with a {kind}, which cannot be copied") from error
 
 
-MEMORY = 1 << 31
-"""Bytes of intermediate outputs kept between passes, for both models together: 2 GB."""
+MEMORY = 1 << 30
+"""Bytes of intermediate outputs kept between passes, for both models together: 1 GB."""

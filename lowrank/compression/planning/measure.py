@@ -89,7 +89,7 @@ def measure(
         data: batches of inputs (a loader, a list, a tensor, or a pair with labels, which are
             not looked at). With them errors are those of the layers' outputs, and layers
             count by what the model's output feels of them; else errors are the weights'.
-            One tensor is cut into batches whose pass, with gradients, holds about 2 GB at most.
+            One tensor is cut into batches whose pass, with gradients, holds about 0.8 GB at most.
         calibration: how many examples are used, what weighs the layers, and the seed; see
             `Calibration`.
         rules: which layers may be replaced, and by what; see `Rules`.
