@@ -69,7 +69,33 @@ class Solution(NamedTuple):
     back: Array
 
 
-def solve_gram(A: Twin, J: Index, b: Array, tol: float, max_iter: int = 100) -> Solution:
+class Bend(NamedTuple):
+    """Curvature of weighted moduli, `k (p - s Re(s^* p))`: across the signs, none along them.
+
+    `diagonal` is what the Gram matrix has on its diagonal, about.
+    """
+
+    stiff: Array
+    signs: Array
+    diagonal: float
+
+    def across(self, p: Array, along: Array | float, factor: Array) -> Array:
+        """`along` times the part with the phase of the signs, and `factor` times the rest."""
+        part = self.signs * (self.signs.conj() * p).real
+        return np.asarray(along * part + factor * (p - part))
+
+    def add(self, p: Array) -> Array:
+        """The curvature's product."""
+        return self.across(p, 0.0, self.stiff)
+
+    def ease(self, r: Array) -> Array:
+        """The inverse of the curvature with the diagonal."""
+        return self.across(r, 1 / self.diagonal, 1 / (self.diagonal + self.stiff))
+
+
+def solve_gram(
+    A: Twin, J: Index, b: Array, tol: float, max_iter: int = 100, bend: Bend | None = None
+) -> Solution:
     """Solve `A_J^H A_J q = b` by conjugate gradients.
 
     Args:
@@ -78,25 +104,32 @@ def solve_gram(A: Twin, J: Index, b: Array, tol: float, max_iter: int = 100) -> 
         b: right-hand side, (|J|,).
         tol: `||b - A_J^H A_J q|| / ||b||` to stop at.
         max_iter: limit of the steps, two products each.
+        bend: curvature that is added to `A_J^H A_J`, and preconditions.
     """
     r = b.astype(A.dtype)
-    q, p, full = np.zeros_like(r), r, np.zeros(A.shape[1], A.dtype)
+    number = r.real.dtype.type
+    q, full = np.zeros_like(r), np.zeros(A.shape[1], A.dtype)
     image, back = np.zeros(A.shape[0], A.dtype), np.zeros(A.shape[1], A.dtype)
-    square = _square(r)
-    floor = square * tol**2
+    p = r if bend is None else bend.ease(r).astype(A.dtype)
+    rho, floor = float(np.vdot(r, p).real), _square(r) * tol**2
     for _ in range(max_iter):
-        if not square > floor:
+        if not _square(r) > floor:
             break
         full[J] = p
         v = A.forward(full)
         w = A.adjoint(v)
-        step = r.real.dtype.type(square / max(_square(v), 1e-300))
+        curvature, hp = _square(v), w[J]
+        if bend is not None:
+            bent = bend.add(p).astype(A.dtype)
+            curvature, hp = curvature + float(np.vdot(p, bent).real), hp + bent
+        step = number(rho / max(curvature, 1e-300))
         q += step * p
         image += step * v
         back += step * w
-        r = r - step * w[J]
-        before, square = square, _square(r)
-        p = r + r.real.dtype.type(square / before) * p
+        r = r - step * hp
+        eased = r if bend is None else bend.ease(r).astype(A.dtype)
+        before, rho = rho, float(np.vdot(r, eased).real)
+        p = eased + number(rho / before) * p
     return Solution(q, image, back)
 
 
