@@ -77,7 +77,7 @@ def test_every_fourth_sample_in_fourier_is_no_proof() -> None:
 @pytest.mark.parametrize("penalty", ["noise", "lam"])
 @pytest.mark.parametrize("design", ["dct", "two complex functions", "wavelets", "independent"])
 def test_noisy_problems_end_by_newton(design: str, penalty: str) -> None:
-    A, x, y = instance(design, "sign")
+    A, _, y = instance(design, "sign")
     e = np.random.default_rng(5).standard_normal(y.size)
     e *= 0.02 * np.linalg.norm(y) / np.linalg.norm(e)
     given: dict = {"noise": float(np.linalg.norm(e))}
