@@ -199,7 +199,7 @@ NOT_CONVEX: dict[str, Callable[[], tuple[Problem, np.ndarray]]] = {
 MAY_STOP_SHORT: dict[str, tuple[str, ...]] = {
     "amp": ("basis pursuit",),
     "interior_point": ("nonneg",),
-    "message_passing": ("basis pursuit",),
+    "message_passing": ("complex",),
     "spg": ("basis pursuit", "scaled"),
 }
 """Solver -> words in the names of cases that it need not solve; it must say so when it does not."""

@@ -11,10 +11,11 @@ from numpy.typing import ArrayLike
 
 from lowrank.errors import InputError
 from lowrank.sensing.operators.arrays import MatrixLike, to_numpy
+from lowrank.sensing.posterior import posterior_mean
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.checks import checked_number
 from lowrank.sensing.problems.l1 import BPDN, BasisPursuit, Lasso
-from lowrank.sensing.problems.other import KSparse
+from lowrank.sensing.problems.other import KSparse, PosteriorMean
 from lowrank.sensing.result import Recovery
 from lowrank.sensing.solve import TOL, solve
 from lowrank.sensing.solvers import Callback, Solver
@@ -28,6 +29,7 @@ def recover(
     lam: float | None = None,
     lam_fraction: float | None = None,
     sparsity: int | None = None,
+    estimate: Literal["optimum", "mean"] = "optimum",
     basis: MatrixLike | None = None,
     nonneg: bool = False,
     weights: ArrayLike | None = None,
@@ -54,6 +56,11 @@ def recover(
         lam_fraction: the same as a share of `noise.lam_max`, from where on the answer is zero;
             in (0, 1], and without units.
         sparsity: number of non-zeros, 1 .. min(m, n).
+        estimate: "optimum" of the convex problem, which is certified, or "mean" of the posterior
+            under a sparse prior whose share and size of non-zeros are learned: with noise it is
+            closer to a sparse signal than any optimum of L1. Its error is estimated, not proven
+            (`Recovery.estimated_error`); where the prior does not fit the signal, the answer is the
+            optimum after all, and `why` says so.
         basis: `Psi` with `x = Psi c`, such as `bases.dct(n)`, or a name: "dct", "fourier", a
             wavelet such as "db4", or "dct:32x32" for pictures; None is the identity.
         nonneg: the coefficients are known to be non-negative.
@@ -81,6 +88,11 @@ def recover(
 
     Source: Chen, Donoho, Saunders 1998; van den Berg, Friedlander 2008; Tibshirani 1996.
     """
+    _check_estimate(
+        estimate, solver,
+        lam=lam, lam_fraction=lam_fraction, sparsity=sparsity, weights=weights, x0=x0,
+        nonneg=nonneg or None,
+    )  # fmt: skip
     _check_one_of(noise=noise, lam=lam, lam_fraction=lam_fraction, sparsity=sparsity)
     l1: dict[str, Any] = {"basis": basis, "weights": weights, "lower": 0.0 if nonneg else -np.inf}
     problem: Problem
@@ -99,9 +111,36 @@ def recover(
         problem = BPDN(A, y, noise, **l1)
     else:
         problem = BasisPursuit(A, y, **l1)
-    options: dict[str, Any] = {"x0": x0, "debias": debias, "callback": callback}
-    found = solve(problem, solver, tol=tol, max_iter=max_iter, **options)
+    options: dict[str, Any] = {"debias": debias, "callback": callback}
+    if estimate == "mean":
+        bayes = PosteriorMean(A, y, _noise_std(problem), basis=basis)
+        found = posterior_mean(problem, bayes, tol=tol, max_iter=max_iter, **options)
+    else:
+        found = solve(problem, solver, tol=tol, max_iter=max_iter, x0=x0, **options)
+        if found.status.ok and isinstance(problem, BPDN) and not problem.bounded:
+            said = f"{said}{CLOSER}; " if found.support.size else said
     return replace(found, why=f"{said}{found.why}") if said else found
+
+
+CLOSER = 'an optimum is biased towards 0, estimate="mean" is closer to a sparse signal'
+"""What BPDN's optimum is not."""
+
+
+def _check_estimate(estimate: str, solver: str | Solver, **given: object) -> None:
+    if estimate not in ("optimum", "mean"):
+        text = f"{estimate!r} is neither 'optimum' nor 'mean'"
+        raise InputError("estimate", text, "pass one of them")
+    named = [name for name, value in given.items() if value is not None]
+    if solver != "auto":
+        named.append("solver")
+    if estimate == "mean" and named:
+        text = f"{' and '.join(named)} cannot join the posterior mean"
+        raise InputError("estimate", text, 'give noise= and basis= alone, or estimate="optimum"')
+
+
+def _noise_std(problem: Problem) -> float:
+    """The standard deviation of a measurement's noise, for a bound on its norm."""
+    return (problem.residual_bound or 0.0) / float(np.sqrt(problem.A.shape[0]))
 
 
 def _check_one_of(**given: object) -> None:

@@ -75,6 +75,8 @@ class Recovery:
         solver: its name and hyperparameters.
         why: why this solver was taken, and what it did.
         message: status, figures and advice in a sentence.
+        estimated_error: `||x - true x|| / ||x||` as message passing estimates it for a posterior
+            mean; None for an optimum.
     """
 
     x: Any
@@ -95,6 +97,7 @@ class Recovery:
     solver: str
     why: str
     message: str
+    estimated_error: float | None = None
 
     def __repr__(self) -> str:
         why_none = "not convex" if self.dual_objective is None else self.status.name.lower()

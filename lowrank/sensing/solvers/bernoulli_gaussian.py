@@ -14,6 +14,7 @@ from scipy.special import expit
 
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.solvers.amp import minimax_threshold
+from lowrank.status import Status
 
 # Shares are kept this far from 0 and 1, so that log-odds stay finite.
 MARGIN = 1e-6
@@ -24,6 +25,37 @@ class Prior(NamedTuple):
 
     rho: Array
     s: Array
+
+
+class Messages(NamedTuple):
+    """Where message passing ended.
+
+    Attributes:
+        x: estimate, (n, batch).
+        status: how it ended.
+        n_iter: iterations.
+        variance: mean posterior variance of an entry, (batch,): the squared error that state
+            evolution predicts where the prior fits.
+        unbiased: the squared error of an entry by Stein's formula, (batch,), which holds whatever
+            the prior as long as the pseudo-data are the signal and white noise.
+        spread: standard deviation of that, (batch,).
+    """
+
+    x: Array
+    status: Status
+    n_iter: int
+    variance: Array
+    unbiased: Array
+    spread: Array
+
+
+def ended(
+    x: Array, status: Status, n_iter: int, r: Array, tau: Array, mean: Array, slope: Array
+) -> Messages:
+    """The result, from the last pseudo-data `r`, their variance and the posterior of them."""
+    moved = (np.abs(mean - r) ** 2).mean(axis=0, dtype=float)
+    variance, unbiased = slope * tau, moved - tau + 2 * tau * slope
+    return Messages(x, status, n_iter, variance, unbiased, tau * np.sqrt(2 / len(r)))
 
 
 class Posterior(NamedTuple):

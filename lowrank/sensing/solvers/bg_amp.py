@@ -12,7 +12,7 @@ from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.other import PosteriorMean
 from lowrank.sensing.result import SolverResult
-from lowrank.sensing.solvers.bernoulli_gaussian import first_prior, posterior
+from lowrank.sensing.solvers.bernoulli_gaussian import Messages, ended, first_prior, posterior
 from lowrank.sensing.solvers.on_support import Twin
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.status import Status
@@ -64,29 +64,29 @@ class BernoulliGaussianAMP:
         y = np.asarray(problem.y)
         columns = y.reshape(len(y), -1)
         seen = callback and (lambda k, x: callback(k, x.reshape(problem.unknown_shape)))
-        x, status, n_iter = self._iterate(problem.operator, columns, norms, seen)
-        return SolverResult(
-            (x / norms).reshape(problem.unknown_shape), status=status, n_iter=n_iter
-        )
+        found = self._iterate(problem.operator, columns, norms, seen)
+        x = (found.x / norms).reshape(problem.unknown_shape)
+        return SolverResult(x, status=found.status, n_iter=found.n_iter)
 
     def _iterate(
         self, A: Operator | Twin, y: Array, norms: Array, callback: Callback | None
-    ) -> tuple[Array, Status, int]:
+    ) -> Messages:
         m, n = A.shape
         energy = (np.abs(y) ** 2).mean(axis=0, dtype=float)
         prior = first_prior(m / n, energy * m / n)
         x, z, tau = np.zeros((n, y.shape[1]), np.result_type(A.dtype, y)), y, energy
         for it in range(1, self.max_iter + 1):
             r = x + A.adjoint(z) / norms
-            mean, slope, prior = posterior(r, np.maximum(tau, 1e-300), prior)
+            level = np.maximum(tau, 1e-300)
+            mean, slope, prior = posterior(r, level, prior)
             before, x = x, (1 - self.damping) * x + self.damping * mean
             z = y - A.forward(x / norms) + z * (self.damping * slope * n / m)
             tau = (np.abs(z) ** 2).mean(axis=0, dtype=float)
             if not np.all(tau < 4 * energy + 1e-300):
-                return before, Status.DIVERGED, it
+                return ended(before, Status.DIVERGED, it, r, level, mean, slope)
             change = np.linalg.norm(x - before) / max(float(np.linalg.norm(x)), 1e-300)
             if change < self.tol:
-                return x, Status.CONVERGED, it
+                return ended(x, Status.CONVERGED, it, r, level, mean, slope)
             if callback and callback(it, x / norms):
-                return x, Status.MAX_ITER, it
-        return x, Status.MAX_ITER, self.max_iter
+                return ended(x, Status.MAX_ITER, it, r, level, mean, slope)
+        return ended(x, Status.MAX_ITER, self.max_iter, r, level, mean, slope)

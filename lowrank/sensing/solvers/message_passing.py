@@ -245,15 +245,15 @@ def _messages(
         watch.tell(scale * x[:, 0])
 
     if orthonormal:
-        x, status, _ = VAMP(tol, limit)._iterate(A, data, noise, seen)
+        found = VAMP(tol, limit)._iterate(A, data, noise, seen)
     else:
         norms = np.ones((n, 1), data.real.dtype)
-        x, status, _ = BernoulliGaussianAMP(tol, limit)._iterate(A, data, norms, seen)
-    if status is Status.DIVERGED or not np.isfinite(x).all():
+        found = BernoulliGaussianAMP(tol, limit)._iterate(A, data, norms, seen)
+    if found.status is Status.DIVERGED or not np.isfinite(found.x).all():
         return None
     if watch.n_iter >= watch.max_iter:
         raise _Stopped
-    x = scale * x[:, 0].astype(np.result_type(x, float))
+    x = scale * found.x[:, 0].astype(np.result_type(found.x, float))
     watch.c[:, watch.j] = x
     size = np.abs(x)
     usual = np.sqrt((size**2).sum() / max(np.count_nonzero(size > 1e-3 * size.max()), 1))

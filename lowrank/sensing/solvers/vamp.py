@@ -12,7 +12,7 @@ from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.other import PosteriorMean
 from lowrank.sensing.result import SolverResult
-from lowrank.sensing.solvers.bernoulli_gaussian import first_prior, posterior
+from lowrank.sensing.solvers.bernoulli_gaussian import Messages, ended, first_prior, posterior
 from lowrank.sensing.solvers.on_support import Twin
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.status import Status
@@ -69,12 +69,13 @@ class VAMP:
         A, columns = problem.operator / length, y.reshape(len(y), -1) / length  # now A A^H = I
         noise_std = None if problem.noise_std is None else problem.noise_std / length
         seen = callback and (lambda k, x: callback(k, x.reshape(problem.unknown_shape)))
-        x, status, n_iter = self._iterate(A, columns, noise_std, seen)
-        return SolverResult(x.reshape(problem.unknown_shape), status=status, n_iter=n_iter)
+        found = self._iterate(A, columns, noise_std, seen)
+        x = found.x.reshape(problem.unknown_shape)
+        return SolverResult(x, status=found.status, n_iter=found.n_iter)
 
     def _iterate(
         self, A: Operator | Twin, y: Array, noise_std: float | None, callback: Callback | None
-    ) -> tuple[Array, Status, int]:
+    ) -> Messages:
         m, n = A.shape
         delta = m / n
         energy = (np.abs(y) ** 2).mean(
@@ -91,7 +92,7 @@ class VAMP:
             z = y - A.forward(r2)
             size = (np.abs(z) ** 2).mean(axis=0, dtype=float)
             if not np.all(size < 4 * energy + 1e-300):
-                return before, Status.DIVERGED, it
+                return ended(before, Status.DIVERGED, it, r, tau, x, slope)
             if it > WARM_UP:
                 prior = fitted
                 if noise_std is None:  # what the extrinsic variance leaves unexplained
@@ -99,12 +100,15 @@ class VAMP:
             v = np.maximum(size - noise, 1e-4 * size)
             change = np.linalg.norm(x - before) / max(float(np.linalg.norm(x)), 1e-300)
             if change < self.tol:
-                return x, _fits(y - A.forward(x), noise_std, energy), it
+                status = _fits(y - A.forward(x), noise_std, energy)
+                return ended(x, status, it, r, tau, x, slope)
             if callback and callback(it, x):
-                return x, Status.MAX_ITER, it
+                return ended(x, Status.MAX_ITER, it, r, tau, x, slope)
+            if it == self.max_iter:
+                break
             r = r2 + A.adjoint(z) / delta
             tau = np.maximum(v * (1 - delta) / delta + noise / delta, 1e-300)
-        return x, Status.MAX_ITER, self.max_iter
+        return ended(x, Status.MAX_ITER, self.max_iter, r, tau, x, slope)
 
 
 def _fits(residual: Array, noise_std: float | None, energy: Array) -> Status:
