@@ -226,7 +226,7 @@ def _relative(W: Tensor, made: Tensor, metric: Metric | None) -> float:
     if metric is None:
         norm = float(torch.linalg.vector_norm(W))
         return float(torch.linalg.vector_norm(W - made)) / norm if norm else 0.0
-    energy = metric.error(W.flatten(2))
+    energy = metric.energy(W.flatten(2))
     lost = metric.error((W - made).flatten(2))
     return (max(lost, 0.0) / energy) ** 0.5 if energy else 0.0
 
