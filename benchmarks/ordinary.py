@@ -7,8 +7,9 @@ Half of the MACs, `lowrank.compress(net, x[:1], macs=0.5, data=x)`, at each effo
 latency` 0.6 of the time of a pass instead. Every run is in a process of its own with one thread,
 for its peak memory and so that one failure is one row. Times are CPU seconds, passes are of the
 dense network over the calibration examples (a backward one is two, one through a part of the
-layers that part), and the target is 15 passes and 2 s for each replaced layer. Rows that the results already hold are kept
-unless `--again`, so a run can be taken up again. Reads peak memory from Linux's /proc.
+layers that part), and the target is 15 passes and 2 s for each replaced layer. Rows that the
+results already hold are kept unless `--again`, so a run can be taken up again. Reads peak memory
+from Linux's /proc.
 """
 
 from __future__ import annotations
