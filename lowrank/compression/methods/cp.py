@@ -53,7 +53,7 @@ _CHEAP = 12
 """Evaluations at the highest rank that a curve must afford to have more than two fits."""
 
 
-_SAVED = 0.02
+_SAVED = 0.03
 """Share of a component's weights from which saving them by a separable kernel is worth a curve."""
 
 
