@@ -346,7 +346,7 @@ def test_exports_of_compressed_attention_are_checked(tmp_path: Path) -> None:
 def test_int8_beside_factors_and_alone(tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     model = Net().eval()
-    for kept in (0.3, 0.2):
+    for kept in (0.5, 0.36):
         small, _ = lowrank.compress(model, X, bytes=kept, int8=True, only="attn.*")
         lowrank.save(small, tmp_path / "small.safetensors")
         loaded = lowrank.load(tmp_path / "small.safetensors", into=Net().eval())

@@ -168,8 +168,8 @@ def test_int8_says_why_a_grouped_layer_stays() -> None:
         _block(), X, params=0.9, rules=lowrank.Rules(overrides={"up": GROUPED[0]})
     )
     quantized, found = lowrank.quantize(small)
-    assert "up.1" in found.layers
-    assert found.reasons["up.0"].endswith("and this is a GroupedLinear")
+    assert "up.1" in found.int8
+    assert found.left_alone["up.0"].endswith("and this is a GroupedLinear")
     assert (quantized(X) - small(X)).norm() < 0.05 * small(X).norm()
 
 

@@ -344,8 +344,11 @@ def _check_report(way: Way, budget: str) -> None:
     free = "branch by data" in way.net.features or "experts" in way.net.features
     if report.kept(key) > way.settings[budget] * 1.0001 and not (free and budget == "macs"):
         raise Broken(f"{budget}: kept {report.kept(key):.3f} of {way.settings[budget]}")
-    if report.plan.cost.params != sum(p.numel() for p in small.parameters()):
+    if report.plan.cost.params != report.compressed.parameters:
         raise Broken(f"planned parameters {report.plan.cost.params}")
+    packed = any(m.name == "low_rank_quantized" for m in report.plan.replaced.values())
+    if not packed and report.plan.cost.params != sum(p.numel() for p in small.parameters()):
+        raise Broken(f"parameters counted as {report.plan.cost.params}")
     if report.plan.cost.macs != report.compressed.macs and not free:
         raise Broken(f"planned MACs {report.plan.cost.macs}, counted {report.compressed.macs}")
     example = way.net.example()

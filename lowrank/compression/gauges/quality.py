@@ -281,6 +281,8 @@ _FEW = 32
 def is_shares(output: Tensor) -> bool:
     """Whether all numbers of an output lie within [0, 1], not all of them 0, and are too many
     for chance."""
+    if not output.is_floating_point():  # complex, say
+        return False
     inside = output.numel() >= _FEW and bool(((output >= 0) & (output <= 1)).all())
     return inside and bool(output.any())
 
@@ -293,7 +295,7 @@ def is_distribution(output: Tensor) -> bool:
         >>> is_distribution(torch.randn(16, 4).softmax(-1)), is_distribution(torch.rand(16, 4))
         (True, False)
     """
-    if not output.is_floating_point() or not is_shares(output):
+    if not is_shares(output):
         return False
     tol = 1e-3 if output.dtype in (torch.float32, torch.float64) else 3e-2
     return bool(((_scores(output).sum(-1) - 1).abs() < tol).all())
