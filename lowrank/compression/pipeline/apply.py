@@ -25,6 +25,7 @@ from lowrank.compression.network.scan import refuse_valueless, scan
 from lowrank.compression.network.units import names_of, total
 from lowrank.compression.pipeline.report import Figures, LayerReport, Report
 from lowrank.compression.planning.measure import usable
+from lowrank.compression.planning.selection.narrowed import narrowed_model
 from lowrank.compression.structure.choices import Dense, Tied
 from lowrank.compression.structure.history import _check_choices, remember_form
 from lowrank.compression.structure.int8 import (
@@ -34,7 +35,7 @@ from lowrank.compression.structure.int8 import (
     stage_bytes,
     stages_fit,
 )
-from lowrank.compression.structure.opening import closed, opened_for
+from lowrank.compression.structure.opening import apart_for, closed, opened_for
 from lowrank.compression.structure.plan import Plan
 from lowrank.compression.structure.recurrent import Recurrent
 from lowrank.compression.structure.swap import layer_spec, planned_units
@@ -123,10 +124,30 @@ def apply(
     compared = val_of(val, example)
     read, rest = read_data(data, example, settings, rest=val is None)
     with usable(lambda: ("interrupted before all layers were replaced", None), settings.cache):
+        used = model
+        if plan.narrowed and read is not None:
+            used, read = _narrowed(model, plan, example, read, settings, progress)
         return applied(
-            model, plan, example=example, data=read, val=compared or rest,
+            used, plan, dense=model, example=example, data=read, val=compared or rest,
             settings=settings, refine=refine, progress=progress,
         )  # fmt: skip
+
+
+def _narrowed(
+    model: nn.Module,
+    plan: Plan,
+    example: Example | None,
+    data: Sequence[Example] | Statistics,
+    settings: Calibration,
+    progress: Progress | None,
+) -> tuple[nn.Module, Sequence[Example]]:
+    """The model without the channels that go, its readers reconstructed, and the examples."""
+    whole = apart_for(model, plan)
+    known = _known(whole, example, data, settings, settings.opened(), progress)
+    assert known is not None
+    small = narrowed_model(whole, plan.narrowed, known)
+    renormalise(whole, small, known.batches, known.loss)
+    return small, known.batches
 
 
 def applied(
@@ -139,9 +160,13 @@ def applied(
     settings: Calibration,
     refine: bool | int,
     progress: Progress | None,
+    dense: nn.Module | None = None,
 ) -> tuple[nn.Module, Report]:
-    """What `apply` gives, of arguments that were checked and data that were read."""
-    store, dense = settings.opened(), model
+    """What `apply` gives, of arguments that were checked and data that were read.
+
+    `dense` is the whole network, where channels of the model are gone already.
+    """
+    store, dense = settings.opened(), model if dense is None else dense
     model = opened_for(model, plan)
     known = _known(model, example, data, settings, store, progress)
     plan = _without_stale_figures(model, plan)
@@ -157,7 +182,7 @@ def applied(
     rows = _rows(plan, built)
     before, after = Figures.of(dense, small, example)
     loss = settings.loss if known is None else known.loss
-    quality, said = _quality(model, small, example, known, val, loss)
+    quality, said = _quality(dense, small, example, known, val, loss)
     remarks = (*notes, *said, *_int8_notes(plan), *_loop_notes(small), *shelf.remarks)
     return small, Report(rows, plan, before, after, quality, remarks)
 

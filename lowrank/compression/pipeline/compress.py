@@ -18,6 +18,7 @@ from lowrank.compression.network.example import Example, Tally, batch_size, tall
 from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
 from lowrank.compression.pipeline.forecast import expected
 from lowrank.compression.pipeline.report import Report
+from lowrank.compression.pipeline.selecting import check_select, choose
 from lowrank.compression.pipeline.sweep import smallest
 from lowrank.compression.planning.budget import given_of
 from lowrank.compression.planning.clock import TRIES, Timed, plan_on_the_clock, structure
@@ -130,7 +131,7 @@ def compress(
         progress(str(expected(whole, example, read, settings, rules, held=held)), 0, 1)
     asked = timed_too["latency"], max_drop is not None, bool(refine)
     progress = in_stages(progress, _stages(settings, read is not None, *asked))
-    started = time.process_time()
+    started, used = time.process_time(), model
     with tallying() as tally:
         curves = measured(whole, example, read, settings, rules, **timed_too, progress=progress)
         with usable(lambda: (_MEASURED, curves), settings.cache):
@@ -140,11 +141,20 @@ def compress(
                 given = settings.exponent
                 if progress is not None:
                     progress("planning", 0, 1)
-                exponent = weighing(model, curves, budget, given, progress, fit=settings.fit)
-                plan, timed = _planned(model, example, curves, budget, exponent)
+                if rules.methods != ():
+                    given = weighing(model, curves, budget, given, progress, fit=settings.fit)
+                exponent = 0.5 if given is None else given
+                if rules.select is None:
+                    plan, timed = _planned(model, example, curves, budget, exponent)
+                else:
+                    chosen = choose(
+                        model, whole, example, curves, budget, exponent, rules, settings, progress
+                    )
+                    plan, timed, curves, used = chosen
             small, report = applied(
-                model,
+                used,
                 plan,
+                dense=model,
                 example=example,
                 data=curves.data,
                 val=compared or rest,
@@ -207,6 +217,8 @@ def _check_size(
         raise InputError("max_drop", problem, "pass metric=, a function of a model")
     else:
         check_drop(metric, max_drop)
+    if rules.select is not None:
+        check_select(budget, max_drop, rules)
     for name in ("int8", "low_bits"):
         if getattr(rules, name) and budget["bytes"] is None:
             raise InputError(name, "there is no budget of bytes", f"pass bytes=0.2, or drop {name}")

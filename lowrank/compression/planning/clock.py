@@ -95,7 +95,7 @@ def plan_on_the_clock(
             if tried:
                 break
             plan = _sharpened(curves, plan_within, wanted)
-        if not plan.replaced:
+        if not plan.replaced and not plan.narrowed:
             tried.append(Timed(plan, 1.0, 1.0, attempt - 1))
             break
         found = time_ratio(model, structure(model, plan), example, timer=timer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -24,9 +24,13 @@ from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import Scan, holds_parameters, static_reason
 from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.network.units import Alone
+from lowrank.compression.planning.selection import SCORES, Score
 from lowrank.compression.structure.choices import Choice, Dense, Tied
 from lowrank.compression.structure.swap import layer_spec
 from lowrank.errors import InputError, PlanError
+
+SELECT = "select"
+"""The word among methods that lets channels go, too."""
 
 
 class RuleFields(TypedDict, total=False):
@@ -40,6 +44,7 @@ class RuleFields(TypedDict, total=False):
     int8: bool
     low_bits: bool
     stock: bool
+    select: Score | None
 
 
 class Named(RuleFields, total=False):
@@ -71,6 +76,9 @@ class Rules:
         low_bits: layers of every kind may also be stored at 2 to 8 bits a weight, with a
             low-rank layer beside it for what rounding loses (`low_rank_quantized`), and computed
             in their own type: for a budget of bytes. It saves no time.
+        select: channels and neurons may go, too, and layers stay stock ones of fewer channels:
+            "lasso", or how else they are selected, see docs/selection.md. The word "select" among
+            the methods means the same; alone, nothing is factorized.
         stock: layers are replaced by modules of `torch.nn` alone, with no code of this library
             in their forward pass. It leaves out the forms that docs/serving.md lists; the
             methods that are tried by default have no others.
@@ -95,10 +103,14 @@ class Rules:
     int8: bool = False
     low_bits: bool = False
     stock: bool = False
+    select: Score | None = None
 
     def __post_init__(self) -> None:
         if self.methods is not None:
-            self._set("methods", tuple(resolve(self.methods)))
+            self._set("methods", self._resolved(self.methods))
+        if self.select is not None and self.select not in SCORES:
+            advice = f"choose among {', '.join(SCORES)}"
+            raise InputError("select", f"{self.select!r} is unknown", advice)
         self._set("skip", _patterns("skip", self.skip))
         if self.only is not None:
             self._set("only", _patterns("only", self.only))
@@ -110,6 +122,16 @@ class Rules:
             problem = "torch has no modules with packed weights"
             raise InputError("low_bits", problem, "drop stock, or low_bits")
 
+    def _resolved(self, methods: MethodsLike) -> tuple[type[Method], ...]:
+        """The classes of the methods; the word "select" is none, and sets `select`."""
+        several = [methods] if isinstance(methods, str | type) else [*_each(methods)]
+        others = [one for one in several if not (isinstance(one, str) and one == SELECT)]
+        if len(others) < len(several):
+            self._set("select", self.select or "lasso")
+            if not others:
+                return ()
+        return tuple(resolve(others if len(others) < len(several) else methods))
+
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
@@ -119,8 +141,8 @@ class Rules:
         Args:
             rare: whether those that seldom win are among them where none is named.
         """
-        named = resolve(self.methods, rare=rare)
-        return tuple(dict.fromkeys([*named, *([LowRankQuantized] if self.low_bits else [])]))
+        known = resolve(self.methods, rare=rare) if self.methods != () else []
+        return tuple(dict.fromkeys([*known, *([LowRankQuantized] if self.low_bits else [])]))
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before the model is run, what its layers' names and weights speak against.
@@ -234,6 +256,10 @@ def _advice(name: str) -> str:
     return suggestion(
         name, RuleFields.__annotations__, f"Rules has {', '.join(RuleFields.__annotations__)}"
     )
+
+
+def _each(given: object) -> Sequence[Any]:
+    return list(given) if isinstance(given, Iterable) else [given]
 
 
 def _patterns(what: str, given: object) -> tuple[str, ...]:

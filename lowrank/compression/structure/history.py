@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.methods.shared.base import require
 from lowrank.compression.network.batches import Form
+from lowrank.compression.network.channels.narrowing import narrow, widen
 from lowrank.compression.network.example import Example, first_line, is_wrapper, unwrapped
 from lowrank.compression.network.layer_names import suggestion
 from lowrank.compression.network.layers import LayerView
@@ -120,6 +121,7 @@ def factors_in(model: nn.Module) -> list[nn.Module]:
 def build_structure(model: nn.Module, plan: Plan) -> None:
     """Replace the layers in place by stages of the plan's shapes with arbitrary weights."""
     take_apart(model, packed_in(model, plan))
+    narrow(model, plan.narrowed)
     plan.check_model(model)
     _check_choices(model, plan)
     originals: dict[str, nn.Module] = {}
@@ -137,7 +139,8 @@ def densify(model: nn.Module) -> nn.Module:
     `torch.compile` or `DataParallel` wraps it is a copy of what is inside.
 
     The weights are the products of the factors, so the outputs stay the same up to
-    rounding; training the factors in between is fine.
+    rounding; training the factors in between is fine. Where channels were selected it is as wide
+    as before, with zeros in place of those that went.
 
     Raises:
         PlanError: the model has not been through `apply` or `quantize`.
@@ -158,6 +161,7 @@ def densify(model: nn.Module) -> nn.Module:
     dequantize(dense)
     for at, applied in reversed(records(dense)):
         restore_units(dense.get_submodule(at), applied.plan, applied.originals)
+        widen(dense.get_submodule(at), applied.plan.narrowed)
     put_together(dense)
     settle_fused(dense)
     for module in dense.modules():

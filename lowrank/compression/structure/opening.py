@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from lowrank.compression.network.channels.narrowing import narrow
 from lowrank.compression.network.example import Example, check
 from lowrank.compression.network.scan import (
     holds_parameters,
@@ -58,15 +59,31 @@ def opened(
 
 
 def opened_for(model: nn.Module, plan: Plan) -> nn.Module:
-    """The same for a plan: that is taken apart of whose layers it speaks."""
+    """The same for a plan: that is taken apart of whose layers it speaks, and layers are as narrow
+    as it says.
+
+    Raises:
+        PlanError: a layer of another width.
+    """
+    apart = apart_for(model, plan)
+    if not plan.narrowed:
+        return apart
+    same = _same(model) if apart is model else apart
+    with torch.inference_mode(False):
+        narrow(same, plan.narrowed)
+    return same
+
+
+def apart_for(model: nn.Module, plan: Plan) -> nn.Module:
+    """The model in full width, with that taken apart of whose layers a plan speaks."""
     return _apart(model, packed_in(model, plan))
 
 
 def _apart(model: nn.Module, names: Sequence[str]) -> nn.Module:
     if not names:
         return model
+    same = _same(model)
     with torch.inference_mode(False):
-        same = copy_model(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
         take_apart(same, names)
     _visit_every_expert(same, True)
     settle_fused(same)
@@ -78,6 +95,12 @@ def _visit_every_expert(model: nn.Module, every: bool) -> None:
     for module in model.modules():
         if isinstance(module, Experts):
             module.every = every
+
+
+def _same(model: nn.Module) -> nn.Module:
+    """A model of its own over the same weights."""
+    with torch.inference_mode(False):
+        return copy_model(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
 
 
 def closed(model: nn.Module, plan: Plan) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from lowrank.atomic import write_text
 from lowrank.compression.methods import Method
 from lowrank.compression.methods.shared.base import ranks_of
+from lowrank.compression.network.channels.narrowing import Narrowed
 from lowrank.compression.network.layer_names import suggestion
 from lowrank.compression.network.layers import own_shapes
 from lowrank.compression.network.scan import holds_parameters, kind_of
@@ -56,6 +57,8 @@ class Plan:
         budget: the limits that the plan was made for, as given.
         seed: seed of the randomised fits.
         notes: what a reader must not miss, such as a budget that stays unspent.
+        narrowed: the layers that lose channels before any is replaced -> what stays of them. The
+            rows, with their shapes, are of the layers as narrow.
 
     Example:
         >>> import torch, lowrank
@@ -73,6 +76,7 @@ class Plan:
     budget: dict[str, float] = field(default_factory=dict)
     seed: int = 0
     notes: tuple[str, ...] = ()
+    narrowed: dict[str, Narrowed] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Choice:
         return self.layers[name].choice
@@ -186,8 +190,12 @@ class Plan:
             "seed": self.seed,
             "total": asdict(self.total),
             **({"notes": list(self.notes)} if self.notes else {}),
+            **({"narrowed": narrowed} if (narrowed := self._narrowed_rows()) else {}),
             "layers": {name: _row_to_dict(row) for name, row in self.layers.items()},
         }
+
+    def _narrowed_rows(self) -> dict[str, Any]:
+        return {name: what.to_dict() for name, what in self.narrowed.items()}
 
     def to_json(self) -> str:
         """The plan as JSON text, one layer a line."""
@@ -219,7 +227,9 @@ class Plan:
         try:
             rows = {name: _row_from_dict(name, row) for name, row in data["layers"].items()}
             total, budget = Cost(**data["total"]), dict(data.get("budget", {}))
-            return cls(rows, total, budget, int(data.get("seed", 0)), _notes_of(data))
+            narrowed = dict(data.get("narrowed", {}))
+            stays = {name: Narrowed.from_dict(name, row) for name, row in narrowed.items()}
+            return cls(rows, total, budget, int(data.get("seed", 0)), _notes_of(data), stays)
         except PlanError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -407,8 +417,14 @@ def _plan_summary(plan: Plan) -> str:
     ]
     if unknown:
         lines.append(f"{unknown} chosen by hand and counted as dense until the plan is applied")
+    lines += [f"channels kept in {name}: {what}" for name, what in _selected(plan).items()]
     lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(lines)
+
+
+def _selected(plan: Plan) -> dict[str, Narrowed]:
+    """The layers that lose outputs; what reads them follows."""
+    return {n: what for n, what in plan.narrowed.items() if what.outputs is not None}
 
 
 def _change(before: int, after: int, unit: str = "") -> str:

@@ -230,3 +230,35 @@ class Homotopy:
         assert isinstance(problem, BasisPursuit | BPDN | Lasso)
         link: Link = lambda pool, goal, x0: by_path(pool, goal) or by_perturbed_path(pool, goal)  # noqa: E731
         return solve_columns(problem, link, self.tol, max_iter=self.max_iter, callback=callback)
+
+
+def lasso_path(A: Array, y: Array) -> Array:
+    """The largest penalty at which each unknown is in the solution, along the LASSO's whole path.
+
+    minimise   1/2 ||A x - y||^2 + lam ||x||_1   for lam falling from lam_max to 0
+
+    Args:
+        A: (m, n) real matrix.
+        y: (m,) data.
+
+    Returns:
+        (n,) the penalty at which an unknown entered that is in the solution at the end; 0 for one
+        that is never in it. The order is that in which He et al. 2017 keep channels.
+
+    Example:
+        >>> lasso_path(np.diag([3.0, 1.0]), np.array([1.0, 2.0])).round(3)
+        array([3., 2.])
+
+    Source: Osborne, Presnell and Turlach, 2000.
+    """
+    pool = ColumnPool(A, y, np.ones(A.shape[1]))
+    entered = np.zeros(A.shape[1])
+    here: Settled | None = top_of_path(pool)
+    for _ in range(8 * A.shape[1]):
+        here = None if here is None else single_step(pool, here)
+        if here is None:
+            break
+        inside = np.zeros(A.shape[1], bool)
+        inside[here.line.support] = True
+        entered = np.where(inside, np.where(entered > 0, entered, here.lam), 0.0)
+    return entered

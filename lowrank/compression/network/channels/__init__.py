@@ -1,0 +1,1 @@
+"""Which channels of which layers travel together, found by running a model with marks."""

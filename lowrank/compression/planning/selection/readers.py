@@ -1,0 +1,142 @@
+"""What the readers of a unit lose without some of its channels, by their moments."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.compression.calibration.statistics import Importance, Statistics
+from lowrank.compression.network.channels.units import Channels, ChannelUnit
+from lowrank.compression.network.layers import LayerView
+from lowrank.decompositions.metric import Metric, identity
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A layer that reads channels.
+
+    Args:
+        view: the layer.
+        columns: (inputs of a group times kernel,) the channel that each column of the unfolded
+            weight reads; 0 for those that stay.
+        metric: of its output's error; that of its weight where there is no data.
+        share: what losing its whole output counts.
+    """
+
+    view: LayerView
+    columns: Tensor
+    metric: Metric
+    share: float
+
+    @cached_property
+    def W(self) -> Tensor:
+        """The unfolded weight (groups, o, d) in the metric's type."""
+        return self.metric.cast(self.view.weight().flatten(2))
+
+    @cached_property
+    def whole(self) -> float:
+        """The size of its output."""
+        return max(self.metric.error(self.W), torch.finfo(torch.float64).tiny)
+
+    @cached_property
+    def C(self) -> Tensor:
+        """The second moment (groups, d, d) of its inputs."""
+        C = self.metric.C
+        return torch.diag_embed(C) if C.ndim == 2 else C
+
+    @cached_property
+    def products(self) -> Tensor:
+        """(d, d), what each pair of columns gives of the output's square, over all groups."""
+        return (self.W.mT @ self.metric.weighs(self.W) * self.C).sum(0)
+
+    def stays(self, dropped: Collection[int]) -> Tensor:
+        """(d,) whether a column stays."""
+        gone = torch.tensor(sorted(dropped), dtype=torch.int64)
+        return ~torch.isin(self.columns, gone)
+
+    def reconstructed(self, stays: Tensor) -> Tensor:
+        """The weight on what stays that comes closest to the whole output (He et al. 2017).
+
+        W C[:, S] C[S, S]^-1, with zeros where columns went.
+        """
+        made = torch.zeros_like(self.W)
+        inner = self.C[:, stays][:, :, stays]
+        L = torch.linalg.cholesky(inner)
+        right = (self.W @ self.C[:, :, stays]).mT
+        made[:, :, stays] = torch.cholesky_solve(right, L).mT
+        return made
+
+    def lost(self, dropped: Collection[int]) -> float:
+        """Its share of the error without these channels, its weight reconstructed."""
+        stays = self.stays(dropped)
+        if bool(stays.all()):
+            return 0.0
+        error = self.metric.error(self.W - self.reconstructed(stays))
+        return self.share * max(error, 0.0) / self.whole
+
+
+def reader_of(
+    model: nn.Module,
+    view: LayerView,
+    channels: Channels,
+    data: Statistics | None,
+    exponent: float,
+    importance: Importance | None = None,
+) -> Reader:
+    """A layer as a reader.
+
+    Args:
+        model: the dense network.
+        view: the layer.
+        channels: those of the model.
+        data: moments; without them the weights alone count.
+        exponent: how layers are weighed.
+        importance: of the layer, where it is known better than by its gradients.
+    """
+    marks = torch.tensor(channels.sides[view.name, "in"])[: view.spec.weight_shape[2]]
+    taps = view.weight().flatten(2).shape[2] // len(marks)
+    columns = marks.repeat_interleave(taps)
+    known = data is not None and data.reason(view.name) is None
+    if not known or data is None:
+        return Reader(view, columns, identity(view.weight()), 1.0)
+    metric = metric_of(model, view.name, data)
+    counts = importance or data.importance(model, view.name)
+    return Reader(view, columns, metric, counts.weight(exponent))
+
+
+def metric_of(model: nn.Module, name: str, data: Statistics) -> Metric:
+    """The metric of a layer with its moment written out."""
+    metric = data.metric(model, name).formed
+    return replace(metric, C=torch.diag_embed(metric.C)) if metric.C.ndim == 2 else metric
+
+
+def gram(readers: Sequence[Reader], channels: Sequence[int]) -> Tensor:
+    """(n, n) of what scaling each channel by itself gives and takes of all outputs.
+
+    G_cd = sum over readers of share tr(G W_c C_cd W_d^T), so that the LASSO of He et al. 2017,
+    sum ||Y - sum_c b_c W_c X_c||^2, is b^T G b - 2 b^T G 1 and a constant.
+
+    Args:
+        readers: of the unit.
+        channels: its channels.
+    """
+    n = len(channels)
+    place = {mark: k for k, mark in enumerate(channels)}
+    total = torch.zeros(n, n, dtype=torch.float64)
+    for reader in readers:
+        index = torch.tensor([place.get(m, n) for m in reader.columns.tolist()])
+        rows = torch.zeros(n + 1, len(index), dtype=torch.float64)
+        rows.index_add_(0, index, reader.products.double())
+        both = torch.zeros(n + 1, n + 1, dtype=torch.float64)
+        both.index_add_(1, index, rows)
+        total += reader.share / reader.whole * both[:n, :n]
+    return (total + total.T) / 2
+
+
+def readers_of(unit: ChannelUnit, known: dict[str, Reader]) -> list[Reader]:
+    """The readers of a unit."""
+    return [known[name] for name in unit.readers]

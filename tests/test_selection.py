@@ -1,0 +1,315 @@
+"""Channels that travel together, and what is left of a model without some of them."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lowrank
+from lowrank.compression.network.channels.narrowing import narrow, widen
+from lowrank.compression.network.channels.units import find_channels
+from lowrank.compression.network.scan import scan
+from lowrank.compression.planning.selection import SCORES
+from lowrank.compression.planning.selection.narrowed import narrowed_model, proven
+from lowrank.compression.planning.selection.path import narrowed_by, select
+from lowrank.errors import LowRankError, PlanError
+from lowrank.sensing.problems.l1 import Lasso
+from lowrank.sensing.solvers.homotopy import Homotopy, lasso_path
+from tests.zoo import SMALL
+
+
+class Net(nn.Module):
+    """Layers by name, and what is done with them."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.run = forward
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def conv(i, o, k=3, **more):
+    return nn.Conv2d(i, o, k, padding=k // 2, **more)
+
+
+X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+ROWS = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+
+
+def rectify(x):
+    return F.relu(x, inplace=True)
+
+
+def gate(n, x):
+    h = n.a(x)
+    s = torch.sigmoid(n.up(F.relu(n.down(F.adaptive_avg_pool2d(h, 1)))))
+    return n.b(h * s)
+
+
+KINDS = {
+    "a norm and a reader": (
+        Net(
+            lambda n, x: n.b(rectify(n.n(n.a(x)))),
+            a=conv(4, 6), n=nn.BatchNorm2d(6), b=conv(6, 3),
+        ),
+        X, {"a": 6},
+    ),
+    "a residual sum": (
+        Net(lambda n, x: n.c(F.relu(n.a(x) + n.b(x))), a=conv(4, 6), b=conv(4, 6), c=conv(6, 3)),
+        X, {"a": 6},
+    ),
+    "a concatenation": (
+        Net(
+            lambda n, x: n.c(torch.cat([n.a(x), n.b(x)], 1)),
+            a=conv(4, 6), b=conv(4, 5), c=conv(11, 3),
+        ),
+        X, {"a": 6, "b": 5},
+    ),
+    "a depthwise layer": (
+        Net(
+            lambda n, x: n.c(F.relu6(n.d(n.a(x)))),
+            a=conv(4, 6), d=conv(6, 12, groups=6), c=conv(12, 3),
+        ),
+        X, {"a": 6},
+    ),
+    "a grouped layer": (
+        Net(lambda n, x: n.c(n.g(n.a(x))), a=conv(4, 8), g=conv(8, 12, groups=4), c=conv(12, 3)),
+        X, {"a": 2, "g": 3},
+    ),
+    "squeeze and excitation": (
+        Net(gate, a=conv(4, 6), down=conv(6, 3, 1), up=conv(3, 6, 1), b=conv(6, 2)),
+        X, {"a": 6, "down": 3},
+    ),
+    "a flattened picture": (
+        Net(
+            lambda n, x: n.f(F.max_pool2d(F.relu(n.a(x)), 2).flatten(1)),
+            a=conv(4, 6), f=nn.Linear(96, 5),
+        ),
+        X, {"a": 6},
+    ),
+    "a transposed convolution": (
+        Net(
+            lambda n, x: n.b(F.silu(n.t(n.a(x)))),
+            a=conv(4, 6), t=nn.ConvTranspose2d(6, 5, 2, 2), b=conv(5, 3),
+        ),
+        X, {"a": 6, "t": 5},
+    ),
+    "gated neurons": (
+        Net(
+            lambda n, x: n.down(F.silu(n.gate(x)) * n.up(x)),
+            gate=nn.Linear(8, 12), up=nn.Linear(8, 12), down=nn.Linear(12, 8),
+        ),
+        ROWS, {"gate": 12},
+    ),
+    "gated neurons of one layer": (
+        Net(
+            lambda n, x: n.down(torch.mul(*n.both(x).chunk(2, -1))),
+            both=nn.Linear(8, 24), down=nn.Linear(12, 8),
+        ),
+        ROWS, {"both": 12},
+    ),
+    "a number for each channel": (
+        Net(lambda n, x: n.b(n.p(n.a(x))), a=conv(4, 6), p=nn.PReLU(6), b=conv(6, 3)),
+        X, {"a": 6},
+    ),
+}  # fmt: skip
+"""A network, its input, and of each unit the number of channels that may go."""
+
+
+FIXED = {
+    "returned": (Net(lambda n, x: n.a(x), a=conv(4, 6)), X, "returns it"),
+    "read by unknown code": (
+        Net(
+            lambda n, x: n.b(torch.from_numpy(n.a(x).detach().numpy() * 2)),
+            a=conv(4, 6), b=conv(6, 3),
+        ),
+        X, "numpy",
+    ),
+    "normed over all channels": (
+        Net(
+            lambda n, x: n.b(n.n(n.a(x))),
+            a=nn.Linear(8, 6), n=nn.LayerNorm(6), b=nn.Linear(6, 3),
+        ),
+        ROWS, "layer_norm",
+    ),
+    "half of them read elsewhere": (
+        Net(lambda n, x: n.b(n.a(x)[:, :3]), a=conv(4, 6), b=conv(3, 3)), X, "getitem",
+    ),
+    "added to the input": (
+        Net(lambda n, x: n.b(x + n.a(x)), a=conv(4, 4), b=conv(4, 3)), X, "no layer's",
+    ),
+}  # fmt: skip
+"""Networks whose first layer keeps its channels, and a word of the reason."""
+
+
+def found(model, x):
+    model = model.eval()
+    layers = scan(model, x)
+    channels, failed = proven(model, x, find_channels(model, x, layers))
+    return layers, channels, failed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_unit_is_found_and_goes_without_a_trace(kind):
+    model, x, expected = KINDS[kind]
+    _, channels, failed = found(copy.deepcopy(model), x)
+    assert not failed
+    assert {u.name: len(u.channels) for u in channels.units} == expected
+
+
+@pytest.mark.parametrize("kind", FIXED)
+def test_an_escape_keeps_its_unit(kind):
+    model, x, word = FIXED[kind]
+    _, channels, failed = found(copy.deepcopy(model), x)
+    assert "a" not in {u.name for u in channels.units}
+    assert word in {**channels.reasons, **failed}["a"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dropped_channel_moves_nothing(kind):
+    """The full width is the model; without channels it is as if they were zeros."""
+    model, x, _ = KINDS[kind]
+    model = copy.deepcopy(model).eval()
+    _, channels, _ = found(model, x)
+    dropped = [u.channels[0] for u in channels.units]
+    what = narrowed_by(channels, dropped)
+    for (
+        name,
+        side,
+    ), marks in channels.sides.items():  # what they hold does not matter
+        module = model.get_submodule(name)
+        if side == "out" and not getattr(module, "transposed", False):
+            gone = [k for k, m in enumerate(marks) if m in dropped]
+            with torch.no_grad():
+                module.weight[gone] = 1e3
+    small = copy.deepcopy(model)
+    narrow(small, what)
+    wide = copy.deepcopy(small)
+    widen(wide, what)
+    assert [p.shape for p in wide.parameters()] == [p.shape for p in model.parameters()]
+    torch.testing.assert_close(small(x), wide(x))
+    same = copy.deepcopy(model)
+    narrow(same, {})
+    assert torch.equal(same(x), model(x))
+
+
+QUICK = ("audio", "unet")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in SMALL]
+)
+def test_the_zoo_accounts_for_every_channel(name):
+    net = SMALL[name]
+    model, example = net.build(), net.example()
+    layers, channels, failed = found(model, example)
+    assert not failed
+    free = {m for u in channels.units for m in u.channels}
+    for view in layers.views:
+        marks = channels.sides.get((view.name, "out"))
+        if marks is not None:
+            assert set(marks) & free or view.name in channels.reasons
+    assert channels.units
+
+
+def data_of(kind):
+    model, x, _ = KINDS[kind]
+    generator = torch.Generator().manual_seed(1)
+    return copy.deepcopy(model).eval(), x, torch.randn(64, *x.shape[1:], generator=generator)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_every_score_orders_all_channels(score):
+    model, x, data = data_of("squeeze and excitation")
+    curves = lowrank.measure(model, x, data=data, methods="channel_svd")
+    layers, channels, _ = found(model, x)
+    selection = select(model, layers, channels, curves.total, curves.data, score=score)
+    for curve in selection.curves:
+        assert sorted(curve.ordered) == list(curve.unit.channels)
+        assert curve.lost[0] == 0
+        assert list(curve.lost) == sorted(curve.lost)
+    path = selection.path("macs")
+    costs = [step.cost.macs for step in path]
+    assert costs == sorted(costs, reverse=True)
+    for step in path[1::5]:
+        small = narrowed_model(model, selection.narrowed(step.dropped), curves.data)
+        assert sum(p.numel() for p in small.parameters()) < sum(
+            p.numel() for p in model.parameters()
+        )
+
+
+def test_reconstruction_makes_up_for_channels_that_others_tell():
+    """Two channels that are the same: one goes, and nothing is lost."""
+    model, x, data = data_of("a norm and a reader")
+    with torch.no_grad():
+        for p in (*model.a.parameters(), *model.n.parameters()):
+            p[1] = p[0]
+    small, _ = lowrank.compress(model, x, params=0.9, data=data, methods="select")
+    torch.testing.assert_close(small(x), model(x), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("methods", ["select", ["channel_svd", "select"]])
+@pytest.mark.parametrize("kind", ["squeeze and excitation", "gated neurons"])
+def test_one_plan_is_made_saved_and_undone(kind, methods, tmp_path):
+    model, x, data = data_of(kind)
+    small, report = lowrank.compress(model, x, macs=0.7, data=data, methods=methods)
+    assert report.kept("macs") <= 0.7
+    assert report.plan.cost.macs == report.compressed.macs
+    assert lowrank.Plan.from_json(report.plan.to_json()) == report.plan
+    lowrank.save(small, tmp_path / "small.safetensors")
+    again = lowrank.load(tmp_path / "small.safetensors", into=copy.deepcopy(model))
+    assert torch.equal(again(x), small(x))
+    dense = lowrank.densify(small)
+    assert [p.shape for p in dense.parameters()] == [p.shape for p in model.parameters()]
+    torch.testing.assert_close(dense(x), small(x))
+    applied, _ = lowrank.apply(model, report.plan, example=x, data=data)
+    torch.testing.assert_close(applied(x), small(x), rtol=1e-3, atol=1e-3)
+    exported = torch.export.export(small, (x,)).module()
+    torch.testing.assert_close(exported(x), small(x))
+
+
+def test_the_path_is_that_of_the_lasso():
+    generator = torch.Generator().manual_seed(2)
+    A = torch.randn(12, 8, generator=generator, dtype=torch.float64).numpy()
+    y = A.sum(1)
+    entered = lasso_path(A, y)
+    for lam in (0.9 * entered.max(), float(entered[entered > 0].mean())):
+        support = Homotopy().solve(Lasso(A, y, lam)).coefficients != 0
+        assert set(support.nonzero()[0]) <= set((entered >= lam).nonzero()[0])
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        ({"macs": 0.5, "select": "magic"}, "unknown"),
+        ({"max_drop": 0.1, "metric": lambda m: 1.0}, "max_drop"),
+        ({"memory": 0.5}, "memory"),
+        ({"macs": 0.001}, "smallest"),
+    ],
+)
+def test_bad_input_is_a_sentence(more, word):
+    model, x, _ = data_of("a norm and a reader")
+    with pytest.raises(LowRankError, match=word):
+        lowrank.compress(model, x, **{"methods": "select", **more})
+
+
+def test_a_plan_for_another_width_is_refused():
+    model, x, data = data_of("a norm and a reader")
+    _, report = lowrank.compress(model, x, params=0.7, data=data, methods="select")
+    other = KINDS["a concatenation"][0]
+    with pytest.raises(PlanError):
+        lowrank.apply(copy.deepcopy(other), report.plan)
+    text = report.plan.to_json().replace('"kept": [', '"kept": [99, ')
+    with pytest.raises(PlanError, match="what stays"):
+        lowrank.Plan.from_json(text)
+
+
+def test_a_unit_with_no_channel_to_spare_stays():
+    model = Net(lambda n, x: n.b(n.a(x)), a=conv(4, 1), b=conv(1, 3)).eval()
+    _, channels, _ = found(model, X)
+    assert not channels.units
