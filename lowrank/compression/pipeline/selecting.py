@@ -55,6 +55,7 @@ def check_select(budget: Budgets, max_drop: float | None, rules: Rules) -> None:
         InputError: it names what is not served beside selection.
     """
     beside = {"max_drop": max_drop, "memory": budget["memory"], "int8": rules.int8 or None}
+    beside["low_bits"] = rules.low_bits or None
     for name, value in beside.items():
         if value is not None:
             advice = f"drop {name}, or budget params, bytes, macs or latency"
