@@ -243,14 +243,19 @@ def test_every_score_orders_all_channels(score):
         )
 
 
-def test_reconstruction_makes_up_for_channels_that_others_tell():
+@pytest.mark.parametrize("seed", range(3))
+def test_reconstruction_makes_up_for_channels_that_others_tell(seed):
     """Two channels that are the same: one goes, and nothing is lost."""
     model, x, data = data_of("a norm and a reader")
+    torch.manual_seed(seed)
+    model.a.reset_parameters()
+    model.b.reset_parameters()
     with torch.no_grad():
         for p in (*model.a.parameters(), *model.n.parameters()):
             p[1] = p[0]
-    small, _ = lowrank.compress(model, x, params=0.9, data=data, methods="select")
-    torch.testing.assert_close(small(x), model(x), rtol=0.02, atol=0.02)
+    rules = {"methods": "select", "select": "backward"}  # the LASSO scales channels one by one
+    small, _ = lowrank.compress(model, x, params=0.9, data=data, **rules)
+    assert (small(x) - model(x)).norm() < 0.05 * model(x).norm()
 
 
 @pytest.mark.parametrize("methods", ["select", ["channel_svd", "select"]])

@@ -251,14 +251,31 @@ def lasso_path(A: Array, y: Array) -> Array:
 
     Source: Osborne, Presnell and Turlach, 2000.
     """
-    pool = ColumnPool(A, y, np.ones(A.shape[1]))
-    entered = np.zeros(A.shape[1])
-    here: Settled | None = top_of_path(pool)
-    for _ in range(8 * A.shape[1]):
-        here = None if here is None else single_step(pool, here)
-        if here is None:
+    left, entered = np.arange(A.shape[1]), np.zeros(A.shape[1])
+    while left.size:
+        entered[:] = 0.0
+        found, lost = _entered(ColumnPool(A[:, left], y, np.ones(left.size)))
+        entered[left] = found
+        if lost is None:
             break
-        inside = np.zeros(A.shape[1], bool)
+        left = np.delete(left, lost)
+    return entered
+
+
+def _entered(pool: ColumnPool) -> tuple[Array, int | None]:
+    """The penalties at which columns entered, and one at which the path was lost, if it was: it
+    depends on those that are in, and is in no solution that needs it."""
+    n = pool.weights.size
+    entered = np.zeros(n)
+    here = top_of_path(pool)
+    for _ in range(8 * n):
+        step = single_step(pool, here)
+        if step is None:
+            points = breakpoints(pool, here)
+            joins = points.sign[:1]
+            return entered, int(points.column[0]) if joins.size and joins[0] else None
+        here = step
+        inside = np.zeros(n, bool)
         inside[here.line.support] = True
         entered = np.where(inside, np.where(entered > 0, entered, here.lam), 0.0)
-    return entered
+    return entered, None
