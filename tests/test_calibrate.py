@@ -39,6 +39,7 @@ from lowrank.compression import (
 )
 from lowrank.compression.calibration import patches as patches_module
 from lowrank.compression.calibration.moments import look_at
+from lowrank.decompositions.metric import Weight
 from lowrank.errors import InputError
 
 ROUNDING = 1e-11
@@ -800,7 +801,9 @@ def test_gradients_of_wide_layers_are_held(outputs: int, examples: int, held: bo
     assert (moments.G is None) == held
     assert moments.differentiated
     if held and examples <= outputs // 2:  # all of them
-        first = _calibrated(net, [x], gradients=True).layers["0"].raw_weight()
+        felt = _calibrated(net, [x], gradients=True).layers["0"].felt
+        assert felt is not None
+        first = Weight(torch.zeros_like(felt[:, 0]), felt)
         D = torch.randn(1, outputs, 6)
         metric = moments.metric().weighed(first)
         assert metric.error(D) == pytest.approx(metric.formed.error(D), rel=1e-4)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.calibration.effort import EFFORTS
-from lowrank.compression.calibration.gradients import Gradients
+from lowrank.compression.calibration.gradients import Gradients, of_words
 from lowrank.compression.calibration.moments import (
     Moments,
     Sums,
@@ -109,6 +109,7 @@ def calibrate(
     batches: Sequence[Example],
     *,
     gradients: bool = False,
+    words: bool = False,
     loss: Loss | None = None,
     work: float = EFFORTS["default"].moment,
     seed: int = 0,
@@ -121,6 +122,7 @@ def calibrate(
         views: its layers, from `scan`.
         batches: inputs, from `calibration_batches`.
         gradients: also the moments of the gradients at the layers' outputs.
+        words: these are of places in a text; see `of_words`.
         loss: what is differentiated; by default the log-likelihood of a label drawn from
             the model's own softmax (so that no labels are needed and the moment is the
             Fisher information), or a random projection where the output is no score vector.
@@ -148,7 +150,7 @@ def calibrate(
         if progress is not None:
             progress("calibrating", done, len(batches))
         if gradients:
-            _backward(model, views, batch, see, felt, loss, labels)
+            _backward(model, views, batch, see, felt, loss, labels, words)
         else:
             with evaluating(model), watching(views, see):
                 call(model, batch)
@@ -225,6 +227,7 @@ def _backward(
     felt: dict[str, Gradients],
     loss: Loss | None,
     generator: torch.Generator,
+    words: bool,
 ) -> None:
     """One batch forward and back: `see` what comes in, and sum the gradients' products."""
 
@@ -235,7 +238,7 @@ def _backward(
         leaf = y if y.requires_grad else y.requires_grad_()
 
         def add(g: Tensor) -> None:
-            felt[view.name].add(outputs(view.spec, g))
+            felt[view.name].add(outputs(view.spec, of_words(g) if words else g))
 
         leaf.register_hook(add)
         return leaf.clone()  # what follows may work in place

@@ -20,6 +20,28 @@ _SUMMED = 2048
 """Most outputs whose gradients' products are summed."""
 
 
+_LARGE = 5.0
+"""Gradients at a word beyond so many times their mean length are cut to that."""
+
+
+def of_words(gradient: Tensor) -> Tensor:
+    """Gradients (batch, words, o) that speak for words to come: without the first word, on which
+    attention rests, and the last, and none much larger than the others.
+
+    What has another shape, or no word between, stays as it is.
+
+    Example:
+        >>> of_words(torch.ones(2, 5, 3)).shape
+        torch.Size([2, 3, 3])
+    """
+    if gradient.ndim != 3 or gradient.shape[1] < 3:
+        return gradient
+    inner = gradient[:, 1:-1]
+    length = torch.linalg.vector_norm(inner, dim=-1, keepdim=True)
+    most = _LARGE * length.mean()
+    return inner * (most / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp(max=1)
+
+
 class Gradients:
     """Gradients at a layer's outputs: their products, or they themselves where they are few.
 

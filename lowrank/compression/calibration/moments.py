@@ -41,6 +41,10 @@ _DAMPED = 1e-2
 """Share of the gradients' moment that is replaced by its mean on the diagonal."""
 
 
+WORDS_DAMPED = 0.1
+"""Likewise of a language model, whose few directions of large gradients are those of rare words."""
+
+
 _PIECES = 8
 """Pieces of a batch whose second moments are compared, at most."""
 
@@ -175,22 +179,27 @@ class Moments:
         rest = floor[:, None].expand(-1, R.shape[-1]).contiguous()
         return Metric(rest, rows=(1 - rho).sqrt()[:, None, None] * R)
 
-    def raw_weight(self) -> Weight | None:
-        """The moment of the gradients as it is, to measure errors with."""
-        if self.felt is None:
-            return None if self.G is None else Weight(self.G)
-        return Weight(torch.zeros_like(self.felt[:, 0]), self.felt)
+    @property
+    def felt_size(self) -> float:
+        """The mean eigenvalue of the gradients' moment."""
+        if self.felt is not None:
+            return float(self.felt.square().sum() / self.felt[:, 0].numel())
+        return 0.0 if self.G is None else float(self.G.diagonal(dim1=-2, dim2=-1).mean())
 
-    def weight(self) -> Weight | None:
+    def weight(self, share: float = _DAMPED) -> Weight | None:
         """The gradients' moment scaled to a mean eigenvalue of one, and damped; None where no
-        gradient is known, or none reaches the output."""
+        gradient is known, or none reaches the output.
+
+        Args:
+            share: of it that is replaced by its mean on the diagonal.
+        """
         if not self.felt_at_all:
             return None
         if self.felt is not None:
-            return _by_gradients(self.felt)
+            return _by_gradients(self.felt, share)
         assert self.G is not None
         size = self.G.diagonal(dim1=-2, dim2=-1).mean(-1)  # (g,)
-        scaled = damped(self.G / size.mean(), _DAMPED)
+        scaled = damped(self.G / size.mean(), share)
         eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
         return Weight(torch.where(_felt(size)[:, None, None], scaled, eye))
 
@@ -200,12 +209,12 @@ def _felt(size: Tensor) -> Tensor:
     return size > 1e-9 * size.max()
 
 
-def _by_gradients(rows: Tensor) -> Weight:
+def _by_gradients(rows: Tensor, share: float) -> Weight:
     """`Moments.weight` where the gradients (groups, n, o) are held."""
     size = rows.square().sum((1, 2)) / rows.shape[-1]  # (g,)
     felt = _felt(size)
-    scaled = ((1 - _DAMPED) / size.mean()) ** 0.5 * felt[:, None, None] * rows
-    floor = torch.where(felt, _DAMPED * size / size.mean(), 1.0)
+    scaled = ((1 - share) / size.mean()) ** 0.5 * felt[:, None, None] * rows
+    floor = torch.where(felt, share * size / size.mean(), 1.0)
     return Weight(floor[:, None].expand(-1, rows.shape[-1]).contiguous(), scaled)
 
 

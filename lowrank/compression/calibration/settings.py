@@ -27,13 +27,14 @@ class Calibration:
             It is also what is compared where outputs have other lengths, as a detector's.
         weighting: "probe" fits layers by those gradients and weighs each by what replacing
             it alone does to the model's output; "gradients" weighs by them too, to first
-            order, which is cheaper and sees no errors that add up over positions;
+            order, which is cheaper and sees no errors that add up over positions. They are
+            all that a model is asked whose output scores words, which gives many gradients;
             "outputs" needs no backward pass and takes outputs as they are. A function of a
             model, its quality on examples of yours, the higher the better, is what probes
             ask instead of the output.
         exponent: how strongly layers are weighed by what the loss feels of them, 0 to 1; by
-            default 0.5, and with thorough effort the best of 0, 0.5, 0.75 and 1 on the
-            calibration examples.
+            default 0.5, or 1 where the output scores words, and with thorough effort the best
+            of 0, 0.5, 0.75 and 1 on the calibration examples.
         fit: "sequential", each layer to the inputs behind the compressed ones before it, or
             "parallel", to the dense model's own; by default the first, and with quick effort
             the second.

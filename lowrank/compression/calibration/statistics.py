@@ -21,8 +21,9 @@ from lowrank.compression.calibration.downstream import Downstream, find_downstre
 from lowrank.compression.calibration.effort import EFFORTS, Effort
 from lowrank.compression.calibration.fingerprint import of_inputs, of_library, of_model
 from lowrank.compression.calibration.kept import pack, unpack
+from lowrank.compression.calibration.moments import WORDS_DAMPED
 from lowrank.compression.calibration.prefix import Goal
-from lowrank.compression.gauges.quality import Loss, Scorer
+from lowrank.compression.gauges.quality import Loss, Scorer, speaks
 from lowrank.compression.network.cutting import few_of, held_out
 from lowrank.compression.network.example import Example
 from lowrank.compression.network.layers import LayerView, spec_of
@@ -88,6 +89,7 @@ class Statistics:
         notes: on what could not be done with these data.
         effort: what fits may take.
         shelf: keeps results that follow from these statistics.
+        words: the model's output scores words at every place of a text.
     """
 
     units: dict[str, Unit]
@@ -99,6 +101,26 @@ class Statistics:
     notes: tuple[str, ...] = ()
     effort: Effort = EFFORTS["default"]
     shelf: Shelf = NOWHERE
+    words: bool = False
+
+    @property
+    def exponent(self) -> float:
+        """How strongly layers are weighed by what the loss feels of them, if nothing is said.
+
+        In full where the output scores words: their many gradients tell the loss to within a
+        few tenths of it, and what a layer's output is as large as tells nothing.
+        """
+        return 1.0 if self.words else 0.5
+
+    @property
+    def probed(self) -> bool:
+        """Whether each layer is weighed by replacing it alone."""
+        asked = callable(self.weighting) or (self.weighting == "probe" and not self.words)
+        return asked and self.effort.probes > 0
+
+    def few_of(self, batch: Example) -> Example:
+        """Examples that show how a model runs: of texts, which are long, one."""
+        return few_of(batch, 1 if self.words else 4)
 
     @cached_property
     def views(self) -> dict[str, LayerView]:
@@ -133,7 +155,8 @@ class Statistics:
             store: keeps the moments, and what follows from them.
             progress: called as (what, batches done, batches in all).
         """
-        gradients = weighting != "outputs" and effort.gradients
+        words = speaks(model, few_of(batches[0], 1))
+        gradients = weighting != "outputs" and (effort.gradients or words)
         views = [unit.layers[0] for unit in units]
         shelf = Shelf(store)
         if store is not None:
@@ -145,7 +168,7 @@ class Statistics:
             try:
                 return calibrate(
                     model, views, batches,
-                    gradients=gradients, loss=loss, work=effort.moment, seed=seed,
+                    gradients=gradients, words=words, loss=loss, work=effort.moment, seed=seed,
                     progress=progress,
                 )  # fmt: skip
             except NoGradients as error:
@@ -155,9 +178,9 @@ class Statistics:
                 return replace(found, why=error.problem)
 
         found = shelf.kept("moments", make, pack, unpack)
-        sinks = find_downstream(model, views, few_of(batches[0]))
+        sinks = find_downstream(model, views, few_of(batches[0], 1 if words else 4))
         named = {u.layers[0].name: u for u in units}
-        return cls(named, sinks, found, batches, weighting, loss, effort=effort, shelf=shelf)
+        return cls(named, sinks, found, batches, weighting, loss, (), effort, shelf, words)
 
     def kept_in(self, store: Store | None) -> Statistics:
         """The same, and what follows from it is kept; as it is where that is settled."""
@@ -238,7 +261,7 @@ class Statistics:
     def _weight_of(self, model: nn.Module, name: str) -> Weight | None:
         moments, view = self.calibrated.layers[name], self.views[name]
         if self.weighting != "outputs" and moments.differentiated:
-            return moments.weight()
+            return moments.weight(WORDS_DAMPED) if self.words else moments.weight()
         return _of_norm(model, self.sinks.get(name, Downstream()), view)
 
     def metric(self, model: nn.Module, name: str, *, seen: bool = False) -> Metric:
@@ -279,8 +302,8 @@ class Statistics:
         outputs = max(normed.error(W), 0.0) * moments.seen / self.calibrated.n_examples
         if not moments.differentiated:
             return Importance(outputs)
-        whole = plain.weighed(moments.raw_weight())
-        return Importance(outputs, max(0.5 * whole.error(W), 0.0))
+        felt = plain.weighed(self.weight_of_outputs(model, name))
+        return Importance(outputs, max(0.5 * moments.felt_size * felt.error(W), 0.0))
 
     def importance_of_unseen(self, name: str) -> Importance:
         """For a layer that data says nothing about: the squared norm of its weight."""

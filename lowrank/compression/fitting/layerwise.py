@@ -124,7 +124,7 @@ def _importance(data: Statistics | None, model: nn.Module, names: Sequence[str])
     """What an error as large as each layer's whole output counts, where there are several."""
     if data is None or len(names) == 1:
         return [1.0] * len(names)
-    return [data.importance(model, name).weight(0.5) for name in names]
+    return [data.importance(model, name).weight(data.exponent) for name in names]
 
 
 def take_mean(small: nn.Module, name: str, shift: Tensor, norm: str | None) -> None:

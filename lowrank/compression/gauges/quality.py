@@ -269,7 +269,7 @@ def is_scores(output: Tensor, words: Collection[int] = ()) -> bool:
         words: from `vocabularies`.
     """
     matrix = output.ndim == 2 and output.shape[1] > 1
-    if not matrix and not (output.ndim == 3 and output.shape[2] in words):
+    if not matrix and not scores_words(output, words):
         return False
     return not is_shares(output) or is_distribution(output)
 
@@ -311,6 +311,32 @@ def logits(output: Tensor, like: Tensor | None = None) -> Tensor:
 
 _LEAST = 1e-8
 """Probability below which all count as equal."""
+
+
+def scores_words(output: Tensor, words: Collection[int]) -> bool:
+    """Whether an output has a score for every word at each place of a sequence.
+
+    Args:
+        output: the first one of a model.
+        words: from `vocabularies`.
+
+    Example:
+        >>> scores_words(torch.zeros(2, 7, 50), {50}), scores_words(torch.zeros(2, 7, 8), {50})
+        (True, False)
+    """
+    return output.ndim == 3 and output.shape[2] in words
+
+
+def speaks(model: nn.Module, example: Example) -> bool:
+    """Whether a model's first output scores words, as that of a language model does.
+
+    Args:
+        model: run once on the example if it has a table of words.
+        example: a small one.
+    """
+    words = vocabularies(model)
+    found = flatten(run(model, example)) if words else []
+    return bool(found) and scores_words(found[0], words)
 
 
 def vocabularies(model: nn.Module) -> frozenset[int]:

@@ -12,8 +12,9 @@ from torch import nn
 from lowrank.compression.calibration.effort import effort_of
 from lowrank.compression.calibration.settings import Calibration, calibration_of
 from lowrank.compression.gauges.memory import MemoryCheck, measure_memory
-from lowrank.compression.gauges.quality import Scorer, check_drop
+from lowrank.compression.gauges.quality import Scorer, check_drop, speaks
 from lowrank.compression.gauges.timing import LatencyCheck, time_ratio
+from lowrank.compression.network.cutting import few_of
 from lowrank.compression.network.example import Example, Tally, batch_size, tallying, unwrapped
 from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
 from lowrank.compression.pipeline.forecast import expected
@@ -126,11 +127,13 @@ def compress(
     check_asked(whole, example, rules, **timed_too, progress=progress)
     compared = val_of(val, example)
     read, rest = read_data(data, example, settings, rest=val is None)
+    words = progress is not None and read is not None and speaks(whole, few_of(example, 1))
     if progress is not None:
         held = bool(compared or rest)
-        progress(str(expected(whole, example, read, settings, rules, held=held)), 0, 1)
+        known = expected(whole, example, read, settings, rules, held=held, words=words)
+        progress(str(known), 0, 1)
     asked = timed_too["latency"], max_drop is not None, bool(refine)
-    progress = in_stages(progress, _stages(settings, read is not None, *asked))
+    progress = in_stages(progress, _stages(settings, read is not None, words, *asked))
     started, used = time.process_time(), model
     with tallying() as tally:
         curves = measured(whole, example, read, settings, rules, **timed_too, progress=progress)
@@ -168,12 +171,13 @@ def compress(
 
 
 def _stages(
-    settings: Calibration, data: bool, latency: bool, max_drop: bool, refine: bool
+    settings: Calibration, data: bool, words: bool, latency: bool, max_drop: bool, refine: bool
 ) -> list[str]:
     """What a compression goes through, each by the word that tells it."""
     effort, weighting = effort_of(settings.effort), settings.weighting
     weighed = data and effort.trials and settings.exponent is None and not max_drop
-    probed = data and effort.probes and weighting not in ("gradients", "outputs")
+    quiet = ("gradients", "outputs", *(("probe",) if words else ()))
+    probed = data and effort.probes and weighting not in quiet
     every = {
         "calibrating": data, "measuring": True, "timing": latency, "probing": probed,
         "trying": max_drop, "planning": not max_drop, "weighing": weighed, "fitting": True,

@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lowrank.compression.calibration.effort import Level, effort_of
 from lowrank.compression.calibration.settings import Calibration, calibration_of
 from lowrank.compression.calibration.statistics import Statistics
+from lowrank.compression.gauges.quality import speaks
+from lowrank.compression.network.cutting import few_of
 from lowrank.compression.network.example import Example, batch_size
 from lowrank.compression.network.scan import scan
 from lowrank.compression.pipeline.apply import read_data
@@ -78,7 +80,8 @@ def forecast(
     read, rest = read_data(data, example, settings, rest=True)
     rules = rules_of(rules, {})
     model = opened(model, example, stock=rules.stock, skip=rules.skip)
-    return expected(model, example, read, settings, rules, held=rest is not None)
+    words = read is not None and speaks(model, few_of(example, 1))
+    return expected(model, example, read, settings, rules, held=rest is not None, words=words)
 
 
 def expected(
@@ -89,6 +92,7 @@ def expected(
     rules: Rules,
     *,
     held: bool,
+    words: bool,
 ) -> Forecast:
     """What `forecast` gives, of arguments that were read.
 
@@ -99,6 +103,7 @@ def expected(
         settings: how they are looked at.
         rules: which layers may be replaced.
         held: whether outputs are compared on others.
+        words: whether they are scores of words.
     """
     found = scan(model, example)
     reasons = {**found.reasons, **rules.ruled_out(found)[0]}
@@ -107,14 +112,15 @@ def expected(
     if data is None:
         return Forecast(layers, 0, 0.0, seconds)
     batches = data.batches if isinstance(data, Statistics) else data
-    return Forecast(layers, sum(map(batch_size, batches)), _passes(model, settings, held), seconds)
+    passes = _passes(model, settings, held, words)
+    return Forecast(layers, sum(map(batch_size, batches)), passes, seconds)
 
 
-def _passes(model: nn.Module, settings: Calibration, held: bool) -> float:
+def _passes(model: nn.Module, settings: Calibration, held: bool, words: bool) -> float:
     """Calibrating, probing, fitting behind the prefix, norms estimated anew, and comparing."""
     effort = effort_of(settings.effort)
-    gradients = effort.gradients and settings.weighting != "outputs"
-    probes = 1.5 * effort.probes if settings.weighting == "probe" else 0.0
+    gradients = (effort.gradients or words) and settings.weighting != "outputs"
+    probes = 1.5 * effort.probes if settings.weighting == "probe" and not words else 0.0
     prefixes = 2.5 if settings.how == "sequential" else 0.0
     norms = 1.5 if any(isinstance(m, _BatchNorm) for m in model.modules()) else 0.0
     trials = 4 * 4.0 if effort.trials and settings.exponent is None else 0.0

@@ -152,7 +152,8 @@ class Curves:
                 `measure(..., memory=True)`.
             exponent: with data, layers are weighed by outputs^(1 - exponent) loss^exponent:
                 from the size of the output that is lost (0) to what the loss feels of it (1);
-                by default that of the calibration, else 0.5.
+                by default that of the calibration, else 0.5, or 1 where the model's output
+                scores words.
 
         Raises:
             InputError: an exponent outside 0..1.
@@ -162,7 +163,7 @@ class Curves:
         values = {"params": params, "bytes": bytes, "macs": macs}
         budget = budget_of(self._wholes, {**values, "latency": latency, "memory": memory})
         if exponent is None:
-            exponent = 0.5 if self.calibration.exponent is None else self.calibration.exponent
+            exponent = self.exponent
         check_exponent(exponent)
         offers = {c.layer: self._offer(c, budget.names, exponent) for c in self.curves}
         joint = [self._joint_offer(c, budget.names, exponent) for c in self.joint]
@@ -245,8 +246,16 @@ class Curves:
                 ended.setdefault(_short(option.method), []).append(name)
         return (_ending(ended, room, budget),) if ended else ()
 
-    def predicted(self, plan: Plan, exponent: float = 0.5) -> float:
+    @property
+    def exponent(self) -> float:
+        """How strongly layers are weighed by what the loss feels of them, if nothing is said."""
+        if self.calibration.exponent is not None:
+            return self.calibration.exponent
+        return 0.5 if self.data is None else self.data.exponent
+
+    def predicted(self, plan: Plan, exponent: float | None = None) -> float:
         """The plan's error as the planner weighs it, as a share of losing every output."""
+        exponent = self.exponent if exponent is None else exponent
         lost = whole = 0.0
         for curve in self.curves:
             weight = 1.0 if curve.importance is None else curve.importance.weight(exponent)

@@ -18,13 +18,13 @@ from lowrank.compression.calibration.fingerprint import (
     of_model,
 )
 from lowrank.compression.calibration.settings import Calibration, calibration_of, check_progress
-from lowrank.compression.calibration.statistics import Importance, Statistics, Weighting
+from lowrank.compression.calibration.statistics import Importance, Statistics
 from lowrank.compression.gauges.counting import model_cost
 from lowrank.compression.gauges.memory import Peaks
 from lowrank.compression.methods import Method
 from lowrank.compression.methods.shared.base import Joint, Target, has_stock, is_stock, require
 from lowrank.compression.network.batches import calibration_batches
-from lowrank.compression.network.cutting import few_of, in_memory
+from lowrank.compression.network.cutting import in_memory
 from lowrank.compression.network.example import Example, check, unwrapped
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import (
@@ -174,7 +174,7 @@ def measured(
     with usable(rows.so_far, settings.cache):
         known = rows.known = _calibrated(model, example, found, data, settings, store, progress)
         if known is not None:
-            few = [few_of(b) for b in known.batches[:_LOOKS]]
+            few = [known.few_of(b) for b in known.batches[:_LOOKS]]
             found = replace(found, same_input=only_readers_on(model, few, found.same_input))
         classes = rules.classes(rare=effort_of(settings.effort).rare)
         shelf = _shelf(store, model, example, known, settings, rules, classes)
@@ -187,7 +187,7 @@ def measured(
             peaks = _followed(model, example, named, [*rows.curves, *rows.bare.joint])
             rows.bare = replace(rows.bare, memory=peaks)
         whole = replace(rows.bare, curves=tuple(rows.curves), data=known)
-        whole = _probed(model, whole, settings.weighting, progress, shelf)
+        whole = _probed(model, whole, progress, shelf)
         return replace(whole, curves=on_one_scale(whole.curves))
 
 
@@ -387,15 +387,13 @@ def _shelf(
 def _probed(
     model: nn.Module,
     curves: Curves,
-    weighting: Weighting,
     progress: Progress | None,
     shelf: Shelf,
 ) -> Curves:
     """The curves with layers weighed by probes, where that is asked for."""
-    if curves.data is None or not curves.data.effort.probes:
+    if curves.data is None or not curves.data.probed:
         return curves
-    if weighting in ("gradients", "outputs"):
-        return curves
+    weighting = curves.data.weighting
     metric = weighting if callable(weighting) else None
     return probe(model, curves, metric=metric, progress=progress, shelf=shelf)
 
@@ -508,9 +506,13 @@ def _targets(model: nn.Module, unit: SameInput, data: Statistics | None) -> list
     """What layers should become together, weighed as plans weigh them by default."""
     known = [_on_data(model, view, data) for view in unit.layers]
     return [
-        Target(view.weight(), metric, 1.0 if counts is None else counts.weight(0.5))
+        Target(view.weight(), metric, _weight(counts, data))
         for view, (metric, counts) in zip(unit.layers, known, strict=True)
     ]
+
+
+def _weight(counts: Importance | None, data: Statistics | None) -> float:
+    return 1.0 if counts is None or data is None else counts.weight(data.exponent)
 
 
 def _joint_curve(

@@ -63,7 +63,7 @@ def weighing(
     behind it when these are fitted to what it gives.
     """
     if curves.data is None or exponent is not None or not curves.data.effort.trials:
-        return 0.5 if exponent is None else exponent
+        return curves.exponent if exponent is None else exponent
     plans = {e: curves.plan(**budget, exponent=e) for e in EXPONENTS}
     model = opened_for(model, plans[EXPONENTS[0]])
     data, held = curves.data.parted(model)
@@ -77,7 +77,7 @@ def weighing(
         same = next((d for d in lost if plans[d].layers == plan.layers), None)
         lost[e] = lost[same] if same is not None else _trial(model, plan, data, examples, how)
     best = min(lost, key=lost.__getitem__)
-    return 0.5 if lost[best][1] == inf else best
+    return curves.exponent if lost[best][1] == inf else best
 
 
 def _trial(
