@@ -10,6 +10,7 @@ import click
 
 from lowrank.cli.console import FILE, FOLDER, TARGET, json_option, show, show_json, tell, working
 from lowrank.cli.network.source import SOURCE_HELP, Source, source_options
+from lowrank.cli.network.stream import in_stream, takes_stream
 from lowrank.cli.network.values import Budget, Methods, is_pretrained, split
 from lowrank.cli.targets import check_targets
 from lowrank.errors import InputError
@@ -40,6 +41,7 @@ _RULES = ("methods", "skip", "only", "round_to", "int8", "low_bits", "stock")
     lowrank compress ./my-bert --bytes 200MB --skip 'embeddings.*' --save-plan plan.json
     lowrank compress net.py:build --input 1x3x32x32 --plan plan.json -o small.safetensors
     lowrank compress ./my-llama --params 0.6 -o ./small-llama
+    lowrank compress ./my-llama --stream --data ids.npz --params 0.6 -o ./small-llama
 
     A budget is a fraction to keep (0.5, 50%) or a figure (20M, 200MB, 1_500_000) of the whole
     model; several must all be met. With --data layers are planned and fitted to what they see
@@ -101,6 +103,18 @@ _RULES = ("methods", "skip", "only", "round_to", "int8", "low_bits", "stock")
     help="Keep what is measured and fitted there: another budget, or the same command after it "
     "was stopped, goes on from it.",
 )
+@click.option(
+    "--stream/--no-stream",
+    default=None,
+    help="Read and write a transformers folder block by block, for models larger than memory; by "
+    "default where the model in float32 would take more than half of the memory that is free.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --stream: decompose the layers of a block in so many processes.",
+)
 @click.option("--plan", "plan_file", type=FILE, metavar="FILE", help="Apply this plan instead.")
 @click.option("--save-plan", type=FILE, metavar="FILE", help="Write the plan as JSON.")
 @click.option(
@@ -122,7 +136,15 @@ def command(
     **options: Any,
 ) -> None:
     """Compress a model."""
+    stream, workers = options.pop("stream"), options.pop("workers")
     settings = _settings(options)
+    given = [*settings, *(("plan",) if plan_file else ()), *(("report",) if page else ())]
+    if takes_stream(stream, source, output, given):
+        assert output is not None
+        in_stream(source, output, settings, workers, save_plan, as_json=as_json)
+        return
+    if workers is not None:
+        raise click.UsageError("--workers goes with --stream")
     _check_choice(plan_file, settings)
     if page is not None and page.suffix != ".html":
         raise click.UsageError(f"--report {page} must end in .html")

@@ -157,6 +157,6 @@ class _disturbed(ExitStack):
 
         def noisy(_: nn.Module, args: object, output: Tensor) -> Tensor:
             noise = torch.randn(output.shape, generator=generator, dtype=output.dtype)
-            return output + _NOISE * output.square().mean().sqrt() * noise
+            return output + _NOISE * output.double().square().mean().sqrt().float() * noise
 
         self.callback(module.register_forward_hook(noisy).remove)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,10 +117,11 @@ def opened(folder: Path) -> Source:
         stored |= stored_in(path)
     kind = class_of(transformers, values)
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    given = config.dtype
     model = _empty(kind, config)
     placed, spare = _placed(folder, model, stored)
     stack, blocks = _stack(folder, model)
-    dtype = _dtype(config, placed)
+    dtype = _dtype(given, placed)
     return Source(folder, model, placed, dtype, stack, blocks, spare)
 
 
@@ -145,34 +146,56 @@ def _empty(kind: Any, config: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _dtype(config: Any, placed: Mapping[str, Stored]) -> torch.dtype:
-    given = config.dtype
-    if isinstance(given, torch.dtype):
-        return given
+def _dtype(given: object, placed: Mapping[str, Stored]) -> torch.dtype:
+    """The type that the config gives, else that of the files."""
+    found = getattr(torch, given, None) if isinstance(given, str) else given
+    if isinstance(found, torch.dtype):
+        return found
     return next(s.dtype for s in placed.values() if s.dtype.is_floating_point)
 
 
 def _placed(
     folder: Path, model: Any, stored: Mapping[str, Stored]
 ) -> tuple[dict[str, Stored], tuple[str, ...]]:
-    """The tensors by the model's own names: files of the bare model lack its prefix, and those
-    of one with a head have it."""
-    base = f"{model.base_model_prefix}."
+    """The tensors by the model's own names: files of the bare model lack its prefix, those of
+    one with a head have it, and those of older releases may have other names."""
+    base, state = f"{model.base_model_prefix}.", model.state_dict()
+    named, mixed = _renamed(model, stored)
     tied, found, used = ties(model), {}, set()
-    for name, like in model.state_dict().items():
+    for name, like in state.items():
         if name in tied:
             continue
         tries = (name, name.removeprefix(base), base + name, *_tied_to(name, tied))
-        key = next((t for t in tries if t in stored), None)
+        key = next((named[t] for t in tries if t in named), None)
         if key is None:
-            problem = f"the weights lack {name}"
+            why = "which transformers makes of several tensors" if name in mixed else ""
+            problem = f"the weights lack {name}{why and ', ' + why}"
             raise CheckpointError(str(folder), problem, f"save the whole model, or {_IN_MEMORY}")
         if stored[key].shape != tuple(like.shape):
             problem = f"{key} has shape {stored[key].shape}, the config says {tuple(like.shape)}"
             raise CheckpointError(str(folder), problem, "copy or save the whole folder again")
         found[name] = stored[key]
         used.add(key)
-    return found, tuple(n for n in stored if n not in used and n not in tied)
+    spare = tuple(n for n in stored if n not in used and n not in tied)
+    return found, spare
+
+
+def _renamed(model: Any, stored: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+    """Names of the files by those that transformers gives them, and those of which it makes
+    others with values of their own, as of experts that it packs."""
+    from transformers import conversion_mapping, core_model_loading
+
+    steps = conversion_mapping.get_model_conversion_mapping(model)
+    plain = [s for s in steps if isinstance(s, core_model_loading.WeightRenaming)]
+    mixing = [s for s in steps if isinstance(s, core_model_loading.WeightConverter)]
+    named, mixed = {}, set()
+    for key in stored:
+        new, pattern = core_model_loading.rename_source_key(key, plain, mixing)
+        if pattern is None:
+            named[new] = key
+        else:
+            mixed.add(new)
+    return {**{key: key for key in named.values()}, **named}, mixed
 
 
 def _tied_to(name: str, tied: Mapping[str, str]) -> list[str]:
