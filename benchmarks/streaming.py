@@ -270,25 +270,83 @@ def dask(work: Path) -> dict[str, Any]:
     return found
 
 
-def cost() -> dict[str, Any]:
-    """Processor time of a block by hidden size, its growth, and the two large models by it."""
-    rows = [of_a_block(shape) for shape in SIZES]
-    powers = {
-        stage: fitted([r["hidden"] for r in rows], [r[stage] for r in rows]) for stage in STAGES
-    }
+def cost(sizes: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Processor time of a block by hidden size, its growth, and the two large models by it.
+
+    Growth is fitted as a power of the hidden size; the large models' times are given by that
+    power and by the cube, which eigenvectors grow with in the end, from the largest size.
+    """
+    rows = sizes or [of_a_block(shape) for shape in SIZES]
+    hidden = [row["hidden"] for row in rows]
+    powers = {stage: fitted(hidden, [row[stage] for row in rows]) for stage in STAGES}
     found: dict[str, Any] = {"tokens": TOKENS, "sizes": rows, "powers": powers}
     for name, shape in LLAMA.items():
-        stages = {s: a * shape.hidden**p * shape.blocks for s, (a, p) in powers.items()}
-        weights = shape.block * shape.blocks
-        one = 2 * stages["forward_s"] + stages["layers_s"]  # the layers of both passes together
-        waits = stages["layers_s"] / min(8, 7) + 2 * stages["forward_s"]
+        a, p = powers["layers_s"]
+        low = a * shape.hidden**p
+        high = rows[-1]["layers_s"] * (shape.hidden / hidden[-1]) ** 3
         found[name] = {
-            **asdict(shape), **{k: round(v) for k, v in stages.items()},
-            "one_machine_s": round(one), "eight_workers_s": round(waits),
-            "forward_flops": 4 * 2 * weights * TOKENS, "bytes_read": 2 * 2 * shape.total,
-            "bytes_sent": 4 * weights, "block_bytes": 4 * shape.block,
+            **asdict(shape), "parameters": shape.total, **stated(shape),
+            "forward_flops_per_token": 4 * 2 * shape.block * shape.blocks,
+            "layers_s": [round(shape.blocks * t) for t in (low, high)],
+            "layers_s_on_eight": [round(shape.blocks * on_workers(shape, t)) for t in (low, high)],
+            "bytes_sent": 2 * 4 * shape.block * shape.blocks,
         }  # fmt: skip
     return found
+
+
+LINK = 1.25e9
+"""Bytes a second between machines: 10 Gbit/s."""
+
+LARGE_TOKENS = 32 * 2048
+
+
+def stated(shape: Shape) -> dict[str, Any]:
+    """What `compress_folder` states before it starts, of a checkpoint in bfloat16 whose files
+    have headers and no contents."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lowrank.compression.pipeline.streaming.costs import needs_of
+    from lowrank.compression.pipeline.streaming.job import job_of
+    from lowrank.compression.pipeline.streaming.source import opened
+    from lowrank.compression.structure.pretrained.tensor_files import Made, _file_of
+
+    config = LlamaConfig(
+        vocab_size=shape.words, hidden_size=shape.hidden, intermediate_size=shape.inner,
+        num_hidden_layers=shape.blocks, num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv, architectures=["LlamaForCausalLM"], dtype="bfloat16",
+    )  # fmt: skip
+    with torch.device("meta"):
+        state = LlamaForCausalLM(config).state_dict()
+    rows = [(n, Made(torch.bfloat16, tuple(t.shape), lambda t=t: t)) for n, t in state.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        header = next(_file_of(rows))
+        path = Path(folder, "model.safetensors")
+        path.write_bytes(header)
+        os.truncate(path, len(header) + sum(row.nbytes for _, row in rows))  # with a hole
+        config.save_pretrained(folder)
+        ids = [{"input_ids": torch.zeros(1, 2048, dtype=torch.long)}] * (LARGE_TOKENS // 2048)
+        needs = needs_of(job_of(opened(Path(folder)), KEEP, ids, (), None), twice=True)
+    return {"calibration_tokens": LARGE_TOKENS, "stated": needs.to_dict()}
+
+
+def on_workers(shape: Shape, seconds: float, workers: int = 8) -> float:
+    """Wall time of a block's layers on so many workers: largest first, each sent and sent back.
+
+    Args:
+        shape: the model.
+        seconds: of all layers of the block on one core, which are shared out by the work.
+        workers: how many.
+    """
+    d, f, kv = shape.hidden, shape.inner, shape.hidden * shape.kv // shape.heads
+    layers = [(d, d), (kv, d), (kv, d), (d, d), (f, d), (f, d), (d, f)]
+    work = [o * i * min(o, i) for o, i in layers]
+    free, link = [0.0] * workers, 0.0
+    for part, (o, i) in sorted(zip(work, layers, strict=True), reverse=True):
+        link += 4 * (o * i + 2 * i * i) / LINK  # one after another through the link
+        at = free.index(min(free))
+        free[at] = max(free[at], link) + seconds * part / sum(work) + 4 * KEEP * o * i / LINK
+    return max(free)
 
 
 STAGES = ("forward_s", "layers_s")
@@ -324,6 +382,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("part", choices=["memory", "dask", "cost"])
     parser.add_argument("--small", action="store_true", help="a few MB instead of 6 GB")
+    parser.add_argument("--again", action="store_true", help="of the sizes measured before")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--work", type=Path, help="folder for what is deleted in the end")
     asked = parser.parse_args()
@@ -333,7 +392,9 @@ def main() -> None:
             shape = SMALL if asked.small else LARGE
             row = memory(work, shape, 512, "alike", asked.kills)
         else:
-            row = dask(work) if asked.part == "dask" else cost()
+            known = json.loads(OUT.read_text()).get("cost", {}) if OUT.exists() else {}
+            again = known.get("sizes") if asked.again else None
+            row = dask(work) if asked.part == "dask" else cost(again)
     finally:
         shutil.rmtree(work)
     if asked.small:
