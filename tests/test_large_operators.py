@@ -233,3 +233,17 @@ def test_a_limit_ends_every_signal_of_a_batch(max_iter: int) -> None:
     assert found.status is Status.MAX_ITER
     assert found.n_iter == max_iter
     assert (np.abs(np.asarray(found.coefficients)).max(axis=0) > 0).all()
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+def test_matrices_of_few_rows_are_formed_from_their_rows(complex_: bool) -> None:
+    make = operators.partial_fourier if complex_ else operators.partial_dct
+    A, J = make(4096, m=3, seed=0), [0, 1, 1500, 4095]
+    used: list[int] = []
+    formed = A.counting(used.append).to_dense()
+    assert sum(used) == 3
+    assert formed.shape == A.shape
+    np.testing.assert_allclose(formed[:, J], A.columns(J), atol=1e-12)
+    wrong = from_functions(A.shape, A.forward, lambda y: 2 * A.adjoint(y), dtype=A.dtype)
+    np.testing.assert_allclose(wrong.to_dense(), formed, atol=1e-12)  # by its columns
+    np.testing.assert_allclose(A.H.to_dense(), formed.conj().T, atol=1e-12)

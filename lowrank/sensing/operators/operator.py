@@ -48,6 +48,14 @@ BLOCK = 2**22
 """Entries of a matrix that a matrix-free operator is applied to at a time."""
 
 
+MANY = 1024
+"""Columns up to which a matrix is formed from its columns, at once."""
+
+
+ADJOINT = 1e-5
+"""Error of the adjoint up to which the rows that it gives are those of the operator."""
+
+
 LONGEST_NAME = 60
 """Characters of a name that is made of the names of others."""
 
@@ -388,8 +396,18 @@ class Operator(LinearOperator):  # type: ignore[misc]
         return self._forward(unit)
 
     def to_dense(self) -> Array:
-        """The matrix (m, n), formed column by column where the operator is matrix-free."""
-        return self._matrix if self.is_dense else self._forward(np.eye(self.shape[1]))
+        """The matrix (m, n): where the operator is matrix-free, formed from its columns, or from
+        its rows by the adjoint, if they are fewer, the columns many and the adjoint is right.
+        """
+        if self.is_dense:
+            return self._matrix
+        m, n = self.shape
+        if m < n and n > MANY and (self.trusted or self.dot_test <= ADJOINT):
+            return np.ascontiguousarray(_in_blocks(self.H, np.eye(m)).conj().T)
+        if n <= MANY:
+            return self._forward(np.eye(n))
+        blocks = (range(j, min(j + MANY, n)) for j in range(0, n, MANY))
+        return np.concatenate([self.columns(block) for block in blocks], axis=1)
 
     def counting(self, count: Callable[[int], None]) -> Operator:
         """The same operator, which reports the number of vectors of every product."""

@@ -88,7 +88,8 @@ class VAMP:
         for it in range(1, self.max_iter + 1):
             before, (x, slope, fitted) = x, posterior(r, tau, prior)
             slope = np.clip(slope, 1e-12, 1 - 1e-6)
-            r2 = (1 - self.damping) * r2 + self.damping * (x - slope * r) / (1 - slope)
+            new = (x - slope * r) * (1 / (1 - slope))
+            r2 = new if self.damping == 1 else (1 - self.damping) * r2 + self.damping * new
             z = y - A.forward(r2)
             size = (np.abs(z) ** 2).mean(axis=0, dtype=float)
             if not np.all(size < 4 * energy + 1e-300):
