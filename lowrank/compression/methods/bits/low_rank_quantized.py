@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -26,6 +26,14 @@ from lowrank.decompositions.quantized import (
 
 _OFFERED = ((2, 32), (3, 32), (4, 32), (4, 128), (5, 64), (6, 64), (8, 128))
 """Bits and entries of a piece that are planned with."""
+
+
+_WORDS = 4096
+"""Rows of a table at which its errors are looked at, about."""
+
+
+_SEEN = (3, 32)
+"""At which it is found out what errors that are made up for, and what L, gain."""
 
 
 _SHARE = 0.25
@@ -87,20 +95,19 @@ class LowRankQuantized(Method):
         seed: int,
         metric: Metric | None = None,
     ) -> Iterable[tuple[LowRankQuantized, float]]:
+        embeds = spec.kind == "embedding"
         metric = identity(weight, torch.float32) if metric is None else metric.formed
         W = metric.cast(weight.flatten(2))
+        if embeds and metric.C.ndim == 2:  # some of the words tell enough
+            step = max(1, W.shape[2] // _WORDS)
+            W, metric = W[:, :, ::step], replace(metric, C=metric.C[:, ::step])
+        shape = _Shape.flat() if embeds else _Shape.of(W, metric, _ranks(spec, round_to))
         whole = metric.error(W) or 1.0
-        spread = None if spec.kind == "embedding" else spread_of(metric)
-        ranks = [] if spec.kind == "embedding" else _ranks(spec, round_to)
         for bits, group in _OFFERED:
-            rows = W.mT if spec.kind == "embedding" else W
-            rule = identity(rows, W.dtype) if spec.kind == "embedding" else metric
-            grid = quantized(rows, rule, bits, group, dtype=weight.dtype, spread=spread)
-            made = values_of(grid, bits, group, W.dtype)
-            rest = W - (made.mT if spec.kind == "embedding" else made)
-            yield cls(0, bits, group), max(metric.error(rest), 0.0) / whole
-            if ranks:
-                yield from _corrected(rest, metric, whole, ranks, cls(0, bits, group))
+            rest = _rest(W, metric, bits, group, embeds=embeds)
+            alone = max(metric.error(rest), 0.0) / whole
+            for rank, share in shape.shares.items():
+                yield cls(rank, bits, group), alone * share
 
     def check(self, spec: LayerSpec) -> str | None:
         if self.bits not in PLANES:
@@ -196,12 +203,38 @@ def _ranks(spec: LayerSpec, round_to: int) -> list[int]:
     return [grid[p - 1] for p in sorted(places) if p > 0]
 
 
-def _corrected(
-    rest: Tensor, metric: Metric, whole: float, ranks: list[int], alone: LowRankQuantized
-) -> Iterator[tuple[LowRankQuantized, float]]:
-    """The error beside L of each rank: what the spectrum of the rest has behind it."""
-    values = torch.linalg.eigvalsh(output_moment(rest, metric)).flip(-1).clamp_min(0).sum(0)
-    lost = values.flip(0).cumsum(0).flip(0)
-    for rank in ranks:
-        error = float(lost[rank]) / whole if rank < len(lost) else 0.0
-        yield LowRankQuantized(rank, alone.bits, alone.group), error
+def _rest(W: Tensor, metric: Metric, bits: int, group: int, *, embeds: bool = False) -> Tensor:
+    """What entries lose that go to their nearest levels; those of a table in rows of words."""
+    rows = W.mT if embeds else W
+    rule = identity(rows, W.dtype) if embeds else metric
+    rest = rows - values_of(quantized(rows, rule, bits, group), bits, group, W.dtype)
+    return rest.mT if embeds else rest
+
+
+@dataclass(frozen=True, eq=False)
+class _Shape:
+    """The error by the rank of L, beside that of nearest levels alone: much the same at any bits.
+
+    Args:
+        shares: rank -> share of the error that stays.
+    """
+
+    shares: dict[int, float]
+
+    @classmethod
+    def flat(cls) -> _Shape:
+        """Without L, and with nothing made up for."""
+        return cls({0: 1.0})
+
+    @classmethod
+    def of(cls, W: Tensor, metric: Metric, ranks: list[int]) -> _Shape:
+        """From one fit: its error, and what the spectrum of its rest has behind each rank."""
+        bits, group = _SEEN
+        rounded = metric.error(_rest(W, metric, bits, group)) or 1.0
+        grid = quantized(W, metric, bits, group, spread=spread_of(metric))
+        rest = W - values_of(grid, bits, group, W.dtype)
+        moment = output_moment(rest, metric)
+        values = torch.linalg.eigvalsh(moment).flip(-1).clamp_min(0).sum(0)
+        lost = values.flip(0).cumsum(0).flip(0)
+        places = {0: 0, **{rank: rank for rank in ranks if rank < len(lost)}}
+        return cls({rank: float(lost[at]) / rounded for rank, at in places.items()})
