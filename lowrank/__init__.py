@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lowrank.compression.fitting.batchnorm import recalibrate_batchnorm
     from lowrank.compression.fitting.finetune import finetune
     from lowrank.compression.fitting.soap import SOAP
+    from lowrank.compression.gauges.generation import GenerationProfile, profile_generation
     from lowrank.compression.gauges.profile import profile
     from lowrank.compression.gauges.profile_table import Profile
     from lowrank.compression.methods import (
@@ -60,6 +61,7 @@ _HOME = {
     "Curves": "lowrank.compression.planning.curves",
     "Dense": "lowrank.compression.structure.choices",
     "DepthwiseSeparable": "lowrank.compression.methods",
+    "GenerationProfile": "lowrank.compression.gauges.generation",
     "GroupSVD": "lowrank.compression.methods",
     "Interrupted": "lowrank.errors",
     "LegoNet": "lowrank.compression.methods",
@@ -90,6 +92,7 @@ _HOME = {
     "lora_targets": "lowrank.compression.structure.pretrained.adapters",
     "measure": "lowrank.compression.planning.measure",
     "profile": "lowrank.compression.gauges.profile",
+    "profile_generation": "lowrank.compression.gauges.generation",
     "quantize": "lowrank.compression.pipeline.quantize",
     "recalibrate_batchnorm": "lowrank.compression.fitting.batchnorm",
     "recover": "lowrank.sensing",
