@@ -5,10 +5,10 @@
 
 Every byte of the weights counts, tables of words, steps and biases too. Rivals, each at 8 or 4 bits
 (of ResNet-20 3, too) in every layer: entries at their nearest level, or with errors made up for on
-the data; at 4 bits a table of words has 8. Then the planner gets the very bytes of a rival, and chooses ranks and bits of
-every layer (`low_bits=True`). SmolLM2 needs what the head of `benchmarks/language.py` says; its
-ratio to the dense model's perplexity has the standard error over the same windows, the accuracy of
-ResNet-20 that of a share of 10,000 pictures, and of the difference to dense, picture by picture.
+the data; at 4 bits a table of words has 8. Then the planner gets the very bytes of a rival, and
+chooses ranks and bits of every layer (`low_bits=True`). SmolLM2 needs what the head of
+`benchmarks/language.py` says; its ratio to the dense model's perplexity has the standard error over
+the same windows, the accuracy of ResNet-20 that of the difference to dense, picture by picture.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     python -m benchmarks.decode
 
-Times depend on shapes alone, so weights are random. Every form keeps the same share of the blocks'
-linear weights; table and head stay as they are. The forms take turns, pass by pass; figures are
-ratios of medians of the thread's CPU time to those of the dense model, with the quartiles of the
-ratio in a pair of neighbouring passes.
+Times depend on shapes alone, so weights are random, and layers are put together as `apply` puts
+them: a shared input factor stands behind the norm that makes the input. Every form keeps the same
+share of the blocks' linear weights; table and head stay as they are. The forms take turns, pass by
+pass; figures are ratios of medians of the thread's CPU time to those of the dense model, with the
+quartiles of the ratio in a pair of neighbouring passes.
 """
 
 from __future__ import annotations
@@ -20,11 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-import lowrank
-from lowrank import ChannelSVD, SharedInputSVD
 from lowrank.compression.gauges.generation import Writer, _timed
 from lowrank.compression.network.example import evaluating
-from lowrank.compression.structure.choices import Choice
 
 OUT = Path(__file__).parent / "results" / "decode.json"
 HIDDEN, INNER, KEYS, BLOCKS, WORDS = 576, 1536, 192, 30, 49152
@@ -36,7 +34,6 @@ def network(inner: int = INNER) -> nn.Module:
     """Llama of these sizes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=WORDS, hidden_size=HIDDEN, intermediate_size=inner, num_hidden_layers=BLOCKS,
         num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
@@ -50,44 +47,57 @@ def rank(keep: float, inputs: int, outputs: int) -> int:
     return int(keep * inputs * outputs / (inputs + outputs))
 
 
+def factored(keep: float) -> nn.Module:
+    """Two factors in the place of every matrix of the blocks."""
+    net = network()
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, nn.Linear) and "layers." in name:
+            net.set_submodule(name, _pair(layer, keep))
+    return net
+
+
+def shared(keep: float, parts: tuple[str, ...] = ("self_attn", "mlp")) -> nn.Module:
+    """The same, but one input factor for queries, keys and values, and one for gate and up."""
+    net = network()
+    for block in net.model.layers:
+        if "self_attn" in parts:
+            readers = {n: getattr(block.self_attn, n) for n in ("q_proj", "k_proj", "v_proj")}
+            block.input_layernorm = _behind(block.input_layernorm, block.self_attn, readers, keep)
+            block.self_attn.o_proj = _pair(block.self_attn.o_proj, keep)
+        readers = {n: getattr(block.mlp, n) for n in ("gate_proj", "up_proj")}
+        norm = block.post_attention_layernorm
+        block.post_attention_layernorm = _behind(norm, block.mlp, readers, keep)
+        block.mlp.down_proj = _pair(block.mlp.down_proj, keep)
+    return net
+
+
+def _pair(layer: nn.Linear, keep: float) -> nn.Module:
+    r = rank(keep, layer.in_features, layer.out_features)
+    return nn.Sequential(_linear(layer.in_features, r), _linear(r, layer))
+
+
+def _behind(norm: nn.Module, holder: nn.Module, readers: dict[str, Any], keep: float) -> nn.Module:
+    r = rank(keep, HIDDEN, sum(layer.out_features for layer in readers.values()))
+    for name, layer in readers.items():
+        setattr(holder, name, _linear(r, layer))
+    return nn.Sequential(norm, _linear(HIDDEN, r))
+
+
+def _linear(inputs: int, outputs: int | nn.Linear) -> nn.Linear:
+    size = outputs if isinstance(outputs, int) else outputs.out_features
+    return nn.Linear(inputs, size, bias=False)
+
+
 def forms(keep: float) -> dict[str, nn.Module]:
     """Name -> a model that keeps the share of its blocks."""
     rest = (keep * (ATTENTION + MLP) - ATTENTION) / MLP  # of the MLP, where attention is dense
-    near = {
-        "*.q_proj": ChannelSVD(rank(keep, HIDDEN, HIDDEN)),
-        "*.[kv]_proj": ChannelSVD(rank(keep, HIDDEN, KEYS)),
-        "*.o_proj": ChannelSVD(rank(keep, HIDDEN, HIDDEN)),
-        "*.gate_proj": ChannelSVD(rank(keep, HIDDEN, INNER)),
-        "*.up_proj": ChannelSVD(rank(keep, HIDDEN, INNER)),
-        "*.down_proj": ChannelSVD(rank(keep, INNER, HIDDEN)),
-    }
-    shared = {
-        "*.[qkv]_proj": SharedInputSVD(rank(keep, HIDDEN, HIDDEN + 2 * KEYS)),
-        "*.o_proj": near["*.o_proj"],
-        "*.gate_proj": SharedInputSVD(rank(keep, HIDDEN, 2 * INNER)),
-        "*.up_proj": SharedInputSVD(rank(keep, HIDDEN, 2 * INNER)),
-        "*.down_proj": near["*.down_proj"],
-    }
-    mlp = {
-        "*.gate_proj": SharedInputSVD(rank(rest, HIDDEN, 2 * INNER)),
-        "*.up_proj": SharedInputSVD(rank(rest, HIDDEN, 2 * INNER)),
-        "*.down_proj": ChannelSVD(rank(rest, INNER, HIDDEN)),
-    }
     return {
         "dense": network(),
-        "two factors for each matrix": made(near),
-        "shared input factors": made(shared),
-        "attention dense, shared in the MLP": made(mlp),
+        "two factors for each matrix": factored(keep),
+        "shared input factors": shared(keep),
+        "attention dense, shared in the MLP": shared(rest, ("mlp",)),
         "attention dense, a narrower MLP": network(int(rest * INNER)),
     }
-
-
-def made(overrides: dict[str, Choice]) -> nn.Module:
-    net = network()
-    example = torch.arange(8)[None]
-    rules = lowrank.Rules(overrides=overrides, only=list(overrides), methods="channel_svd")
-    plan = lowrank.measure(net, example, rules=rules).plan(params=1.0)
-    return lowrank.apply(net, plan)[0]
 
 
 def inside(net: nn.Module) -> int:
@@ -98,9 +108,9 @@ def inside(net: nn.Module) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--keep", type=float, default=0.6)
-    parser.add_argument("--prompt", type=int, default=256, help="tokens")
-    parser.add_argument("--prefills", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--prompt", type=int, default=128, help="tokens")
+    parser.add_argument("--prefills", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
