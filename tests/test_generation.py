@@ -45,7 +45,7 @@ def test_figures_follow_from_the_sizes(tied: bool, dtype: torch.dtype) -> None:
     assert cost.prefill.bytes == cost.decode.bytes / n
     attention = 2 * BLOCKS * HIDDEN  # a product with each key, and with each value
     assert cost.decode.macs == LINEAR + HEAD + attention * (n + 1)
-    assert cost.prefill.macs == LINEAR + HEAD + attention * n
+    assert cost.prefill.macs == LINEAR + HEAD / n + attention * n
     assert cost.prefill.tokens_per_second > 0 < cost.decode.tokens_per_second
     assert json.loads(json.dumps(cost.to_dict()))["decode"]["tokens"] == 1
     lines = str(cost).splitlines()

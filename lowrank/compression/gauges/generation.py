@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ class GenerationProfile:
     """What generating costs, for one text. Prints as a table.
 
     Attributes:
-        prefill: reading the prompt, all of its tokens in one pass.
+        prefill: reading the prompt, all of its tokens in one pass, with the scores of the next.
         decode: one token after another behind it.
         cache_bytes: of keys and values, behind the prompt.
         cache_bytes_per_token: by which the cache grows with the prompt, on average.
@@ -104,9 +105,9 @@ def profile_generation(
 ) -> GenerationProfile:
     """Measure what a causal language model costs by the token: reading a prompt, then writing.
 
-    The prompt is read in one pass (prefill), which computes; behind it tokens come one at a time
-    (decode), each pass of which reads all weights for a single token. The model runs in evaluation
-    mode without gradients.
+    The prompt is read in one pass (prefill), which computes, and scores what follows; then words
+    come one at a time (decode), each pass of which reads all weights for a single one. The model runs
+    in evaluation mode without gradients.
 
     Args:
         model: a causal language model of transformers, compressed or not.
@@ -169,18 +170,24 @@ class Writer:
         self.word = prompt[:, :1]
 
     def read(self) -> None:
-        """Read the prompt into a new cache."""
-        self._pass(self.prompt, {})
+        """Read the prompt into a new cache; as `generate` does, score what follows it alone."""
+        self._pass(self.prompt, {"logits_to_keep": 1} if "logits_to_keep" in self._takes else {})
 
     def write(self) -> None:
         """Take the likeliest word, and read it."""
-        self._pass(self.word, {"past_key_values": self.cache})
+        name = "cache" if "cache" in self._takes else "past_key_values"  # of older releases
+        self._pass(self.word, {name: self.cache})
+
+    @property
+    def _takes(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.model.forward).parameters
 
     def _pass(self, words: Tensor, more: dict[str, Any]) -> None:
         with torch.no_grad():
             try:
                 found = self.model(input_ids=words, use_cache=True, **more)
-                scores, self.cache = found.logits, found.past_key_values
+                scores = found.logits
+                self.cache = found.cache if "cache" in self._takes else found.past_key_values
             except (AttributeError, TypeError) as error:
                 problem = f"{type(self.model).__name__} keeps no keys and values ({error})"
                 advice = "pass a causal language model of transformers"
