@@ -106,8 +106,8 @@ def profile_generation(
     """Measure what a causal language model costs by the token: reading a prompt, then writing.
 
     The prompt is read in one pass (prefill), which computes, and scores what follows; then words
-    come one at a time (decode), each pass of which reads all weights for a single one. The model runs
-    in evaluation mode without gradients.
+    come one at a time (decode), each pass of which reads all weights for a single one. The model
+    runs in evaluation mode without gradients.
 
     Args:
         model: a causal language model of transformers, compressed or not.
