@@ -251,7 +251,7 @@ def _read(ran: list[nn.Module]) -> Iterator[int]:
     """Bytes of what each module holds, once; tables of words are looked up, not read."""
     seen = set()
     for module in ran:
-        held = [*module.parameters(recurse=False)]
+        held: list[Tensor] = [*module.parameters(recurse=False)]
         held += module.stored_buffers() if isinstance(module, StoresBuffers) else ()
         for tensor in held:
             if _is_table(module) or memory_of(tensor) in seen:
