@@ -59,6 +59,12 @@ class GenerationProfile:
         cache_bytes_per_token: by which the cache grows with the prompt, on average.
         threads: CPU threads that one operation may use.
         clock: what the times were read from.
+
+    Example:
+        >>> fast, slow = Phase(16, 1e6, 1e5, 0.5), Phase(1, 1e6, 1.6e6, 0.125)
+        >>> cost = GenerationProfile(fast, slow, 8192, 512.0, 1, "wall clock")
+        >>> cost.prefill.tokens_per_second, cost.decode.tokens_per_second
+        (32.0, 8.0)
     """
 
     prefill: Phase
