@@ -77,6 +77,7 @@ class Operator(LinearOperator):  # type: ignore[misc]
         name: what messages call it.
         facts: what is known of the matrix, and not measured.
         dense: the matrix itself, or a function that makes it when first asked; None if matrix-free.
+        sparse: the matrix in SciPy's CSC form, where it is sparse.
         trusted: the adjoint is known to be the adjoint; else solving runs the dot test once.
         recipe: function of no arguments that makes the operator again, for pickling; None calls
             this class with these arguments.
@@ -112,12 +113,13 @@ class Operator(LinearOperator):  # type: ignore[misc]
         name: str = "operator",
         facts: Facts | None = None,
         dense: Array | Callable[[], Array] | None = None,
+        sparse: Any = None,
         trusted: bool = True,
         recipe: Callable[[], Operator] | None = None,
     ) -> None:
         super().__init__(np.dtype(dtype), (int(shape[0]), int(shape[1])))
         self._forward, self._adjoint = forward, adjoint
-        self.name, self.trusted, self._dense = name, trusted, dense
+        self.name, self.trusted, self._dense, self._sparse = name, trusted, dense, sparse
         self.facts = UNKNOWN if facts is None else _checked_facts(facts, self.shape)
         self._said, self._recipe = facts, recipe  # what follows from it may not pickle
         self._adjoint_of: Operator | None = None
@@ -148,6 +150,7 @@ class Operator(LinearOperator):  # type: ignore[misc]
             name=self.name,
             facts=self._said,
             dense=self._dense,
+            sparse=self._sparse,
             trusted=self.trusted,
         )
 
@@ -332,6 +335,11 @@ class Operator(LinearOperator):  # type: ignore[misc]
         """The matrix (m, n), or None for a matrix-free operator."""
         return self._matrix if self.is_dense else None
 
+    @property
+    def sparse(self) -> Any:
+        """The matrix (m, n) in SciPy's CSC form where it is sparse, else None."""
+        return self._sparse
+
     @cached_property
     def _matrix(self) -> Array:
         return np.asarray(self._dense() if callable(self._dense) else self._dense)
@@ -389,6 +397,8 @@ class Operator(LinearOperator):  # type: ignore[misc]
     def columns(self, J: ArrayLike | range) -> Array:
         """The columns `A[:, J]`, (m, len(J)): a slice of the matrix, or one product each."""
         indices = np.asarray(J, dtype=int)
+        if self.sparse is not None:
+            return np.asarray(self.sparse[:, indices].toarray())
         if self.is_dense:
             return np.asarray(self._matrix[:, indices])
         unit = np.zeros((self.shape[1], indices.size))
@@ -722,14 +732,17 @@ def from_matrix(A: MatrixLike, *, row_orthonormal: bool = False) -> Operator:
 
 
 def _from_sparse(A: Any) -> Operator:
-    matrix = A.tocsr().astype(np.result_type(A.dtype, np.float64))
+    matrix = A.tocsc().astype(np.result_type(A.dtype, np.float64), copy=False)
     if not np.isfinite(matrix.data).all():
         raise InputError("A", "the sparse matrix holds NaN or Inf", "clean the data")
+    if not matrix.has_canonical_format:  # entries given twice add up, and their squares do not
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
 
     def lengths(axis: int) -> Array:
         return np.sqrt(np.asarray(abs(matrix).power(2).sum(axis=axis)).ravel())
 
-    adjoint = matrix.conj().T.tocsr()
+    adjoint = matrix.conj().T if np.iscomplexobj(matrix.data) else matrix.T
     return Operator(
         matrix.shape,
         matrix.dtype,
@@ -738,6 +751,7 @@ def _from_sparse(A: Any) -> Operator:
         name="sparse matrix",
         facts=Facts(column_norms=lambda: lengths(0), row_norms=lambda: lengths(1)),
         dense=matrix.toarray if np.prod(matrix.shape) <= MAX_DENSE_ELEMENTS // 8 else None,
+        sparse=matrix,
         recipe=partial(from_matrix, matrix),
     )
 

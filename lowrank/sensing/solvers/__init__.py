@@ -28,6 +28,7 @@ from lowrank.sensing.solvers.sbl import SBL
 from lowrank.sensing.solvers.spg import SPG
 from lowrank.sensing.solvers.subspace_pursuit import SubspacePursuit
 from lowrank.sensing.solvers.vamp import VAMP
+from lowrank.sensing.solvers.working_set import WorkingSet
 
 __all__ = ["AUTO", "SOLVERS", "Callback", "Solver"]
 
@@ -54,11 +55,13 @@ SOLVERS: dict[str, type[Solver]] = {
     "spg": SPG,
     "subspace_pursuit": SubspacePursuit,
     "vamp": VAMP,
+    "working_set": WorkingSet,
 }
 """Every solver by the name that `recover(..., solver=name)` takes."""
 
 
 AUTO: tuple[str, ...] = (
+    "working_set",
     "exact_l1",
     "frisch_newton",
     "cross_bouquet",

@@ -1,0 +1,131 @@
+"""Newton's method on the faces of a penalised fit: which entries are zero, and of which sign.
+
+Minimises `1/2 ||A_W x - y||^2 + ridge/2 ||x||^2 + sum_j t_j |x_j|` within bounds over the columns
+of a `Design`. Between changes of sign the objective is a quadratic, so a step goes to its minimum
+on the free entries; what would change sign is set to zero, or at its bound, as far as that makes
+the objective fall.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowrank.sensing.solvers.designs import Array, Design, Index
+
+MAX_STEPS = 200
+"""Most Newton steps of one minimisation; ten are usual."""
+
+
+@dataclass
+class Face:
+    """A point, and what it takes to move it; arrays are (w,), in units of unit columns.
+
+    Attributes:
+        x: coefficients, within the bounds.
+        c: `A_W^T (y - A_W x) - ridge x`, what the penalty's slope must balance.
+        slopes: `t`, the penalty's slopes.
+        lower: bounds, at most 0.
+        upper: bounds, at least 0.
+        ridge: >= 0.
+    """
+
+    x: Array
+    c: Array
+    slopes: Array
+    lower: Array
+    upper: Array
+    ridge: Array
+
+    def signs(self, slack: float) -> Array:
+        """Of the entries; of those that are zero and should not be, where they ought to go."""
+        s = np.sign(self.x)
+        over = self.slopes * (1 + slack)
+        up = (self.x == 0) & (self.c > over) & (self.upper > 0)
+        down = (self.x == 0) & (self.c < -over) & (self.lower < 0)
+        return s + up - down
+
+    def uphill(self, s: Array) -> tuple[Array, Index]:
+        """Minus the gradient where the signs are `s`, and which entries are free to follow it."""
+        g = self.c - self.slopes * s
+        held = ((self.x >= self.upper) & (g > 0)) | ((self.x <= self.lower) & (g < 0))
+        return g, np.flatnonzero((s != 0) & ~held)
+
+    def room(self, s: Array, free: Index) -> tuple[Array, Array]:
+        """Between what the free entries may be without a change of sign."""
+        up = s[free] > 0
+        low, high = self.lower[free], self.upper[free]
+        return np.where(up, np.maximum(low, 0), low), np.where(up, high, np.minimum(high, 0))
+
+
+def minimise(design: Design, face: Face, slack: float) -> int:
+    """Move the point to the minimum over the columns of the design; return the steps it took.
+
+    Args:
+        design: the columns.
+        face: where to start; changed in place.
+        slack: how far, relative to the slopes, the gradient may be off.
+    """
+    last = np.inf
+    for step in range(MAX_STEPS):
+        s = face.signs(slack)
+        g, free = face.uphill(s)
+        off = float((np.abs(g[free]) / face.slopes[free]).max(initial=0.0))
+        if off <= slack or (off >= last and off < 1e-6):
+            return step
+        last = off if _move(design, face, s, g, free) else np.inf
+    return MAX_STEPS
+
+
+def _move(design: Design, face: Face, s: Array, g: Array, free: Index) -> bool:
+    """One step; whether it was a whole Newton step, after which only rounding is left."""
+    d = design.newton(free, g[free], face.ridge[free])
+    low, high = face.room(s, free)
+    goal = face.x[free] + d
+    if np.all((goal >= low) & (goal <= high)):
+        _shift(face, free, goal, _bend(design, face, free, goal))
+        return True
+    for t in (1.0, 0.5, 0.1):
+        goal = np.clip(face.x[free] + t * d, low, high)
+        promised = float(g[free] @ (goal - face.x[free]))
+        if promised > 0:
+            bend = _bend(design, face, free, goal)
+            if promised - float((goal - face.x[free]) @ bend[free]) / 2 > 1e-3 * promised:
+                _shift(face, free, goal, bend)
+                return False
+    _careful(design, face, s, g, free)
+    return False
+
+
+def _bend(design: Design, face: Face, free: Index, goal: Array) -> Array:
+    """What a move of the free entries takes from `c`."""
+    change = np.zeros_like(face.x)
+    change[free] = goal - face.x[free]
+    return design.curve(change) + face.ridge * change
+
+
+def _shift(face: Face, free: Index, goal: Array, bend: Array) -> None:
+    face.x[free] = goal
+    face.c -= bend
+
+
+def _careful(design: Design, face: Face, s: Array, g: Array, free: Index) -> None:
+    """Towards the minimum on the entries within their room, up to the first that leaves it.
+
+    Where these are at their minimum, the one at an end of its room that pulls most comes in alone:
+    it moves the right way then, and the objective falls.
+    """
+    low, high = face.room(s, free)
+    within = (face.x[free] > low) & (face.x[free] < high)
+    off = np.abs(g[free]) / face.slopes[free]
+    if off[within].max(initial=0.0) <= 1e-9 and not within.all():
+        within[np.argmax(np.where(within, 0, off))] = True
+    inner, low, high = free[within], low[within], high[within]
+    d = design.newton(inner, g[inner], face.ridge[inner])
+    start = face.x[inner]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        reach = np.where(d > 0, (high - start) / d, np.where(d < 0, (low - start) / d, np.inf))
+    t = min(1.0, float(reach.min(initial=np.inf)))
+    goal = np.where(reach <= t, np.where(d > 0, high, low), start + t * d)
+    _shift(face, inner, goal, _bend(design, face, inner, goal))
