@@ -267,6 +267,7 @@ RUNS: dict[str, Case] = {
         "spg": "bpdn",
         "subspace_pursuit": "k-sparse",
         "vamp": "orthonormal rows",
+        "working_set": "lasso",
     }.items()
 }
 """Solver -> a problem on which its iterations are watched; every solver has its row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -140,6 +141,11 @@ class Lasso(_L1Problem):
     def lam_max(self) -> float:
         """Smallest lam at which the answer is 0 (for every signal), whatever `lam` is."""
         return self._correlation
+
+    def simple_answers(self) -> Iterator[tuple[Array, str]]:
+        """Zero, from `lam_max` on."""
+        if self.lam >= self.lam_max * (1 - 1e-9):
+            yield from super().simple_answers()
 
     @property
     def factor(self) -> float:

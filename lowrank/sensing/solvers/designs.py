@@ -27,8 +27,9 @@ FEW = 200
 """Sparse columns up to this number go by their Gram matrix, more by conjugate gradients."""
 
 
-SOLVED = 1e-13
-"""Residual, relative to the right-hand side, at which conjugate gradients end."""
+SOLVED = 1e-4
+"""Residual, relative to the right-hand side, at which conjugate gradients end: the right-hand side
+of a further Newton step is smaller by as much."""
 
 
 MAX_PRODUCTS = 400
@@ -56,9 +57,14 @@ class Design(Protocol):
     def newton(self, free: Index, g: Array, ridge: Array) -> Array:
         """`(A_F^T A_F + ridge)^-1 g` for the columns F, or near it where they are dependent."""
 
+    entering: tuple[int, float]
+    """How many zeros may move in one step: this many, or this share of what is not zero."""
+
 
 class DenseDesign:
     """Columns of an array (m, n), with their Gram matrix."""
+
+    entering = (40, 0.5)
 
     def __init__(self, A: Array) -> None:
         self.A, self.norms, self._size = A, np.empty(0), 0
@@ -109,6 +115,8 @@ class DenseDesign:
 class SparseDesign:
     """Columns of a sparse matrix (m, n) in CSC form."""
 
+    entering = (100, 1.0)
+
     def __init__(self, A: Any) -> None:
         self.A, self.norms = A, np.empty(0)
         self._columns: Any = None
@@ -143,11 +151,16 @@ class SparseDesign:
 
     def newton(self, free: Index, g: Array, ridge: Array) -> Array:
         """By Cholesky for few columns, by conjugate gradients for many."""
-        columns = self._columns[:, free]
         if free.size <= FEW:
+            columns = self._columns[:, free]
             return cholesky_step((columns.T @ columns).toarray(), g, ridge)
-        rows = columns.T
-        return conjugate_gradients(lambda d: rows @ (columns @ d) + ridge * d, g)
+        full = np.zeros(self.norms.size)
+
+        def curve(d: Array) -> Array:
+            full[free] = d
+            return self.curve(full)[free] + ridge * d
+
+        return conjugate_gradients(curve, g)
 
 
 def cholesky_step(gram: Array, g: Array, ridge: Array) -> Array:

@@ -14,8 +14,20 @@ import numpy as np
 
 from lowrank.sensing.solvers.designs import Array, Design, Index
 
-MAX_STEPS = 200
+MAX_STEPS = 1000
 """Most Newton steps of one minimisation; ten are usual."""
+
+
+PATIENCE = 3
+"""Steps that end at the first change of sign, before proximal steps are taken."""
+
+
+DELTAS = np.repeat(10.0 ** -np.arange(1, 9), 2)
+"""Their factors, for unit columns."""
+
+
+PROXIMAL = 1e-6
+"""How far the gradient of a proximal step may be off, relative to the slopes."""
 
 
 @dataclass
@@ -59,33 +71,71 @@ class Face:
         return np.where(up, np.maximum(low, 0), low), np.where(up, high, np.minimum(high, 0))
 
 
-def minimise(design: Design, face: Face, slack: float) -> int:
+def minimise(design: Design, face: Face, slack: float, most: int = MAX_STEPS) -> int:
     """Move the point to the minimum over the columns of the design; return the steps it took.
+
+    Where columns are nearly dependent, whole faces are nearly flat and Newton steps end at the
+    first change of sign. Then proximal steps, `+ delta/2 ||x - x_before||^2` with delta falling,
+    lead to the right face.
 
     Args:
         design: the columns.
         face: where to start; changed in place.
         slack: how far, relative to the slopes, the gradient may be off.
+        most: limit of the steps.
     """
+    steps, stuck = _newton(design, face, slack, most, PATIENCE)
+    for delta in DELTAS:
+        if not stuck or steps >= most:
+            break
+        anchor = face.x.copy()
+        face.ridge = face.ridge + delta
+        steps += _newton(design, face, PROXIMAL, most - steps, most)[0]
+        face.ridge = face.ridge - delta
+        face.c += delta * (face.x - anchor)
+        more, stuck = _newton(design, face, slack, most - steps, PATIENCE)
+        steps += more
+    return steps + _newton(design, face, slack, most - steps, most)[0] if stuck else steps
+
+
+def _newton(design: Design, face: Face, slack: float, most: int, patience: int) -> tuple[int, bool]:
+    """At most so many steps, and more cautious ones; how many it took, and if it was impatient."""
     last = np.inf
-    for step in range(MAX_STEPS):
+    for step in range(most):
         s = face.signs(slack)
+        s = _strongest(face, s, *design.entering)
         g, free = face.uphill(s)
         off = float((np.abs(g[free]) / face.slopes[free]).max(initial=0.0))
         if off <= slack or (off >= last and off < 1e-6):
-            return step
-        last = off if _move(design, face, s, g, free) else np.inf
-    return MAX_STEPS
+            return step, False
+        whole, cautious = _move(design, face, s, g, free)
+        patience -= cautious
+        if patience < 0:
+            return step + 1, True
+        last = off if whole else np.inf
+    return most, False
 
 
-def _move(design: Design, face: Face, s: Array, g: Array, free: Index) -> bool:
-    """One step; whether it was a whole Newton step, after which only rounding is left."""
+def _strongest(face: Face, s: Array, few: int, share: float) -> Array:
+    """Of the zeros that are to move, those that pull most: their signs depend on each other."""
+    new = np.flatnonzero((face.x == 0) & (s != 0))
+    limit = max(few, int(share * np.count_nonzero(face.x)))
+    if new.size > limit:
+        pull = np.abs(face.c[new]) / face.slopes[new]
+        s[new[np.argpartition(pull, new.size - limit)[: new.size - limit]]] = 0
+    return s
+
+
+def _move(design: Design, face: Face, s: Array, g: Array, free: Index) -> tuple[bool, bool]:
+    """One step; whether it was a whole Newton step, after which only rounding is left, or one of
+    those that end at the first change of sign.
+    """
     d = design.newton(free, g[free], face.ridge[free])
     low, high = face.room(s, free)
     goal = face.x[free] + d
     if np.all((goal >= low) & (goal <= high)):
         _shift(face, free, goal, _bend(design, face, free, goal))
-        return True
+        return True, False
     for t in (1.0, 0.5, 0.1):
         goal = np.clip(face.x[free] + t * d, low, high)
         promised = float(g[free] @ (goal - face.x[free]))
@@ -93,9 +143,9 @@ def _move(design: Design, face: Face, s: Array, g: Array, free: Index) -> bool:
             bend = _bend(design, face, free, goal)
             if promised - float((goal - face.x[free]) @ bend[free]) / 2 > 1e-3 * promised:
                 _shift(face, free, goal, bend)
-                return False
+                return False, False
     _careful(design, face, s, g, free)
-    return False
+    return False, True
 
 
 def _bend(design: Design, face: Face, free: Index, goal: Array) -> Array:

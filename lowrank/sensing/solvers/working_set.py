@@ -1,10 +1,10 @@
-"""Working sets for the LASSO and the elastic net, dense or sparse: exact on few columns at a time."""
+"""Working sets for the LASSO and the elastic net: exact on few columns at a time."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,12 +13,22 @@ from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.l1 import ElasticNet, Lasso
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.designs import Array, DenseDesign, Design, Index, SparseDesign
-from lowrank.sensing.solvers.faces import Face, minimise
+from lowrank.sensing.solvers.exact_l1 import ExactL1
+from lowrank.sensing.solvers.faces import MAX_STEPS, Face, minimise
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.status import Status
 
-AT_FIRST = 100
-"""Columns that come in at once at the start; later as many as are not zero."""
+STEPS = 3
+"""Newton steps of a stage that is not the last: the next one goes on from wherever it ends."""
+
+
+ROUGH = 1e-3
+"""How far the gradient may be off there, relative to the slopes."""
+
+
+CROWDED = 0.8
+"""Share of the rows from which on so many coefficients of a wide dense matrix are not zero that the
+faces are hardly independent, and the exact path takes over."""
 
 
 MAX_ENTRIES = 2**28
@@ -35,12 +45,12 @@ class Fit:
         lower: bounds (n,), at most 0.
         upper: bounds (n,), at least 0.
         ridge: factor of `1/2 ||x||^2`.
-        design: columns that an earlier fit of the same matrix has gathered, and which they are.
 
     Attributes:
         x: coefficients of the columns that take part.
         taking: which columns these are.
         c: `A^T (y - A x) - ridge x`, (n,).
+        reached: lam of the last stage.
         n_products: products with the whole matrix.
         n_steps: Newton steps.
     """
@@ -60,26 +70,31 @@ class Fit:
         self.design: Design = SparseDesign(A) if sparse else DenseDesign(A)
         self._rows = A.T
         self.taking: Index = np.empty(0, np.intp)
-        self._takes = np.zeros(weights.size, dtype=bool)
         self._bounded = bool(np.isfinite(lower).any() or np.isfinite(upper).any())
         self.x, self.residual = np.empty(0), y
         self.n_products = self.n_steps = 0
         self.c = self._correlate(y)
-        self.start = self.c
+        self.reached = np.inf
 
     def _correlate(self, r: Array) -> Array:
         self.n_products += 1
         return np.asarray(self._rows @ r)
 
-    def pull(self) -> Array:
-        """`|c_j| / w_j` of every column that is zero, on the side where it may move; else 0."""
+    def pull(self, c: Array) -> Array:
+        """`|c_j| / w_j` of columns that take no part, on the side where they may move; else 0."""
         if self._bounded:
-            up, down = np.where(self.upper > 0, self.c, 0), np.where(self.lower < 0, -self.c, 0)
+            up, down = np.where(self.upper > 0, c, 0), np.where(self.lower < 0, -c, 0)
             size = np.maximum(np.maximum(up, down), 0) / self.weights
         else:
-            size = np.abs(self.c) / self.weights
+            size = np.abs(c) / self.weights
         size[self.taking] = 0.0
         return np.asarray(size)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the faces of a wide dense matrix are hardly independent any more."""
+        m, n = self.A.shape
+        return isinstance(self.A, np.ndarray) and m < n and self.n_active > CROWDED * m
 
     @property
     def n_active(self) -> int:
@@ -89,36 +104,56 @@ class Fit:
     def descend(self, lam: float, slack: float) -> Iterator[float]:
         """Go down to `lam`, yielding what was reached after each product with the matrix.
 
-        A stage admits the columns that pull most, at most as many as are active, and goes down no
-        further than the strongest that is left out; the last stages stay at `lam` until nothing
-        pulls more than it.
+        A stage admits the columns that pull most, about as many as the design lets move in one
+        step, and goes down no further than the strongest that is left out; the last stages stay at
+        `lam` until nothing pulls more than it.
         """
+        at, before = self.reached, None
         while True:
-            pull = self.pull()
-            here = lam
-            new = np.flatnonzero(pull > lam * (1 + slack))
-            limit = max(AT_FIRST, self.n_active)
-            if new.size > limit:
-                order = np.argpartition(pull[new], new.size - limit - 1)
-                here = float(pull[new[order[new.size - limit - 1]]])
-                new = new[order[new.size - limit :]]
-            if new.size:
-                self._admit(new)
-            self._minimise(here, slack)
+            here, new = self._next(lam * (1 + slack), at, before)
+            last = here <= lam * (1 + slack)
+            here = lam if last else here
+            before, at = (at, self.c), here
+            self._admit(new)
+            self._minimise(here, slack if last else ROUGH, MAX_STEPS if last else STEPS)
             self.c = self._correlate(self.residual)
             if self.ridge:
                 self.c[self.taking] -= self.ridge * self.x
+            self.reached = here
             yield here
-            if here <= lam and not (self.pull() > lam * (1 + slack)).any():
+            if last and not (self.pull(self.c) > lam * (1 + slack)).any():
                 return
 
-    def _admit(self, new: Index) -> None:
-        self.design.admit(new)
-        self.taking = np.concatenate([self.taking, new])
-        self._takes[new] = True
-        self.x = np.concatenate([self.x, np.zeros(new.size)])
+    def _next(
+        self, lam: float, at: float, before: tuple[float, Array] | None
+    ) -> tuple[float, Index]:
+        """Where the next stage ends, no lower than lam, and the columns that it admits.
 
-    def _minimise(self, lam: float, slack: float) -> None:
+        Correlations change linearly between stages, nearly: the last two foretell who pulls there.
+        """
+        pull = self.pull(self.c)
+        new = np.flatnonzero(pull > lam)
+        few, share = self.design.entering
+        limit = max(few, int(share * self.n_active))
+        if new.size <= limit:
+            return lam, new
+        order = np.argpartition(pull[new], new.size - limit - 1)
+        here = float(pull[new[order[new.size - limit - 1]]])
+        if before is None or not here < at < before[0] < np.inf:
+            return here, new[order[new.size - limit :]]
+        ahead = self.pull(self.c + (self.c - before[1]) * ((at - here) / (before[0] - at)))
+        new = np.flatnonzero(ahead > here)
+        if new.size > 2 * limit:
+            new = new[np.argpartition(ahead[new], new.size - limit)[new.size - limit :]]
+        return here, new
+
+    def _admit(self, new: Index) -> None:
+        if new.size:
+            self.design.admit(new)
+            self.taking = np.concatenate([self.taking, new])
+            self.x = np.concatenate([self.x, np.zeros(new.size)])
+
+    def _minimise(self, lam: float, slack: float, most: int) -> None:
         """To the minimum over the columns that take part, in units of unit columns."""
         J, norms = self.taking, self.design.norms
         if not J.size:
@@ -131,9 +166,9 @@ class Fit:
             self.upper[J] * norms,
             self.ridge / norms**2,
         )
-        self.n_steps += minimise(self.design, face, slack)
-        for _ in range(2):  # what the Gram matrix's rounding has left
-            self.residual = self.y - self.design.combine(face.x)
+        self.n_steps += minimise(self.design, face, slack, most)
+        self.residual = self.y - self.design.combine(face.x)
+        for _ in range(2 if most == MAX_STEPS else 0):  # what the Gram matrix's rounding has left
             face.c = self.design.correlate(self.residual) - face.ridge * face.x
             if not minimise(self.design, face, slack):
                 break
@@ -196,36 +231,50 @@ class WorkingSet:
     ) -> SolverResult:
         """Minimise; `x0` is not used."""
         assert isinstance(problem, Lasso | ElasticNet)
-        y = np.asarray(problem.y, dtype=np.float64)
-        columns = y.reshape(len(y), -1).T
-        X = np.zeros((problem.n_unknowns, len(columns)))
-        R = np.array(columns.T, dtype=np.float64)
-        A, steps, most, products, note = matrix_of(problem), 0, 0, 0, []
-        status, calls = Status.OPTIMAL, itertools.count(1)
+        A, shape, calls = matrix_of(problem), np.shape(problem.y), itertools.count(1)
+        columns = np.asarray(problem.y, dtype=np.float64).reshape(shape[0], -1).T
+        X, R = np.zeros((problem.n_unknowns, len(columns))), np.array(columns.T)
+        show: Callback | None = None
+        if callback is not None:
+            show = lambda _, c: callback(next(calls), c)  # noqa: E731
+        path_takes = isinstance(problem, Lasso) and ExactL1().refuses(problem) is None
+        fits: list[Fit] = []
+        most, ended = 0, False
         for j, column in enumerate(columns):
             fit = fit_of(problem, A, np.ascontiguousarray(column))
-            ended = False
+            fits.append(fit)
             for k, _ in enumerate(fit.descend(problem.lam, max(self.tol / 50, 1e-14)), 1):
-                most = max(most, k)
-                ended = k >= self.max_iter
-                if callback is not None:
-                    X[:, j] = fit.coefficients()
-                    shown = X.copy().reshape(problem.unknown_shape)
-                    ended = bool(callback(next(calls), shown)) or ended
+                X[:, j], R[:, j], most = fit.coefficients(), fit.residual, max(most, k)
+                stop = show is not None and show(k, X.copy().reshape(problem.unknown_shape))
+                if not stop and k < self.max_iter and path_takes and fit.crowded:
+                    rest = ExactL1(self.tol, self.max_iter - most)
+                    return _joined(fits, most, rest.solve(problem, callback=show))
+                ended = bool(stop) or k >= self.max_iter
                 if ended:
                     break
-            X[:, j], R[:, j] = fit.coefficients(), fit.residual
-            status = Status.MAX_ITER if ended else status
-            products, steps = products + fit.n_products, steps + fit.n_steps
-            note.append(fit.taking.size)
+            if ended:
+                break
         return SolverResult(
             X.reshape(problem.unknown_shape),
-            dual=R.reshape(y.shape),
-            status=status,
+            dual=R.reshape(shape),
+            status=Status.MAX_ITER if ended else Status.OPTIMAL,
             n_iter=most,
-            n_products=products,
-            note=f"{max(note)} of {X.shape[0]} columns took part, {steps} Newton steps",
+            n_products=sum(fit.n_products for fit in fits),
+            note=_note(fits),
         )
+
+
+def _note(fits: list[Fit]) -> str:
+    taking, n = max(fit.taking.size for fit in fits), fits[0].weights.size
+    steps = sum(fit.n_steps for fit in fits)
+    return f"{taking} of {n} columns took part, {steps} Newton steps"
+
+
+def _joined(fits: list[Fit], n_iter: int, found: SolverResult) -> SolverResult:
+    """What the exact path found, with the cost of what was before."""
+    products = sum(fit.n_products for fit in fits) + (found.n_products or 0)
+    note = f"{_note(fits)}; too many for their faces, so the exact path: {found.note}"
+    return replace(found, n_iter=n_iter + found.n_iter, n_products=products, note=note)
 
 
 def fit_of(problem: Lasso | ElasticNet, A: Any, y: Array) -> Fit:

@@ -1,0 +1,103 @@
+"""The LASSO and its family on every kind of design: certified, and sparse matrices stay sparse."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from lowrank.sensing import ElasticNet, Lasso, Status, recover, solve
+
+KINDS = {
+    "random": lambda rng, m, n: rng.standard_normal((m, n)),
+    "repeated columns": lambda rng, m, n: np.repeat(rng.standard_normal((m, n)), 2, axis=1),
+    "scaled columns": lambda rng, m, n: rng.standard_normal((m, n)) * 10 ** rng.uniform(-3, 3, n),
+    "integers": lambda rng, m, n: np.round(rng.standard_normal((m, n))),
+    "empty columns": lambda rng, m, n: rng.standard_normal((m, n)) * (np.arange(n) % 2),
+    "rank one": lambda rng, m, n: np.outer(rng.standard_normal(m), np.ones(n)),
+    "scattered": lambda rng, m, n: rng.standard_normal((m, n)) * (rng.random((m, n)) < 0.1),
+}
+
+
+def drawn(rng, kind):
+    """A small problem with bounds, weights, ridge and sparse storage at random."""
+    m, n = rng.integers(1, 30, 2)
+    A = KINDS[kind](rng, m, n)
+    n, y = A.shape[1], rng.standard_normal(m)
+    lam = float(np.abs(A.T @ y).max()) * 10 ** rng.uniform(-4, 0) or 1.0
+    terms = {}
+    if (side := rng.integers(4)) == 1:
+        terms["lower"] = 0
+    elif side == 2:
+        terms |= {"lower": -0.3 * rng.random(n), "upper": 0.3 * rng.random(n)}
+    if rng.integers(3) == 0:
+        terms["weights"] = 10 ** rng.uniform(-1, 1, n)
+    if rng.integers(2):
+        A = sp.csr_array(A)
+    if rng.integers(3) == 0:
+        return ElasticNet(A, y, lam, 0.1 * lam, **terms)
+    return Lasso(A, y, lam, **terms)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_design_is_certified(kind):
+    rng = np.random.default_rng(list(KINDS).index(kind))
+    for _ in range(25):
+        problem = drawn(rng, kind)
+        found = solve(problem, "working_set", tol=1e-10)
+        assert found.status is Status.OPTIMAL, (problem, found)
+        assert problem.penalty.violation(found.x[:, None]).max() == 0
+
+
+@pytest.mark.parametrize("shape", [(20, 200), (200, 20), (40, 40)])
+@pytest.mark.parametrize("fraction", [0.5, 0.1, 0.01, 0.001])
+def test_it_agrees_with_the_exact_path(shape, fraction):
+    rng = np.random.default_rng(3)
+    A, y = rng.standard_normal(shape), rng.standard_normal(shape[0])
+    found = recover(A, y, lam_fraction=fraction, solver="working_set", tol=1e-12)
+    exact = recover(A, y, lam_fraction=fraction, solver="homotopy", tol=1e-12)
+    sparse = recover(sp.coo_array(A), y, lam_fraction=fraction, tol=1e-12)
+    assert found.status is exact.status is sparse.status is Status.OPTIMAL
+    np.testing.assert_allclose(found.x, exact.x, atol=1e-8)
+    np.testing.assert_allclose(sparse.x, exact.x, atol=1e-8)
+
+
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_array, sp.coo_array, sp.lil_array])
+def test_sparse_matrices_stay_sparse(form, monkeypatch):
+    A = sp.random(300, 900, density=0.01, random_state=0)
+    y = np.random.default_rng(0).standard_normal(300)
+    made = []
+    dense = sp.csc_array.toarray
+
+    def watched(self, *args, **kwargs):
+        made.append(self.shape)
+        return dense(self, *args, **kwargs)
+
+    for kind in (sp.csc_array, sp.csc_matrix, sp.csr_array, sp.csr_matrix):
+        monkeypatch.setattr(kind, "toarray", watched)
+    for problem in (Lasso, lambda *a: ElasticNet(*a, 0.1)):
+        lam = 0.2 * float(np.abs(A.T @ y).max())
+        found = solve(problem(form(A), y, lam))
+        assert found.status is Status.OPTIMAL
+        assert found.solver.startswith("working_set")
+    assert all(shape[0] * shape[1] < A.shape[0] * A.shape[1] / 4 for shape in made)
+
+
+def test_entries_that_are_given_twice_add_up():
+    twice = sp.csc_array((np.array([1.0, 1.0, 3.0]), np.array([0, 0, 1]), np.array([0, 2, 3])))
+    assert not twice.has_canonical_format
+    found = recover(twice, [4.0, 3.0], lam=0.5)
+    np.testing.assert_allclose(found.x, recover(twice.toarray(), [4.0, 3.0], lam=0.5).x)
+    assert not twice.has_canonical_format  # the user's matrix is left as it was
+
+
+def test_nan_in_sparse_data_is_refused():
+    A = sp.csr_array(np.array([[1.0, np.nan], [0.0, 2.0]]))
+    with pytest.raises(ValueError, match="NaN"):
+        recover(A, np.ones(2), lam=0.1)
+
+
+def test_many_active_columns_of_a_wide_matrix_go_by_the_exact_path():
+    rng = np.random.default_rng(0)
+    A, y = rng.standard_normal((60, 300)), rng.standard_normal(60)
+    found = recover(A, y, lam_fraction=1e-3, solver="working_set")
+    assert found.status is Status.OPTIMAL
+    assert "exact path" in found.why
