@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import sklearn.linear_model
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
@@ -16,9 +17,21 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from lowrank.errors import InputError
 from lowrank.sensing import Status, recover
-from lowrank.sensing.estimators import BPDN, OMP, BasisPursuit, ElasticNet, GroupLasso, Lasso
+from lowrank.sensing.estimators import (
+    BPDN,
+    BPDNCV,
+    OMP,
+    OMPCV,
+    BasisPursuit,
+    ElasticNet,
+    GroupLasso,
+    GroupLassoCV,
+    Lasso,
+    LassoCV,
+)
 
 ALL = (BasisPursuit(), BPDN(), Lasso(), ElasticNet(), GroupLasso(), OMP())
+CHOOSING = (LassoCV(n_lams=8), BPDNCV(n_lams=8), OMPCV(), GroupLassoCV(n_lams=4))
 
 
 @parametrize_with_checks([*ALL, BasisPursuit(fit_intercept=False), Lasso(nonneg=True)])
@@ -143,3 +156,94 @@ def test_group_lasso_keeps_groups_whole():
     np.testing.assert_allclose(alone.coef_, Lasso(lam=2.0).fit(X, y).coef_, atol=1e-6)
     with pytest.raises(ValueError, match="one integer label per coefficient"):
         GroupLasso([0, 1]).fit(X, y)
+
+
+SIMPLE = (Lasso(3.0), BPDN(0.1), ElasticNet(2.0), GroupLasso(lam=3.0), OMP(3), BasisPursuit())
+
+
+@pytest.mark.parametrize("estimator", [*SIMPLE, *CHOOSING], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("centred", [True, False])
+def test_sparse_data_give_what_dense_data_give(estimator, centred):
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((40, 20)) * (rng.random((40, 20)) < 0.3) + 0.0
+    y = 3 * X[:, 2] - 2 * X[:, 9] + 5 + 0.1 * rng.standard_normal(40)
+    weights = rng.integers(0, 3, 40)
+    estimator = clone(estimator).set_params(fit_intercept=centred)
+    dense = clone(estimator).fit(X, y, sample_weight=weights)
+    for form in (sp.csr_matrix, sp.csc_array):
+        sparse = clone(estimator).fit(form(X), y, sample_weight=weights)
+        np.testing.assert_allclose(sparse.coef_, dense.coef_, atol=1e-5)
+        np.testing.assert_allclose(sparse.predict(form(X)), dense.predict(X), atol=1e-5)
+
+
+def test_centred_sparse_columns_stay_sparse(monkeypatch):
+    X = sp.random(300, 500, density=0.02, random_state=0, format="csc")
+    y = np.random.default_rng(0).standard_normal(300) + X[:, [3]].toarray()[:, 0] * 9
+
+    def refuse(self, *args, **kwargs):
+        assert min(self.shape) < 200
+        return dense(self, *args, **kwargs)
+
+    dense = sp.csc_matrix.toarray
+    for kind in (sp.csc_array, sp.csc_matrix, sp.csr_array, sp.csr_matrix):
+        monkeypatch.setattr(kind, "toarray", refuse)
+    fitted = Lasso(lam_fraction=0.5).fit(X, y)
+    assert fitted.recovery_.solver.startswith("working_set")
+    assert fitted.status_ is Status.OPTIMAL
+
+
+@pytest.mark.parametrize("estimator", [Lasso(3.0), ElasticNet(2.0, 1.0)])
+def test_weights_are_those_of_scikit_learn(estimator, data):
+    X, y, _ = data
+    weights = np.random.default_rng(2).random(60)
+    mine = clone(estimator).fit(X, y, sample_weight=weights)
+    lam, ridge = estimator.lam, getattr(estimator, "ridge", 0.0)
+    options = {"alpha": (lam + ridge) / 60, "l1_ratio": lam / (lam + ridge)}
+    theirs = sklearn.linear_model.ElasticNet(**options, tol=1e-13, max_iter=10**6)
+    theirs.fit(X, y, sample_weight=weights)
+    np.testing.assert_allclose(mine.coef_, theirs.coef_, atol=1e-5)
+    np.testing.assert_allclose(mine.intercept_, theirs.intercept_, atol=1e-4)
+
+
+def test_whole_weights_repeat_rows(data):
+    X, y, _ = data
+    times = np.arange(60) % 3
+    weighted = BPDN(0.3).fit(X, y, sample_weight=times)
+    repeated = BPDN(0.3).fit(np.repeat(X, times, axis=0), np.repeat(y, times))
+    np.testing.assert_allclose(weighted.coef_, repeated.coef_, atol=1e-5)
+
+
+def test_what_a_search_picks_can_be_met_by_all_rows():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((80, 20))  # more rows than columns: noise has to be allowed for
+    y = X[:, 3] + 0.5 * rng.standard_normal(80)
+    search = GridSearchCV(BPDN(), {"noise": [0.45, 0.55, 0.7]}, cv=5, error_score=-np.inf)
+    best = search.fit(X, y).best_estimator_
+    residual = y - best.predict(X)
+    assert np.sqrt(np.mean(residual**2)) <= best.noise * (1 + 1e-7)
+
+
+@pytest.mark.parametrize("estimator", CHOOSING, ids=lambda e: type(e).__name__)
+def test_cross_validation_finds_the_columns(estimator, data):
+    X, y, c = data
+    fitted = clone(estimator).fit(X, y)
+    assert np.linalg.norm(fitted.coef_ - c) < 0.2
+    assert fitted.mse_path_.shape == (len(fitted.grid_), 5)
+    assert pickle.loads(pickle.dumps(clone(fitted))).get_params() == estimator.get_params()
+
+
+def test_the_path_of_a_fold_is_that_of_scikit_learn(data):
+    X, y, _ = data
+    mine = LassoCV(n_lams=10, smallest=0.05).fit(X, y)
+    options = {"alphas": mine.grid_ / 60, "tol": 1e-10, "max_iter": 10**5, "cv": 5}
+    theirs = sklearn.linear_model.LassoCV(**options).fit(X, y)
+    np.testing.assert_allclose(mine.mse_path_, theirs.mse_path_, rtol=1e-2)
+    np.testing.assert_allclose(mine.lam_ / 60, theirs.alpha_)
+
+
+@pytest.mark.parametrize(
+    "estimator", [LassoCV([0.0, 1.0]), BPDNCV([0.0]), GroupLassoCV(lams=[-1.0]), LassoCV(n_lams=1)]
+)
+def test_grids_that_are_none_are_refused(estimator, data):
+    with pytest.raises(InputError):
+        estimator.fit(*data[:2])

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         spark,
     )
     from lowrank.sensing.noise import NoiseEstimate, estimate_noise, noise_bound
+    from lowrank.sensing.path import LassoPath, lasso_path
     from lowrank.sensing.phase_transition import PhaseTransition, bayes_threshold, l1_threshold
     from lowrank.sensing.progress import progress_bar
     from lowrank.sensing.regularisation import (
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "DualCertificate": "diagnostics",
+    "LassoPath": "path",
     "NoiseEstimate": "noise",
     "PhaseTransition": "phase_transition",
     "RestrictedIsometry": "diagnostics",
@@ -79,6 +81,7 @@ _HOME = {
     "lam_by_sure": "regularisation",
     "lam_grid": "regularisation",
     "lam_max": "regularisation",
+    "lasso_path": "path",
     "mutual_coherence": "diagnostics",
     "noise_bound": "noise",
     "null_space_constant": "diagnostics",

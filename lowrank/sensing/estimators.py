@@ -5,6 +5,7 @@ They clone, pipe and search like any estimator; `recovery_` keeps the answer wit
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 from typing import Any, Literal
@@ -12,23 +13,41 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import lstsq
+from scipy.sparse import diags_array, issparse
+from scipy.sparse.linalg import lsqr
 
 from lowrank.errors import InputError
 from lowrank.sensing import problems
+from lowrank.sensing.operators.algebra import centred_sparse
 from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.operator import as_operator
+from lowrank.sensing.path import checked_grid, points
+from lowrank.sensing.problems.checks import checked_number
 from lowrank.sensing.recover import recover, share_of
 from lowrank.sensing.result import Recovery
 from lowrank.sensing.solve import solve
 from lowrank.sensing.solvers import Solver
 from lowrank.status import Status
 
-__all__ = ["BPDN", "OMP", "BasisPursuit", "ElasticNet", "GroupLasso", "Lasso"]
+__all__ = [
+    "BPDN",
+    "BPDNCV",
+    "OMP",
+    "OMPCV",
+    "BasisPursuit",
+    "ElasticNet",
+    "GroupLasso",
+    "GroupLassoCV",
+    "Lasso",
+    "LassoCV",
+]
 
 
 try:
     from sklearn.base import BaseEstimator, RegressorMixin
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.utils.validation import check_is_fitted, validate_data
+    from sklearn.model_selection import check_cv
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
     missing = "lowrank.sensing.estimators: scikit-learn 1.6 or later is not installed"
     raise ImportError(f"{missing}; pip install 'lowrank-kit[sklearn]'") from error
@@ -37,12 +56,14 @@ except ImportError as error:
 class _SparseRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Centre, recover, put the intercept back; a subclass names the formulation."""
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Any:
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
         """Recover the coefficients.
 
         Args:
-            X: (m, n), real.
+            X: (m, n), real; a sparse matrix stays sparse.
             y: (m,), real.
+            sample_weight: how much each row's squared residual counts, (m,), >= 0; scaled to a mean
+                of 1, so that the other parameters keep their meaning. None counts all alike.
 
         Returns:
             The estimator, with `coef_` (n,), `intercept_`, `n_iter_`, `status_` and `recovery_`.
@@ -50,16 +71,31 @@ class _SparseRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             InputError: parameters out of range, or no coefficients satisfy the constraint.
         """
-        checked: tuple[Array, Array] = validate_data(self, X, y, y_numeric=True, dtype=np.float64)
-        A, b = checked[0], checked[1].astype(np.float64)
-        middle, level = (A.mean(axis=0), b.mean()) if self.fit_intercept else (0.0, 0.0)
-        found = self._recover(A - middle, b - level)
+        A, b, roots = self._checked(X, y, sample_weight)
+        rows = _Rows(A, b, roots, self.fit_intercept)
+        found = self._recover(rows.A, rows.b)
         _judge(type(self).__name__, found)
         self.recovery_, self.status_ = found, found.status
         self.n_iter_ = max(1, found.n_iter)  # scikit-learn counts an answer without steps as one
         self.coef_ = np.asarray(found.x)
-        self.intercept_ = float(level - np.dot(middle, self.coef_)) if self.fit_intercept else 0.0
+        self.intercept_ = rows.intercept(self.coef_)
         return self
+
+    def _checked(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[Any, Array, Array | None]:
+        """The data in double precision, and the roots of the weights."""
+        options: dict[str, Any] = {"y_numeric": True, "dtype": np.float64, "accept_sparse": "csc"}
+        A, b = validate_data(self, X, y, **options)
+        b = b.astype(np.float64)
+        if sample_weight is None:
+            return A, b, None
+        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        if not weights.any():
+            raise InputError("sample_weight", "all are zero", "give some rows a positive weight")
+        kept = weights > 0  # a row of no weight is as good as absent
+        weights = weights[kept] / weights[kept].mean()
+        return A[np.flatnonzero(kept)], b[kept], np.sqrt(weights)
 
     def predict(self, X: ArrayLike) -> Array:
         """`X coef_ + intercept_`.
@@ -71,14 +107,47 @@ class _SparseRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             Predictions (m,).
         """
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64)
+        X = validate_data(self, X, reset=False, dtype=np.float64, accept_sparse="csr")
         return np.asarray(X @ self.coef_ + self.intercept_)
 
-    def _recover(self, X: Array, y: Array) -> Recovery:
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def _recover(self, X: Any, y: Array) -> Recovery:
         raise NotImplementedError
 
     def _options(self) -> dict[str, Any]:
         return {"solver": self.solver, "tol": self.tol, "max_iter": self.max_iter}
+
+
+class _Rows:
+    """Weighted and centred rows `A`, `b`, and the way back to an intercept.
+
+    Args:
+        A: (m, n), dense or sparse.
+        b: (m,).
+        roots: of the rows' weights, whose mean square is 1; None for 1.
+        centre: whether to take the weighted means away.
+    """
+
+    def __init__(self, A: Any, b: Array, roots: Array | None, centre: bool) -> None:
+        u = np.ones(len(b)) if roots is None else roots
+        share = u * u / (u @ u)
+        self.middle = np.asarray(share @ A) if centre else np.zeros(A.shape[1])
+        self.level = float(share @ b) if centre else 0.0
+        self.b = u * (b - self.level)
+        if issparse(A):
+            scaled = A if roots is None else diags_array(u) @ A
+            self.A: Any = centred_sparse(scaled, u, self.middle) if centre else scaled
+        else:
+            self.A = A - self.middle if centre else A
+            self.A = self.A if roots is None else u[:, None] * self.A
+
+    def intercept(self, c: Array) -> float:
+        """What is to be added to `X c`."""
+        return float(self.level - self.middle @ c)
 
 
 def _judge(name: str, found: Recovery) -> None:
@@ -127,16 +196,23 @@ class BasisPursuit(_SparseRegressor):
         self.tol = tol
         self.max_iter = max_iter
 
-    def _recover(self, X: Array, y: Array) -> Recovery:
-        reachable = y if self.nonneg else X @ lstsq(X, y)[0]
+    def _recover(self, X: Any, y: Array) -> Recovery:
+        if self.nonneg:
+            reachable = y
+        elif isinstance(X, np.ndarray):
+            reachable = X @ lstsq(X, y)[0]
+        else:
+            A, limits = as_operator(X), {"atol": 1e-15, "btol": 1e-15, "conlim": 0}
+            reachable = A @ lsqr(A, y, iter_lim=20 * min(A.shape), **limits)[0]
         return recover(X, reachable, nonneg=self.nonneg, **self._options())
 
 
 class BPDN(_SparseRegressor):
-    """Basis pursuit denoising: `min ||c||_1  subject to  ||X c - y||_2 <= noise`.
+    """Basis pursuit denoising: `min ||c||_1  subject to  ||X c - y||_2 <= noise sqrt(m)`.
 
     Args:
-        noise: bound on the residual norm over the training rows, >= 0; "auto" estimates it.
+        noise: bound on the root mean square of the m training residuals, >= 0, which means the same
+            for any number of rows; "auto" estimates it.
         fit_intercept: centre X and y first, and predict with the mean put back.
         nonneg: coefficients are >= 0.
         solver: as in `recover`.
@@ -170,10 +246,13 @@ class BPDN(_SparseRegressor):
         self.tol = tol
         self.max_iter = max_iter
 
-    def _recover(self, X: Array, y: Array) -> Recovery:
+    def _recover(self, X: Any, y: Array) -> Recovery:
         with warnings.catch_warnings():  # a regressor that predicts the mean is no surprise
             warnings.filterwarnings("ignore", message="noise='auto'")
-            return recover(X, y, noise=self.noise, nonneg=self.nonneg, **self._options())
+            noise = self.noise
+            if not isinstance(noise, str):
+                noise = checked_number("noise", noise, zero=True) * math.sqrt(len(y))
+            return recover(X, y, noise=noise, nonneg=self.nonneg, **self._options())
 
 
 class Lasso(_SparseRegressor):
@@ -217,7 +296,7 @@ class Lasso(_SparseRegressor):
         self.tol = tol
         self.max_iter = max_iter
 
-    def _recover(self, X: Array, y: Array) -> Recovery:
+    def _recover(self, X: Any, y: Array) -> Recovery:
         fraction = self.lam_fraction if self.lam is None else None
         options = self._options() | {"nonneg": self.nonneg}
         return recover(X, y, lam=self.lam, lam_fraction=fraction, **options)
@@ -268,7 +347,7 @@ class ElasticNet(_SparseRegressor):
         self.tol = tol
         self.max_iter = max_iter
 
-    def _recover(self, X: Array, y: Array) -> Recovery:
+    def _recover(self, X: Any, y: Array) -> Recovery:
         lower = 0.0 if self.nonneg else -np.inf
         size = problems.ElasticNet(X, y, 1.0, 1.0, lower=lower).lam_max
         lam = share_of(self.lam_fraction, size) if self.lam is None else self.lam
@@ -316,7 +395,7 @@ class GroupLasso(_SparseRegressor):
         self.tol = tol
         self.max_iter = max_iter
 
-    def _recover(self, X: Array, y: Array) -> Recovery:
+    def _recover(self, X: Any, y: Array) -> Recovery:
         groups = np.arange(X.shape[1]) if self.groups is None else np.asarray(self.groups)
         problem = problems.GroupLasso(X, y, 1.0, groups)
         lam = share_of(self.lam_fraction, problem.lam_max) if self.lam is None else self.lam
@@ -356,6 +435,366 @@ class OMP(_SparseRegressor):
         self.tol = tol
         self.max_iter = max_iter
 
-    def _recover(self, X: Array, y: Array) -> Recovery:
+    def _recover(self, X: Any, y: Array) -> Recovery:
         sparsity = -(-min(X.shape) // 10) if self.sparsity is None else self.sparsity
         return recover(X, y, sparsity=sparsity, **self._options())
+
+
+class _CrossValidated(_SparseRegressor):
+    """A parameter chosen by cross-validation, with one path of solutions for each fold.
+
+    A subclass names the grid, the path over it, and the fit of all rows with what was chosen.
+    """
+
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
+        """Choose the parameter, and recover the coefficients from all rows.
+
+        Args:
+            X: (m, n), real; a sparse matrix stays sparse.
+            y: (m,), real.
+            sample_weight: how much each row counts, in fits and scores, (m,), >= 0; None is 1.
+
+        Returns:
+            The estimator; beside what the others have, `grid_`, `mse_path_` (grid, folds) and what
+            was chosen.
+
+        Raises:
+            InputError: parameters out of range.
+        """
+        A, b, roots = self._checked(X, y, sample_weight)
+        A = A.tocsr() if issparse(A) else A
+        rows = _Rows(A, b, roots, self.fit_intercept)
+        self.grid_ = self._grid(rows.A, rows.b)
+        splits = list(check_cv(self.cv).split(np.empty((len(b), 1)), b))
+        errors = [self._errors(A, b, roots, kept, out) for kept, out in splits]
+        self.mse_path_ = np.stack(errors, axis=1)
+        best = int(self.mse_path_.mean(axis=1).argmin())
+        self._choose(best)
+        found = self._recover(rows.A, rows.b)
+        _judge(type(self).__name__, found)
+        self.recovery_, self.status_ = found, found.status
+        self.n_iter_, self.coef_ = max(1, found.n_iter), np.asarray(found.x)
+        self.intercept_ = rows.intercept(self.coef_)
+        return self
+
+    def _errors(self, A: Any, b: Array, roots: Array | None, kept: Array, out: Array) -> Array:
+        """Mean squared error of each point of the fold's path on the rows left out."""
+        inner = None if roots is None else roots[kept] / math.sqrt(float(np.mean(roots[kept] ** 2)))
+        rows = _Rows(A[kept], b[kept], inner, self.fit_intercept)
+        C = self._path(rows.A, rows.b, len(kept) / len(b))
+        misses = A[out] @ C + (rows.level - rows.middle @ C) - b[out][:, None]
+        shares = None if roots is None else roots[out] ** 2
+        return np.asarray(np.average(misses**2, axis=0, weights=shares))
+
+    def _grid(self, A: Any, b: Array) -> Array:
+        """What there is to choose from."""
+        raise NotImplementedError
+
+    def _choose(self, best: int) -> None:
+        """Keep the chosen one of the grid under its name."""
+        raise NotImplementedError
+
+    def _path(self, A: Any, b: Array, share: float) -> Array:
+        """Coefficients (n, grid), from this share of the rows."""
+        raise NotImplementedError
+
+
+FOLD_TOL = 1e-5
+"""Relative gap of the points of a fold's path: far below what errors of prediction tell apart."""
+
+
+class LassoCV(_CrossValidated):
+    """The LASSO with lam chosen by cross-validation, along one path for each fold.
+
+    A fold of fewer rows takes lam in proportion, so that the penalty keeps its weight against the
+    data, as scikit-learn's `alpha` does.
+
+    Args:
+        lams: penalties > 0, (k,); None is a geometric grid from `lam_max` down.
+        n_lams: length of that grid.
+        smallest: its end as a share of `lam_max`.
+        cv: number of folds, or a splitter of scikit-learn; None is 5.
+        fit_intercept: centre X and y first, and predict with the mean put back.
+        nonneg: coefficients are >= 0.
+        solver: as in `recover`, of the fit to all rows.
+        tol: relative gap of that; None is 1e-8.
+        max_iter: limit of its iterations; None is its own.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.standard_normal((60, 90))
+        >>> y = 2 * X[:, 3] - X[:, 17] + 0.1 * rng.standard_normal(60)
+        >>> LassoCV().fit(X, y).coef_[[3, 17]].round(1)
+        array([ 2., -1.])
+
+    Source: Friedman, Hastie, Tibshirani 2010, section 2.5; Stone 1974.
+    """
+
+    def __init__(
+        self,
+        lams: ArrayLike | None = None,
+        *,
+        n_lams: int = 100,
+        smallest: float = 1e-3,
+        cv: Any = None,
+        fit_intercept: bool = True,
+        nonneg: bool = False,
+        solver: str | Solver = "auto",
+        tol: float | None = None,
+        max_iter: int | None = None,
+    ) -> None:
+        self.lams = lams
+        self.n_lams = n_lams
+        self.smallest = smallest
+        self.cv = cv
+        self.fit_intercept = fit_intercept
+        self.nonneg = nonneg
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+
+    def _grid(self, A: Any, b: Array) -> Array:
+        top = self._problem(A, b).lam_max
+        grid = checked_grid(self.lams, top, self.n_lams, self.smallest)
+        if grid[-1] == 0:
+            raise InputError("lams", "0 is among them", "choose among positive ones")
+        return grid
+
+    def _problem(self, A: Any, b: Array) -> problems.Lasso:
+        return problems.Lasso(A, b, 1.0, lower=0.0 if self.nonneg else -np.inf)
+
+    def _path(self, A: Any, b: Array, share: float) -> Array:
+        found = points(self._problem(A, b), self.grid_ * share, FOLD_TOL)
+        return np.stack([c for c, _ in found], axis=1)
+
+    def _choose(self, best: int) -> None:
+        self.lam_ = float(self.grid_[best])
+
+    def _recover(self, X: Any, y: Array) -> Recovery:
+        return recover(X, y, lam=self.lam_, nonneg=self.nonneg, **self._options())
+
+
+class BPDNCV(_CrossValidated):
+    """Basis pursuit denoising with the noise level chosen by cross-validation.
+
+    The solutions for all levels lie on the path of the LASSO, one for each fold: between two of its
+    points the coefficients are taken to change linearly.
+
+    Args:
+        noises: bounds on the root mean square of the residuals, > 0, (k,); None takes those of the
+            path of the LASSO.
+        n_lams: length of the grid of the path.
+        smallest: its end as a share of `lam_max`.
+        cv: number of folds, or a splitter of scikit-learn; None is 5.
+        fit_intercept: centre X and y first, and predict with the mean put back.
+        nonneg: coefficients are >= 0.
+        solver: as in `recover`, of the fit to all rows.
+        tol: relative gap of that; None is 1e-8.
+        max_iter: limit of its iterations; None is its own.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.standard_normal((60, 90))
+        >>> y = 2 * X[:, 3] - X[:, 17] + 0.1 * rng.standard_normal(60)
+        >>> bool(0.05 < BPDNCV().fit(X, y).noise_ < 0.2)
+        True
+
+    Source: van den Berg, Friedlander 2008, section 2, for the path; Stone 1974.
+    """
+
+    def __init__(
+        self,
+        noises: ArrayLike | None = None,
+        *,
+        n_lams: int = 50,
+        smallest: float = 1e-2,
+        cv: Any = None,
+        fit_intercept: bool = True,
+        nonneg: bool = False,
+        solver: str | Solver = "auto",
+        tol: float | None = None,
+        max_iter: int | None = None,
+    ) -> None:
+        self.noises = noises
+        self.n_lams = n_lams
+        self.smallest = smallest
+        self.cv = cv
+        self.fit_intercept = fit_intercept
+        self.nonneg = nonneg
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+
+    def _lasso_path(self, A: Any, b: Array) -> tuple[Array, Array]:
+        """Coefficients (n, k) and residuals (m, k), of falling norm."""
+        problem = problems.Lasso(A, b, 1.0, lower=0.0 if self.nonneg else -np.inf)
+        lams = checked_grid(None, problem.lam_max, self.n_lams, self.smallest)
+        C = np.stack([c for c, _ in points(problem, lams, FOLD_TOL)], axis=1)
+        return C, b[:, None] - problem.operator.forward(C)
+
+    def _grid(self, A: Any, b: Array) -> Array:
+        if self.noises is None:
+            sizes = np.linalg.norm(self._lasso_path(A, b)[1], axis=0) / math.sqrt(len(b))
+            return np.asarray(np.sort(sizes[sizes > 0])[::-1] if sizes.any() else np.ones(1))
+        grid = checked_grid(self.noises, 1.0, 2, 0.5)
+        if grid[-1] == 0:
+            raise InputError("noises", "0 is among them", "choose among positive ones")
+        return grid
+
+    def _path(self, A: Any, b: Array, share: float) -> Array:
+        C, R = self._lasso_path(A, b)
+        sizes = np.linalg.norm(R, axis=0)
+        found = np.empty((C.shape[0], self.grid_.size))
+        for k, epsilon in enumerate(self.grid_ * math.sqrt(len(b))):
+            j = int(np.count_nonzero(sizes > epsilon))  # the first point that is near enough
+            t = 1.0
+            if 0 < j < sizes.size:
+                t = _crossing(R[:, j - 1], R[:, j], epsilon)
+            j = min(max(j, 1), sizes.size - 1)
+            t = t if sizes[0] > epsilon else 0.0
+            found[:, k] = (1 - t) * C[:, j - 1] + t * C[:, j]
+        return found
+
+    def _choose(self, best: int) -> None:
+        self.noise_ = float(self.grid_[best])
+
+    def _recover(self, X: Any, y: Array) -> Recovery:
+        noise = self.noise_ * math.sqrt(len(y))
+        return recover(X, y, noise=noise, nonneg=self.nonneg, **self._options())
+
+
+def _crossing(r: Array, s: Array, epsilon: float) -> float:
+    """The `t` in [0, 1] with `||(1 - t) r + t s|| = epsilon`, where `||r|| > epsilon >= ||s||`."""
+    d = s - r
+    a, b, c = float(d @ d), float(r @ d), float(r @ r) - epsilon**2
+    root = math.sqrt(max(b * b - a * c, 0.0))
+    return min(max(c / max(root - b, 1e-300), 0.0), 1.0)
+
+
+class OMPCV(_CrossValidated):
+    """Orthogonal matching pursuit with the number of non-zeros chosen by cross-validation.
+
+    The fits of 1, 2, ... columns of a fold are the steps of one pursuit.
+
+    Args:
+        largest: most non-zeros, 1 .. min(m, n); None is a tenth of the columns, at least 5, or as
+            many as the folds allow.
+        cv: number of folds, or a splitter of scikit-learn; None is 5.
+        fit_intercept: centre X and y first, and predict with the mean put back.
+        tol: relative residual at which a pursuit ends; None is its own.
+        max_iter: not used; a pursuit has a step for each column.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.standard_normal((60, 90))
+        >>> y = 2 * X[:, 3] - X[:, 17] + 0.1 * rng.standard_normal(60)
+        >>> OMPCV().fit(X, y).sparsity_
+        2
+
+    Source: Pati, Rezaiifar, Krishnaprasad 1993; Stone 1974.
+    """
+
+    def __init__(
+        self,
+        largest: int | None = None,
+        *,
+        cv: Any = None,
+        fit_intercept: bool = True,
+        tol: float | None = None,
+        max_iter: int | None = None,
+    ) -> None:
+        self.largest = largest
+        self.cv = cv
+        self.fit_intercept = fit_intercept
+        self.tol = tol
+        self.max_iter = max_iter
+
+    def _grid(self, A: Any, b: Array) -> Array:
+        m, n = A.shape
+        default = min(max(n // 10, 5), n, max(m // 2, 1))
+        return np.arange(1, (default if self.largest is None else self.largest) + 1)
+
+    def _path(self, A: Any, b: Array, share: float) -> Array:
+        steps: list[Array] = []
+        k = min(self.grid_.size, *A.shape)
+        solve(problems.KSparse(A, b, k), "omp", tol=self.tol, callback=lambda _, c: steps.append(c))
+        steps += [np.zeros(A.shape[1])] * (not steps)
+        steps += [steps[-1]] * (self.grid_.size - len(steps))  # it fits already
+        return np.stack(steps, axis=1)
+
+    def _choose(self, best: int) -> None:
+        self.sparsity_ = int(self.grid_[best])
+
+    def _recover(self, X: Any, y: Array) -> Recovery:
+        return recover(X, y, sparsity=self.sparsity_, solver="omp", tol=self.tol)
+
+
+class GroupLassoCV(_CrossValidated):
+    """The group LASSO with lam chosen by cross-validation, along one path for each fold.
+
+    Args:
+        groups: integer label of each column's group, (n,); None makes each a group of its own.
+        lams: penalties > 0, (k,); None is a geometric grid from `lam_max` down.
+        n_lams: length of that grid.
+        smallest: its end as a share of `lam_max`.
+        cv: number of folds, or a splitter of scikit-learn; None is 5.
+        fit_intercept: centre X and y first, and predict with the mean put back.
+        solver: as in `recover`.
+        tol: relative gap of the fit to all rows; None is 1e-8.
+        max_iter: limit of its iterations; None is its own.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.standard_normal((60, 20))
+        >>> y = X[:, 4] - X[:, 5] + 0.1 * rng.standard_normal(60)
+        >>> GroupLassoCV(np.arange(20) // 2).fit(X, y).coef_[4:6].round(1)
+        array([ 1., -1.])
+
+    Source: Yuan, Lin 2006, equation (2.1); Stone 1974.
+    """
+
+    def __init__(
+        self,
+        groups: ArrayLike | None = None,
+        lams: ArrayLike | None = None,
+        *,
+        n_lams: int = 20,
+        smallest: float = 1e-2,
+        cv: Any = None,
+        fit_intercept: bool = True,
+        solver: str | Solver = "auto",
+        tol: float | None = None,
+        max_iter: int | None = None,
+    ) -> None:
+        self.groups = groups
+        self.lams = lams
+        self.n_lams = n_lams
+        self.smallest = smallest
+        self.cv = cv
+        self.fit_intercept = fit_intercept
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+
+    def _problem(self, A: Any, b: Array) -> problems.GroupLasso:
+        groups = np.arange(A.shape[1]) if self.groups is None else np.asarray(self.groups)
+        return problems.GroupLasso(A, b, 1.0, groups)
+
+    def _grid(self, A: Any, b: Array) -> Array:
+        grid = checked_grid(self.lams, self._problem(A, b).lam_max, self.n_lams, self.smallest)
+        if grid[-1] == 0:
+            raise InputError("lams", "0 is among them", "choose among positive ones")
+        return grid
+
+    def _path(self, A: Any, b: Array, share: float) -> Array:
+        problem, found = self._problem(A, b), [np.zeros(A.shape[1])]
+        for lam in self.grid_ * share:
+            at = replace(problem, lam=float(lam))
+            found.append(np.asarray(solve(at, self.solver, tol=FOLD_TOL, x0=found[-1]).x))
+        return np.stack(found[1:], axis=1)
+
+    def _choose(self, best: int) -> None:
+        self.lam_ = float(self.grid_[best])
+
+    def _recover(self, X: Any, y: Array) -> Recovery:
+        return solve(replace(self._problem(X, y), lam=self.lam_), **self._options())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -92,3 +93,35 @@ def diagonal(values: ArrayLike) -> Operator:
 def scaled_columns(A: Operator, factors: Array) -> Operator:
     """`A diag(factors)`."""
     return A @ diagonal(factors)
+
+
+def centred_sparse(matrix: Any, u: Array, middle: Array) -> Operator:
+    """`matrix - u middle^T` for a sparse matrix, which stays sparse: centred, or weighted, columns.
+
+    Args:
+        matrix: SciPy's sparse matrix (m, n), real.
+        u: (m,).
+        middle: (n,).
+
+    Example:
+        >>> from scipy.sparse import csc_array
+        >>> matrix = csc_array([[1.0, 0.0], [3.0, 4.0]])
+        >>> A = centred_sparse(matrix, np.ones(2), np.array([2.0, 2.0]))
+        >>> A.to_dense().tolist()
+        [[-1.0, -2.0], [1.0, 2.0]]
+    """
+    A = as_operator(matrix)
+
+    def by(v: Array, x: Array) -> Array:
+        return v if x.ndim == 1 else v[:, None]
+
+    return Operator(
+        A.shape,
+        A.dtype,
+        lambda x: A.forward(x) - by(u, x) * (middle @ x),
+        lambda y: A.adjoint(y) - by(middle, y) * (u @ y),
+        name="centred sparse matrix",
+        sparse=A.sparse,
+        shift=(u, middle),
+        recipe=partial(centred_sparse, A.sparse, u, middle),
+    )

@@ -78,6 +78,7 @@ class Operator(LinearOperator):  # type: ignore[misc]
         facts: what is known of the matrix, and not measured.
         dense: the matrix itself, or a function that makes it when first asked; None if matrix-free.
         sparse: the matrix in SciPy's CSC form, where it is sparse.
+        shift: `(u, v)` where the matrix is `sparse - u v^T`, as for centred columns.
         trusted: the adjoint is known to be the adjoint; else solving runs the dot test once.
         recipe: function of no arguments that makes the operator again, for pickling; None calls
             this class with these arguments.
@@ -114,12 +115,14 @@ class Operator(LinearOperator):  # type: ignore[misc]
         facts: Facts | None = None,
         dense: Array | Callable[[], Array] | None = None,
         sparse: Any = None,
+        shift: tuple[Array, Array] | None = None,
         trusted: bool = True,
         recipe: Callable[[], Operator] | None = None,
     ) -> None:
         super().__init__(np.dtype(dtype), (int(shape[0]), int(shape[1])))
         self._forward, self._adjoint = forward, adjoint
         self.name, self.trusted, self._dense, self._sparse = name, trusted, dense, sparse
+        self.shift = shift
         self.facts = UNKNOWN if facts is None else _checked_facts(facts, self.shape)
         self._said, self._recipe = facts, recipe  # what follows from it may not pickle
         self._adjoint_of: Operator | None = None
@@ -151,6 +154,7 @@ class Operator(LinearOperator):  # type: ignore[misc]
             facts=self._said,
             dense=self._dense,
             sparse=self._sparse,
+            shift=self.shift,
             trusted=self.trusted,
         )
 
@@ -337,7 +341,7 @@ class Operator(LinearOperator):  # type: ignore[misc]
 
     @property
     def sparse(self) -> Any:
-        """The matrix (m, n) in SciPy's CSC form where it is sparse, else None."""
+        """The matrix (m, n) in SciPy's CSC form where it is sparse, but for `shift`; else None."""
         return self._sparse
 
     @cached_property
@@ -398,7 +402,12 @@ class Operator(LinearOperator):  # type: ignore[misc]
         """The columns `A[:, J]`, (m, len(J)): a slice of the matrix, or one product each."""
         indices = np.asarray(J, dtype=int)
         if self.sparse is not None:
-            return np.asarray(self.sparse[:, indices].toarray())
+            some = np.asarray(self.sparse[:, indices].toarray())
+            return (
+                some
+                if self.shift is None
+                else some - np.outer(self.shift[0], self.shift[1][indices])
+            )
         if self.is_dense:
             return np.asarray(self._matrix[:, indices])
         unit = np.zeros((self.shape[1], indices.size))
@@ -616,6 +625,8 @@ def _conjugate(A: Operator) -> Operator:
 
 def _rows_of(A: Operator, kept: Array) -> Operator:
     """The rows `kept` of A."""
+    if A.sparse is not None and A.shift is None:
+        return from_matrix(A.sparse[kept])
     once = np.unique(kept).size == kept.size
 
     def spread(y: Array) -> Array:

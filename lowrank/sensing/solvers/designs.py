@@ -113,47 +113,51 @@ class DenseDesign:
 
 
 class SparseDesign:
-    """Columns of a sparse matrix (m, n) in CSC form."""
+    """Columns of a sparse matrix (m, n) in CSC form, less `u v^T` for a shift `(u, v)`."""
 
     entering = (100, 1.0)
 
-    def __init__(self, A: Any) -> None:
-        self.A, self.norms = A, np.empty(0)
+    def __init__(self, A: Any, shift: tuple[Array, Array] | None = None) -> None:
+        self.A, self.shift, self.norms = A, shift, np.empty(0)
         self._columns: Any = None
         self._rows: Any = None
+        self._v = np.empty(0)
 
     def admit(self, new: Index) -> None:
         """Gather the columns."""
         columns = self.A[:, new]
-        squares = np.add.reduceat(
-            np.append(columns.data**2, 0.0), columns.indptr[:-1]
-        )  # of an empty column: what comes next, and so
-        empty = np.diff(columns.indptr) == 0
-        norms = np.sqrt(np.where(empty | (squares == 0), 1.0, squares))
-        columns.data /= np.repeat(norms, np.diff(columns.indptr))
-        self._columns = (
-            columns if self._columns is None else hstack([self._columns, columns], format="csc")
-        )
+        counts = np.diff(columns.indptr)
+        squares = np.bincount(np.repeat(np.arange(new.size), counts), columns.data**2, new.size)
+        if self.shift is not None:
+            u, v = self.shift[0], self.shift[1][new]
+            squares = squares - 2 * v * (columns.T @ u) + v**2 * (u @ u)
+        norms = np.sqrt(np.where(squares > 0, squares, 1.0))
+        columns.data /= np.repeat(norms, counts)
+        if self.shift is not None:
+            self._v = np.concatenate([self._v, v / norms])
+        joined = [columns] if self._columns is None else [self._columns, columns]
+        self._columns = hstack(joined, format="csc")
         self._rows = self._columns.T
         self.norms = np.concatenate([self.norms, norms])
 
     def combine(self, x: Array) -> Array:
         """`A_W x`."""
-        return np.asarray(self._columns @ x)
+        Ax = np.asarray(self._columns @ x)
+        return Ax if self.shift is None else Ax - (self._v @ x) * self.shift[0]
 
     def correlate(self, r: Array) -> Array:
         """`A_W^T r`."""
-        return np.asarray(self._rows @ r)
+        c = np.asarray(self._rows @ r)
+        return c if self.shift is None else c - (self.shift[0] @ r) * self._v
 
     def curve(self, d: Array) -> Array:
         """`A_W^T A_W d`."""
-        return np.asarray(self._rows @ (self._columns @ d))
+        return self.correlate(self.combine(d))
 
     def newton(self, free: Index, g: Array, ridge: Array) -> Array:
         """By Cholesky for few columns, by conjugate gradients for many."""
         if free.size <= FEW:
-            columns = self._columns[:, free]
-            return cholesky_step((columns.T @ columns).toarray(), g, ridge)
+            return cholesky_step(self._gram(free), g, ridge)
         full = np.zeros(self.norms.size)
 
         def curve(d: Array) -> Array:
@@ -161,6 +165,15 @@ class SparseDesign:
             return self.curve(full)[free] + ridge * d
 
         return conjugate_gradients(curve, g)
+
+    def _gram(self, free: Index) -> Array:
+        columns = self._columns[:, free]
+        gram = np.asarray((columns.T @ columns).toarray())
+        if self.shift is not None:
+            u, v = self.shift[0], self._v[free]
+            along = columns.T @ u
+            gram += (u @ u) * np.outer(v, v) - np.outer(along, v) - np.outer(v, along)
+        return gram
 
 
 def cholesky_step(gram: Array, g: Array, ridge: Array) -> Array:

@@ -45,6 +45,7 @@ class Fit:
         lower: bounds (n,), at most 0.
         upper: bounds (n,), at least 0.
         ridge: factor of `1/2 ||x||^2`.
+        shift: `(u, v)` where the matrix is `A - u v^T`.
 
     Attributes:
         x: coefficients of the columns that take part.
@@ -63,22 +64,38 @@ class Fit:
         lower: Array,
         upper: Array,
         ridge: float = 0.0,
+        shift: tuple[Array, Array] | None = None,
     ) -> None:
         self.A, self.y, self.weights, self.ridge = A, y, weights, ridge
         self.lower, self.upper = lower, upper
         sparse = not isinstance(A, np.ndarray)
-        self.design: Design = SparseDesign(A) if sparse else DenseDesign(A)
-        self._rows = A.T
+        self.design: Design = SparseDesign(A, shift) if sparse else DenseDesign(A)
+        self._rows, self._shift = A.T, shift
         self.taking: Index = np.empty(0, np.intp)
         self._bounded = bool(np.isfinite(lower).any() or np.isfinite(upper).any())
         self.x, self.residual = np.empty(0), y
         self.n_products = self.n_steps = 0
         self.c = self._correlate(y)
         self.reached = np.inf
+        self._foretold: tuple[float, Array] | None = None
+
+    def begin(self, x: Array) -> None:
+        """Start from these coefficients, (n,)."""
+        support = np.flatnonzero(x)
+        self._admit(support)
+        self.x[:] = np.clip(x, self.lower, self.upper)[support]
+        self.residual = self.y - self.design.combine(self.x * self.design.norms)
+        self._correlate_residual()
+
+    def _correlate_residual(self) -> None:
+        self.c = self._correlate(self.residual)
+        if self.ridge:
+            self.c[self.taking] -= self.ridge * self.x
 
     def _correlate(self, r: Array) -> Array:
         self.n_products += 1
-        return np.asarray(self._rows @ r)
+        c = np.asarray(self._rows @ r)
+        return c if self._shift is None else c - (self._shift[0] @ r) * self._shift[1]
 
     def pull(self, c: Array) -> Array:
         """`|c_j| / w_j` of columns that take no part, on the side where they may move; else 0."""
@@ -108,7 +125,7 @@ class Fit:
         step, and goes down no further than the strongest that is left out; the last stages stay at
         `lam` until nothing pulls more than it.
         """
-        at, before = self.reached, None
+        at, before = self.reached, self._foretold
         while True:
             here, new = self._next(lam * (1 + slack), at, before)
             last = here <= lam * (1 + slack)
@@ -116,9 +133,8 @@ class Fit:
             before, at = (at, self.c), here
             self._admit(new)
             self._minimise(here, slack if last else ROUGH, MAX_STEPS if last else STEPS)
-            self.c = self._correlate(self.residual)
-            if self.ridge:
-                self.c[self.taking] -= self.ridge * self.x
+            self._correlate_residual()
+            self._foretold = before if before is not None and before[0] > here else None
             self.reached = here
             yield here
             if last and not (self.pull(self.c) > lam * (1 + slack)).any():
@@ -136,6 +152,9 @@ class Fit:
         few, share = self.design.entering
         limit = max(few, int(share * self.n_active))
         if new.size <= limit:
+            if before is not None and lam < at < before[0] < np.inf:
+                ahead = self.c + (self.c - before[1]) * ((at - lam) / (before[0] - at))
+                new = np.union1d(new, np.flatnonzero(self.pull(ahead) > lam))
             return lam, new
         order = np.argpartition(pull[new], new.size - limit - 1)
         here = float(pull[new[order[new.size - limit - 1]]])
@@ -229,7 +248,7 @@ class WorkingSet:
     def solve(
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
-        """Minimise; `x0` is not used."""
+        """Minimise; columns that `x0` needs come in first."""
         assert isinstance(problem, Lasso | ElasticNet)
         A, shape, calls = matrix_of(problem), np.shape(problem.y), itertools.count(1)
         columns = np.asarray(problem.y, dtype=np.float64).reshape(shape[0], -1).T
@@ -242,6 +261,8 @@ class WorkingSet:
         most, ended = 0, False
         for j, column in enumerate(columns):
             fit = fit_of(problem, A, np.ascontiguousarray(column))
+            if x0 is not None:
+                fit.begin(x0.reshape(X.shape)[:, j])
             fits.append(fit)
             for k, _ in enumerate(fit.descend(problem.lam, max(self.tol / 50, 1e-14)), 1):
                 X[:, j], R[:, j], most = fit.coefficients(), fit.residual, max(most, k)
@@ -281,4 +302,5 @@ def fit_of(problem: Lasso | ElasticNet, A: Any, y: Array) -> Fit:
     """The fit of one signal of a problem."""
     lower, upper = np.asarray(problem.lower), np.asarray(problem.upper)
     ridge = problem.ridge if isinstance(problem, ElasticNet) else 0.0
-    return Fit(A, y, np.asarray(problem.weights), lower, upper, ridge)
+    shift = problem.operator.shift
+    return Fit(A, y, np.asarray(problem.weights), lower, upper, ridge, shift)
