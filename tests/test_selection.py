@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lowrank
+from lowrank.cli.network.values import Methods
 from lowrank.compression.network.channels.narrowing import narrow, widen
 from lowrank.compression.network.channels.units import find_channels
 from lowrank.compression.network.scan import scan
@@ -318,3 +319,14 @@ def test_a_unit_with_no_channel_to_spare_stays():
     model = Net(lambda n, x: n.b(n.a(x)), a=conv(4, 1), b=conv(1, 3)).eval()
     _, channels, _ = found(model, X)
     assert not channels.units
+
+
+def test_the_command_line_takes_the_word():
+    assert Methods().convert("select", None, None) == ("select",)
+    assert Methods().convert("channel_svd,select", None, None)[0] == "select"
+
+
+def test_curves_are_of_factors_alone():
+    model, x, _ = data_of("a norm and a reader")
+    with pytest.raises(LowRankError, match="select"):
+        lowrank.measure(model, x, methods=["channel_svd", "select"])

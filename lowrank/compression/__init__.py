@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lowrank.compression.fitting.finetune import cosine as cosine
     from lowrank.compression.fitting.finetune import finetune as finetune
     from lowrank.compression.fitting.layerwise import replace_layers as replace_layers
+    from lowrank.compression.fitting.penalty import Penalty as Penalty
     from lowrank.compression.fitting.refine import Trial as Trial
     from lowrank.compression.fitting.refine import distil as distil
     from lowrank.compression.fitting.refine import refine as refine
@@ -139,6 +140,7 @@ _HOME = {
     "Quantized": "pipeline.quantize",
     "Reached": "network.prefix_cache",
     "Rounding": "planning.rounding",
+    "Penalty": "fitting.penalty",
     "SOAP": "fitting.soap",
     "Sparse": "network.own_stages",
     "Stage": "network.stages",

@@ -77,7 +77,8 @@ _RULES = ("methods", "skip", "only", "round_to", "int8", "low_bits", "stock")
 @click.option(
     "--methods",
     type=Methods(),
-    help="Methods that may be used: names, or FILE.py:CLASS for yours; by default all names.",
+    help="Methods that may be used: names, or FILE.py:CLASS for yours; by default all names. "
+    "With select, channels may go, too.",
 )
 @click.option("--skip", multiple=True, metavar="LAYERS", help="Leave these dense: fc,layer1.*")
 @click.option("--only", multiple=True, metavar="LAYERS", help="Consider these layers only.")

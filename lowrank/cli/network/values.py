@@ -122,14 +122,19 @@ class Methods(click.ParamType):  # type: ignore[type-arg]
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[type[Method], ...]:
-        """The classes; those of the user are registered, so that plans may name them."""
+    ) -> tuple[type[Method] | str, ...]:
+        """The classes, and the word "select"; those of the user are registered, so that plans may
+        name them."""
         from lowrank.cli.network.code import load_member
         from lowrank.compression.methods import register, resolve
+        from lowrank.compression.planning.rules import SELECT
 
         try:
             given = [load_member(n) if ":" in n else n for n in split([value])]
-            return tuple(register(cls) for cls in resolve(given))
+            others = [one for one in given if one != SELECT]
+            words = (SELECT,) if len(others) < len(given) else ()
+            found = resolve(others) if others or not words else []
+            return (*words, *(register(cls) for cls in found))
         except InputError as error:
             self.fail(f"{error.problem}; {error.advice}", param, ctx)
 

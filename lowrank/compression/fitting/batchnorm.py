@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lowrank.compression.fitting.distillation import Objective
+from lowrank.compression.fitting.distillation import Objective, Teachers
 from lowrank.compression.gauges.quality import Loss, Unmatched, quality_of, vocabularies
 from lowrank.compression.network.batches import Batch, Batches, Form, hold_out, placed
 from lowrank.compression.network.cutting import held_out
@@ -117,7 +117,7 @@ def measure_on(
     val: Any,
     data: Any,
     objective: Objective,
-    teacher: nn.Module,
+    teacher: Teachers,
     size: int,
     generator: torch.Generator,
     form: Form,

@@ -33,6 +33,10 @@ Loss: TypeAlias = Literal["kl", "mse"] | Callable[[Any, Any], Tensor]
 """How far the student's output is from the teacher's."""
 
 
+Teachers: TypeAlias = nn.Module | Sequence[nn.Module]
+"""One model, or several that are averaged."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """The loss of one batch: (1 - label_weight) * distillation + label_weight * labels
@@ -50,6 +54,9 @@ class Objective:
             labels), else `relative_mse`; a model whose forward takes `labels` computes it.
         hints: names of layers, in both models, whose outputs are to agree in `relative_mse`.
         hint_weight: at least 0.
+        flows: pairs of names of layers whose flow is to agree in `relative_mse`: the products of
+            their channels, mean over places, (batch, m, n); see `flow_between`.
+        flow_weight: at least 0.
 
     Source: Hinton, Vinyals, Dean 2015, section 2.1; hints: Romero et al. 2015, equation 3,
     without a regressor, since a compressed layer has its dense layer's output shape.
@@ -60,21 +67,38 @@ class Objective:
     label_weight: float = 0.0
     hints: tuple[str, ...] = ()
     hint_weight: float = 1.0
+    flows: tuple[tuple[str, str], ...] = ()
+    flow_weight: float = 1.0
 
-    def terms(self, student: nn.Module, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms, whose sum is the loss; the student runs in its present mode."""
-        with evaluating(teacher), _captured(teacher, self.hints, "teacher") as wanted:
-            target = call(teacher, placed(batch.inputs, teacher))
+    @property
+    def _watched(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.hints, *(n for pair in self.flows for n in pair))))
+
+    def terms(self, student: nn.Module, teacher: Teachers, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms, whose sum is the loss; the student runs in its present mode.
+
+        Of several teachers the mean of the distillation counts; hints and flows are the first's.
+        """
+        first, *others = [teacher] if isinstance(teacher, nn.Module) else teacher
+        with evaluating(first), _captured(first, self._watched, "teacher") as wanted:
+            targets = [call(first, placed(batch.inputs, first))]
+        for other in others:
+            with evaluating(other):
+                targets.append(call(other, placed(batch.inputs, other)))
         labels = batch.labels if self.label_weight else None
-        with _captured(student, self.hints, "model") as features:
+        with _captured(student, self._watched, "model") as features:
             output, label_loss = self._student(student, batch, labels)
         keep = 0.0 if label_loss is None else self.label_weight
-        terms = {"distillation": (1 - keep) * self._distillation(output, target)}
+        losses = torch.stack([self._distillation(output, target) for target in targets])
+        terms = {"distillation": (1 - keep) * losses.mean()}
         if label_loss is not None:
             terms["labels"] = keep * label_loss
         if self.hints:
             pairs = ([f[name] for name in self.hints] for f in (features, wanted))
             terms["hints"] = self.hint_weight * relative_mse(*pairs)
+        if self.flows:
+            flows = ([flow_between(f[a], f[b]) for a, b in self.flows] for f in (features, wanted))
+            terms["flows"] = self.flow_weight * relative_mse(*flows)
         return terms
 
     def _student(
@@ -175,6 +199,32 @@ def relative_mse(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
         energy = t.square().mean()
         losses.append((s - t).square().mean() / torch.where(energy > _NONE, energy, 1.0))
     return torch.stack(losses).mean()
+
+
+def flow_between(first: Tensor, last: Tensor) -> Tensor:
+    """The products of two layers' channels, mean over places, (batch, m, n).
+
+    Of pictures the larger one is pooled to the other's size; of rows channels are on the last axis.
+
+    Args:
+        first: (batch, m, *places), or (batch, ..., m) of fewer than four axes.
+        last: likewise of n channels.
+
+    Source: Yim et al., CVPR 2017, equation 1.
+
+    Example:
+        >>> flow_between(torch.ones(2, 3, 8, 8), torch.ones(2, 5, 4, 4)).shape
+        torch.Size([2, 3, 5])
+    """
+    if first.ndim == last.ndim == 4:
+        size = min(first.shape[2], last.shape[2]), min(first.shape[3], last.shape[3])
+        a, b = (F.adaptive_avg_pool2d(x, size).flatten(2) for x in (first, last))
+    else:
+        a, b = (x.reshape(len(x), -1, x.shape[-1]).mT for x in (first, last))
+    if a.shape[2] != b.shape[2]:
+        problem = f"no flow between {tuple(first.shape)} and {tuple(last.shape)}"
+        raise InputError("flows", problem, "name layers of as many places")
+    return a @ b.mT / a.shape[2]
 
 
 def check_hints(hints: Sequence[str], **models: nn.Module) -> None:

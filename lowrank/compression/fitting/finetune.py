@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW, Optimizer
 
 from lowrank.compression.fitting.batchnorm import Measure, batch_norms, improves, measure_on
-from lowrank.compression.fitting.distillation import Loss, Objective, check_hints
+from lowrank.compression.fitting.distillation import Loss, Objective, Teachers, check_hints
+from lowrank.compression.fitting.penalty import Penalty
 from lowrank.compression.fitting.relaxation import relaxed
 from lowrank.compression.fitting.trainer import _Best, _seeded, _Trainer, _training
 from lowrank.compression.network.batches import Batches
@@ -54,6 +55,7 @@ class Epoch:
         seconds: wall-clock time, validation included.
         best: these weights are the best so far.
         recalibrated: the best weights so far with re-estimated batch-norm statistics.
+        sparsity: the share of what a penalty presses that is zero; None without one.
     """
 
     index: int
@@ -65,6 +67,7 @@ class Epoch:
     seconds: float = 0.0
     best: bool = False
     recalibrated: bool = False
+    sparsity: float | None = None
 
 
 def cosine(t: float) -> float:
@@ -81,7 +84,7 @@ def cosine(t: float) -> float:
 def finetune(
     model: nn.Module,
     *,
-    teacher: nn.Module,
+    teacher: Teachers,
     data: Any,
     epochs: int = 2,
     val: Any = None,
@@ -91,6 +94,9 @@ def finetune(
     label_weight: float = 0.1,
     hints: Sequence[str] = (),
     hint_weight: float = 1.0,
+    flows: Sequence[tuple[str, str]] = (),
+    flow_weight: float = 1.0,
+    penalty: Penalty | None = None,
     mix: bool = False,
     optimizer: Optimizing | None = None,
     lr: float | None = None,
@@ -122,7 +128,8 @@ def finetune(
             the statistics of batches, and batch norm set to evaluation mode there is frozen.
             Parameters with `requires_grad=False` stay as they are. Half-precision parameters
             are refused: keep them in float32 and pass `amp`.
-        teacher: the dense model; run in evaluation mode, never changed.
+        teacher: the dense model, or several models, whose distillation is averaged (hints and flows
+            are of the first); run in evaluation mode, never changed.
         data: a loader or list of batches, a tensor of inputs, or a tuple (inputs, labels) of
             tensors, shuffled and split here; see `lowrank.compression.network.batches`. Batches are
             moved to the models' devices.
@@ -139,6 +146,11 @@ def finetune(
         label_weight: in [0, 1]; without labels in the data it has no effect.
         hints: layers, by name, whose outputs are to agree as well.
         hint_weight: weight of that.
+        flows: pairs of layers, by name, between which what flows, the products of their channels,
+            is to agree as well.
+        flow_weight: weight of that.
+        penalty: presses scales, channels or ranks to zero, see `lowrank.compression.Penalty`; the
+            last epoch's weights are kept then, and each `Epoch` says how sparse they are.
         mix: train on examples mixed in pairs by random shares, as the teacher scores the
             mixture: a few hundred then say more. Inputs must be floating-point; labels are
             not looked at.
@@ -185,26 +197,34 @@ def finetune(
         >>> records[-1].val < 0.8 * records[0].val
         True
 
-    Source: Hinton, Vinyals, Dean 2015; Romero et al. 2015; mixing: Beyer et al. 2022.
+    Source: Hinton, Vinyals, Dean 2015; Romero et al. 2015; flows: Yim et al. 2017; several
+    teachers: You et al. 2017, of which the mean of softened scores; mixing: Beyer et al. 2022.
     """
     _check_counts(epochs=epochs, patience=patience, batch_size=batch_size)
     _check_positive(temperature=temperature, max_norm=max_norm, lr=lr)
     _check_weights(label_weight, hint_weight)
     _check_arguments(val, patience, loss, amp, optimizer, schedule)
-    if not isinstance(teacher, nn.Module):
-        raise InputError("teacher", f"{teacher!r} is no model", "pass the dense one")
-    for each in (model, teacher):
+    teachers = _several(teacher)
+    _check_weights(label_weight, flow_weight, "flow_weight")
+    for each in (model, *teachers):
         refuse_lazy(each)
     if names := int8_layers(model):
         problem = f"{names[0]} is int8, which cannot be trained"
         raise InputError("model", problem, "fine-tune first, then lowrank.quantize")
-    check_hints(hints, model=model, teacher=teacher)
-    objective = Objective(loss, temperature, label_weight, tuple(hints), hint_weight)
+    check_hints(hints, model=model, teacher=teachers[0])
+    flows = _check_flows(flows)
+    check_hints([n for pair in flows for n in pair], model=model, teacher=teachers[0])
+    if penalty is not None:
+        penalty.check(model)
+    objective = Objective(
+        loss, temperature, label_weight, tuple(hints), hint_weight, flows, flow_weight
+    )
     with ExitStack() as stack:
         if relax:
             stack.enter_context(relaxed(model))
         trained = _trained(model, only_factors)
-        _check_teacher(teacher, trained)
+        for each in teachers:
+            _check_teacher(each, trained)
         generator = stack.enter_context(_seeded(trained, seed))
         measure, form = None, form_of(model)
         if val is not None:
@@ -212,7 +232,7 @@ def finetune(
         batches = Batches.of(data, form, size=batch_size, generator=generator)
         trainer = _Trainer(
             model, teacher, objective, batches, mix, trained, epochs, schedule, max_norm, amp,
-            _build(optimizer, trained, lr),
+            _build(optimizer, trained, lr), penalty,
         )  # fmt: skip
         trainer.try_out(_SEEN if measure is None else 1)
         best = _Best(model, trained)
@@ -252,12 +272,15 @@ def _epochs(
         terms, lr, steps = trainer.epoch(index, shown)
         loss = sum(terms.values())
         score = judge()
-        improved, val = best.offer(score, index), None if measure is None else score
+        pressed = trainer.penalty
+        ranked = score if pressed is None else -float(index)  # the last one is the sparsest
+        improved, val = best.offer(ranked, index), None if measure is None else score
         seconds = time.perf_counter() - start
-        yield Epoch(index, loss, terms, val, lr, steps, seconds, improved)
+        sparse = None if pressed is None else pressed.sparsity(trainer.model)
+        yield Epoch(index, loss, terms, val, lr, steps, seconds, improved, sparsity=sparse)
         if patience is not None and index - best.index >= patience:
             break
-    if measure is not None:
+    if measure is not None and trainer.penalty is None:
         best.restore()
         yield from _recalibrated(trainer, best, measure, norms)
 
@@ -334,11 +357,32 @@ def _check_positive(**numbers: float | None) -> None:
             raise InputError(name, f"is {number!r}", "pass a number above 0")
 
 
-def _check_weights(label_weight: float, hint_weight: float) -> None:
+def _several(teacher: object) -> list[nn.Module]:
+    """The teachers.
+
+    Raises:
+        InputError: one is no model, or there are none.
+    """
+    found = [teacher] if isinstance(teacher, nn.Module) else teacher
+    if not isinstance(found, list | tuple) or not all(isinstance(t, nn.Module) for t in found):
+        raise InputError("teacher", f"{teacher!r} is no model", "pass the dense one")
+    if not found:
+        raise InputError("teacher", "there is none", "pass the dense model")
+    return list(found)
+
+
+def _check_flows(flows: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    if isinstance(flows, str) or any(isinstance(p, str) or len(p) != 2 for p in flows):
+        problem = f"{flows!r} are no pairs of layers"
+        raise InputError("flows", problem, 'pass [("layer1", "layer2")], say')
+    return tuple((first, last) for first, last in flows)
+
+
+def _check_weights(label_weight: float, hint_weight: float, name: str = "hint_weight") -> None:
     if not 0 <= label_weight <= 1:
         raise InputError("label_weight", f"is {label_weight!r}", "pass a number in [0, 1]")
     if not 0 <= hint_weight < math.inf:
-        raise InputError("hint_weight", f"is {hint_weight!r}", "pass a number of at least 0")
+        raise InputError(name, f"is {hint_weight!r}", "pass a number of at least 0")
 
 
 def _check_arguments(

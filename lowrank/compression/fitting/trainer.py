@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from lowrank.compression.fitting.distillation import Objective
+from lowrank.compression.fitting.distillation import Objective, Teachers
+from lowrank.compression.fitting.penalty import Penalty
 from lowrank.compression.network.batches import Batch, Batches
 from lowrank.compression.network.example import evaluating, first_line
 from lowrank.compression.network.tensors import describe
@@ -27,7 +28,7 @@ class _Trainer:
     """One epoch after the other."""
 
     model: nn.Module
-    teacher: nn.Module
+    teacher: Teachers
     objective: Objective
     batches: Batches
     mix: bool
@@ -37,6 +38,7 @@ class _Trainer:
     max_norm: float | None
     amp: torch.dtype | None
     optimizer: Optimizer
+    penalty: Penalty | None = None
 
     def __post_init__(self) -> None:
         self.device = self.trained[0].device.type
@@ -146,6 +148,8 @@ class _Trainer:
                 self.scaler.update()
             else:
                 self.optimizer.step(closure)  # a closure, so that L-BFGS works too
+        if self.penalty is not None:
+            self.penalty.step(self.model, self.optimizer.param_groups[0]["lr"])
         return seen
 
     def _set_rate(self, index: int, step: int) -> None:

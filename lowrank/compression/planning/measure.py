@@ -114,6 +114,9 @@ def measure(
     effort, cache = named.pop("effort", None), named.pop("cache", None)
     settings = calibration_of(calibration, known, effort, cache)
     rules = rules_of(rules, named)
+    if rules.select is not None:
+        advice = "drop it here; compress(..., select=...) plans both"
+        raise InputError("select", "curves are of factors alone", advice)
     model = opened(model, example, stock=rules.stock, skip=rules.skip, timed=latency)
     check_asked(model, example, rules, latency=latency, memory=memory, progress=progress)
     if data is not None and not isinstance(data, Statistics):
