@@ -144,9 +144,8 @@ def table(rows: dict[str, Any]) -> None:
     for key, row in rows.items():
         found.setdefault(key.rpartition(" ")[0], []).append(row["points_lost"])
     for name, lost in sorted(found.items(), key=lambda item: statistics.mean(item[1])):
-        print(
-            f"{name:34} {statistics.mean(lost):6.2f} +- {statistics.pstdev(lost):.2f}  n={len(lost)}"
-        )
+        mean, spread = statistics.mean(lost), statistics.pstdev(lost)
+        print(f"{name:34} {mean:6.2f} +- {spread:.2f}  n={len(lost)}")
 
 
 def main() -> None:
