@@ -89,8 +89,9 @@ class Objective:
         with _captured(student, self._watched, "model") as features:
             output, label_loss = self._student(student, batch, labels)
         keep = 0.0 if label_loss is None else self.label_weight
-        losses = torch.stack([self._distillation(output, target) for target in targets])
-        terms = {"distillation": (1 - keep) * losses.mean()}
+        one, *more = [self._distillation(output, target) for target in targets]
+        whole = sum(more, one) / len(targets) if more else one
+        terms = {"distillation": (1 - keep) * whole}
         if label_loss is not None:
             terms["labels"] = keep * label_loss
         if self.hints:
