@@ -247,3 +247,15 @@ def test_matrices_of_few_rows_are_formed_from_their_rows(complex_: bool) -> None
     wrong = from_functions(A.shape, A.forward, lambda y: 2 * A.adjoint(y), dtype=A.dtype)
     np.testing.assert_allclose(wrong.to_dense(), formed, atol=1e-12)  # by its columns
     np.testing.assert_allclose(A.H.to_dense(), formed.conj().T, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_complex_matrices_are_solved_and_proven(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((128, 512)) + 1j * rng.standard_normal((128, 512))
+    x = np.zeros(512, complex)
+    x[rng.permutation(512)[:15]] = rng.standard_normal(15) + 1j * rng.standard_normal(15)
+    found = recover(A, A @ x)
+    assert found.status is Status.OPTIMAL
+    assert found.solver == "message_passing()"
+    assert np.linalg.norm(found.x - x) <= 1e-7 * np.linalg.norm(x)
