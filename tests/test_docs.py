@@ -121,12 +121,6 @@ def test_every_page_is_in_the_navigation():
     assert listed == set(PAGES)
 
 
-def test_the_page_of_notebooks_names_them_all():
-    listed = re.findall(r"^\| \d+ `(\w+)`", PAGES["notebooks.md"], re.M)
-    made = sorted((ROOT / "examples" / "notebooks").glob("*.zh.py"))
-    assert listed == [path.name.removesuffix(".zh.py") for path in made]
-
-
 @pytest.mark.docs
 def test_the_documentation_builds_strictly(tmp_path):
     if importlib.util.find_spec("mkdocs") is None:

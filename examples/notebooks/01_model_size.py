@@ -208,7 +208,7 @@ for name, cost in profiles.items():
 #
 # Where a network keeps its parameters is not where it does its work:
 
-# %%
+# %% alt="Bars for four networks: storage from 1 to 553 MB, compute from 0.03 to 15.5 G MACs, peak of the activations from 0.25 to 25.7 MB; ResNet-50 has the same peak as MobileNetV2 and 14 times its MACs"
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True)
 shown = {
     "storage, 32 bits (MB)": [cost.bytes / 1e6 for cost in profiles.values()],

@@ -195,7 +195,7 @@ for name, cost in profiles.items():
 #
 # 网络的参数所在之处，并不是它的计算所在之处：
 
-# %%
+# %% alt="四个网络的条形图：存储 1 至 553 MB，计算量 0.03 至 15.5 G MACs，激活峰值 0.25 至 25.7 MB；ResNet-50 与 MobileNetV2 的峰值相同，MACs 却是其 14 倍"
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True)
 shown = {
     "storage, 32 bits (MB)": [cost.bytes / 1e6 for cost in profiles.values()],

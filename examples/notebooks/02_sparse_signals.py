@@ -6,7 +6,7 @@
 # A signal is *k-sparse* if at most k of its N entries are not zero. To describe it takes about 2k
 # numbers: where the non-zeros are, and how large. That is the room which compressed sensing uses.
 
-# %%
+# %% alt="A signal of 256 entries, of which eight stand out from zero"
 import math
 
 import matplotlib.pyplot as plt
@@ -43,24 +43,25 @@ plt.show()
 # Here the weights are random, Gaussian with variance 1/m, so that $\|Ax\|^2 = \|x\|^2$ on
 # average.
 
-# %%
+# %% alt="y = A x drawn to scale: y has 64 rows, A 64 rows and 256 columns, x 256 rows of which eight are coloured"
 m = 64
 A = operators.gaussian(m, N, seed=2).to_dense()
 y = A @ x
 
-figure, axes = plt.subplots(1, 5, figsize=(9, 3.3), width_ratios=(1, 1, 12, 1, 1))
-pictures = {0: (y[:, None], "y"), 2: (A, "A"), 4: (x[:, None], "x")}
-limit = np.abs(A).max()
-for at, (values, name) in pictures.items():
-    scale = limit if name == "A" else np.abs(values).max()
-    axes[at].imshow(values, cmap="RdBu_r", vmin=-scale, vmax=scale, aspect="auto")
-    axes[at].set(xticks=[], yticks=[], title=f"{name}\n{values.shape[0]} × {values.shape[1]}")
-    axes[at].grid(False)
-    axes[at].spines[:].set_visible(True)
-for at, sign in ((1, "="), (3, "·")):
-    axes[at].axis("off")
-    axes[at].text(0.5, 0.5, sign, fontsize=22, ha="center", va="center")
-figure.suptitle("red: positive, blue: negative, white: zero", fontsize=9)
+_, ax = plt.subplots(figsize=(7.5, 5.6))
+places = {"y": (y[:, None], 0, 16), "A": (A, 44, 44 + N), "x": (x[:, None], 330, 346)}
+for name, (values, left, right) in places.items():
+    rows, columns = values.shape
+    scale = np.abs(values).max()
+    where = (left, right, rows, 0)  # one unit to each row, in all three
+    ax.imshow(values, cmap="RdBu_r", vmin=-scale, vmax=scale, extent=where, interpolation="none")
+    ax.add_patch(plt.Rectangle((left, 0), right - left, rows, fill=False, lw=0.8))
+    ax.text((left + right) / 2, -4, f"{name}\n{rows} × {columns}", ha="center", va="bottom")
+ax.text(30, m / 2, "=", fontsize=18, ha="center", va="center")
+ax.text(315, m / 2, "·", fontsize=22, ha="center", va="center")
+ax.text(44, m + 12, "red: positive, blue: negative, white: zero", va="top")
+ax.set(xlim=(-4, 352), ylim=(N + 2, -34))
+ax.axis("off")
 plt.show()
 
 # %% [markdown]
@@ -89,7 +90,7 @@ print(f"{supports:.1e} supports of {k} among {N}: at 10 µs for each, {years:.0f
 # linear program, solved in milliseconds. It asks for a few more measurements than 2k (of the
 # order of $2k \log(N/k)$; notebook 4 has the exact figure), and still far fewer than N.
 
-# %%
+# %% alt="Three panels: the sparse signal; the least-squares solution, small everywhere and wrong; the L1 solution, the same as the signal"
 found = lowrank.recover(A, y)
 least_squares = np.linalg.pinv(A) @ y  # the solution with the least sum of squares
 
@@ -114,7 +115,7 @@ plt.show()
 # We draw 40 signals for each m and count how often they come back.
 
 
-# %%
+# %% alt="Share of signals recovered against the number of measurements: none below 24, all from 56 on, between the lines 2k and 2k ln(N/k)"
 def share_recovered(m: int, trials: int = 40) -> float:
     """Share of random k-sparse signals that come back from m Gaussian measurements."""
     signals = np.stack([sparse_signal(N, k, seed=(m, t)) for t in range(trials)], axis=1)

@@ -5,7 +5,7 @@
 #
 # 若一个信号至多有 k 个非零元素，就称它是 *k-稀疏* 的。描述它大约只需 2k 个数：非零元素的位置和取值。压缩感知利用的正是这一点余地。
 
-# %%
+# %% alt="长度 256 的信号，只有八个非零元素"
 import math
 
 import matplotlib.pyplot as plt
@@ -39,24 +39,25 @@ plt.show()
 #
 # 这里的权重是随机的高斯数，方差为 1/m，因此平均而言 $\|Ax\|^2 = \|x\|^2$。
 
-# %%
+# %% alt="按比例画出的 y = A x：y 有 64 行，A 有 64 行 256 列，x 有 256 行，其中八行有颜色"
 m = 64
 A = operators.gaussian(m, N, seed=2).to_dense()
 y = A @ x
 
-figure, axes = plt.subplots(1, 5, figsize=(9, 3.3), width_ratios=(1, 1, 12, 1, 1))
-pictures = {0: (y[:, None], "y"), 2: (A, "A"), 4: (x[:, None], "x")}
-limit = np.abs(A).max()
-for at, (values, name) in pictures.items():
-    scale = limit if name == "A" else np.abs(values).max()
-    axes[at].imshow(values, cmap="RdBu_r", vmin=-scale, vmax=scale, aspect="auto")
-    axes[at].set(xticks=[], yticks=[], title=f"{name}\n{values.shape[0]} × {values.shape[1]}")
-    axes[at].grid(False)
-    axes[at].spines[:].set_visible(True)
-for at, sign in ((1, "="), (3, "·")):
-    axes[at].axis("off")
-    axes[at].text(0.5, 0.5, sign, fontsize=22, ha="center", va="center")
-figure.suptitle("red: positive, blue: negative, white: zero", fontsize=9)
+_, ax = plt.subplots(figsize=(7.5, 5.6))
+places = {"y": (y[:, None], 0, 16), "A": (A, 44, 44 + N), "x": (x[:, None], 330, 346)}
+for name, (values, left, right) in places.items():
+    rows, columns = values.shape
+    scale = np.abs(values).max()
+    where = (left, right, rows, 0)  # one unit to each row, in all three
+    ax.imshow(values, cmap="RdBu_r", vmin=-scale, vmax=scale, extent=where, interpolation="none")
+    ax.add_patch(plt.Rectangle((left, 0), right - left, rows, fill=False, lw=0.8))
+    ax.text((left + right) / 2, -4, f"{name}\n{rows} × {columns}", ha="center", va="bottom")
+ax.text(30, m / 2, "=", fontsize=18, ha="center", va="center")
+ax.text(315, m / 2, "·", fontsize=22, ha="center", va="center")
+ax.text(44, m + 12, "red: positive, blue: negative, white: zero", va="top")
+ax.set(xlim=(-4, 352), ylim=(N + 2, -34))
+ax.axis("off")
 plt.show()
 
 # %% [markdown]
@@ -79,7 +80,7 @@ print(f"{supports:.1e} supports of {k} among {N}: at 10 µs for each, {years:.0f
 #
 # 在 $Ax = y$ 的所有解中，取 $\|x\|_1 = \sum |x_i|$ 最小的那一个。这是一个线性规划，几毫秒就能解出。它需要的测量数比 2k 多一些（量级为 $2k \log(N/k)$，精确数字见第 4 个笔记本），但仍远小于 N。
 
-# %%
+# %% alt="三幅图：稀疏信号；最小二乘解处处很小，是错的；L1 解与信号相同"
 found = lowrank.recover(A, y)
 least_squares = np.linalg.pinv(A) @ y  # the solution with the least sum of squares
 
@@ -104,7 +105,7 @@ plt.show()
 # 对每个 m 抽取 40 个信号，统计能恢复出来的比例。
 
 
-# %%
+# %% alt="恢复比例随测量数的变化：少于 24 次全失败，56 次起全部成功，介于 2k 与 2k ln(N/k) 两条线之间"
 def share_recovered(m: int, trials: int = 40) -> float:
     """Share of random k-sparse signals that come back from m Gaussian measurements."""
     signals = np.stack([sparse_signal(N, k, seed=(m, t)) for t in range(trials)], axis=1)

@@ -17,7 +17,7 @@
 # In two dimensions, with one measurement, the solutions of $Ax = y$ are a line. Blow up the ball
 # of each measure until it first touches that line:
 
-# %%
+# %% alt="The line A x = y and three balls: L0 touches it on an axis, L1 at a corner on an axis, L2 beside the axes"
 import cvxpy as cp
 import matplotlib.pyplot as plt
 import numpy as np
@@ -96,7 +96,7 @@ print("largest error", f"{np.abs(x.value - truth).max():.0e}")
 # `recover` states the problem, chooses a solver and, when the solver is done, computes a
 # certificate outside of it.
 
-# %%
+# %% alt="Three panels: the true signal, its 96 measurements, and the recovered signal on top of the true one"
 found = lowrank.recover(A, y)
 print("status       ", found.status.name)
 print("objective    ", f"{found.objective:.6f}")
@@ -126,7 +126,7 @@ found.plot(truth=truth, measurements=y)
 # 1$ on the support, below 1 everywhere else, and the columns of the support are independent, then
 # x is not only optimal but the *only* optimum. `dual_certificate` looks for such a v:
 
-# %%
+# %% alt="Dots of A transposed times v for all 256 columns: plus or minus one on the true support, within 0.75 everywhere else"
 on = np.flatnonzero(truth)
 unique = dual_certificate(A, on, np.sign(truth[on]))
 correlation = A.T @ unique.v
@@ -134,7 +134,7 @@ print("largest value off the support:", f"{unique.off_support:.3f}")
 print("proves that x is the only one:", unique.proves)
 
 _, ax = plt.subplots(figsize=(7.5, 2.8))
-ax.plot(correlation, color="0.6", ls="-", marker=".", ms=3, lw=0.6, label="all columns")
+ax.plot(correlation, color="0.45", ls="none", marker=".", ms=4, label="all columns")
 ax.plot(on, correlation[on], "C1s", ls="none", mfc="none", label="true support")
 ax.axhline(1, color="black", ls="--", lw=0.8)
 ax.axhline(-1, color="black", ls="--", lw=0.8)

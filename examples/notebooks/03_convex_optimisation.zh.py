@@ -15,7 +15,7 @@
 #
 # 在二维且只有一次测量时，$Ax = y$ 的解是一条直线。把每种度量的球逐渐放大，直到它首次碰到这条直线：
 
-# %%
+# %% alt="直线 A x = y 与三种球：L0 在坐标轴上相触，L1 在坐标轴上的角点相触，L2 在轴外相触"
 import cvxpy as cp
 import matplotlib.pyplot as plt
 import numpy as np
@@ -90,7 +90,7 @@ print("largest error", f"{np.abs(x.value - truth).max():.0e}")
 #
 # `recover` 写出问题、选择求解器；求解器结束后，再在其外部计算一份证书。
 
-# %%
+# %% alt="三幅图：真实信号、它的 96 个测量值，以及与真实信号重合的恢复结果"
 found = lowrank.recover(A, y)
 print("status       ", found.status.name)
 print("objective    ", f"{found.objective:.6f}")
@@ -113,7 +113,7 @@ found.plot(truth=truth, measurements=y)
 #
 # 向量 v 还能说明更多：凡 $|A^T v| < 1$ 之处，任何最优解都必为零。如果某个 v 在支撑集上等于 $\pm 1$、在其余处小于 1，且支撑集对应的列线性无关，那么 x 不仅最优，而且是*唯一*的最优解。`dual_certificate` 寻找的就是这样的 v：
 
-# %%
+# %% alt="全部 256 列的 Aᵀv：在真实支撑上恰为 ±1，其余都在 0.75 以内"
 on = np.flatnonzero(truth)
 unique = dual_certificate(A, on, np.sign(truth[on]))
 correlation = A.T @ unique.v
@@ -121,7 +121,7 @@ print("largest value off the support:", f"{unique.off_support:.3f}")
 print("proves that x is the only one:", unique.proves)
 
 _, ax = plt.subplots(figsize=(7.5, 2.8))
-ax.plot(correlation, color="0.6", ls="-", marker=".", ms=3, lw=0.6, label="all columns")
+ax.plot(correlation, color="0.45", ls="none", marker=".", ms=4, label="all columns")
 ax.plot(on, correlation[on], "C1s", ls="none", mfc="none", label="true support")
 ax.axhline(1, color="black", ls="--", lw=0.8)
 ax.axhline(-1, color="black", ls="--", lw=0.8)

@@ -60,7 +60,7 @@ def error(found: np.ndarray, x: np.ndarray) -> float:
 #
 # $\lambda$ 在拟合误差与稀疏之间权衡。$\lambda_{\max} = \|A^T y\|_\infty$ 时答案为零；随着它减小，系数一个接一个进入，真实的系数排在前面。
 
-# %%
+# %% alt="LASSO 路径：惩罚减小时，十个真实系数最先离开零，其余随后出现且很小"
 A, x, y = draw(k=10, std=0.05, seed=7)
 top = lam_max(A, y)
 lams = top * np.logspace(0, -3, 30)
@@ -85,7 +85,7 @@ plt.show()
 # ## 精度与非零元素个数
 
 
-# %%
+# %% alt="无噪声时中位误差随非零数的变化：OMP 与 CoSaMP 在 68 处失效，LASSO 在 80 处，Bayes AMP 到 104 仍有效"
 def median_errors(ks: list[int], stds: list[float], trials: int = 5) -> dict[str, list[float]]:
     """Median relative error of every method at each pair of k and noise."""
     found: dict[str, list[float]] = {name: [] for name in methods}
@@ -115,7 +115,7 @@ plt.show()
 #
 # ## 精度与噪声
 
-# %%
+# %% alt="中位误差随噪声的变化：各方法都成比例增长；LASSO 约为其余的五倍"
 stds = [0.001, 0.003, 0.01, 0.03, 0.1, 0.2]
 k = 32
 noisy = median_errors([k] * len(stds), stds)

@@ -60,7 +60,7 @@ print(f"{100 * np.mean(truth != M):.1f} % of the entries show something that mov
 # PCA keeps the best low-rank *fit*, in squares: everything that moves pulls at it and leaves
 # ghosts. Robust PCA is not pulled.
 
-# %%
+# %% alt="Three frames: the video, the ghosts in the error of PCA, the still background and the moving things of robust PCA"
 robust = robust_pca(M)
 plain = truncated_svd(torch.from_numpy(M), 1).to_tensor().numpy()
 print(f"{robust.status.name}, gap below 1e-6: {robust.gap < 1e-6}")
@@ -85,12 +85,14 @@ for row, t in zip(axes, (10, 30, 50), strict=True):
         ax.axis("off")
 plt.show()
 
-# %%
+# %% alt="Singular values on a log axis: thirty of the video fall slowly, the background has a single one"
 _, ax = plt.subplots()
 for name, matrix, marker in (("M, the video", M, "o"), ("L, the background", robust.L, "s")):
     s = np.linalg.svd(matrix, compute_uv=False)
-    ax.semilogy(np.arange(1, 31), np.maximum(s[:30] / s[0], 1e-9), marker=marker, label=name)
-ax.set(xlabel="number of the singular value", ylabel="size / largest")
+    s = s[s > 1e-9 * s[0]]  # below that, zero but for rounding
+    label = f"{name}: {len(s)} above zero"
+    ax.semilogy(np.arange(1, len(s) + 1), s / s[0], marker=marker, ms=5, label=label)
+ax.set(xlabel="number of the singular value", ylabel="size / largest", ylim=(1e-3, 2))
 ax.legend()
 plt.show()
 
@@ -102,7 +104,7 @@ plt.show()
 # ResNet-20, unfolded to 64 × 576, at equal numbers of stored values. A sparse entry stores its
 # place too; we count each as two.
 
-# %%
+# %% alt="Error of a layer against stored values for four shares of sparse weights: half in S is lowest, all in L highest"
 conv = resnet20().stages[2][1].conv1
 W = conv.weight.detach().flatten(1).double()
 rows, columns = W.shape

@@ -53,7 +53,7 @@ print(f"{100 * np.mean(truth != M):.1f} % of the entries show something that mov
 # %% [markdown]
 # 主成分分析给出平方意义下最佳的低秩*拟合*：凡是运动的东西都会拉扯它，留下残影。鲁棒主成分分析不受拉扯。
 
-# %%
+# %% alt="三帧：视频、PCA 误差中的残影、稳健 PCA 的静止背景与运动物体"
 robust = robust_pca(M)
 plain = truncated_svd(torch.from_numpy(M), 1).to_tensor().numpy()
 print(f"{robust.status.name}, gap below 1e-6: {robust.gap < 1e-6}")
@@ -78,12 +78,14 @@ for row, t in zip(axes, (10, 30, 50), strict=True):
         ax.axis("off")
 plt.show()
 
-# %%
+# %% alt="奇异值（对数轴）：视频的三十个缓慢下降，背景只有一个"
 _, ax = plt.subplots()
 for name, matrix, marker in (("M, the video", M, "o"), ("L, the background", robust.L, "s")):
     s = np.linalg.svd(matrix, compute_uv=False)
-    ax.semilogy(np.arange(1, 31), np.maximum(s[:30] / s[0], 1e-9), marker=marker, label=name)
-ax.set(xlabel="number of the singular value", ylabel="size / largest")
+    s = s[s > 1e-9 * s[0]]  # below that, zero but for rounding
+    label = f"{name}: {len(s)} above zero"
+    ax.semilogy(np.arange(1, len(s) + 1), s / s[0], marker=marker, ms=5, label=label)
+ax.set(xlabel="number of the singular value", ylabel="size / largest", ylim=(1e-3, 2))
 ax.legend()
 plt.show()
 
@@ -92,7 +94,7 @@ plt.show()
 #
 # 它也能压缩网络吗？低秩层会丢掉少数孤立的大权重；把它们单独存为 S，L 也许就不需要那么高的秩。下面取自带 ResNet-20 的一个 3 × 3 卷积，展开为 64 × 576，在存储数目相等的条件下比较。稀疏元素还要存位置，所以每个按两个数计。
 
-# %%
+# %% alt="层的误差随存储量的变化，四种稀疏占比：一半在 S 中最低，全部在 L 中最高"
 conv = resnet20().stages[2][1].conv1
 W = conv.weight.detach().flatten(1).double()
 rows, columns = W.shape

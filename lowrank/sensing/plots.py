@@ -249,18 +249,38 @@ def phase_map(
     """
     ax = axes_of(ax, height=5.0)
     delta, rho = np.broadcast_arrays(np.asarray(deltas, dtype=float)[:, None], rhos)
-    drawn = ax.scatter(delta, rho, c=shares, cmap="cividis", vmin=0, vmax=1)
-    drawn.set(edgecolor=EDGE, linewidth=0.4)
+    colours: dict[str, Any] = {"cmap": "cividis", "vmin": 0, "vmax": 1}
+    if min(delta.shape) > 1:
+        drawn = _filled(ax, delta[:, 0], rho, np.asarray(shares), colours)
+    else:
+        drawn = ax.scatter(delta, rho, c=shares, edgecolor=EDGE, linewidth=0.4, **colours)
     ax.figure.colorbar(drawn, ax=ax, label=label)
     looks = [STYLES[i] for i in (1, 4, 2, 3)]
     for (name, line), (colour, _, dash) in zip((limits or {}).items(), looks, strict=False):
-        ax.plot(*line, color=colour, linestyle=dash, label=name)
+        ax.plot(*line, color="white", lw=3.5, alpha=0.7)  # seen on dark cells and on bright ones
+        ax.plot(*line, color=colour, linestyle=dash, lw=2, label=name)
     if half is not None:
         ax.plot(deltas, half, "D", mfc="white", mec=STYLES[1][0], label="50 %")
     ax.set(xlabel="m / n", ylabel="k / m", xlim=(0, 1), ylim=(0, 1))
     if limits or half is not None:
         ax.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return tidy(ax)
+
+
+def _filled(ax: Axes, deltas: Array, rhos: Array, shares: Array, colours: dict[str, Any]) -> Any:
+    """A cell around each point, half way to its neighbours; the map of the last column."""
+    across = _edges(deltas)
+    for i, (rho, share) in enumerate(zip(rhos, shares, strict=True)):
+        up, first = np.unique(rho, return_index=True)  # whole k may come out twice
+        drawn = ax.pcolormesh(across[i : i + 2], _edges(up), share[first][:, None], **colours)
+    return drawn
+
+
+def _edges(centres: Array) -> Array:
+    """Bounds of the cells around rising centres, within [0, 1]: (n,) to (n + 1,)."""
+    middle = (centres[1:] + centres[:-1]) / 2
+    ends = (2 * centres[0] - middle[0], 2 * centres[-1] - middle[-1]) if len(middle) else (0, 1)
+    return np.clip(np.concatenate([ends[:1], middle, ends[1:]]), 0, 1)
 
 
 def _panels(

@@ -1,0 +1,103 @@
+"""The site: notebooks, a gallery of them all, links that lead somewhere, pictures with words."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+HOOKS = {
+    name: runpy.run_path(str(DOCS / "hooks" / f"{name}.py"))
+    for name in ("notebooks", "formulas", "languages")
+}
+BOOKS = HOOKS["notebooks"]
+PAGES = {path.relative_to(DOCS).as_posix(): path.read_text("utf-8") for path in DOCS.rglob("*.md")}
+MADE = {
+    BOOKS["address"](name, language): BOOKS["page"](name, language)
+    for name in BOOKS["names"]()
+    for language in BOOKS["HOME"]
+}
+IMAGE = re.compile(r"!\[([^]]*)\]\(([^)]+)\)")
+LINK = re.compile(r"(?<!!)\[[^]]*\]\(([^)#\s]+)(?:#[\w-]+)?\)")
+
+
+def galleries():
+    return {
+        f"{home}notebooks.md": PAGES[f"{home}notebooks.md"].replace(
+            BOOKS["GALLERY"], BOOKS["gallery"](language)
+        )
+        for language, home in BOOKS["HOME"].items()
+    }
+
+
+WHOLE = PAGES | MADE | galleries()
+
+
+def pictures():
+    made = {where for name in BOOKS["names"]() for where in BOOKS["pictures"](name)}
+    return made | {p.relative_to(DOCS).as_posix() for p in (DOCS / "assets").iterdir()}
+
+
+def target(page, link):
+    """The file that a link of a page leads to, from the root of the sources."""
+    parts = []
+    for part in (Path(page).parent / link).parts:
+        parts = parts[:-1] if part == ".." else [*parts, part]
+    return "/".join(parts)
+
+
+@pytest.mark.parametrize("page", galleries())
+def test_the_gallery_has_every_notebook(page):
+    sources = sorted((ROOT / "examples" / "notebooks").glob("*.zh.py"))
+    names = [path.name.removesuffix(".zh.py") for path in sources]
+    home = page.removesuffix("notebooks.md")
+    for name in names:
+        card = rf"\[!\[(.+?)\]\((\S+)\)[^]]*\]\(notebooks/{name}\.md\)\n\n +\*\*\[.+\].+\n\n +\S+"
+        assert re.search(card, WHOLE[page]), f"{name} has no picture, title and question"
+        assert f"{home}notebooks/{name}.md" in MADE
+
+
+@pytest.mark.parametrize("page", WHOLE)
+def test_links_and_pictures_are_there(page):
+    text = re.sub(r"^( *)```.*?^\1``` *$", "", WHOLE[page], flags=re.M | re.S)
+    for link in LINK.findall(text):
+        if not re.match(r"https?:|mailto:", link):
+            found = target(page, link)
+            assert found in WHOLE or link.endswith(".ipynb") or (DOCS / found).is_file(), link
+    for alt, source in IMAGE.findall(text):
+        assert target(page, source) in pictures(), source
+        assert len(alt) > 12, f"{source}: say what it shows"
+
+
+def test_pages_name_their_counterparts():
+    counterparts = HOOKS["languages"]["counterparts"]
+    assert {counterparts(page, set(WHOLE))["zh"] for page in galleries()} == {"zh/notebooks.md"}
+    for name in BOOKS["names"]():
+        pair = {language: BOOKS["address"](name, language) for language in ("en", "zh")}
+        for page in pair.values():
+            assert counterparts(page, set(WHOLE)) == pair
+    assert counterparts("references.md", set(WHOLE))["zh"] == "zh/index.md"
+
+
+def test_every_formula_is_found():
+    marked = HOOKS["formulas"]["marked"]
+    for page, text in MADE.items():
+        rest, formulas = marked(text)
+        prose = re.sub(r"^```.*?^``` *$|`[^`\n]+`", "", rest, flags=re.M | re.S)
+        assert "$" not in prose, (page, prose[prose.index("$") - 40 :][:90])
+        assert all(latex.count("{") == latex.count("}") for latex, _ in formulas)
+    assert marked("costs 5 $ or `$x$`, and $x$") == (
+        "costs 5 $ or `$x$`, and \u29970\u2998",
+        [("x", False)],
+    )
+
+
+@pytest.mark.parametrize("name", BOOKS["names"]())
+def test_pictures_of_notebooks_say_what_they_show(name):
+    chinese = re.compile("[\u4e00-\u9fff]")
+    for language in BOOKS["HOME"]:
+        alts = [alt for alt, _ in IMAGE.findall(MADE[BOOKS["address"](name, language)])]
+        assert len(alts) == len(BOOKS["pictures"](name))
+        assert all(bool(chinese.search(alt)) == (language == "zh") for alt in alts)
