@@ -6,7 +6,7 @@ import base64
 import io
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +17,7 @@ from lowrank.errors import InputError
 from lowrank.version import __version__
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
 
 PACKAGES = ("torch", "numpy", "scipy")
@@ -60,6 +60,25 @@ class Table:
     kind: str = "layers"
     sortable: bool = True
 
+    def told(self) -> Table:
+        """The table without the columns that hold no figure in any row."""
+        keep = [
+            i
+            for i in range(len(self.columns))
+            if not self.rows or not all(row[i].none for row in self.rows)
+        ]
+        columns = [self.columns[i] for i in keep]
+        return replace(self, columns=columns, rows=[[row[i] for i in keep] for row in self.rows])
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that the page opens with: what is read large, of what, and a word beside it."""
+
+    value: str
+    of: str
+    beside: str = ""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -82,12 +101,14 @@ class Page:
         lead: paragraphs below the title.
         notes: what a reader must not miss.
         sections: the rest, in order.
+        figures: what is read first, large.
     """
 
     title: str
     lead: Sequence[str]
     notes: Sequence[str]
     sections: Sequence[Section]
+    figures: Sequence[Figure] = ()
 
     def html(self) -> str:
         """The page as text; all that it is made of is escaped."""
@@ -110,7 +131,7 @@ class Page:
             raise InputError(str(path), f"cannot be written ({error})", "name another") from error
 
 
-def picture(figure: Figure) -> str:
+def picture(figure: Drawing) -> str:
     """The figure as the address of an image that holds it."""
     from matplotlib import rc_context
 

@@ -89,9 +89,38 @@ def test_what_was_not_measured_says_so(compressed, tmp_path):
     lowrank.apply(net, plan)[1].save_html(tmp_path / "report.html")
     bare = Page(tmp_path / "report.html")
     for name in ("MACs", "peak memory, activations", "latency, ms"):
-        assert bare.row(name)[1:] == ["not measured", "not measured", "not fine-tuned"]
-    assert bare.row("same answers")[1:] == ["reference", "not measured", "not fine-tuned"]
+        assert bare.row(name)[1:] == ["not measured", "not measured"]
+    assert bare.row("same answers")[1:] == ["reference", "not measured"]
     assert "lowrank.save(small" in bare.words
+
+
+def test_it_opens_with_three_figures_and_the_plan(page, compressed, tmp_path):
+    large = re.findall(r'<dd class="value">(.*?)</dd><dt>(.*?)</dt>', page.source)
+    kept = f"{100 * compressed.kept('parameters'):.1f} %"
+    assert large[0] == (kept, "of the parameters")  # the budget's own measure
+    assert [of for _, of in large[1:]] == ["of the time", "accuracy, %"]
+    assert large[2][0] == "94.5"
+    places = [page.source.index(s) for s in ("<dl", "<h2>The plan", "<table", "<h2>Predicted")]
+    assert places == sorted(places)
+    compressed.save_html(tmp_path / "r.html")
+    assert re.findall(r"<dt>(.*?)</dt>", Page(tmp_path / "r.html").source)[2] == (
+        "same answers as dense"
+    )
+
+
+def test_no_column_for_what_was_not_done(compressed, tmp_path):
+    compressed.save_html(tmp_path / "r.html", scores={"accuracy, %": (95.25, 90.0)})
+    bare = Page(tmp_path / "r.html")
+    assert bare.rows[0] == ["figure", "dense", "compressed"]
+    assert bare.row("accuracy, %")[1:] == ["95.25", "90"]
+    assert "fine-tuned" not in bare.words
+    figures = compressed.to_dict()
+    for row in figures["layers"]:
+        row["measured_error"] = None
+    save_compression(figures, tmp_path / "r.html")
+    heads = [row for row in Page(tmp_path / "r.html").rows if row[0] == "layer"]
+    assert heads
+    assert all("built error" not in row for row in heads)
 
 
 def test_every_layer_is_there_with_its_reason(page, compressed):

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank.errors import InputError
-from lowrank.html_page import Cell, Page, Section, Table, picture, versions
+from lowrank.html_page import Cell, Figure, Page, Section, Table, picture, versions
 from lowrank.tables import amount
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
 
 Scores = Mapping[str, Sequence[float | None]]
@@ -27,7 +27,7 @@ def save_compression(
     peak_memory: tuple[int, int] | None = None,
     checkpoint: str | Path | None = None,
     timed: str = "",
-    pictures: Iterable[tuple[str, Figure, str]] = (),
+    pictures: Iterable[tuple[str, Drawing, str]] = (),
     title: str = "Compression report",
 ) -> None:
     """Write a compression's report as one HTML page that needs nothing else.
@@ -42,7 +42,7 @@ def save_compression(
         peak_memory: peak bytes of the activations, dense and compressed, as `profile` gives them.
         checkpoint: the file that `lowrank.save` wrote, for the instructions.
         timed: how the time was taken, in a sentence.
-        pictures: (heading, figure, caption) each.
+        pictures: (heading, figure, caption) each; the first stands before the tables.
         title: of the page.
 
     Raises:
@@ -61,15 +61,20 @@ def save_compression(
     rows = [*_costs(report, peak_memory, finetuned is not None), *_quality(report, finetuned)]
     rows += _scores(scores or {})
     columns = (("figure", False), *((n, True) for n in ("dense", "compressed", "fine-tuned")))
-    headline = Table(columns, rows, "headline", sortable=False)
+    headline = Table(columns, rows, "headline", sortable=False).told()
+    drawn = [
+        Section(name, picture=picture(figure), caption=text) for name, figure, text in pictures
+    ]
     sections = [
+        *drawn[:1],
         Section("Before and after", table=headline, text=_how_measured(report, timed)),
         *_layers(report["layers"]),
-        *(Section(name, picture=picture(drawn), caption=text) for name, drawn, text in pictures),
+        *drawn[1:],
         Section("How to load the result", code=_loading(checkpoint), text=LOADING),
         Section("Budget, seed and versions", table=versions(*_settings(report["plan"]))),
     ]
-    Page(title, [_summary(report)], report["notes"], sections).save(path)
+    figures = list(_figures(report, finetuned, scores or {}))[:3]
+    Page(title, [_summary(report)], report["notes"], sections, figures).save(path)
 
 
 LOADING = "The file holds weights and the plan, no code: the model is built first, then filled."
@@ -84,6 +89,55 @@ def _summary(report: Mapping[str, Any]) -> str:
     ]
     replaced = [row["replaced"] for row in report["layers"]]
     return f"{sum(replaced)} of {len(replaced)} layers replaced. Kept: {', '.join(kept)}."
+
+
+_MEASURES = {"params": "parameters", "bytes": "bytes", "macs": "macs"}
+_NAMES = {"parameters": "of the parameters", "bytes": "of the storage", "macs": "of the MACs"}
+_UNITS = {"bytes": "B"}
+
+
+def _figures(
+    report: Mapping[str, Any], finetuned: Mapping[str, Any] | None, scores: Scores
+) -> Iterator[Figure]:
+    """What was asked to shrink, time and quality; where one was not measured, another size."""
+    asked = [_MEASURES[name] for name in report["plan"]["budget"] if name in _MEASURES]
+    sizes = list(dict.fromkeys([*asked, "parameters", "macs", "bytes"]))
+    known = [name for name in sizes if report["kept"][name] is not None]
+    size, *others = (_size(report, name) for name in known)
+    yield size
+    yield from _time(report)
+    yield from _answers(report["quality"] if finetuned is None else finetuned, scores)
+    yield from others
+
+
+def _size(report: Mapping[str, Any], name: str) -> Figure:
+    before, after = (
+        amount(report[which][name], _UNITS.get(name, "")) for which in ("dense", "compressed")
+    )
+    return Figure(f"{100 * report['kept'][name]:.1f} %", _NAMES[name], f"{after} of {before}")
+
+
+def _time(report: Mapping[str, Any]) -> Iterator[Figure]:
+    ratio = report["kept"]["latency_ms"]
+    if ratio is not None:
+        before, after = (report[which]["latency_ms"] for which in ("dense", "compressed"))
+        yield Figure(f"{100 * ratio:.0f} %", "of the time", f"{after:.3g} of {before:.3g} ms")
+
+
+def _answers(quality: Mapping[str, Any] | None, scores: Scores) -> Iterator[Figure]:
+    """The first score, else the share of same answers, else the error of the outputs."""
+    for name, values in scores.items():
+        last = next((v for v in reversed(values[1:]) if v is not None), None)
+        if last is not None:
+            dense = "" if values[0] is None else f"dense: {values[0]:.4g}"
+            yield Figure(f"{last:.4g}", name, dense)
+            return
+    if quality is None:
+        return
+    if quality["agreement"] is not None:
+        yield Figure(f"{100 * quality['agreement']:.1f} %", "same answers as dense")
+    else:
+        yield Figure(f"{100 * quality['relative_error']:.2f} %", "error of the outputs")
 
 
 def _how_measured(report: Mapping[str, Any], timed: str) -> str:
@@ -163,7 +217,7 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
     replaced = [_replaced(row) for row in layers if row["replaced"]]
     if replaced:
         text = "Errors are relative to the layer's weights, or to its outputs where data was given."
-        yield Section("Layers that were replaced", text, Table(_COLUMNS, replaced))
+        yield Section("Layers that were replaced", text, Table(_COLUMNS, replaced).told())
     dense = [
         (Cell(row["name"] or "(model)"), Cell(row["kind"]), Cell(row["reason"]), _before(row))
         for row in layers
@@ -171,7 +225,7 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
     ]
     if dense:
         columns = (*_COLUMNS[:2], ("why it stays dense", False), ("parameters", True))
-        yield Section("Layers that stay dense, and why", table=Table(columns, dense))
+        yield Section("Layers that stay dense, and why", table=Table(columns, dense).told())
 
 
 def _replaced(row: Mapping[str, Any]) -> tuple[Cell, ...]:
