@@ -101,3 +101,30 @@ def test_pictures_of_notebooks_say_what_they_show(name):
         alts = [alt for alt, _ in IMAGE.findall(MADE[BOOKS["address"](name, language)])]
         assert len(alts) == len(BOOKS["pictures"](name))
         assert all(bool(chinese.search(alt)) == (language == "zh") for alt in alts)
+
+
+def guides():
+    """The pages that the navigation lists as guides, and the landing pages."""
+    listed = (ROOT / "mkdocs.yml").read_text("utf-8").split("- Guides:")[1].split("\n  - ")[0]
+    return ["index.md", "zh/index.md", *re.findall(r"- (\S+\.md)", listed)]
+
+
+def test_there_are_guides():
+    assert len(guides()) > 8
+
+
+@pytest.mark.parametrize("page", guides())
+def test_every_guide_has_a_picture_and_the_command_that_makes_it(page):
+    shown = IMAGE.findall(WHOLE[page])
+    assert shown
+    for _, source in shown:
+        name = Path(source).stem
+        assert re.search(rf"`python docs/figures\.py {name}`", WHOLE[page]), name
+
+
+def test_pictures_of_the_guides_are_small_and_made_by_the_script():
+    script = (DOCS / "figures.py").read_text("utf-8")
+    for path in (DOCS / "assets").iterdir():
+        assert path.stat().st_size < 150_000, path.name
+        if path.suffix in (".svg", ".png") and path.stem != "import_graph":
+            assert f'"{path.stem}"' in script, path.name
