@@ -82,6 +82,7 @@ def _card(name: str, language: str) -> str:
     title = text.split("\n", 1)[0].removeprefix("# ")
     question = _QUESTION.search(text)
     asked = "" if question is None else question[1].replace("\n", " ")
+    asked = asked[:1].upper() + asked[1:]
     alt = cells[chosen]["metadata"].get("alt", "")
     there, up = f"notebooks/{name}.md", "../" if HOME[language] else ""
     source = f"{up}notebooks/pictures/{name}-{chosen + 1}.png"

@@ -114,8 +114,8 @@ plt.show()
 # We measure it at a modest n, over the whole plane, from 10 trials a point:
 
 # %% alt="A filled map over m/n and k/m: recovery succeeds below the Donoho-Tanner curve and fails above it"
-deltas = np.linspace(0.1, 0.9, 17)
-rhos = np.linspace(0.05, 0.95, 19)
+deltas = np.linspace(0.2, 0.9, 12)
+rhos = np.linspace(0.06, 0.94, 16)
 result = phase_transition(deltas, rhos, n=100, trials=10, seed=0)
 result.plot()
 plt.show()

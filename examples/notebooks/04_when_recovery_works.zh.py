@@ -100,8 +100,8 @@ plt.show()
 # 我们用不大的 n 在整个平面上实测，每个点试 10 次：
 
 # %% alt="m/n 与 k/m 平面上的填色图：Donoho–Tanner 曲线以下恢复成功，以上失败"
-deltas = np.linspace(0.1, 0.9, 17)
-rhos = np.linspace(0.05, 0.95, 19)
+deltas = np.linspace(0.2, 0.9, 12)
+rhos = np.linspace(0.06, 0.94, 16)
 result = phase_transition(deltas, rhos, n=100, trials=10, seed=0)
 result.plot()
 plt.show()

@@ -85,7 +85,7 @@ for row, t in zip(axes, (10, 30, 50), strict=True):
         ax.axis("off")
 plt.show()
 
-# %% alt="Singular values on a log axis: thirty of the video fall slowly, the background has a single one"
+# %% alt="Singular values on a log axis: sixty of the video fall slowly, the background has a single one"
 _, ax = plt.subplots()
 for name, matrix, marker in (("M, the video", M, "o"), ("L, the background", robust.L, "s")):
     s = np.linalg.svd(matrix, compute_uv=False)

@@ -78,7 +78,7 @@ for row, t in zip(axes, (10, 30, 50), strict=True):
         ax.axis("off")
 plt.show()
 
-# %% alt="奇异值（对数轴）：视频的三十个缓慢下降，背景只有一个"
+# %% alt="奇异值（对数轴）：视频的六十个缓慢下降，背景只有一个"
 _, ax = plt.subplots()
 for name, matrix, marker in (("M, the video", M, "o"), ("L, the background", robust.L, "s")):
     s = np.linalg.svd(matrix, compute_uv=False)

@@ -72,7 +72,7 @@ def execute(name: str) -> list[list[Cell]]:
         cells=[nbformat.v4.new_code_cell(c["text"]) for c in code if c["kind"] == "code"]
     )
     where = {"metadata": {"path": str(HERE)}}
-    client = NotebookClient(book, timeout=600, resources=where, record_timing=False)
+    client = NotebookClient(book, timeout=3600, resources=where, record_timing=False)
     client.extra_arguments = [SHARP]
     client.execute()
     return [_merged([_clean(output) for output in cell.outputs]) for cell in book.cells]
