@@ -374,6 +374,22 @@ def transformers() -> Figure:
     return figure
 
 
+def large_models() -> Figure:
+    """A folder larger than memory, compressed block by block."""
+    figure, ax = blank(8.6, 2.3)
+    for at in range(4):
+        dark = at == 1
+        box(ax, 2, 4.6 + 4 * at, 18, 3.2, f"block {at + 1}", BLUE if dark else GREY)
+        box(ax, 66, 4.6 + 4 * at, 18, 3.2, f"block {at + 1}", ORANGE if at == 0 else GREY)
+    ax.text(11, 2.2, "folder, safetensors", ha="center", weight="bold", fontsize=9)
+    ax.text(43, 2.2, "memory: one block", ha="center", weight="bold", fontsize=9)
+    ax.text(75, 2.2, "smaller folder", ha="center", weight="bold", fontsize=9)
+    box(ax, 32, 6, 22, 13, "block 2\ncalibrate, plan, fit", BLUE)
+    arrow(ax, (20.3, 10.2), (31.7, 11.5))
+    arrow(ax, (54.3, 11.5), (65.7, 10.2))
+    return figure
+
+
 def report() -> Any:
     """The top of a report's page, as Chromium shows it: an array of pixels."""
     import shutil
@@ -411,6 +427,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "serving": serving,
     "coming_from": coming_from,
     "transformers": transformers,
+    "large_models": large_models,
 }
 
 
