@@ -390,6 +390,39 @@ def large_models() -> Figure:
     return figure
 
 
+def selection() -> Figure:
+    """Channels go from the layer that makes them, its norm and the layers that read them."""
+    figure, ax = blank(8.2, 2.5)
+    parts = (
+        ("makes them:\na row each", 4),
+        ("norm:\nan entry each", 32),
+        ("read them:\na column each", 60),
+    )
+    gone = (1, 4, 5)
+    for words, x in parts:
+        upright = "column" in words
+        long, short = 16.0, 1.7
+        for at in range(7):
+            colour = ORANGE if at in gone else BLUE
+            w, h = (short, 13.0) if upright else (6.0 if "entry" in words else long, short)
+            left, top = (x + 2.1 * at, 2.0) if upright else (x, 1.2 + 2.1 * at)
+            dash = "--" if at in gone else "-"
+            fill = "white" if at in gone else PALE[colour]
+            ax.add_patch(Rectangle((left, top), w, h, fc=fill, ec=colour, ls=dash))
+        ax.text(x, 17.2, words, va="top", fontsize=9)
+    arrow(ax, (22, 8.5), (30, 8.5))
+    arrow(ax, (40, 8.5), (58, 8.5))
+    ax.text(
+        32,
+        23.5,
+        "dashed: dropped; what reads them is refitted",
+        va="center",
+        fontsize=9,
+        color=ORANGE,
+    )
+    return figure
+
+
 def report() -> Any:
     """The top of a report's page, as Chromium shows it: an array of pixels."""
     import shutil
@@ -428,6 +461,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "coming_from": coming_from,
     "transformers": transformers,
     "large_models": large_models,
+    "selection": selection,
 }
 
 
