@@ -258,7 +258,7 @@ def test_phase_map_is_what_plot_draws():
     result = phase_transition([0.4, 0.6], [0.1, 0.9], n=30, trials=2)
     ax = result.plot()
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("m / n", "k / m")
-    assert ax.collections[0].get_array().size == 4
+    assert sum(drawn.get_array().size for drawn in ax.collections) == 4
 
 
 def test_results_plot_themselves(curves, ax):
