@@ -53,7 +53,7 @@ _CHEAP = 12
 """Evaluations at the highest rank that a curve must afford to have more than two fits."""
 
 
-_SAVED = 0.03
+_SAVED = 0.02
 """Share of a component's weights from which saving them by a separable kernel is worth a curve."""
 
 
@@ -204,12 +204,12 @@ def _tensor(w: Tensor, kernel: Kernel) -> Tensor:
 def _n_fits(ranks: Sequence[int], metric: Metric | None) -> int:
     """How many fits a curve stands on."""
     if metric is not None and metric.work < WORK:
-        return 3 if CURVE * metric.work >= _CHEAP * ranks[-1] * metric.per_row else 2
+        return 4 if CURVE * metric.work >= _CHEAP * ranks[-1] * metric.per_row else 2
     return 7 if ranks[-1] > _DENSE else 6
 
 
 def _n_likened(metric: Metric | None) -> int:
-    return 1 if metric is not None and metric.work < WORK else 3
+    return 2 if metric is not None and metric.work < WORK else 3
 
 
 def _hopeless(

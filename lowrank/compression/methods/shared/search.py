@@ -41,10 +41,6 @@ a factor's root mean square. On 3 x 3 kernels a dozen of them take a seventh off
 error, where as many iterations in a row take half of that."""
 
 
-_OVERHEAD = 20_000_000
-"""Multiplications in whose time an iteration over a few features does all beside them."""
-
-
 _SINGLE_FROM, _SINGLE_ERROR = 256, 3e-3
 """Fan-in and relative squared error from which a search is in float32."""
 
@@ -142,9 +138,8 @@ def _affordable(metric: Metric, start: Projected, work: float) -> int:
 
 
 def _per_step(metric: Metric, groups: int, q: int) -> int:
-    """Multiplications of an iteration over q features in each group, or what else is done in
-    their time."""
-    return max(_OVERHEAD, groups * q * (3 * metric.per_row + q * q))
+    """Multiplications of an iteration over q features in each group."""
+    return groups * q * (3 * metric.per_row + q * q)
 
 
 def _near(factor: Tensor, generator: torch.Generator) -> Tensor:
