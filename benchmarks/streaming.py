@@ -81,20 +81,27 @@ LLAMA = {
 }
 
 
-def write_model(folder: Path, shape: Shape) -> int:
-    """A folder as transformers writes it, of random weights, a tensor in memory at a time."""
+def _llama(shape: Shape, dtype: str) -> tuple[Any, dict[str, Any]]:
+    """The settings, and the parameters without values."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
-
-    from lowrank.compression.structure.pretrained.tensor_files import Made, write_tensors
 
     config = LlamaConfig(
         vocab_size=shape.words, hidden_size=shape.hidden, intermediate_size=shape.inner,
         num_hidden_layers=shape.blocks, num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv, architectures=["LlamaForCausalLM"], dtype="float32",
+        num_key_value_heads=shape.kv, architectures=["LlamaForCausalLM"], dtype=dtype,
     )  # fmt: skip
     with torch.device("meta"):
-        state = LlamaForCausalLM(config).state_dict()
+        return config, LlamaForCausalLM(config).state_dict()
+
+
+def write_model(folder: Path, shape: Shape) -> int:
+    """A folder as transformers writes it, of random weights, a tensor in memory at a time."""
+    import torch
+
+    from lowrank.compression.structure.pretrained.tensor_files import Made, write_tensors
+
+    config, state = _llama(shape, "float32")
 
     def drawn(name: str, size: tuple[int, ...]) -> torch.Tensor:
         number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
@@ -304,20 +311,13 @@ def stated(shape: Shape) -> dict[str, Any]:
     """What `compress_folder` states before it starts, of a checkpoint in bfloat16 whose files
     have headers and no contents."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from lowrank.compression.pipeline.streaming.costs import needs_of
     from lowrank.compression.pipeline.streaming.job import job_of
     from lowrank.compression.pipeline.streaming.source import opened
     from lowrank.compression.structure.pretrained.tensor_files import Made, _file_of
 
-    config = LlamaConfig(
-        vocab_size=shape.words, hidden_size=shape.hidden, intermediate_size=shape.inner,
-        num_hidden_layers=shape.blocks, num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv, architectures=["LlamaForCausalLM"], dtype="bfloat16",
-    )  # fmt: skip
-    with torch.device("meta"):
-        state = LlamaForCausalLM(config).state_dict()
+    config, state = _llama(shape, "bfloat16")
     rows = [(n, Made(torch.bfloat16, tuple(t.shape), lambda t=t: t)) for n, t in state.items()]
     with tempfile.TemporaryDirectory() as folder:
         header = next(_file_of(rows))

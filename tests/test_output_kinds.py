@@ -45,9 +45,9 @@ def test_of_few_numbers_it_may_be_chance() -> None:
 
 def test_logits_of_probabilities_have_their_softmax() -> None:
     p = torch.randn(16, 5).softmax(-1)
-    torch.testing.assert_close(logits(p).softmax(-1), p)
+    torch.testing.assert_close(logits(p, is_distribution(p)).softmax(-1), p)
     x = torch.randn(16, 5)
-    assert torch.equal(logits(x), x)
+    assert torch.equal(logits(x, is_distribution(x)), x)
 
 
 def test_probabilities_are_compared_as_their_logits_are() -> None:

@@ -20,7 +20,13 @@ from lowrank.compression.calibration.moments import (
     rows_of_a_draw,
 )
 from lowrank.compression.calibration.patches import batched, chunks, n_positions, outputs, patches
-from lowrank.compression.gauges.quality import Loss, is_scores, logits, vocabularies
+from lowrank.compression.gauges.quality import (
+    Loss,
+    is_distribution,
+    is_scores,
+    logits,
+    vocabularies,
+)
 from lowrank.compression.network.example import (
     Example,
     batch_size,
@@ -307,7 +313,7 @@ def drawn_loss(output: Any, generator: torch.Generator, words: Collection[int] =
         raise InputError("model", "its output on the data holds NaN or Inf", "check both")
     if not is_scores(first, words):
         return sum((_projected(y, generator) for y in others), _projected(first, generator))
-    logs = logits(first).flatten(0, -2).log_softmax(-1)
+    logs = logits(first, is_distribution(first)).flatten(0, -2).log_softmax(-1)
     drawn = torch.multinomial(logs.detach().exp().cpu(), 1, generator=generator)
     total = -logs.gather(-1, drawn.to(logs.device)).sum()
     for y in others:

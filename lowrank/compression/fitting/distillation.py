@@ -122,9 +122,12 @@ class Objective:
         if callable(self.loss):
             return self.loss(output, target)
         ours, theirs = _floating(output), _floating(target)
-        if self.loss == "mse" or not _has_classes(theirs[0]):
+        if self.loss == "mse" or _n_classes(theirs[0]) < 2:
             return relative_mse(ours, theirs)
-        student, teacher = logits(ours[0], theirs[0]), logits(theirs[0])
+        shares = is_distribution(theirs[0])
+        if not shares and is_shares(theirs[0]):  # each by itself, as of sigmoids
+            return relative_mse(ours, theirs)
+        student, teacher = (logits(y[0], shares) for y in (ours, theirs))
         divergence = softened_kl(student, teacher, self.temperature)
         return divergence + relative_mse(ours[1:], theirs[1:]) if ours[1:] else divergence
 
@@ -152,10 +155,10 @@ def _floating(output: Any) -> list[Tensor]:
     return found
 
 
-def _has_classes(output: Tensor) -> bool:
-    """Whether an axis holds scores or probabilities of two classes or more."""
-    n = output.shape[1 if output.ndim >= 4 else -1] if output.ndim else 1
-    return n > 1 and (not is_shares(output) or is_distribution(output))
+def _n_classes(output: Tensor) -> int:
+    if not output.ndim:
+        return 1
+    return output.shape[1 if output.ndim >= 4 else -1]
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

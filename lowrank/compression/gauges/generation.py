@@ -20,7 +20,7 @@ from lowrank.compression.network.example import evaluating, separate_attention, 
 from lowrank.compression.network.own_stages import StoresBuffers
 from lowrank.compression.network.tensors import distinct, memory_of
 from lowrank.errors import InputError
-from lowrank.tables import amount
+from lowrank.tables import amount, as_text
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -83,12 +83,7 @@ class GenerationProfile:
         return {**asdict(self), **rates}
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get().rstrip("\n")
+        return as_text(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.table import Table

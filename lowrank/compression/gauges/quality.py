@@ -223,9 +223,7 @@ class _Compared:
         if self.batches == 1:
             self.scores = is_scores(expected, self.words)
             self._shares = self.scores and is_distribution(expected)
-        p, q = _scores(expected), _scores(got)
-        if self._shares:
-            p, q = p.clamp_min(_LEAST).log(), q.clamp_min(_LEAST).log()
+        p, q = (_scores(logits(x, self._shares)) for x in (expected, got))
         self.classes = p.shape[-1] > 1
         self.agree += int((p.argmax(-1) == q.argmax(-1)).sum())
         self.positions += p[..., 0].numel()
@@ -301,12 +299,11 @@ def is_distribution(output: Tensor) -> bool:
     return bool(((_scores(output).sum(-1) - 1).abs() < tol).all())
 
 
-def logits(output: Tensor, like: Tensor | None = None) -> Tensor:
-    """Scores of classes, of which the softmax gives probabilities: the logarithm where the output,
-    or the one it is compared with, holds these."""
+def logits(output: Tensor, distribution: bool) -> Tensor:
+    """Scores of classes, of which the softmax gives probabilities: the logarithm of an output that
+    holds these, by `is_distribution`; any other as it is."""
     found = wide(output)
-    shares = is_distribution(output if like is None else like)
-    return found.clamp_min(_LEAST).log() if shares else found
+    return found.clamp_min(_LEAST).log() if distribution else found
 
 
 _LEAST = 1e-8

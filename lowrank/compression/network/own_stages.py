@@ -477,22 +477,16 @@ class SharedStage(OwnStage):
 
 
 @dataclass(frozen=True)
-class SparseStage(OwnStage):
-    """A layer with few non-zero weights, stored as these and where they are.
+class StoredStage(OwnStage):
+    """What computes as a stock layer does, and stores its weight in another way.
 
-    Bytes count both: 4 for each place, or 1 in the 2:4 pattern, where two of every four
-    neighbours in a filter stay. MACs are those of the dense layer, which torch does; a kernel
-    that skips zeros would do `n_weights` at every position.
+    MACs are those of the stock layer, which torch does.
 
     Args:
-        layer: the shape, without its zeros known.
-        n_weights: non-zeros.
-        pattern: which may stay.
+        layer: the shape.
     """
 
     layer: LayerSpec
-    n_weights: int
-    pattern: Pattern = "unstructured"
 
     @property
     def in_channels(self) -> int:
@@ -509,6 +503,30 @@ class SparseStage(OwnStage):
         """Of the layer."""
         return self.layer.groups
 
+    def macs(self, call: Call) -> int:
+        return self.layer.macs(call)
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return self.layer.output_size(size)
+
+
+@dataclass(frozen=True)
+class SparseStage(StoredStage):
+    """A layer with few non-zero weights, stored as these and where they are.
+
+    Bytes count both: 4 for each place, or 1 in the 2:4 pattern, where two of every four
+    neighbours in a filter stay. MACs are those of the dense layer, which torch does; a kernel
+    that skips zeros would do `n_weights` at every position.
+
+    Args:
+        layer: the shape, without its zeros known.
+        n_weights: non-zeros.
+        pattern: which may stay.
+    """
+
+    n_weights: int
+    pattern: Pattern = "unstructured"
+
     @property
     def index_dtype(self) -> torch.dtype:
         """The type of what tells the places."""
@@ -516,12 +534,6 @@ class SparseStage(OwnStage):
 
     def n_bytes(self, element_size: int) -> int:
         return self.n_weights * (element_size + self.index_dtype.itemsize)
-
-    def macs(self, call: Call) -> int:
-        return self.layer.macs(call)
-
-    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        return self.layer.output_size(size)
 
     def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         return Sparse(self, dtype=dtype, device=device)

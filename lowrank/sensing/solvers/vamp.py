@@ -78,9 +78,8 @@ class VAMP:
     ) -> Messages:
         m, n = A.shape
         delta = m / n
-        energy = (np.abs(y) ** 2).mean(
-            axis=0, dtype=float
-        )  # of y and of x are the same, entry by entry
+        # of y and of x are the same, entry by entry
+        energy = (np.abs(y) ** 2).mean(axis=0, dtype=float)
         noise = np.full(y.shape[1], 1e-2 * energy if noise_std is None else noise_std**2)
         prior = first_prior(delta, np.maximum(energy - noise, 1e-3 * energy))
         r, x, r2 = A.adjoint(y) / delta, np.zeros((n, y.shape[1]), np.result_type(A.dtype, y)), 0.0

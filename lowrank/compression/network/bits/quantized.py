@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.network.own_stages import Rebuilt
-from lowrank.compression.network.stages import Call, Factor, LayerSpec, OwnStage, Stage
+from lowrank.compression.network.own_stages import Rebuilt, StoredStage
+from lowrank.compression.network.stages import Factor, LayerSpec, Stage
 from lowrank.decompositions.quantized import FINEST, Grid, pieces_of, values_of
 
 PLANES = {2: [2], 3: [2, 1], 4: [4], 5: [4, 1], 6: [4, 2], 8: [8]}
@@ -88,7 +88,25 @@ def entries(
     return values * steps.repeat_interleave(group, -1)[..., :d]
 
 
-class Quantized(Rebuilt):
+class _Packed:
+    """What holds packed weights says of them."""
+
+    if TYPE_CHECKING:
+        packed: Tensor
+        shares: Tensor
+        scale: nn.Parameter
+        width: int
+
+    def stored_buffers(self) -> Sequence[Tensor]:
+        """The codes and the pieces' shares."""
+        return self.packed, self.shares
+
+    def packed_weights(self) -> int:
+        """How many weights the codes stand for."""
+        return len(self.scale) * self.width
+
+
+class Quantized(_Packed, Rebuilt):
     """A layer of packed weights, put together in every pass.
 
     Args:
@@ -96,11 +114,6 @@ class Quantized(Rebuilt):
         dtype: that is computed in.
         device: of all.
     """
-
-    if TYPE_CHECKING:
-        packed: Tensor
-        shares: Tensor
-        scale: nn.Parameter
 
     def __init__(
         self, stage: QuantizedStage, *, dtype: torch.dtype, device: torch.device | str = "cpu"
@@ -113,19 +126,11 @@ class Quantized(Rebuilt):
         rows = entries(self.packed, self.shares, self.scale, self.planes, self.group, self.width)
         return self.run(x, rows.flatten())
 
-    def stored_buffers(self) -> Sequence[Tensor]:
-        """The codes and the pieces' shares."""
-        return self.packed, self.shares
-
-    def packed_weights(self) -> int:
-        """How many weights the codes stand for."""
-        return len(self.scale) * self.width
-
     def extra_repr(self) -> str:
         return f"{self.shape}, bits={sum(self.planes)}, group={self.group}"
 
 
-class QuantizedTable(nn.Module):
+class QuantizedTable(_Packed, nn.Module):
     """An embedding of packed weights, of which those rows alone are put together that are read.
 
     Args:
@@ -133,11 +138,6 @@ class QuantizedTable(nn.Module):
         dtype: of the output.
         device: of all.
     """
-
-    if TYPE_CHECKING:
-        packed: Tensor
-        shares: Tensor
-        scale: nn.Parameter
 
     def __init__(
         self, stage: QuantizedStage, *, dtype: torch.dtype, device: torch.device | str = "cpu"
@@ -149,14 +149,6 @@ class QuantizedTable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         packed, shares, scale = self.packed[x], self.shares[x], self.scale[x]
         return entries(packed, shares, scale, self.planes, self.group, self.width)
-
-    def stored_buffers(self) -> Sequence[Tensor]:
-        """The codes and the pieces' shares."""
-        return self.packed, self.shares
-
-    def packed_weights(self) -> int:
-        """How many weights the codes stand for."""
-        return len(self.scale) * self.width
 
     def extra_repr(self) -> str:
         n = len(self.scale)
@@ -175,7 +167,7 @@ def _hold(
 
 
 @dataclass(frozen=True)
-class QuantizedStage(OwnStage):
+class QuantizedStage(StoredStage):
     """A layer with weights of a few bits; the factor is a `Grid`: codes, shares and steps.
 
     Bytes count all three. MACs are those of the dense layer, which torch does.
@@ -186,24 +178,8 @@ class QuantizedStage(OwnStage):
         group: entries of a piece of a row; at most the row's.
     """
 
-    layer: LayerSpec
     bits: int
     group: int
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of the input."""
-        return self.layer.in_channels
-
-    @property
-    def out_channels(self) -> int:
-        """Channels of the output."""
-        return self.layer.out_channels
-
-    @property
-    def groups(self) -> int:
-        """Of the layer."""
-        return self.layer.groups
 
     @property
     def reads_words(self) -> bool:  # type: ignore[override]
@@ -232,12 +208,6 @@ class QuantizedStage(OwnStage):
 
     def n_bytes(self, element_size: int) -> int:
         return self.rows * (row_bytes(self.width, self.bits) + self.pieces + element_size)
-
-    def macs(self, call: Call) -> int:
-        return self.layer.macs(call)
-
-    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        return self.layer.output_size(size)
 
     def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         cls = QuantizedTable if self.reads_words else Quantized
