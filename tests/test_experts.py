@@ -176,10 +176,10 @@ def test_other_parameters_or_parallel_experts_are_left_with_a_reason() -> None:
 
 def test_exported_they_run_every_expert() -> None:
     net = model()
-    net.config.use_cache = False
     small, report = lowrank.compress(net, words(), params=0.5)
     assert any("experts" in name for name in report.plan.replaced)
     program = lowrank.export_program(small, words())
+    assert small.config.use_cache, "for generation, as before"
     other = {"input_ids": (words()["input_ids"] + 7) % 100}  # other words, other experts
     expected = small(**other).logits
     torch.testing.assert_close(program.module()(**other).logits, expected, rtol=1e-4, atol=1e-5)

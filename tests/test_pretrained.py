@@ -241,6 +241,25 @@ def test_generation_with_its_cache(shelf: Mapping[str, Path]) -> None:
         assert torch.equal(cached, again.generate(**x, **settings, use_cache=False))
 
 
+def test_exported_with_its_cache_on(shelf: Mapping[str, Path]) -> None:
+    again, ids = lowrank.load_pretrained(shelf["llama-tied"]), inputs("llama-tied")["input_ids"]
+    assert again.config.use_cache
+    program = lowrank.export_program(again, ids)
+    other = (ids + 5) % 50
+    torch.testing.assert_close(program.module()(other).logits, again(other).logits)
+    assert again.config.use_cache, "for generation, as before"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "qwen3"])
+def test_written_as_onnx_with_its_cache_on(
+    shelf: Mapping[str, Path], tmp_path: Path, name: str
+) -> None:
+    lowrank.export_onnx(
+        lowrank.load_pretrained(shelf[name]), inputs(name)["input_ids"], tmp_path / "small.onnx"
+    )
+
+
 # --- every way to such a model and to such a folder --------------------------------------
 
 

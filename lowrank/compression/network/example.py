@@ -98,6 +98,30 @@ def separate_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
+@contextmanager
+def without_key_cache(model: nn.Module) -> Iterator[None]:
+    """A transformers model gives no keys and values to go on from, which serve generation alone.
+
+    They are an object that tracers cannot follow, and that grows when a call is made again.
+    """
+    configs = {id(c): c for m in model.modules() for c in _configs(m) if hasattr(c, "use_cache")}
+    before = [(c, c.use_cache) for c in configs.values()]
+    try:
+        for config, _ in before:
+            config.use_cache = False
+        yield
+    finally:
+        for config, value in before:
+            config.use_cache = value
+
+
+def _configs(module: nn.Module) -> list[Any]:
+    """A transformers module's settings, and those of its language part where it has others."""
+    config = getattr(module, "config", None)
+    text = getattr(config, "get_text_config", None)
+    return [config, *([text()] if callable(text) else [])]
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether `torch.compile` made this module, or compiled it where it stands."""
     return is_wrapper(module) or vars(module).get("_compiled_call_impl") is not None

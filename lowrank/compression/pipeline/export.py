@@ -21,6 +21,7 @@ from lowrank.compression.network.example import (
     first_line,
     run,
     spare,
+    without_key_cache,
 )
 from lowrank.compression.network.tensors import flatten, tensors
 from lowrank.errors import ExportError
@@ -35,7 +36,8 @@ def export_program(
     """The model as an `ExportedProgram`, whose outputs equal the model's on the example.
 
     Args:
-        model: dense or compressed; left as it is.
+        model: dense or compressed; left as it is. Of a transformers decoder the program gives
+            the scores, without keys and values to go on from.
         example: inputs of one forward pass, whose shapes are fixed in the program.
         path: file (`.pt2`) to write as well.
 
@@ -50,7 +52,7 @@ def export_program(
         >>> program.module()(torch.randn(2, 8)).shape
         torch.Size([2, 4])
     """
-    with evaluating(model):
+    with evaluating(model), without_key_cache(model):
         try:
             program = torch.export.export(model, *arguments(spare(example)))
         except Exception as error:
@@ -64,7 +66,7 @@ def export_program(
     except Exception as error:  # SyntaxError too: names of modules become code
         problem = f"the program does not run ({_said(error)})"
         raise ExportError("torch.export", problem, _ADVICE) from error
-    _compare("torch.export", flatten(run(model, example)), flatten(got))
+    _compare("torch.export", _outputs(model, example), flatten(got))
     if path is not None:
         with _written("torch.export", path) as temporary:
             torch.export.save(program, temporary)
@@ -77,7 +79,8 @@ def export_onnx(
     """Write the model as ONNX, and check it with onnxruntime on the example.
 
     Args:
-        model: dense or compressed; left as it is.
+        model: dense or compressed; left as it is. Of a transformers decoder the graph gives the
+            scores, without keys and values to go on from.
         example: inputs of one forward pass.
         path: file to write.
         dynamic_batch: leave the first axis of every input free; the model must allow that.
@@ -110,8 +113,14 @@ def export_onnx(
                 "onnx", f"the graph takes {names}, the example has {len(values)}", _ADVICE
             )
         got = _run_onnx(session, dict(zip(names, values, strict=True)))
-        expected = [t.cpu() for t in flatten(run(model, example))]
+        expected = [t.cpu() for t in _outputs(model, example)]
         _compare("onnx", expected, [t for t in got if t.is_floating_point()][: len(expected)])
+
+
+def _outputs(model: nn.Module, example: Example) -> list[Tensor]:
+    """The outputs that another runtime should give."""
+    with without_key_cache(model):
+        return flatten(run(model, example))
 
 
 def _run_onnx(session: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
@@ -146,7 +155,7 @@ def _write_onnx(
         shapes = tree_map(
             lambda v: {0: batch} if isinstance(v, Tensor) else None, (*args, *kwargs.values())
         )
-    with evaluating(model), _quiet():
+    with evaluating(model), without_key_cache(model), _quiet():
         try:
             torch.onnx.export(
                 model,

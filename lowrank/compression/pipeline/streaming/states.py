@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from lowrank.compression.network.example import without_key_cache
 from lowrank.compression.network.tensors import tensors
 from lowrank.compression.pipeline.streaming.source import Source
 from lowrank.compression.structure.pretrained.tensor_files import (
@@ -113,7 +114,7 @@ def recorded(source: Source, batches: Sequence[Mapping[str, Tensor]], path: Path
             calls.append(tuple(recorder.found))
             yield recorder.first
 
-    with source.front(), _without_cache(source.model.config):
+    with source.front(), without_key_cache(source.model):
         structure = _structure(source, batches[0])
         if path is None:
             for _ in firsts():
@@ -188,20 +189,6 @@ def _stubs(source: Source, recorder: _Recorder, structure: Any) -> Iterator[None
     finally:
         for block in blocks:
             block.__dict__.pop("forward", None)
-
-
-@contextmanager
-def _without_cache(config: Any) -> Iterator[None]:
-    """Blocks are given no cache of keys, which is of a whole pass."""
-    held = {id(c): c for c in (config, config.get_text_config())}.values()
-    before = [(c, c.use_cache) for c in held if hasattr(c, "use_cache")]
-    try:
-        for one, _ in before:
-            one.use_cache = False
-        yield
-    finally:
-        for one, value in before:
-            one.use_cache = value
 
 
 def _run(model: Any, batch: Mapping[str, Tensor]) -> None:
