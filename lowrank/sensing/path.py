@@ -13,6 +13,7 @@ from scipy.sparse.linalg import lsqr
 from lowrank.errors import InputError
 from lowrank.sensing.certificates import gap_floor, relative_gap, scaled_dual
 from lowrank.sensing.operators.arrays import Array, MatrixLike
+from lowrank.sensing.operators.chunked import reduced_rows
 from lowrank.sensing.problems.checks import checked_number, not_bool
 from lowrank.sensing.problems.l1 import BasisPursuit, Lasso
 from lowrank.sensing.solve import TOL, solve
@@ -66,7 +67,7 @@ def lasso_path(
     solutions the one with the smallest `||w c||_1`.
 
     Args:
-        A: (m, n) array, sparse matrix, LinearOperator, `Operator` or torch tensor.
+        A: as in `recover`.
         y: measurements (m,).
         lams: penalties >= 0, (k,); None is a geometric grid from `lam_max` down.
         n_lams: length of that grid, >= 2.
@@ -92,6 +93,7 @@ def lasso_path(
     Source: Friedman, Hastie, Tibshirani 2010, section 2.5, for the grid and the warm starts.
     """
     bounds: dict[str, Any] = {"weights": weights, "lower": lower, "upper": upper}
+    A, y, _ = reduced_rows(A, y)
     problem = Lasso(A, y, 1.0, basis=basis, **bounds)
     if np.ndim(problem.y) != 1:
         text = f"y has shape {np.shape(problem.y)}"

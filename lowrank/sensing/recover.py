@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from lowrank.errors import InputError
 from lowrank.sensing.operators.arrays import MatrixLike, to_numpy
+from lowrank.sensing.operators.chunked import reduced_rows
 from lowrank.sensing.posterior import posterior_mean
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.checks import checked_number
@@ -48,7 +49,9 @@ def recover(
     and without certificate.
 
     Args:
-        A: (m, n) array, sparse matrix, LinearOperator, `Operator` or torch tensor.
+        A: (m, n) array, sparse matrix, LinearOperator of SciPy or PyLops, `Operator`, torch tensor
+            or `torch.nn.Linear`; or a Dask array, of whose rows, where they are more than memory
+            holds, only a triangle is kept, with the same residuals.
         y: (m,), or (m, batch) for several signals.
         noise: bound on `||A x - y||_2`, >= 0; "auto" is `noise.estimate_noise(...).epsilon`, for
             a single signal.
@@ -73,7 +76,9 @@ def recover(
         callback: `callback(iteration, coefficients)`; a true return value stops the run.
 
     Returns:
-        `Recovery`: x and coefficients, status with advice, objective, certified gap, cost.
+        `Recovery`: x and coefficients, status with advice, objective, certified gap, cost. Tensors
+            come back in the precision and on the device of y, or else of A, as bfloat16 too;
+            arrays in double precision, which is what the certificate is of.
 
     Raises:
         InputError: wrong shapes, NaN or Inf, contradictory options, an unknown or unsuited solver.
@@ -96,8 +101,10 @@ def recover(
     _check_one_of(noise=noise, lam=lam, lam_fraction=lam_fraction, sparsity=sparsity)
     l1: dict[str, Any] = {"basis": basis, "weights": weights, "lower": 0.0 if nonneg else -np.inf}
     problem: Problem
+    A, y, reduced = reduced_rows(A, y)
     said = ""
     if isinstance(noise, str):
+        _check_whole(reduced, 'noise="auto"')
         noise, said = _estimated(noise, A, y, basis, nonneg)
     if lam_fraction is not None:
         lam, said = _fraction(lam_fraction, Lasso(A, y, 1.0, **l1).lam_max)
@@ -113,13 +120,23 @@ def recover(
         problem = BasisPursuit(A, y, **l1)
     options: dict[str, Any] = {"debias": debias, "callback": callback}
     if estimate == "mean":
+        _check_whole(reduced, 'estimate="mean"')
         bayes = PosteriorMean(A, y, _noise_std(problem), basis=basis)
         found = posterior_mean(problem, bayes, tol=tol, max_iter=max_iter, **options)
     else:
         found = solve(problem, solver, tol=tol, max_iter=max_iter, x0=x0, **options)
         if found.status.ok and isinstance(problem, BPDN) and not problem.bounded:
             said = f"{said}{CLOSER}; " if found.support.size else said
+    if reduced:  # a dual point of the triangle is none of A
+        found = replace(found, dual=None)
+    said = f"{reduced}{said}"
     return replace(found, why=f"{said}{found.why}") if said else found
+
+
+def _check_whole(reduced: str, what: str) -> None:
+    if reduced:
+        text = f"{what} looks at every row, and of this Dask array only the triangle is kept"
+        raise InputError("A", text, "give noise= as a number, or pass some of the rows in memory")
 
 
 CLOSER = 'an optimum is biased towards 0, estimate="mean" is closer to a sparse signal'

@@ -13,6 +13,7 @@ from lowrank.sensing.operators.arrays import (
     MatrixLike,
 )
 from lowrank.sensing.operators.convolution import circular_convolution, toeplitz
+from lowrank.sensing.operators.differentiated import from_torch
 from lowrank.sensing.operators.facts import Facts
 from lowrank.sensing.operators.masks import radial_mask, variable_density_mask
 from lowrank.sensing.operators.operator import (
@@ -44,6 +45,7 @@ __all__ = [
     "for_real_signals",
     "from_functions",
     "from_matrix",
+    "from_torch",
     "gaussian",
     "partial_dct",
     "partial_fourier",

@@ -18,7 +18,8 @@ Map: TypeAlias = Callable[[Array], Array]
 
 
 MatrixLike: TypeAlias = Any
-"""An array (m, n), sparse matrix, LinearOperator (SciPy's, PyLops', ours) or torch tensor."""
+"""An array (m, n), sparse matrix, LinearOperator (SciPy's, PyLops', ours), torch tensor or linear
+layer, or Dask array."""
 
 
 SMALLEST, LARGEST = 1e-140, 1e150
@@ -48,7 +49,11 @@ def _from_tensor(tensor: Any) -> Array:
     import torch
 
     dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
-    return np.asarray((dense.float() if dense.dtype == torch.bfloat16 else dense).numpy())
+    if dense.dtype == torch.complex32:
+        dense = dense.to(torch.complex64)
+    elif dense.is_floating_point() and dense.dtype not in (torch.float16, torch.float64):
+        dense = dense.float()  # of NumPy's own types there is no bfloat16
+    return np.asarray(dense.numpy())
 
 
 def is_torch(value: Any) -> bool:
@@ -58,12 +63,18 @@ def is_torch(value: Any) -> bool:
 
 
 def to_tensor(array: Array, like: Any) -> Any:
-    """The array as a torch tensor on the device of `like`, single where that is; complex stays."""
+    """The array as a torch tensor of the device and precision of `like`; complex stays complex.
+
+    Where `like` holds integers the precision is double, and of halves the complex type is single.
+    """
     import torch
 
     tensor = torch.from_numpy(np.ascontiguousarray(array))
-    if like.dtype in (torch.float32, torch.complex64):
-        tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
+    if like.is_floating_point() or like.is_complex():
+        real = like.dtype.to_real()
+        single = real not in (torch.float32, torch.float64)
+        wide = torch.complex64 if single else real.to_complex()
+        tensor = tensor.to(wide if tensor.is_complex() else real)
     return tensor.to(like.device)
 
 

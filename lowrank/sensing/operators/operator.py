@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 from scipy.sparse import issparse
-from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
+from scipy.sparse.linalg import LinearOperator, svds
 
 import lowrank.sensing.operators.facts as rules
 from lowrank.errors import InputError
+from lowrank.sensing.operators import chunked, foreign
 from lowrank.sensing.operators.arrays import (
     Array,
     Map,
@@ -34,6 +35,7 @@ from lowrank.sensing.operators.arrays import (
     to_tensor,
 )
 from lowrank.sensing.operators.facts import ROUNDING, Facts
+from lowrank.sensing.operators.foreign import FORMED, Foreign, each_vector, is_map
 
 MAX_DENSE_ELEMENTS = 2**27
 """Largest product matrix (1 GiB of float64) that a product with a dense operator may form.
@@ -54,6 +56,10 @@ MANY = 1024
 
 ADJOINT = 1e-5
 """Error of the adjoint up to which the rows that it gives are those of the operator."""
+
+
+LINEAR = 1e-4
+"""Relative difference up to which products and the matrix of their columns agree."""
 
 
 LONGEST_NAME = 60
@@ -482,15 +488,9 @@ def _factor(A: Operator) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}...)"
 
 
-def _is_map(value: Any) -> bool:
-    """Whether the value is a matrix that does not come as numbers, and so no batch of vectors."""
-    is_sparse_or_map = isinstance(value, LinearOperator) or issparse(value)
-    return is_sparse_or_map or (hasattr(value, "matvec") and hasattr(value, "shape"))
-
-
 def _as_factor(value: Any) -> Operator | None:
     """What joins a product as an operator; None for arrays and tensors, which are vectors."""
-    if _is_map(value):
+    if is_map(value):
         return as_operator(value)
     if _number(value) is not None:
         raise InputError("A @ x", f"{value!r} is a single number", "use * for multiples")
@@ -694,16 +694,28 @@ def _maps(matrix: Array) -> tuple[Map, Map]:
 def as_operator(A: MatrixLike) -> Operator:
     """`A` as an `Operator`: arrays and tensors become dense ones, LinearOperators are wrapped.
 
-    Dense data is held in float64 or complex128, whatever precision it came in.
+    Dense data is held in float64 or complex128, whatever precision it came in. Operators of SciPy and
+    PyLops that are made of others, or hold a matrix, are taken apart, so that what is known of the
+    parts is known here. One without `rmatvec` is formed as a matrix where that is small. Dask
+    arrays of more than 2^24 entries stay where they are: every product is a pass over them.
 
     Raises:
-        InputError: not a matrix, empty, or with NaN or Inf.
+        InputError: not a matrix, empty, with NaN or Inf, without an adjoint and large, or not linear.
+
+    Example:
+        >>> from scipy.sparse.linalg import LinearOperator
+        >>> as_operator(LinearOperator((2, 3), matvec=lambda x: x[:2], dtype=float))
+        <Operator (2, 3) matrix: dense>
     """
     if isinstance(A, Operator):
         return A
-    if _is_map(A) and not issparse(A):
-        return _from_linear_operator(aslinearoperator(A))
-    return from_matrix(A)
+    if chunked.is_chunked(A):
+        held = chunked.fits_in_memory(chunked.checked(A))
+        return from_matrix(A.compute()) if held else _wrapped(A, chunked.read_chunks(A))
+    if is_map(A) and not issparse(A):
+        return _from_foreign(A)
+    weight = foreign.weight(A)
+    return from_matrix(A if weight is None else weight)
 
 
 def from_matrix(A: MatrixLike, *, row_orthonormal: bool = False) -> Operator:
@@ -767,42 +779,48 @@ def _from_sparse(A: Any) -> Operator:
     )
 
 
-_ONE = aslinearoperator(np.eye(1))
+def _from_foreign(A: Any) -> Operator:
+    held = foreign.matrix(A)
+    if held is not None:
+        return from_matrix(held)
+    made = foreign.parts(A)
+    if made is not None:
+        make, parts = made
+        return make(*(as_operator(one) if is_map(one) else one for one in parts))
+    found = foreign.read(A)
+    return _formed(found) if found.adjoint is None else _wrapped(A, found)
 
 
-_OF_SCIPY: dict[type, Callable[..., Operator]] = {
-    type(_ONE @ _ONE): operator.matmul,
-    type(_ONE + _ONE): operator.add,
-    type(2 * _ONE): operator.mul,
-    type(_ONE.T): operator.attrgetter("T"),
-}
-"""How SciPy writes down operators made of others, by their parts."""
-
-
-def _from_linear_operator(A: LinearOperator) -> Operator:
-    if isinstance(A, type(_ONE)):
-        return from_matrix(A.A)
-    if type(A) in _OF_SCIPY:
-        parts = (as_operator(one) if _is_map(one) else one for one in A.args)
-        return _OF_SCIPY[type(A)](*parts)
-    dtype = A.dtype if A.dtype is not None else (A @ np.zeros(A.shape[1])).dtype
-
-    def adjoint(y: Array) -> Array:
-        try:
-            return np.asarray(A.rmatvec(y) if y.ndim == 1 else A.rmatmat(y))
-        except NotImplementedError as error:
-            text = f"{type(A).__name__} has no adjoint ({error})"
-            raise InputError("A", text, "define rmatvec, y -> A^H y") from error
-
+def _wrapped(A: Any, found: Foreign) -> Operator:
+    """The operator of another library's products."""
+    assert found.adjoint is not None
     return Operator(
-        A.shape,
-        dtype,
-        lambda x: np.asarray(A.matvec(x) if x.ndim == 1 else A.matmat(x)),
-        adjoint,
-        name=type(A).__name__.lstrip("_"),
-        trusted=False,
+        found.shape,
+        found.dtype,
+        found.forward,
+        found.adjoint,
+        name=found.name,
+        facts=found.facts,
+        trusted=chunked.is_chunked(A),
         recipe=partial(as_operator, A),
     )
+
+
+def _formed(found: Foreign) -> Operator:
+    """The matrix of an operator without an adjoint, from its columns."""
+    m, n = found.shape
+    if m * n > FORMED:
+        text = f"{found.name} {found.shape} has no adjoint, and is too large to form its matrix"
+        advice = "define rmatvec, y -> A^H y; operators.from_torch has it of a torch function"
+        raise InputError("A", text, advice)
+    blocks = (np.eye(n, min(MANY, n - j), -j) for j in range(0, n, MANY))
+    matrix = np.concatenate([found.forward(unit) for unit in blocks], axis=1)
+    x = np.random.default_rng(0).standard_normal(n)
+    seen, expected = found.forward(x), matrix @ x
+    if np.linalg.norm(seen - expected) > LINEAR * np.linalg.norm(expected):
+        text = f"{found.name} is not linear: A x differs from the sum of A's columns by x"
+        raise InputError("A", text, "take away what it adds; A (a x) is to be a (A x)")
+    return from_matrix(matrix)
 
 
 def from_functions(
@@ -834,8 +852,8 @@ def from_functions(
     return Operator(
         shape,
         dtype,
-        _columnwise(forward, "forward", shape[0]),
-        _columnwise(adjoint, "adjoint", shape[1]),
+        each_vector(forward, (shape[1], shape[0]), "forward"),
+        each_vector(adjoint, (shape[0], shape[1]), "adjoint"),
         name="functions",
         facts=Facts(norm=norm, row_gram=1.0 if row_orthonormal else None),
         trusted=False,
@@ -849,22 +867,6 @@ def from_functions(
             row_orthonormal=row_orthonormal,
         ),
     )
-
-
-def _columnwise(function: Map, name: str, size: int) -> Map:
-    def single(x: Array) -> Array:
-        found = np.asarray(function(x))
-        if found.shape != (size,):
-            text = f"{name} makes shape {found.shape} of {x.shape}, and ({size},) is declared"
-            raise InputError("functions", text, "correct the function, or the shape (m, n)")
-        return found
-
-    def apply(X: Array) -> Array:
-        if X.ndim == 1:
-            return single(X)
-        return np.stack([single(column) for column in X.T], axis=1)
-
-    return apply
 
 
 def adjoint_error(A: MatrixLike, *, seed: int = 0) -> float:
