@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def read_chunks(A: Any) -> Foreign:
             "A", f"{bad} of its {norms.size} columns hold NaN or Inf", "clean the data"
         )
     return Foreign(
-        tuple(map(int, A.shape)),
+        (int(A.shape[0]), int(A.shape[1])),
         _double(A),
         lambda x: np.asarray((A @ x).compute()),
         lambda y: np.asarray((adjoint @ y).compute()),
@@ -96,7 +97,7 @@ def reduced_rows(A: Any, y: Any) -> tuple[Any, Any, str]:
     cuts = np.cumsum((0, *tall.chunks[0]))
     triangles = [
         _triangle(np.hstack([as_double(np.asarray(tall[a:b].compute()), "A"), data[a:b]]))
-        for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+        for a, b in pairwise(cuts)
     ]
     R = _triangle(np.vstack(triangles))
     z = R[:, n:].reshape(len(R), *np.shape(y)[1:])

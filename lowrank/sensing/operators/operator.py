@@ -694,13 +694,13 @@ def _maps(matrix: Array) -> tuple[Map, Map]:
 def as_operator(A: MatrixLike) -> Operator:
     """`A` as an `Operator`: arrays and tensors become dense ones, LinearOperators are wrapped.
 
-    Dense data is held in float64 or complex128, whatever precision it came in. Operators of SciPy and
-    PyLops that are made of others, or hold a matrix, are taken apart, so that what is known of the
-    parts is known here. One without `rmatvec` is formed as a matrix where that is small. Dask
+    Dense data is held in float64 or complex128, whatever precision it came in. Operators of SciPy
+    and PyLops that are made of others, or hold a matrix, are taken apart, so that what is known of
+    the parts is known here. One without `rmatvec` is formed as a matrix where that is small. Dask
     arrays of more than 2^24 entries stay where they are: every product is a pass over them.
 
     Raises:
-        InputError: not a matrix, empty, with NaN or Inf, without an adjoint and large, or not linear.
+        InputError: not a matrix, empty, with NaN or Inf, large without an adjoint, not linear.
 
     Example:
         >>> from scipy.sparse.linalg import LinearOperator
