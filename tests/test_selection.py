@@ -293,7 +293,6 @@ def test_the_path_is_that_of_the_lasso():
     ("more", "word"),
     [
         ({"macs": 0.5, "select": "magic"}, "unknown"),
-        ({"max_drop": 0.1, "metric": lambda m: 1.0}, "max_drop"),
         ({"memory": 0.5}, "memory"),
         ({"macs": 0.001}, "smallest"),
     ],

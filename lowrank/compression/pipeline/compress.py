@@ -19,15 +19,15 @@ from lowrank.compression.network.example import Example, Tally, batch_size, tall
 from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
 from lowrank.compression.pipeline.forecast import expected
 from lowrank.compression.pipeline.report import Report
-from lowrank.compression.pipeline.selecting import check_select, choose
-from lowrank.compression.pipeline.sweep import smallest
+from lowrank.compression.pipeline.selecting import Chooser, Chosen, check_select
+from lowrank.compression.pipeline.sweep import smallest, smallest_of
 from lowrank.compression.planning.budget import given_of
 from lowrank.compression.planning.clock import TRIES, Timed, plan_on_the_clock, structure
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.measure import check_asked, measured, usable
 from lowrank.compression.planning.rules import Named, Rules, rules_of
 from lowrank.compression.planning.weighting import weighing
-from lowrank.compression.structure.opening import opened
+from lowrank.compression.structure.opening import opened, without_masks
 from lowrank.compression.structure.plan import Plan
 from lowrank.errors import BudgetError, InputError
 from lowrank.progress import Progress, in_stages
@@ -124,6 +124,8 @@ def compress(
     check_refine(refine, data)
     timed_too = {"latency": latency is not None, "memory": memory is not None}
     whole = opened(model, example, stock=rules.stock, skip=rules.skip, timed=latency is not None)
+    if rules.select is not None:
+        whole = without_masks(whole)
     check_asked(whole, example, rules, **timed_too, progress=progress)
     compared = val_of(val, example)
     read, rest = read_data(data, example, settings, rest=val is None)
@@ -138,22 +140,24 @@ def compress(
     with tallying() as tally:
         curves = measured(whole, example, read, settings, rules, **timed_too, progress=progress)
         with usable(lambda: (_MEASURED, curves), settings.cache):
+            chooser, timed = None, None
+            if progress is not None and max_drop is None:
+                progress("planning", 0, 1)
+            exponent = curves.exponent
+            if max_drop is None:
+                exponent = _exponent(model, curves, budget, rules, settings, progress)
+            if rules.select is not None:
+                chooser = Chooser.of(
+                    model, whole, example, curves, exponent, rules, settings, progress
+                )
             if max_drop is not None and metric is not None:
-                plan, timed = _within_drop(model, curves, metric, max_drop, refine, progress), None
+                plan, _, curves, used = _within_drop(
+                    model, chooser or curves, metric, max_drop, refine, settings, progress
+                )
+            elif chooser is not None:
+                plan, timed, curves, used = chooser.choose(budget, progress)
             else:
-                given = settings.exponent
-                if progress is not None:
-                    progress("planning", 0, 1)
-                if rules.methods != ():
-                    given = weighing(model, curves, budget, given, progress, fit=settings.fit)
-                exponent = 0.5 if given is None else given
-                if rules.select is None:
-                    plan, timed = _planned(model, example, curves, budget, exponent)
-                else:
-                    chosen = choose(
-                        model, whole, example, curves, budget, exponent, rules, settings, progress
-                    )
-                    plan, timed, curves, used = chosen
+                plan, timed = _planned(model, example, curves, budget, exponent)
             small, report = applied(
                 used,
                 plan,
@@ -166,6 +170,8 @@ def compress(
                 progress=progress,
             )
     report = _checked(model, small, example, curves, timed, report)
+    if chooser is not None:
+        report = replace(report, staying=chooser.staying)
     spent = time.process_time() - started
     return small, replace(report, remarks=(*report.remarks, *_spent(curves, tally, spent)))
 
@@ -222,7 +228,7 @@ def _check_size(
     else:
         check_drop(metric, max_drop)
     if rules.select is not None:
-        check_select(budget, max_drop, rules)
+        check_select(budget, rules)
     for name in ("int8", "low_bits"):
         if getattr(rules, name) and budget["bytes"] is None:
             raise InputError(name, "there is no budget of bytes", f"pass bytes=0.2, or drop {name}")
@@ -230,17 +236,49 @@ def _check_size(
 
 def _within_drop(
     model: nn.Module,
-    curves: Curves,
+    known: Curves | Chooser,
     metric: Scorer,
     most: float,
     refine: bool | int,
+    settings: Calibration,
     progress: Progress | None,
-) -> Plan:
+) -> Chosen:
     """The plan of the smallest model within the drop; all dense if there is none."""
-    found = smallest(model, curves, metric, most, refine=refine, progress=progress)
-    if found is not None:
-        return found[1]
-    return curves.dense(f"no smaller model loses at most {most:g} of the metric", {})
+    if isinstance(known, Curves):
+        curves = known
+        found = smallest(model, curves, metric, most, refine=refine, progress=progress)
+        if found is not None:
+            return Chosen(found[1], None, curves, model)
+    else:
+        curves = known.curves
+        best = smallest_of(
+            model, known.reaching("macs"), metric, most,
+            refine=refine, settings=settings, progress=progress,
+        )  # fmt: skip
+        if best is not None:
+            return best[1]
+    plan = curves.dense(f"no smaller model loses at most {most:g} of the metric", {})
+    return Chosen(plan, None, curves, model)
+
+
+def _exponent(
+    model: nn.Module,
+    curves: Curves,
+    budget: Mapping[str, float | None],
+    rules: Rules,
+    settings: Calibration,
+    progress: Progress | None,
+) -> float:
+    """How strongly layers are weighed; where channels go, too, factors alone may not reach the
+    budget that weightings are tried at."""
+    if rules.methods == ():
+        return curves.exponent
+    try:
+        return weighing(model, curves, budget, settings.exponent, progress, fit=settings.fit)
+    except BudgetError:
+        if rules.select is None:
+            raise
+        return curves.exponent
 
 
 def _planned(

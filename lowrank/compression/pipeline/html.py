@@ -69,6 +69,7 @@ def save_compression(
         *drawn[:1],
         Section("Before and after", table=headline, text=_how_measured(report, timed)),
         *_layers(report["layers"]),
+        *_channels(report.get("channels")),
         *drawn[1:],
         Section("How to load the result", code=_loading(checkpoint), text=LOADING),
         Section("Budget, seed and versions", table=versions(*_settings(report["plan"]))),
@@ -88,7 +89,9 @@ def _summary(report: Mapping[str, Any]) -> str:
         if (ratio := report["kept"][name]) is not None
     ]
     replaced = [row["replaced"] for row in report["layers"]]
-    return f"{sum(replaced)} of {len(replaced)} layers replaced. Kept: {', '.join(kept)}."
+    narrower = len((report.get("channels") or {"kept": ()})["kept"])
+    also = f", {narrower} narrower" if narrower else ""
+    return f"{sum(replaced)} of {len(replaced)} layers replaced{also}. Kept: {', '.join(kept)}."
 
 
 _MEASURES = {"params": "parameters", "bytes": "bytes", "macs": "macs"}
@@ -226,6 +229,24 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
     if dense:
         columns = (*_COLUMNS[:2], ("why it stays dense", False), ("parameters", True))
         yield Section("Layers that stay dense, and why", table=Table(columns, dense).told())
+
+
+def _channels(channels: Mapping[str, Any] | None) -> Iterator[Section]:
+    """The layers that lost channels, and those that lost none."""
+    if channels is None:
+        return
+    kept = [
+        (Cell(name), *(Cell(sides[side] or "all") for side in ("inputs", "outputs")))
+        for name, sides in channels["kept"].items()
+    ]
+    if kept:
+        columns = (("layer", False), ("inputs", False), ("outputs", False))
+        text = "Channels that were selected: what stays of each layer that went narrower."
+        yield Section("Layers that went narrower", text, Table(columns, kept).told())
+    staying = [(Cell(name), Cell(why)) for name, why in channels["staying"].items()]
+    if staying:
+        why = (("layer", False), ("why its channels stay", False))
+        yield Section("Layers whose channels stay", table=Table(why, staying).told())
 
 
 def _replaced(row: Mapping[str, Any]) -> tuple[Cell, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -28,9 +29,9 @@ from lowrank.compression.structure.choices import (
     _error,
     describe_choice,
 )
-from lowrank.compression.structure.plan import Plan, _layers
+from lowrank.compression.structure.plan import Plan, _layers, selected
 from lowrank.errors import InputError
-from lowrank.tables import amount
+from lowrank.tables import amount, by_reason
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,6 +143,7 @@ class Report:
         remarks: on the calibration and what followed it.
         latency: the latency budget against the clock; None without one.
         memory: the memory budget against the finished model; None without one.
+        staying: where channels were selected, the layers whose channels all stay -> why.
     """
 
     layers: tuple[LayerReport, ...]
@@ -152,6 +154,7 @@ class Report:
     remarks: tuple[str, ...] = ()
     latency: LatencyCheck | None = None
     memory: MemoryCheck | None = None
+    staying: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def replaced(self) -> tuple[LayerReport, ...]:
@@ -196,7 +199,7 @@ class Report:
                 f"the compressed model runs {ratio:.2f} times as long as the dense one here: "
                 "fewer MACs are not less time"
             )
-        if not self.replaced:
+        if not self.replaced and not self.plan.narrowed:
             slow = self.latency is not None and ": the network cannot get faster here"
             notes.append(f"no layer was replaced{slow or ''}")
         return tuple(notes)
@@ -211,9 +214,20 @@ class Report:
             "latency": None if self.latency is None else asdict(self.latency),
             "memory": None if self.memory is None else asdict(self.memory),
             "notes": list(self.notes),
+            "channels": self._channels(),
             "layers": [_layer_to_dict(row) for row in self.layers],
             "plan": self.plan.to_dict(),
         }
+
+    def _channels(self) -> dict[str, dict[str, Any]] | None:
+        """What stays of the layers that lost channels, and why others lost none."""
+        if not self.plan.narrowed and not self.staying:
+            return None
+        kept = {
+            name: {side: None if k is None else str(k) for side, k in what.sides}
+            for name, what in self.plan.narrowed.items()
+        }
+        return {"kept": kept, "staying": dict(self.staying)}
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw each replaced layer's error as planned and as built, side by side.
@@ -343,9 +357,23 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
         for r in report.replaced
     }
     yield from _layers(rows, report.plan, report.left_alone, extra=("built",))
+    yield from _channel_lines(report)
     yield _figures(report)
     for line in _report_lines(report):
         yield Text(line)
+
+
+def _channel_lines(report: Report) -> Iterator[RenderableType]:
+    """What stays of the layers that lost outputs, and why those of others stay."""
+    kept = {n: str(what.outputs) for n, what in selected(report.plan).items()}
+    for title, rows in (("channels kept", kept), ("channels that stay", report.staying)):
+        if not rows:
+            continue
+        yield Text(f"{title} ({len(rows)}):")
+        for what, names in by_reason(rows).items():
+            yield Text(f"  {what}")
+            yield Padding(Text(", ".join(names), overflow="fold"), (0, 0, 0, 4))
+        yield Text()
 
 
 def _figures(report: Report) -> Table:

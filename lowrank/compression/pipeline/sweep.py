@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from inspect import signature
@@ -23,13 +23,14 @@ from lowrank.compression.gauges.quality import (
 )
 from lowrank.compression.network.example import Example, unwrapped
 from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
+from lowrank.compression.pipeline.selecting import BUDGETS, Chooser, Chosen, check_select
 from lowrank.compression.planning.budget import checked
 from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.measure import check_asked, measured, usable
 from lowrank.compression.planning.rules import Named, Rules, rules_of
 from lowrank.compression.planning.weighting import weighed_plan
 from lowrank.compression.structure.history import copy_model
-from lowrank.compression.structure.opening import opened
+from lowrank.compression.structure.opening import opened, without_masks
 from lowrank.compression.structure.plan import Plan
 from lowrank.errors import BudgetError, InputError
 from lowrank.progress import Progress
@@ -193,10 +194,14 @@ def sweep(
     model = unwrapped(model)
     effort, cache = named.pop("effort", None), named.pop("cache", None)
     rules = rules_of(rules, named)
+    if rules.select is not None:
+        check_select(BUDGETS, rules)
     known = None if curves is None else curves.calibration
     calibration = calibration_of(calibration, known, effort, cache)
     check_refine(refine, data if curves is None else curves.data)
     whole = opened(model, example, stock=rules.stock, skip=rules.skip)
+    if rules.select is not None:
+        whole = without_masks(whole)
     check_asked(whole, example, rules, latency=False, memory=False, progress=progress)
     if curves is not None:
         _check_curves(curves, data, rules)
@@ -213,14 +218,15 @@ def sweep(
         return f"interrupted with {len(points) + len(refused)} of {len(keeps)} budgets done", curves
 
     with usable(so_far, calibration.cache):
+        reach = _reaching(model, whole, example, curves, budget, calibration, rules, progress)
         for done, keep in enumerate(sorted(keeps, reverse=True)):
             if progress is not None:
                 progress(f"{budget} {keep}", done, len(keeps))
-            plan = _reachable(model, curves, budget, keep, calibration)
-            if plan is None:
+            found = reach(keep)
+            if found is None:
                 refused.append(keep)
             else:
-                points.append(_point(model, example, curves, plan, keep, metric, how, finetune))
+                points.append(_point(model, example, found, keep, metric, how, finetune))
     if not points:
         raise BudgetError("keeps", f"none of {tuple(keeps)} can be reached", "raise them")
     return Sweep(tuple(points), dense, budget, tuple(refused))
@@ -237,24 +243,48 @@ def _check_curves(curves: Curves, data: object, rules: Rules) -> None:
 def _point(
     model: nn.Module,
     example: Example,
-    curves: Curves,
-    plan: Plan,
+    found: Chosen,
     keep: float,
     metric: Scorer | None,
     how: Mapping[str, Any],
     finetune: Mapping[str, Any] | None,
 ) -> Point:
-    small, report = applied(model, plan, example=None, data=curves.data, progress=None, **how)
+    plan, curves = found.plan, found.curves
+    small, report = applied(
+        found.model, plan, dense=model, example=None, data=curves.data, progress=None, **how
+    )
     quality = report.quality
     if quality is None:
         with suppress(Unmatched):
             quality = compare_outputs(model, small, example)
-    found = None if metric is None else float(metric(small))
+    measured_ = None if metric is None else float(metric(small))
     tuned = None
     if finetune is not None and metric is not None:
         tuned = float(metric(tune(copy_model(small), teacher=model, **finetune)))
     kept = {k: v / getattr(plan.total, k) for k, v in asdict(plan.cost).items() if v}
-    return Point(keep, kept, curves.predicted(plan), quality, found, tuned, plan)
+    return Point(keep, kept, curves.predicted(plan), quality, measured_, tuned, plan)
+
+
+Reach = Callable[[float], Chosen | None]
+"""The plan for a kept fraction; None where it cannot be reached."""
+
+
+def _reaching(
+    model: nn.Module,
+    whole: nn.Module,
+    example: Example,
+    curves: Curves,
+    budget: Measure,
+    how: Calibration,
+    rules: Rules,
+    progress: Progress | None,
+) -> Reach:
+    """Plans of factors alone, or where the rules select channels, of both."""
+    if rules.select is None:
+        return lambda keep: _reachable(model, curves, budget, keep, how)
+    exponent = curves.exponent if how.exponent is None else how.exponent
+    chooser = Chooser.of(model, whole, example, curves, exponent, rules, how, progress)
+    return chooser.reaching(budget)
 
 
 def smallest(
@@ -298,22 +328,42 @@ def smallest(
     check_refine(refine, curves.data)
     check_progress(progress)
     how = calibration_of(calibration, curves.calibration)
+    found = smallest_of(
+        model, lambda keep: _reachable(model, curves, budget, keep, how), metric, max_drop,
+        budget=budget, refine=refine, settings=how, tol=tol, progress=progress,
+    )  # fmt: skip
+    return None if found is None else (found[0], found[1].plan)
+
+
+def smallest_of(
+    model: nn.Module,
+    reach: Reach,
+    metric: Scorer,
+    max_drop: float,
+    *,
+    budget: Measure = "macs",
+    refine: bool | int,
+    settings: Calibration,
+    tol: float = 0.01,
+    progress: Progress | None,
+) -> tuple[float, Chosen] | None:
+    """What `smallest` finds, among the plans that are reached."""
     wanted = score(metric, model, "the dense model") - max_drop
     low, high, best = 0.0, 1.0, None
     while high - low > tol:
         keep = (low + high) / 2
         if progress is not None:
             progress(f"trying {budget} {keep:.3f}", 0, 1)
-        plan = _reachable(model, curves, budget, keep, how)
+        found = reach(keep)
         good = False
-        if plan is not None:
+        if found is not None:
             small, _ = applied(
-                model, plan, example=None, data=curves.data, val=None,
-                settings=how, refine=refine, progress=None,
+                found.model, found.plan, dense=model, example=None, data=found.curves.data,
+                val=None, settings=settings, refine=refine, progress=None,
             )  # fmt: skip
             good = float(metric(small)) >= wanted
-        if plan is not None and good:
-            best, high = (keep, plan), keep
+        if found is not None and good:
+            best, high = (keep, found), keep
         else:
             low = keep
     return best
@@ -325,11 +375,12 @@ def _reachable(
     budget: Measure,
     keep: float,
     how: Calibration,
-) -> Plan | None:
+) -> Chosen | None:
     try:
-        return weighed_plan(model, curves, {budget: keep}, how.exponent, fit=how.fit)
+        plan = weighed_plan(model, curves, {budget: keep}, how.exponent, fit=how.fit)
     except BudgetError:
         return None
+    return Chosen(plan, None, curves, model)
 
 
 def _check_measure(budget: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.methods.shared.base import require
 from lowrank.compression.network.batches import Form
+from lowrank.compression.network.channels.masks import masked, unmask
 from lowrank.compression.network.channels.narrowing import narrow, widen
 from lowrank.compression.network.example import Example, first_line, is_wrapper, unwrapped
 from lowrank.compression.network.layer_names import suggestion
@@ -120,6 +121,7 @@ def factors_in(model: nn.Module) -> list[nn.Module]:
 
 def build_structure(model: nn.Module, plan: Plan) -> None:
     """Replace the layers in place by stages of the plan's shapes with arbitrary weights."""
+    unmask(model, unmasked_by(model, plan))
     take_apart(model, packed_in(model, plan))
     narrow(model, plan.narrowed)
     plan.check_model(model)
@@ -130,6 +132,16 @@ def build_structure(model: nn.Module, plan: Plan) -> None:
     put_together(model, kept_apart(plan))
     settle_fused(model)
     model.__dict__[_RECORD] = (*history(model), Applied(plan, originals))
+
+
+def unmasked_by(model: nn.Module, plan: Plan) -> list[str]:
+    """The modules with masks that a plan takes to be part of their weights."""
+    rows = plan.layers
+    return [
+        name
+        for name, weights in masked(model).items()
+        if name in rows and all(weight in rows[name].shapes for weight in weights)
+    ]
 
 
 def densify(model: nn.Module) -> nn.Module:

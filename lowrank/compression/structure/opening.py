@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
+from lowrank.compression.network.channels.masks import masked, unmask
 from lowrank.compression.network.channels.narrowing import narrow
 from lowrank.compression.network.example import Example, check
 from lowrank.compression.network.scan import (
@@ -19,7 +20,7 @@ from lowrank.compression.network.scan import (
 )
 from lowrank.compression.structure.experts import Experts
 from lowrank.compression.structure.fused import settle_fused
-from lowrank.compression.structure.history import copy_model
+from lowrank.compression.structure.history import copy_model, unmasked_by
 from lowrank.compression.structure.packed import kept_apart, packed_in, put_together, take_apart
 from lowrank.compression.structure.plan import Plan
 
@@ -76,7 +77,23 @@ def opened_for(model: nn.Module, plan: Plan) -> nn.Module:
 
 def apart_for(model: nn.Module, plan: Plan) -> nn.Module:
     """The model in full width, with that taken apart of whose layers a plan speaks."""
-    return _apart(model, packed_in(model, plan))
+    return _apart(without_masks(model, unmasked_by(model, plan)), packed_in(model, plan))
+
+
+def without_masks(model: nn.Module, names: Collection[str] | None = None) -> nn.Module:
+    """The model; or where weights are masked, a copy in which the masks are part of them.
+
+    Args:
+        model: the network; left as it is.
+        names: of the modules; by default all.
+    """
+    found = [n for n in masked(model) if names is None or n in names]
+    if not found:
+        return model
+    with torch.inference_mode(False):
+        same = copy_model(model)
+        unmask(same, found)
+    return same
 
 
 def _apart(model: nn.Module, names: Sequence[str]) -> nn.Module:

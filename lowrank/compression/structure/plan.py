@@ -315,6 +315,8 @@ def _bars(plan: Plan, measure: str) -> list[Bar]:
         if row.dense is None:
             continue
         before, text = asdict(row.dense)[measure], _short(row.choice)
+        if name in plan.narrowed:
+            text = "narrower" if isinstance(row.choice, Dense) else f"narrower, {text}"
         after = before if row.cost is None else asdict(row.cost)[measure]
         if row.cost is not None and before:
             text = f"{text}: {100 * after / before:.0f} %"
@@ -417,12 +419,12 @@ def _plan_summary(plan: Plan) -> str:
     ]
     if unknown:
         lines.append(f"{unknown} chosen by hand and counted as dense until the plan is applied")
-    lines += [f"channels kept in {name}: {what}" for name, what in _selected(plan).items()]
+    lines += [f"channels kept in {name}: {what}" for name, what in selected(plan).items()]
     lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(lines)
 
 
-def _selected(plan: Plan) -> dict[str, Narrowed]:
+def selected(plan: Plan) -> dict[str, Narrowed]:
     """The layers that lose outputs; what reads them follows."""
     return {n: what for n, what in plan.narrowed.items() if what.outputs is not None}
 

@@ -52,8 +52,8 @@ class Narrowed:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        sides = {"inputs": self.inputs, "outputs": self.outputs}
-        rows = {k: {"of": v.of, "kept": list(v.places)} for k, v in sides.items() if v is not None}
+        sides = self.sides
+        rows = {k: {"of": v.of, "kept": list(v.places)} for k, v in sides if v is not None}
         return {**rows, **({"depthwise": True} if self.depthwise else {})}
 
     @classmethod
@@ -72,9 +72,13 @@ class Narrowed:
             advice = 'give {"inputs": {"of": 16, "kept": [0, 2]}}, or "outputs" likewise'
             raise PlanError(name, problem, advice) from error
 
+    @property
+    def sides(self) -> tuple[tuple[str, Kept | None], ...]:
+        """Both sides by their names."""
+        return ("inputs", self.inputs), ("outputs", self.outputs)
+
     def __str__(self) -> str:
-        parts = [("inputs", self.inputs), ("outputs", self.outputs)]
-        return ", ".join(f"{kept} {side}" for side, kept in parts if kept is not None)
+        return ", ".join(f"{kept} {side}" for side, kept in self.sides if kept is not None)
 
 
 def _kept(row: Mapping[str, Any]) -> Kept:

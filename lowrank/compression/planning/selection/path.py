@@ -73,12 +73,18 @@ class Step:
     Args:
         dropped: channels that go.
         lost: what that loses, as plans weigh it.
-        cost: of the layers that carry channels.
+        cost: of the whole model.
+        gone: how many channels each unit has lost.
     """
 
     dropped: tuple[int, ...]
     lost: float
     cost: Cost
+    gone: tuple[int, ...] = ()
+
+    def within(self, limits: Mapping[Count, float]) -> bool:
+        """Whether it costs no more than that."""
+        return all(getattr(self.cost, name) <= most for name, most in limits.items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +143,7 @@ class Selection:
         sizes, at = self._sizes, [0] * len(self.curves)
         lost = [sizes.lost(c, self.channels) for c in self.curves]
         gone, error = np.zeros(len(sizes.sides)), 0.0
-        steps = [Step((), 0.0, self.total)]
+        steps = [Step((), 0.0, self.total, (0,) * len(at))]
         while sizes.of_count(gone, count) > least:
             best = self._best(at, lost, gone, count)
             if best is None:
@@ -147,8 +153,37 @@ class Selection:
             gone = gone - lost[unit][at[unit]] + lost[unit][level]
             error += curve.lost[level] - curve.lost[at[unit]]
             at[unit] = level
-            steps.append(Step(self._dropped(at), error, sizes.cost(gone)))
+            counts = [c.gone[k] for c, k in zip(self.curves, at, strict=True)]
+            steps.append(Step(self._dropped(counts), error, sizes.cost(gone), tuple(counts)))
         return steps
+
+    def reach(self, path: Sequence[Step], limits: Mapping[Count, float]) -> Step | None:
+        """The point of a path that is just within limits; None where there is none.
+
+        Between two points of the path channels go one by one.
+        """
+        place = next((k for k, step in enumerate(path) if step.within(limits)), None)
+        if place is None or place == 0:
+            return None if place is None else path[0]
+        before, found = path[place - 1], path[place]
+        few, many = 0, max(b - a for a, b in zip(before.gone, found.gone, strict=True))
+        whole = many
+        while many - few > 1:
+            middle = (few + many) // 2
+            step = self._between(before, path[place], middle, middle / whole)
+            if step.within(limits):
+                many, found = middle, step
+            else:
+                few = middle
+        return found
+
+    def _between(self, before: Step, after: Step, more: int, share: float) -> Step:
+        """The point of so many channels more than the one before."""
+        pairs = zip(before.gone, after.gone, strict=True)
+        counts = [a + more if b > a else a for a, b in pairs]
+        dropped = self._dropped(counts)
+        lost = before.lost + share * (after.lost - before.lost)
+        return Step(dropped, lost, self.cost(dropped), tuple(counts))
 
     def _best(
         self, at: Sequence[int], lost: Sequence[Array], gone: Array, count: Count
@@ -165,10 +200,8 @@ class Selection:
                     price, found = rise / saved, (u, level)
         return found
 
-    def _dropped(self, at: Sequence[int]) -> tuple[int, ...]:
-        return tuple(
-            m for c, k in zip(self.curves, at, strict=True) for m in c.ordered[: c.gone[k]]
-        )
+    def _dropped(self, counts: Sequence[int]) -> tuple[int, ...]:
+        return tuple(m for c, n in zip(self.curves, counts, strict=True) for m in c.ordered[:n])
 
     def narrowed(self, dropped: Sequence[int]) -> dict[str, Narrowed]:
         """What stays of every layer without these channels."""

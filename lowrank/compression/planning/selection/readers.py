@@ -14,6 +14,9 @@ from lowrank.compression.network.channels.units import Channels, ChannelUnit
 from lowrank.compression.network.layers import LayerView
 from lowrank.decompositions.metric import Metric, identity
 
+_SILENT = 1e-9
+"""Share of the mean square below which an input counts as one that never varies."""
+
 
 @dataclass(frozen=True, eq=False)
 class Reader:
@@ -111,7 +114,22 @@ def reader_of(
 def metric_of(model: nn.Module, name: str, data: Statistics) -> Metric:
     """The metric of a layer with its moment written out."""
     metric = data.metric(model, name).formed
-    return replace(metric, C=torch.diag_embed(metric.C)) if metric.C.ndim == 2 else metric
+    C = torch.diag_embed(metric.C) if metric.C.ndim == 2 else metric.C
+    return replace(metric, C=_without_silent(C, data, name))
+
+
+def _without_silent(C: Tensor, data: Statistics, name: str) -> Tensor:
+    """A moment in which inputs that never vary, as those of masked channels, count for nothing."""
+    moments = data.calibrated.layers[name]
+    size = moments.C if moments.C.ndim == 2 else moments.C.diagonal(dim1=-2, dim2=-1)
+    if not data.centred(name):
+        size = size + moments.mean.square()
+    silent = size <= _SILENT * size.mean(-1, keepdim=True)  # (g, d)
+    if not bool(silent.any()):
+        return C
+    floor = _SILENT * C.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+    C = torch.where(silent[:, :, None] | silent[:, None, :], 0.0, C)
+    return C + torch.diag_embed(torch.where(silent, floor, 0.0))
 
 
 def gram(readers: Sequence[Reader], channels: Sequence[int]) -> Tensor:
