@@ -391,7 +391,13 @@ def test_matrix_free_stays_matrix_free(made):
 
 @pytest.mark.parametrize(
     "made",
-    [ROWS[[0, 0]], ROWS + ROWS, PLAIN @ TURN, ROWS[:, 1:], operators.for_real_signals(ROWS @ TURN)],
+    [
+        ROWS[[0, 0]],
+        ROWS + ROWS[::-1],
+        PLAIN @ TURN,
+        ROWS[:, 1:],
+        operators.for_real_signals(ROWS @ TURN),
+    ],
 )
 def test_what_is_not_proven_is_not_claimed(made):
     assert made.facts.row_gram is None

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from scipy.fft import dctn, fftn, idctn, ifftn
 
-import lowrank.sensing.operators.facts as rules
 from lowrank.errors import InputError
+from lowrank.sensing.operators.algebra import hstack
 from lowrank.sensing.operators.arrays import Array, MatrixLike, as_shape
 from lowrank.sensing.operators.facts import Facts
 from lowrank.sensing.operators.operator import Operator, as_operator, from_matrix
@@ -230,25 +230,7 @@ def concatenation(*bases: MatrixLike) -> Operator:
     if len(lengths) != 1:
         text = f"lengths of the bases are {sorted(lengths)}"
         raise InputError("concatenation", text, "give bases of one signal length")
-    cuts = np.cumsum([part.shape[1] for part in parts])
-    dense = None
-    if all(part.is_dense for part in parts):
-        dense = lambda: np.concatenate([part.to_dense() for part in parts], axis=1)  # noqa: E731
-    return Operator(
-        (lengths.pop(), int(cuts[-1])),
-        np.result_type(*(part.dtype for part in parts)),
-        lambda c: _sum(p.forward(x) for p, x in zip(parts, np.split(c, cuts[:-1]), strict=True)),
-        lambda x: np.concatenate([part.adjoint(x) for part in parts]),
-        name="concatenation",
-        facts=rules.side_by_side([part.facts for part in parts]),
-        dense=dense,
-        trusted=all(part.trusted for part in parts),
-        recipe=partial(concatenation, *parts),
-    )
-
-
-def _sum(parts: Any) -> Array:
-    return np.asarray(sum(parts))
+    return hstack(parts)
 
 
 def finite_differences(*shape: int | Sequence[int]) -> Operator:

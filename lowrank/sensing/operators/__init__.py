@@ -6,7 +6,7 @@ iterative methods work on it. Signals of more than one dimension are flattened i
 
 from __future__ import annotations
 
-from lowrank.sensing.operators.algebra import diagonal, for_real_signals
+from lowrank.sensing.operators.algebra import block_diag, diagonal, for_real_signals, hstack, vstack
 from lowrank.sensing.operators.arrays import (
     Array,
     Map,
@@ -40,6 +40,7 @@ __all__ = [
     "Operator",
     "adjoint_error",
     "as_operator",
+    "block_diag",
     "circular_convolution",
     "diagonal",
     "for_real_signals",
@@ -47,6 +48,7 @@ __all__ = [
     "from_matrix",
     "from_torch",
     "gaussian",
+    "hstack",
     "partial_dct",
     "partial_fourier",
     "partial_hadamard",
@@ -57,4 +59,5 @@ __all__ = [
     "sparse_binary",
     "toeplitz",
     "variable_density_mask",
+    "vstack",
 ]

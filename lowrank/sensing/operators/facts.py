@@ -144,8 +144,10 @@ def product(A: Facts, B: Facts) -> Facts:
     )
 
 
-def gram(A: Facts) -> Facts:
-    """Of `A^H A`, whose norm is that of A squared."""
+def gram(A: Facts, n: int) -> Facts:
+    """Of `A^H A`, (n, n), whose norm is that of A squared."""
+    if A.column_gram is not None:
+        return Facts(diagonal=np.full(n, A.column_gram), scales=A.scales)
     by, lengths = A.norm_by, A.column_norms if A.orthogonal_columns else None
     known = product(adjoint(A), A)
     squares = None if lengths is None else lambda: lengths() ** 2
@@ -232,14 +234,41 @@ def columns(A: Facts, kept: Array, n: int) -> Facts:
 
 def side_by_side(parts: Sequence[Facts]) -> Facts:
     """Of `[A_1, A_2, ...]`: `A A^H` is the sum of the parts' own."""
-    column_norms = [part.column_norms for part in parts]
-    row_norms = [part.row_norms for part in parts]
-    grams = [part.row_gram for part in parts]
+    if len(parts) == 1:
+        return parts[0]
     return Facts(
-        row_gram=None if None in grams else float(sum(g for g in grams if g is not None)),
+        row_gram=_all([part.row_gram for part in parts], lambda grams: float(sum(grams))),
         orthogonal_rows=all(part.orthogonal_rows for part in parts),
-        column_norms=_joined(column_norms, np.concatenate),
-        row_norms=_joined(row_norms, lambda found: np.sqrt(sum(f**2 for f in found))),
+        column_norms=_joined([part.column_norms for part in parts], np.concatenate),
+        row_norms=_joined([part.row_norms for part in parts], _root_of_squares),
+        cogram_spectrum=_all([part.cogram_spectrum for part in parts], _sum_alike),
+        scales=_all([part.scales for part in parts], np.concatenate),
+    )
+
+
+def stacked(parts: Sequence[Facts]) -> Facts:
+    """Of the parts one above the other: `A^H A` is the sum of the parts' own."""
+    known = adjoint(side_by_side([adjoint(part) for part in parts]))
+    return replace(known, scales=_all([part.scales for part in parts], _alike))
+
+
+def along_diagonal(parts: Sequence[Facts]) -> Facts:
+    """Of the matrix with the parts as blocks on its diagonal, and zeros elsewhere."""
+    if len(parts) == 1:
+        return parts[0]
+    norms = [part.norm for part in parts]
+    found = [part.norm_by if part.norm is None else _value(part.norm) for part in parts]
+    return Facts(
+        norm=_all(norms, max),
+        norm_by=None if None not in norms else _joined(found, max),
+        row_gram=_all([part.row_gram for part in parts], _one_level),
+        column_gram=_all([part.column_gram for part in parts], _one_level),
+        orthogonal_rows=all(part.orthogonal_rows for part in parts),
+        orthogonal_columns=all(part.orthogonal_columns for part in parts),
+        row_norms=_joined([part.row_norms for part in parts], np.concatenate),
+        column_norms=_joined([part.column_norms for part in parts], np.concatenate),
+        diagonal=_all([part.diagonal for part in parts], np.concatenate),
+        scales=_all([part.scales for part in parts], np.concatenate),
     )
 
 
@@ -309,6 +338,32 @@ def _picked(norms: Norms | None, kept: Array) -> Norms | None:
     return None if norms is None else lambda: norms()[kept]
 
 
-def _joined(parts: Sequence[Norms | None], join: Callable[[list[Array]], Array]) -> Norms | None:
-    known = [part for part in parts if part is not None]
-    return (lambda: join([part() for part in known])) if len(known) == len(parts) else None
+def _joined(parts: Sequence[Any], join: Callable[[list[Any]], Any]) -> Callable[[], Any] | None:
+    """What the parts' functions find, joined when it is asked for; None if a part has none."""
+    return _all(parts, lambda known: lambda: join([part() for part in known]))
+
+
+def _all(values: Sequence[Any], join: Callable[[list[Any]], Any]) -> Any:
+    """The values joined; None if one of them is not known."""
+    known = [value for value in values if value is not None]
+    return join(known) if len(known) == len(values) else None
+
+
+def _value(number: float) -> Callable[[], float]:
+    return lambda: number
+
+
+def _root_of_squares(lengths: list[Array]) -> Array:
+    return np.asarray(np.sqrt(sum(one**2 for one in lengths)))
+
+
+def _sum_alike(spectra: list[Array]) -> Array | None:
+    return sum(spectra[1:], spectra[0]) if len({one.shape for one in spectra}) == 1 else None
+
+
+def _alike(values: list[Array]) -> Array | None:
+    return values[0] if all(np.array_equal(values[0], one) for one in values[1:]) else None
+
+
+def _one_level(grams: list[float]) -> float | None:
+    return grams[0] if max(grams) - min(grams) <= ROUNDING * max(grams) else None

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
+import lowrank.sensing.operators.facts as rules
 from lowrank.errors import InputError
 from lowrank.sensing.operators.arrays import Array, Map, as_length, is_torch, to_numpy
 from lowrank.sensing.operators.facts import Facts
@@ -216,6 +217,21 @@ def parts(A: Any) -> tuple[Callable[..., Any], Sequence[Any]] | None:
     if kind not in _OF_PYLOPS or (kind == "_PowerLinearOperator" and not A.args[1]):
         return None
     return _OF_PYLOPS[kind], A.args
+
+
+_STACKED = {
+    "HStack": rules.side_by_side,
+    "VStack": rules.stacked,
+    "BlockDiag": rules.along_diagonal,
+}
+"""What follows for PyLops' stacks from what is known of their parts."""
+
+
+def stacked(A: Any) -> tuple[Callable[[Sequence[Facts]], Facts], Sequence[Any]] | None:
+    """The rule of a stack of PyLops, and its parts; None of what is none."""
+    if not _of_pylops(A) or type(A).__name__ not in _STACKED:
+        return None
+    return _STACKED[type(A).__name__], A.ops
 
 
 def _columns(A: Any, kept: Array) -> Any:

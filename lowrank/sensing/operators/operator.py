@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
-from scipy.sparse import issparse
+from scipy.sparse import diags_array, issparse
 from scipy.sparse.linalg import LinearOperator, svds
 
 import lowrank.sensing.operators.facts as rules
@@ -62,6 +62,10 @@ LINEAR = 1e-4
 """Relative difference up to which products and the matrix of their columns agree."""
 
 
+FILLED = 0.1
+"""Share of entries up to which a product of sparse matrices is taken as one."""
+
+
 LONGEST_NAME = 60
 """Characters of a name that is made of the names of others."""
 
@@ -83,7 +87,7 @@ class Operator(LinearOperator):  # type: ignore[misc]
         name: what messages call it.
         facts: what is known of the matrix, and not measured.
         dense: the matrix itself, or a function that makes it when first asked; None if matrix-free.
-        sparse: the matrix in SciPy's CSC form, where it is sparse.
+        sparse: the matrix in SciPy's CSC form, where it is sparse, or a function that makes it.
         shift: `(u, v)` where the matrix is `sparse - u v^T`, as for centred columns.
         trusted: the adjoint is known to be the adjoint; else solving runs the dot test once.
         recipe: function of no arguments that makes the operator again, for pickling; None calls
@@ -286,6 +290,8 @@ class Operator(LinearOperator):  # type: ignore[misc]
             name=f"{_factor(self)}^H" if self.is_complex else f"{_factor(self)}^T",
             facts=rules.adjoint(self._told()),
             dense=(lambda: self._matrix.conj().T) if self.is_dense else None,
+            sparse=(lambda: self.sparse.conj().T.tocsc()) if self.is_sparse else None,
+            shift=None if self.shift is None else (self.shift[1].conj(), self.shift[0].conj()),
             trusted=self.trusted,
             recipe=partial(getattr, self, "H"),
         )
@@ -348,7 +354,16 @@ class Operator(LinearOperator):  # type: ignore[misc]
     @property
     def sparse(self) -> Any:
         """The matrix (m, n) in SciPy's CSC form where it is sparse, but for `shift`; else None."""
-        return self._sparse
+        return self._csc if self.is_sparse else None
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether `sparse` gives the matrix; asking this does not form it."""
+        return self._sparse is not None
+
+    @cached_property
+    def _csc(self) -> Any:
+        return self._sparse() if callable(self._sparse) else self._sparse
 
     @cached_property
     def _matrix(self) -> Array:
@@ -407,13 +422,11 @@ class Operator(LinearOperator):  # type: ignore[misc]
     def columns(self, J: ArrayLike | range) -> Array:
         """The columns `A[:, J]`, (m, len(J)): a slice of the matrix, or one product each."""
         indices = np.asarray(J, dtype=int)
-        if self.sparse is not None:
+        if self.is_sparse:
             some = np.asarray(self.sparse[:, indices].toarray())
-            return (
-                some
-                if self.shift is None
-                else some - np.outer(self.shift[0], self.shift[1][indices])
-            )
+            if self.shift is None:
+                return some
+            return some - np.outer(self.shift[0], self.shift[1][indices])
         if self.is_dense:
             return np.asarray(self._matrix[:, indices])
         unit = np.zeros((self.shape[1], indices.size))
@@ -543,17 +556,39 @@ def _product(outer: Operator, inner: Operator) -> Operator:
     small = (outer.is_dense or inner.is_dense) and shape[0] * shape[1] <= MAX_DENSE_ELEMENTS
     paired = outer._adjoint_of is inner or inner._adjoint_of is outer
     told = inner._told()
+    sparse, shift = _sparse_product(outer, inner)
     return Operator(
         shape,
         np.result_type(outer.dtype, inner.dtype),
         lambda c: outer._forward(inner._forward(c)),
         lambda y: inner._adjoint(outer._adjoint(y)),
         name=f"{_factor(outer)} @ {_factor(inner)}",
-        facts=rules.gram(told) if paired else rules.product(outer._told(), told),
+        facts=rules.gram(told, shape[1]) if paired else rules.product(outer._told(), told),
         dense=(lambda: _product_matrix(outer, inner)) if small else None,
+        sparse=sparse,
+        shift=shift,
         trusted=outer.trusted and inner.trusted,
         recipe=partial(operator.matmul, outer, inner),
     )
+
+
+def _sparse_product(
+    outer: Operator, inner: Operator
+) -> tuple[Callable[[], Any] | None, tuple[Array, Array] | None]:
+    """How to form the product as a sparse matrix, and its shift, where it stays sparse."""
+    left, right = outer.facts.diagonal, inner.facts.diagonal
+    if not outer.is_sparse and not (inner.is_sparse and left is not None):
+        return None, None
+    form = lambda: (_as_sparse(outer) @ _as_sparse(inner)).tocsc()  # noqa: E731
+    if left is not None and inner.is_sparse:
+        return form, None if inner.shift is None else (left * inner.shift[0], inner.shift[1])
+    if right is not None:
+        return form, None if outer.shift is None else (outer.shift[0], outer.shift[1] * right)
+    if not inner.is_sparse or outer.shift is not None or inner.shift is not None:
+        return None, None
+    per_column = np.bincount(inner.sparse.indices, minlength=inner.shape[0])
+    filled = float(np.diff(outer.sparse.indptr) @ per_column)  # at most so many entries
+    return (form if filled <= FILLED * outer.shape[0] * inner.shape[1] else None), None
 
 
 def _product_matrix(outer: Operator, inner: Operator) -> Array:
@@ -586,6 +621,8 @@ def _multiple(a: float | complex, A: Operator) -> Operator:
         name=f"{a:.4g} * {_factor(A)}",
         facts=rules.multiple(a, A._told()),
         dense=(lambda: a * A.to_dense()) if A.is_dense else None,
+        sparse=(lambda: a * A.sparse) if A.is_sparse else None,
+        shift=None if A.shift is None else (a * A.shift[0], A.shift[1]),
         trusted=A.trusted,
         recipe=partial(operator.mul, A, a),
     )
@@ -595,6 +632,10 @@ def _sum(A: Operator, B: Operator) -> Operator:
     """`A + B`."""
     if A.shape != B.shape:
         raise InputError("A + B", f"shapes {A.shape} and {B.shape}", "these must be alike")
+    if A is B:
+        return _multiple(2.0, A)
+    known = [one.is_sparse or one.facts.diagonal is not None for one in (A, B)]
+    sparse = (A.is_sparse or B.is_sparse) and all(known) and (A.shift is None or B.shift is None)
     return Operator(
         A.shape,
         np.result_type(A.dtype, B.dtype),
@@ -603,9 +644,16 @@ def _sum(A: Operator, B: Operator) -> Operator:
         name=f"{A.name} + {B.name}"[:LONGEST_NAME],
         facts=rules.total(A._told(), B._told()),
         dense=(lambda: A.to_dense() + B.to_dense()) if A.is_dense and B.is_dense else None,
+        sparse=(lambda: _as_sparse(A) + _as_sparse(B)) if sparse else None,
+        shift=(A.shift or B.shift) if sparse else None,
         trusted=A.trusted and B.trusted,
         recipe=partial(operator.add, A, B),
     )
+
+
+def _as_sparse(A: Operator) -> Any:
+    """The sparse matrix of an operator that is one, or is diagonal."""
+    return A.sparse if A.is_sparse else diags_array(A.facts.diagonal).tocsc()
 
 
 def _conjugate(A: Operator) -> Operator:
@@ -618,6 +666,8 @@ def _conjugate(A: Operator) -> Operator:
         name=f"conj({A.name})",
         facts=rules.conjugate(A._told()),
         dense=(lambda: A.to_dense().conj()) if A.is_dense else None,
+        sparse=(lambda: A.sparse.conj()) if A.is_sparse else None,
+        shift=None if A.shift is None else (A.shift[0].conj(), A.shift[1].conj()),
         trusted=A.trusted,
         recipe=partial(_conjugate, A),
     )
@@ -625,8 +675,10 @@ def _conjugate(A: Operator) -> Operator:
 
 def _rows_of(A: Operator, kept: Array) -> Operator:
     """The rows `kept` of A."""
-    if A.sparse is not None and A.shift is None:
-        return from_matrix(A.sparse[kept])
+    facts, again = rules.rows(A._told(), kept, A.shape[0]), partial(_rows_of, A, kept)
+    if A.is_sparse:
+        shift = None if A.shift is None else (A.shift[0][kept], A.shift[1])
+        return _of_sparse(A, A.sparse[kept], shift, facts, again)
     once = np.unique(kept).size == kept.size
 
     def spread(y: Array) -> Array:
@@ -642,21 +694,63 @@ def _rows_of(A: Operator, kept: Array) -> Operator:
         (kept.size, A.shape[1]),
         (lambda x: A._forward(x)[kept], spread),
         lambda: A.to_dense()[kept],
-        rules.rows(A._told(), kept, A.shape[0]),
-        partial(_rows_of, A, kept),
+        facts,
+        again,
     )
 
 
 def _columns_of(A: Operator, kept: Array) -> Operator:
     """The columns `kept` of A."""
+    facts, again = rules.columns(A._told(), kept, A.shape[1]), partial(_columns_of, A, kept)
+    if A.is_sparse:
+        shift = None if A.shift is None else (A.shift[0], A.shift[1][kept])
+        return _of_sparse(A, A.sparse[:, kept], shift, facts, again)
     by_rows = _rows_of(A.H, kept)
     return _part(
         A,
         (A.shape[0], kept.size),
         (by_rows._adjoint, by_rows._forward),
         lambda: A.to_dense()[:, kept],
-        rules.columns(A._told(), kept, A.shape[1]),
-        partial(_columns_of, A, kept),
+        facts,
+        again,
+    )
+
+
+def _of_sparse(
+    A: Operator,
+    matrix: Any,
+    shift: tuple[Array, Array] | None,
+    facts: Facts,
+    recipe: Callable[[], Operator],
+) -> Operator:
+    """Rows or columns of a sparse A, by their own matrix."""
+    part = _from_sparse(matrix, facts)
+    if shift is None:
+        part._recipe = recipe
+        return part
+    return Operator(
+        part.shape,
+        part.dtype,
+        *shifted_maps((part._forward, part._adjoint), shift),
+        name=f"part of {_factor(A)}",
+        facts=facts,
+        sparse=part._sparse,
+        shift=shift,
+        trusted=A.trusted,
+        recipe=recipe,
+    )
+
+
+def shifted_maps(maps: tuple[Map, Map], shift: tuple[Array, Array]) -> tuple[Map, Map]:
+    """Products with `S - u v^T` and with its adjoint, from those of S and `shift = (u, v)`."""
+    (forward, adjoint), (u, v) = maps, shift
+
+    def by(w: Array, x: Array) -> Array:
+        return w if x.ndim == 1 else w[:, None]
+
+    return (
+        lambda x: forward(x) - by(u, x) * (v @ x),
+        lambda y: adjoint(y) - by(v.conj(), y) * (u.conj() @ y),
     )
 
 
@@ -733,7 +827,7 @@ def from_matrix(A: MatrixLike, *, row_orthonormal: bool = False) -> Operator:
         4.0
     """
     if issparse(A):
-        return _from_sparse(A)
+        return _from_sparse(A, Facts(row_gram=1.0) if row_orthonormal else UNKNOWN, row_orthonormal)
     matrix = to_numpy(A)
     if matrix.ndim == 0:
         text = f"{type(A).__name__} is not a matrix"
@@ -754,7 +848,7 @@ def from_matrix(A: MatrixLike, *, row_orthonormal: bool = False) -> Operator:
     )
 
 
-def _from_sparse(A: Any) -> Operator:
+def _from_sparse(A: Any, facts: Facts = UNKNOWN, row_orthonormal: bool = False) -> Operator:
     matrix = A.tocsc().astype(np.result_type(A.dtype, np.float64), copy=False)
     if not np.isfinite(matrix.data).all():
         raise InputError("A", "the sparse matrix holds NaN or Inf", "clean the data")
@@ -772,10 +866,14 @@ def _from_sparse(A: Any) -> Operator:
         lambda x: np.asarray(matrix @ x),
         lambda y: np.asarray(adjoint @ y),
         name="sparse matrix",
-        facts=Facts(column_norms=lambda: lengths(0), row_norms=lambda: lengths(1)),
+        facts=replace(
+            facts,
+            column_norms=facts.column_norms or (lambda: lengths(0)),
+            row_norms=facts.row_norms or (lambda: lengths(1)),
+        ),
         dense=matrix.toarray if np.prod(matrix.shape) <= MAX_DENSE_ELEMENTS // 8 else None,
         sparse=matrix,
-        recipe=partial(from_matrix, matrix),
+        recipe=partial(from_matrix, matrix, row_orthonormal=row_orthonormal),
     )
 
 
@@ -788,6 +886,10 @@ def _from_foreign(A: Any) -> Operator:
         make, parts = made
         return make(*(as_operator(one) if is_map(one) else one for one in parts))
     found = foreign.read(A)
+    stacked = foreign.stacked(A)
+    if stacked is not None:
+        follows, parts = stacked
+        found = replace(found, facts=follows([as_operator(part)._told() for part in parts]))
     return _formed(found) if found.adjoint is None else _wrapped(A, found)
 
 
