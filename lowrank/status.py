@@ -21,6 +21,10 @@ class Status(Enum):
         "stopped by max_iter before the tolerance: raise max_iter, loosen tol, "
         "or take another solver"
     )
+    TIME_LIMIT = (
+        "stopped by time_limit before the tolerance; the gap says how far the answer may be from "
+        "the optimum: raise time_limit, or loosen tol"
+    )
     STALLED = (
         "no further progress above the tolerance: loosen tol, scale the columns of A, "
         'or take solver="cvxpy"'

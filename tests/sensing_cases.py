@@ -11,6 +11,7 @@ from lowrank.sensing import (
     BPDN,
     AnalysisLasso,
     BasisPursuit,
+    BestSubset,
     ConstrainedLasso,
     DantzigSelector,
     ElasticNet,
@@ -237,6 +238,7 @@ def _run(kind: str) -> Problem:
         "denoising": lambda: total_variation(bases.identity(64), spikes, (8, 8), lam=0.2),
         "one bit": lambda: OneBit(A, np.sign(y), 2.0),
         "k-sparse": lambda: KSparse(A, y, 6),
+        "best subset": lambda: BestSubset(A, np.cos(np.arange(30.0) ** 2), 5),
         "posterior mean": lambda: PosteriorMean(A, y),
         "orthonormal rows": lambda: PosteriorMean(dct, dct @ spikes),
     }
@@ -249,6 +251,7 @@ RUNS: dict[str, Case] = {
         "admm": "lasso",
         "amp": "basis pursuit",
         "bg_amp": "posterior mean",
+        "branch_and_bound": "best subset",
         "cosamp": "k-sparse",
         "cross_bouquet": "l1 fit",
         "cvxpy": "lasso",

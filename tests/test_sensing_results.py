@@ -26,6 +26,7 @@ from lowrank.sensing import (
 )
 
 MADE = {**PROBLEMS, **{name: lambda case=case: case()[0] for name, case in NOT_CONVEX.items()}}
+MADE["best subset"] = RUNS["branch_and_bound"]
 ONE_A_KIND = {type(make()): name for name, make in MADE.items()}
 
 

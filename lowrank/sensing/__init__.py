@@ -19,7 +19,7 @@ from lowrank.sensing.problems.l1 import (
     Lasso,
     SqrtLasso,
 )
-from lowrank.sensing.problems.other import KSparse, OneBit, PosteriorMean
+from lowrank.sensing.problems.other import BestSubset, KSparse, OneBit, PosteriorMean
 from lowrank.sensing.problems.structured import (
     Analysis,
     AnalysisLasso,
@@ -100,6 +100,7 @@ __all__ = [
     "Analysis",
     "AnalysisLasso",
     "BasisPursuit",
+    "BestSubset",
     "Certificate",
     "ConstrainedLasso",
     "DantzigSelector",

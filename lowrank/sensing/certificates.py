@@ -24,6 +24,7 @@ from lowrank.errors import InputError
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.other import BestSubset
 from lowrank.sensing.terms import Term
 
 JOINED = 1e-9
@@ -47,7 +48,8 @@ class Certificate:
             0, is measured against `1/2 ||b||^2`.
         infeasibility: violation of the constraints relative to the measurements, the worst over a
             batch.
-        dual: the feasible dual point, of the shape of the loss's argument.
+        dual: the feasible dual point, of the shape of the loss's argument; None where branch and
+            bound has proven the bound.
         residual_norm: `||A x - y||_2`.
     """
 
@@ -55,7 +57,7 @@ class Certificate:
     dual_objective: float
     gap: float
     infeasibility: float
-    dual: Array
+    dual: Array | None
     residual_norm: float
 
     def __repr__(self) -> str:
@@ -114,6 +116,31 @@ def certify(
     residual = r if plain else _columns(problem.operator.forward(c) - problem.y)
     price = problem.loss.violation(r) * problem.loss.price(best)
     return _certificate(problem, primal, values, violation, best, residual, price)
+
+
+def bounded(problem: BestSubset, coefficients: Array, bound: float) -> Certificate:
+    """What is proven where a solver has bounded a minimum that is not convex.
+
+    Args:
+        problem: a best subset problem.
+        coefficients: `c` (p,).
+        bound: lower bound of the minimum.
+
+    Returns:
+        The certificate, with the objective computed here, and without dual point.
+    """
+    objective = problem.value(coefficients)
+    floor = gap_floor(problem)
+    gap = relative_gap(np.array([objective]), np.array([bound]), floor)
+    residual = problem.operator.forward(coefficients) - problem.target
+    return Certificate(
+        objective=objective,
+        dual_objective=bound,
+        gap=float(gap[0]) if np.isfinite(objective) else np.inf,
+        infeasibility=0.0 if np.isfinite(objective) else np.inf,
+        dual=None,
+        residual_norm=float(np.linalg.norm(residual)),
+    )
 
 
 def relative_gap(primal: Array, dual: Array, floor: Any = 0.0) -> Array:

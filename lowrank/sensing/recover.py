@@ -16,10 +16,11 @@ from lowrank.sensing.posterior import posterior_mean
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.checks import checked_number
 from lowrank.sensing.problems.l1 import BPDN, BasisPursuit, Lasso
-from lowrank.sensing.problems.other import KSparse, PosteriorMean
+from lowrank.sensing.problems.other import BestSubset, KSparse, PosteriorMean
 from lowrank.sensing.result import Recovery
 from lowrank.sensing.solve import TOL, solve
 from lowrank.sensing.solvers import Callback, Solver
+from lowrank.sensing.solvers.branch_and_bound import BranchAndBound
 
 
 def recover(
@@ -30,6 +31,9 @@ def recover(
     lam: float | None = None,
     lam_fraction: float | None = None,
     sparsity: int | None = None,
+    exact: bool = False,
+    ridge: float = 0.0,
+    time_limit: float | None = None,
     estimate: Literal["optimum", "mean"] = "optimum",
     basis: MatrixLike | None = None,
     nonneg: bool = False,
@@ -46,7 +50,7 @@ def recover(
     Nothing given is basis pursuit, `min ||c||_1` subject to `A Psi c = y`; `noise` is BPDN,
     `||A Psi c - y||_2 <= noise`; `lam` or `lam_fraction` is LASSO,
     `1/2 ||A Psi c - y||^2 + lam ||c||_1`; `sparsity` is k-sparse least squares, by a greedy method
-    and without certificate.
+    and without certificate, or with `exact=True` the best subset, proven.
 
     Args:
         A: (m, n) array, sparse matrix, LinearOperator of SciPy or PyLops, `Operator`, torch tensor
@@ -59,6 +63,12 @@ def recover(
         lam_fraction: the same as a share of `noise.lam_max`, from where on the answer is zero;
             in (0, 1], and without units.
         sparsity: number of non-zeros, 1 .. min(m, n).
+        exact: prove that no other `sparsity` columns fit better, by branch and bound. It takes as
+            long as it takes: seconds for ten of a thousand columns of a random matrix, and beyond
+            any patience for many alike columns; then `time_limit` gives the best so far and its
+            gap, which is relative to `1/2 ||y||^2`.
+        ridge: with `exact`, `ridge/2 ||c||^2` is added to the objective; >= 0.
+        time_limit: with `exact`, seconds; None is no limit.
         estimate: "optimum" of the convex problem, which is certified, or "mean" of the posterior
             under a sparse prior whose share and size of non-zeros are learned: with noise it is
             closer to a sparse signal than any optimum of L1. Its error is estimated, not proven
@@ -99,6 +109,7 @@ def recover(
         nonneg=nonneg or None,
     )  # fmt: skip
     _check_one_of(noise=noise, lam=lam, lam_fraction=lam_fraction, sparsity=sparsity)
+    solver = _exact(exact, sparsity, ridge, time_limit, solver)
     l1: dict[str, Any] = {"basis": basis, "weights": weights, "lower": 0.0 if nonneg else -np.inf}
     problem: Problem
     A, y, reduced = reduced_rows(A, y)
@@ -111,7 +122,11 @@ def recover(
     if sparsity is not None:
         if nonneg or weights is not None:
             raise InputError("sparsity", "joins neither nonneg nor weights", "give noise or lam")
-        problem = KSparse(A, y, sparsity, basis=basis)
+        problem = (
+            BestSubset(A, y, sparsity, basis=basis, ridge=ridge)
+            if exact
+            else KSparse(A, y, sparsity, basis=basis)
+        )
     elif lam is not None:
         problem = Lasso(A, y, lam, **l1)
     elif noise is not None and checked_number("noise", noise, zero=True) > 0:
@@ -153,6 +168,26 @@ def _check_estimate(estimate: str, solver: str | Solver, **given: object) -> Non
     if estimate == "mean" and named:
         text = f"{' and '.join(named)} cannot join the posterior mean"
         raise InputError("estimate", text, 'give noise= and basis= alone, or estimate="optimum"')
+
+
+def _exact(
+    exact: bool, sparsity: int | None, ridge: float, time_limit: float | None, solver: str | Solver
+) -> str | Solver:
+    """The solver, which has the time limit if there is one."""
+    if not isinstance(exact, bool):
+        raise InputError("exact", f"{exact!r} is neither True nor False", "pass one of them")
+    named = [n for n, given in (("ridge", ridge), ("time_limit", time_limit)) if given]
+    if exact and sparsity is None:
+        raise InputError("exact", "is of the best subset, and no sparsity is given", "give it")
+    if named and not exact:
+        text = f"{' and '.join(named)} only join the best subset"
+        raise InputError("recover", text, "give sparsity= and exact=True, or leave them out")
+    if time_limit is None:
+        return solver
+    limit = checked_number("time_limit", time_limit)
+    if solver not in ("auto", "branch_and_bound"):
+        raise InputError("time_limit", "is given beside a solver of its own", "give it to that one")
+    return BranchAndBound(time_limit=limit)
 
 
 def _noise_std(problem: Problem) -> float:

@@ -32,6 +32,8 @@ class SolverResult:
             only applies the operator, whose products are counted from outside.
         history: per iteration, e.g. {"objective": [...], "gap": [...]}.
         note: what the solver did, in a few words, for `Recovery.why`.
+        bound: lower bound of the minimum that the solver has proven, where the problem is not
+            convex; None where it has none.
         warm: whether the coefficients are worth starting from for the solver that is tried next.
     """
 
@@ -44,6 +46,7 @@ class SolverResult:
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
     note: str = ""
     warm: bool = False
+    bound: float | None = None
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.coefficients.shape))
@@ -62,11 +65,12 @@ class Recovery:
         status: how the run ended; `status.value` is advice.
         objective: the value that was minimised, at the answer.
         residual_norm: `||A x - y||_2`.
-        gap: (objective - dual value) / size of the objective, the worst over a batch; None where
-            the problem is not convex, or has no solution.
+        gap: (objective - dual value) / size of the objective, the worst over a batch; of a best
+            subset / `1/2 ||y||^2`; None where nothing is proven, or there is no solution.
         infeasibility: violation of the constraints relative to `||y||_2`; None where not convex.
         dual: the feasible dual point `v` behind the gap; None where not convex.
-        dual_objective: its value, a proven lower bound of the minimum.
+        dual_objective: its value, a proven lower bound of the minimum; of a best subset what branch
+            and bound has proven.
         debiased: least squares on the support, if asked for; never replaces x.
         n_iter: iterations.
         n_products: products with A or its adjoint, one per vector.

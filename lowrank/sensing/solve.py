@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lowrank.errors import InputError
-from lowrank.sensing.certificates import Certificate, certify
+from lowrank.sensing.certificates import Certificate, bounded, certify
 from lowrank.sensing.operators.arrays import Array, to_numpy
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.checks import checked_number
+from lowrank.sensing.problems.other import BestSubset
 from lowrank.sensing.result import Recovery, SolverResult
 from lowrank.sensing.solvers import Callback, Solver
 from lowrank.sensing.solvers.choose import _candidates, _with, describe
@@ -219,6 +220,8 @@ def _run(
 
 
 def _certified(problem: Problem, result: SolverResult) -> Certificate | None:
+    if isinstance(problem, BestSubset):
+        return bounded(problem, result.coefficients, result.bound or 0.0)
     if not problem.convex:
         return None
     with np.errstate(all="ignore"):  # a diverged run may hold anything

@@ -72,6 +72,7 @@ def _finish(
     c = np.asarray(result.coefficients)
     status, detail = _judge(problem, result, certificate, tol)
     size = certificate.residual_norm if certificate else _residual_norm(problem, c)
+    dual = certificate.dual if certificate else None
     support = support_of(c)
     fitted = debiased(problem, c) if debias else None
     impossible = status in (Status.INFEASIBLE, Status.UNBOUNDED)  # no answer is near an optimum
@@ -89,7 +90,7 @@ def _finish(
         residual_norm=size,
         gap=None if certificate is None or impossible else certificate.gap,
         infeasibility=certificate.infeasibility if certificate else None,
-        dual=_back(problem, certificate.dual) if certificate else None,
+        dual=_back(problem, dual) if dual is not None else None,
         dual_objective=certificate.dual_objective if certificate else None,
         debiased=None if fitted is None else _back(problem, problem.signal(fitted)),
         **spent._asdict(),

@@ -31,6 +31,7 @@ PICTURES = (".png", ".pdf", ".svg")
     lowrank recover --matrix A.npy --measurements y.npy --noise auto --plot recovery.png
     lowrank recover --matrix A.mtx --measurements y.csv --lam 5% --basis db4 --json
     lowrank recover --matrix A.npy --measurements y.npy --sparsity 10 --solver cosamp
+    lowrank recover --matrix A.npy --measurements y.npy --sparsity 10 --exact --time-limit 60
 
     Without --noise, --lam and --sparsity, y is taken as exact and the smallest L1 norm wins
     (basis pursuit). Arrays are read from {READS}. Pictures are read and written row after row.
@@ -51,6 +52,11 @@ PICTURES = (".png", ".pdf", ".svg")
     help="LASSO's penalty: 0.1, or 5% of the lam that zeroes x.",
 )
 @click.option("--sparsity", type=click.IntRange(min=1), metavar="K", help="Number of non-zeros.")
+@click.option("--exact", is_flag=True, help="Prove that no other K columns fit better.")
+@click.option("--ridge", type=float, metavar="R", help="With --exact: add R/2 ||x||^2.")
+@click.option(
+    "--time-limit", type=float, metavar="SECONDS", help="With --exact: then the best so far."
+)
 @click.option(
     "--basis", type=BasisName(), metavar="NAME", help="x is sparse in dct, db4, dct:32x32 ..."
 )
@@ -116,6 +122,10 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError("--nonneg does not join --sparsity; give --noise or --lam")
     if options["tol"] is not None and not 0 < options["tol"] < 1:
         raise click.UsageError(f"--tol {options['tol']} is not between 0 and 1; such as 1e-8")
+    if options["exact"] and options["sparsity"] is None:
+        raise click.UsageError("--exact is of the best subset; give --sparsity K with it")
+    if not options["exact"] and (named := [n for n in ("ridge", "time_limit") if options[n]]):
+        raise click.UsageError(f"--{named[0].replace('_', '-')} joins --exact alone")
     given = {k: v for k, v in options.items() if v is not None}
     return given | given.pop("lam", {})
 

@@ -14,7 +14,7 @@ from lowrank.sensing.problems.l1 import (
     Lasso,
     SqrtLasso,
 )
-from lowrank.sensing.problems.other import KSparse, OneBit, PosteriorMean
+from lowrank.sensing.problems.other import BestSubset, KSparse, OneBit, PosteriorMean
 from lowrank.sensing.problems.structured import (
     Analysis,
     AnalysisLasso,
@@ -28,6 +28,7 @@ __all__ = [
     "Analysis",
     "AnalysisLasso",
     "BasisPursuit",
+    "BestSubset",
     "ConstrainedLasso",
     "DantzigSelector",
     "ElasticNet",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
@@ -108,6 +108,51 @@ class KSparse(_InBasis):
             problem = f"{self.k} is outside 1..{limit} for A of shape {self.operator.shape}"
             raise InputError("sparsity", problem, "lower it or measure more")
         self._set("k", int(self.k))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BestSubset(KSparse):
+    """Best subset: `min 1/2 ||A Psi c - y||_2^2 + ridge/2 ||c||_2^2  subject to  ||c||_0 <= k`.
+
+    Not convex, and yet proven: a branch and bound gives a lower bound of the minimum. The gap is
+    relative to `1/2 ||y||^2`, and so says how much more of y another subset may explain.
+
+    Args:
+        A: measurement operator (m, n).
+        y: measurements (m,).
+        k: largest number of non-zeros, 1 .. min(m, p).
+        basis: `Psi` (n, p); None is the identity.
+        ridge: penalty of the squares, >= 0.
+
+    Raises:
+        InputError: wrong shapes, NaN or Inf, k outside 1 .. min(m, p), a negative ridge.
+
+    Example:
+        >>> BestSubset(np.eye(3), np.ones(3), 2).k
+        2
+
+    Source: Bertsimas, King, Mazumder 2016, equation (1.1).
+    """
+
+    ridge: float = field(default=0.0, kw_only=True)
+
+    floor_share: ClassVar[float] = 1.0
+    asked_by: ClassVar[str] = "sparsity= and exact=True"
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("ridge", checked_number("ridge", self.ridge, zero=True))
+
+    def value(self, c: Array) -> float:
+        """The objective; infinite with more than k non-zeros."""
+        if np.count_nonzero(c) > self.k:
+            return float(np.inf)
+        r = self.operator.forward(c) - np.asarray(self.y)
+        return float(np.vdot(r, r).real + self.ridge * np.vdot(c, c).real) / 2
+
+    def simple_answers(self) -> Iterator[tuple[Array, str]]:
+        """None: the solver proves 0, too."""
+        return iter(())
 
 
 @dataclass(frozen=True, eq=False, repr=False)

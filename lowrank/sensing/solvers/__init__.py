@@ -9,6 +9,7 @@ from __future__ import annotations
 from lowrank.sensing.solvers.admm import ADMM
 from lowrank.sensing.solvers.amp import AMP
 from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAMP
+from lowrank.sensing.solvers.branch_and_bound import BranchAndBound
 from lowrank.sensing.solvers.cosamp import CoSaMP
 from lowrank.sensing.solvers.cross_bouquet import CrossBouquet
 from lowrank.sensing.solvers.cvx import CVXPY
@@ -37,6 +38,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "admm": ADMM,
     "amp": AMP,
     "bg_amp": BernoulliGaussianAMP,
+    "branch_and_bound": BranchAndBound,
     "cosamp": CoSaMP,
     "cross_bouquet": CrossBouquet,
     "cvxpy": CVXPY,
@@ -67,6 +69,7 @@ AUTO: tuple[str, ...] = (
     "cross_bouquet",
     "one_bit",
     "omp",
+    "branch_and_bound",
     "vamp",
     "bg_amp",
     "message_passing",
