@@ -96,6 +96,8 @@ def test_options_reach_the_solver():
     assert figures("--lam", "0.1", y="n.npy")["objective"] == pytest.approx(expected)
     found = figures("--sparsity", "3", "--solver", "cosamp", y="n.npy")
     assert (found["nonzeros"], found["gap"]) == (3, None)
+    best = figures("--sparsity", "3", "--exact", "--time-limit", "60", "--ridge", "0.1", y="n.npy")
+    assert (best["status"], best["nonzeros"], best["gap"] < 1e-8) == ("optimal", 3, True)
     assert figures("--nonneg", "--lam", "1%")["status"] == "optimal"
     assert "cvxpy" in figures("--solver", "cvxpy")["solver"]
     loose = figures("--lam", "0.01", "--solver", "fista", "--tol", "1e-3")
@@ -284,6 +286,8 @@ def test_files_that_cannot_be_written():
         (["--tol", "0"], "not between 0 and 1"),
         (["--noise", "1", "--lam", "1"], "--noise and --lam exclude each other"),
         (["--sparsity", "1", "--nonneg"], "--nonneg does not join"),
+        (["--exact"], "give --sparsity K with it"),
+        (["--sparsity", "1", "--time-limit", "9"], "--time-limit joins --exact alone"),
         (["--max-iter", "0"], "x>=1"),
     ],
 )
