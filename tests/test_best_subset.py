@@ -117,7 +117,7 @@ def test_dropping_factors_only_adds_subsets():
     seen = []
     for _ in range(2000):
         T = rng.permutation(len(N))[:8]
-        lowest = [np.linalg.eigvalsh(np.eye(4) + M[np.ix_(T, T)])[0] for M in (N, less)]
+        lowest = [np.linalg.eigvalsh(np.eye(8) + M[np.ix_(T, T)])[0] for M in (N, less)]
         assert lowest[0] > 0 or lowest[1] <= 1e-12
         seen.append(lowest[0] <= 0)
     assert 0 < sum(seen) < 2000

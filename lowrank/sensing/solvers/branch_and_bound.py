@@ -267,8 +267,8 @@ class _Search:
             late = time.monotonic() > self.deadline
             status = Status.TIME_LIMIT if late and not self.stopped else Status.MAX_ITER
         return SolverResult(
-            self.coefficients(), status=status, n_iter=self.nodes, n_products=max(1, self.nodes) * self.kept.size,
-            history=self.history, bound=now.bound,
+            self.coefficients(), status=status, n_iter=self.nodes, bound=now.bound,
+            n_products=max(1, self.nodes) * self.kept.size, history=self.history,
             note=f"{self.nodes:,} nodes, {len(self.heap):,} left open",
         )  # fmt: skip
 
