@@ -15,6 +15,7 @@ from lowrank.compression.network.scan import scan
 from lowrank.compression.planning.selection import SCORES
 from lowrank.compression.planning.selection.narrowed import narrowed_model, proven
 from lowrank.compression.planning.selection.path import narrowed_by, select
+from lowrank.compression.structure.opening import opened
 from lowrank.errors import LowRankError, PlanError
 from lowrank.sensing.problems.l1 import Lasso
 from lowrank.sensing.solvers.homotopy import Homotopy, lasso_path
@@ -50,6 +51,45 @@ def gate(n, x):
     h = n.a(x)
     s = torch.sigmoid(n.up(F.relu(n.down(F.adaptive_avg_pool2d(h, 1)))))
     return n.b(h * s)
+
+
+def heads(x, n):
+    return x.unflatten(-1, (-1, n)).transpose(1, 2)
+
+
+def turned(x):
+    """Rotary positions, as Llama has them."""
+    angle = torch.arange(x.shape[-2] * x.shape[-1]).reshape(x.shape[-2:]) / 7.0
+    half = x.shape[-1] // 2
+    other = torch.cat([-x[..., half:], x[..., :half]], -1)
+    return x * angle.cos() + other * angle.sin()
+
+
+def attend(n, x, by="sdpa"):
+    q, k, v = turned(heads(n.q(x), 4)), turned(heads(n.k(x), 4)), heads(n.v(x), 4)
+    times = q.shape[1] // k.shape[1]
+    if by == "sdpa":
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=times > 1)
+    else:
+        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        scores = (q @ k.mT / 2).masked_fill(torch.ones(6, 6).triu(1).bool(), -1e9)
+        y = scores.softmax(-1) @ v
+    return n.o(y.transpose(1, 2).flatten(2))
+
+
+class Packed(nn.Module):
+    """Torch's own attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.both = nn.MultiheadAttention(8, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.both(x, x, x, need_weights=False)[0]
+
+
+def linear(i, o):
+    return nn.Linear(i, o)
 
 
 KINDS = {
@@ -114,6 +154,47 @@ KINDS = {
         ),
         ROWS, {"both": 12},
     ),
+    "heads": (
+        Net(attend, q=linear(8, 12), k=linear(8, 12), v=linear(8, 12), o=linear(12, 8)),
+        ROWS, {"q": 3},
+    ),
+    "heads that share keys": (
+        Net(attend, q=linear(8, 24), k=linear(8, 12), v=linear(8, 12), o=linear(24, 8)),
+        ROWS, {"q": 3},
+    ),
+    "heads by products": (
+        Net(
+            lambda n, x: attend(n, x, "products"),
+            q=linear(8, 24), k=linear(8, 12), v=linear(8, 12), o=linear(24, 8),
+        ),
+        ROWS, {"q": 3},
+    ),
+    "heads that are normed": (
+        Net(
+            lambda n, x: n.o(
+                F.scaled_dot_product_attention(
+                    n.n(heads(n.q(x), 4)), n.n(heads(n.k(x), 4)), heads(n.v(x), 4)
+                ).transpose(1, 2).flatten(2)
+            ),
+            q=linear(8, 12), k=linear(8, 12), v=linear(8, 12), o=linear(12, 8), n=nn.RMSNorm(4),
+        ),
+        ROWS, {"q": 3},
+    ),
+    "packed heads": (Packed(), ROWS, {"both.q_proj": 4}),
+    "groups that are normed": (
+        Net(
+            lambda n, x: n.b(F.silu(n.n(n.a(x)))),
+            a=conv(4, 8), n=nn.GroupNorm(4, 8), b=conv(8, 3),
+        ),
+        X, {"a": 4},
+    ),
+    "words": (
+        Net(
+            lambda n, x: n.b(n.a(x) + n.p(torch.arange(5))),
+            a=nn.Embedding(9, 6), p=nn.Embedding(5, 6), b=linear(6, 3),
+        ),
+        torch.arange(10).reshape(2, 5) % 9, {"a": 6},
+    ),
     "a number for each channel": (
         Net(lambda n, x: n.b(n.p(n.a(x))), a=conv(4, 6), p=nn.PReLU(6), b=conv(6, 3)),
         X, {"a": 6},
@@ -149,7 +230,7 @@ FIXED = {
 
 
 def found(model, x):
-    model = model.eval()
+    model = opened(model.eval(), x)
     layers = scan(model, x)
     channels, failed = proven(model, x, find_channels(model, x, layers))
     return layers, channels, failed
@@ -175,7 +256,7 @@ def test_an_escape_keeps_its_unit(kind):
 def test_a_dropped_channel_moves_nothing(kind):
     """The full width is the model; without channels it is as if they were zeros."""
     model, x, _ = KINDS[kind]
-    model = copy.deepcopy(model).eval()
+    model = opened(copy.deepcopy(model).eval(), x)
     _, channels, _ = found(model, x)
     dropped = [u.channels[0] for u in channels.units]
     what = narrowed_by(channels, dropped)
@@ -187,7 +268,9 @@ def test_a_dropped_channel_moves_nothing(kind):
         if side == "out" and not getattr(module, "transposed", False):
             gone = [k for k, m in enumerate(marks) if m in dropped]
             with torch.no_grad():
-                module.weight[gone] = 1e3
+                module.weight[(slice(None), gone) if isinstance(module, nn.Embedding) else gone] = (
+                    1e3
+                )
     small = copy.deepcopy(model)
     narrow(small, what)
     wide = copy.deepcopy(small)

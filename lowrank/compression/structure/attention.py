@@ -103,7 +103,7 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """One matrix a head: (L, E), (L, B, E) or (B, L, E) to (B, H, L, d)."""
-        x = x.unflatten(-1, (self.num_heads, self.head_dim))
+        x = x.unflatten(-1, (-1, self.head_dim))  # as many heads as there are
         if x.dim() == 3:
             return x.transpose(0, 1).unsqueeze(0)
         return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)

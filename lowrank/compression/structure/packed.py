@@ -81,4 +81,4 @@ def _first(module: nn.Module) -> str | None:
 
 def kept_apart(plan: Plan) -> set[str]:
     """Names of the layers that a plan leaves otherwise than it found them."""
-    return {*(name for names in plan.units for name in names), *plan.int8}
+    return {*(name for names in plan.units for name in names), *plan.int8, *plan.narrowed}

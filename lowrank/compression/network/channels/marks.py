@@ -31,7 +31,7 @@ _EACH = _words("""
     feature_dropout alpha_dropout exp log log1p expm1 sqrt rsqrt pow square abs neg reciprocal
     clamp clamp_min clamp_max sin cos erf sign add sub rsub mul div true_divide maximum
     minimum float half double bfloat16 to type type_as contiguous clone detach requires_grad
-    nan_to_num
+    nan_to_num masked_fill where
 """)
 """Functions of each element alone."""
 
@@ -42,6 +42,15 @@ _MOVES = _words("""
     repeat_interleave tile flip roll channel_shuffle native_channel_shuffle
 """)
 """Functions that move elements; they move marks alike."""
+
+_PARTS = _words("getitem split split_with_sizes narrow tensor_split unbind select chunk")
+"""Of those, what takes parts."""
+
+_OVER = _words("mean sum amax amin var std logsumexp norm")
+"""Functions that leave out axes."""
+
+_NORMS = _words("layer_norm rms_norm")
+"""Functions over the last axes, as many as their second argument names."""
 
 _PLACES = frozenset(
     f"{name}{n}d"
@@ -84,6 +93,12 @@ class Ties:
             self.parent[mark] = self.parent[self.parent[mark]]
             mark = self.parent[mark]
         return mark
+
+    def canonical(self, marks: Tensor) -> Tensor:
+        """The root of each mark in its place."""
+        known, places = marks.unique(return_inverse=True)
+        roots = torch.tensor(self.roots(known), dtype=torch.int64)
+        return roots[places].reshape(marks.shape)
 
     def tie(self, a: Tensor, b: Tensor, reason: str) -> None:
         """Make the marks at the same places one.
@@ -189,10 +204,16 @@ class Marks(TorchFunctionMode):
             return self._moved(func, args, kwargs, out)
         if name in _PLACES and isinstance(out, Tensor):
             return self._places(args, kwargs, out)
-        if name in ("mean", "sum", "amax", "amin") and isinstance(out, Tensor):
-            return self._reduced(name, args, kwargs, out)
+        if name in _OVER and isinstance(out, Tensor):
+            return self._reduced(args, kwargs, out)
         if name in ("softmax", "log_softmax") and isinstance(out, Tensor):
             return self._along(args, kwargs, out)
+        if name in _NORMS and isinstance(out, Tensor):
+            return self._normed(*args, out=out, **kwargs)
+        if name in ("matmul", "bmm") and isinstance(out, Tensor):
+            return self._product(*args, out=out, **kwargs)
+        if name == "scaled_dot_product_attention":
+            return self._attended(*args, out=out, **kwargs)
         return False
 
     def _each(self, args: Any, kwargs: Any, out: Tensor) -> bool:
@@ -213,16 +234,36 @@ class Marks(TorchFunctionMode):
             self.ties.tie(a, b, "it meets a channel that is fixed")
             first = torch.maximum(a, b).expand(out.shape)
         for shape, marks in rows:
-            if marks is None and self._varies_where(first, shape):
-                self.ties.fix(lean(first), "it meets numbers of the model that are no layer's")
+            if marks is None and (axes := self._varies_where(first, shape)):
+                less = self.together(first, axes)
+                if less is None:
+                    self.ties.fix(lean(first), "it meets numbers of the model that are no layer's")
+                else:
+                    first = less
         self.put(out, first)
         return True
 
-    def _varies_where(self, marks: Tensor, shape: torch.Size) -> bool:
-        """Whether marks differ along an axis along which a tensor of this shape extends."""
+    def _varies_where(self, marks: Tensor, shape: torch.Size) -> list[int]:
+        """The axes along which marks differ and along which a tensor of this shape extends."""
         row = lean(marks)
         padded = (1,) * (row.ndim - len(shape)) + tuple(shape)
-        return any(a > 1 and b > 1 for a, b in zip(row.shape, padded, strict=True))
+        both = zip(row.shape, padded, strict=True)
+        return [k for k, (a, b) in enumerate(both) if a > 1 and b > 1]
+
+    def together(self, marks: Tensor, axes: Sequence[int]) -> Tensor | None:
+        """Marks that are one along some axes, as the channels of a head are: these go together.
+
+        None where nothing else tells the marks apart.
+        """
+        row = self.ties.canonical(lean(marks))
+        axes = [k % row.ndim for k in axes]
+        if not any(row.shape[k] > 1 for k in axes):
+            return marks
+        first = row.amin(axes, keepdim=True)
+        if first.numel() == 1:
+            return None
+        self.ties.tie(row, first.expand(row.shape), "it goes with channels that are fixed")
+        return self.ties.canonical(first).expand(marks.shape)
 
     def _moved(self, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
         def swap(value: Any) -> Any:
@@ -233,17 +274,42 @@ class Marks(TorchFunctionMode):
                 torch.zeros((), dtype=torch.int64).expand(value.shape) if marks is None else marks
             )
 
-        moved = func(*tree_map(swap, args), **tree_map(swap, kwargs))
-        given, made = tree_flatten(out)[0], tree_flatten(moved)[0]
+        def move() -> list[Tensor]:
+            return tree_flatten(func(*tree_map(swap, args), **tree_map(swap, kwargs)))[0]
+
+        given, made = tree_flatten(out)[0], move()
         if any(t.shape != m.shape for t, m in zip(given, made, strict=True)):
             return False
-        whole = max((m for _, m in self.marked(args, kwargs)), key=_n_marks)
+        tensor, whole = max(self.marked(args, kwargs), key=lambda pair: _n_marks(pair[1]))
         parted = len(made) > 0 and min(map(_n_marks, made)) < _n_marks(whole)
         if parted and not self._alike(func, made):
-            return False
+            less = self._whole_heads(tensor, whole, move)
+            if less is None:
+                return False
+            made = less
         for tensor, marks in zip(given, made, strict=True):
             self.put(tensor, marks)
         return True
+
+    def _whole_heads(
+        self, tensor: Tensor, marks: Tensor, move: Callable[[], list[Tensor]]
+    ) -> list[Tensor] | None:
+        """The marks of parts along an axis whose channels go together with those beside them, so
+        that each part has all heads; None where there is no such axis."""
+        row = self.ties.canonical(lean(marks))
+        for axis in reversed(range(row.ndim)):
+            first = row.amin(axis, keepdim=True)
+            if row.shape[axis] == 1 or first.numel() == 1:
+                continue
+            self.put(tensor, first.expand(marks.shape))
+            made = move()
+            if min(map(_n_marks, made)) == _n_marks(first):
+                less = self.together(marks, [axis])
+                assert less is not None
+                self.put(tensor, less)
+                return move()
+        self.put(tensor, marks)
+        return None
 
     def _alike(self, func: Any, parts: Sequence[Tensor]) -> bool:
         """Tie what stands at one place of equal parts, whose number stays the same."""
@@ -267,23 +333,86 @@ class Marks(TorchFunctionMode):
         self.put(out, row.expand(out.shape))
         return True
 
-    def _reduced(self, name: str, args: Any, kwargs: Any, out: Tensor) -> bool:
+    def _reduced(self, args: Any, kwargs: Any, out: Tensor) -> bool:
         (_, marks), *others = self.marked(args, kwargs)
         given = args[1] if len(args) > 1 else kwargs.get("dim")
         if others or given is None:
             return False
         axes = [given] if isinstance(given, int) else list(given)
-        least, most = marks.amin(axes, keepdim=True), marks.amax(axes, keepdim=True)
-        if not torch.equal(least, most):
+        less = self.together(marks, axes)
+        if less is None:
             return False
-        keep = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
-        self.put(out, least if keep else marks.amin(axes))
+        left = less.amin(axes, keepdim=out.ndim == marks.ndim)
+        if left.shape != out.shape:
+            return False
+        self.put(out, left)
         return True
+
+    def _normed(
+        self, x: Tensor, shape: Sequence[int], *rest: Any, out: Tensor, **more: Any
+    ) -> bool:
+        """Over the last axes: what is normed together goes together."""
+        marks = self.of(x)
+        less = None if marks is None else self.together(marks, range(-len(shape), 0))
+        if less is None:
+            return False
+        self.put(out, less)
+        return True
+
+    def _product(self, a: Tensor, b: Tensor, *rest: Any, out: Tensor, **more: Any) -> bool:
+        """Of a matrix for each head: the channels of one head go together, in both."""
+        row = self._heads(rest, more, (a, -1), (b, -1))
+        if row is None or out.ndim != max(a.ndim, b.ndim):
+            return False
+        self.put(out, row.expand(out.shape))
+        return True
+
+    def _attended(
+        self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, out: Tensor, **more: Any
+    ) -> bool:
+        """The channels of one head go together, in queries, keys and values."""
+        grouped = bool(more.pop("enable_gqa", False))
+        n = query.shape[-3] // key.shape[-3] if grouped and query.ndim > 2 else 1
+        row = self._heads(rest, more, (query, 1), (key, n), (value, n))
+        if row is None:
+            return False
+        self.put(out, row.expand(out.shape))
+        return True
+
+    def _heads(self, rest: Any, more: Any, *some: tuple[Tensor, int]) -> Tensor | None:
+        """One mark for each head of tensors (..., heads, n, d), or None.
+
+        Args:
+            rest: further arguments, such as a mask.
+            more: likewise, by name.
+            *some: each tensor, and for how many heads one of its own stands.
+        """
+        rows = []
+        for tensor, times in some:
+            marks = self.of(tensor)
+            if marks is None or tensor.ndim < 3:
+                return None
+            less = self.together(marks, [-1, -2])
+            if less is None:
+                return None
+            row = lean(less)[..., :1, :1].movedim(-3, 0).repeat_interleave(max(times, 1), 0)
+            rows.append(row.movedim(0, -3))
+        first = rows[0]
+        for other in rows[1:]:
+            a, b = torch.broadcast_tensors(first, other)
+            self.ties.tie(a, b, "it meets a head that is fixed")
+            first = a
+        first = self.ties.canonical(first)
+        for value in tree_flatten((rest, more))[0]:
+            if isinstance(value, Tensor) and value.ndim > 2 and value.shape[-3] > 1:
+                self.ties.fix(first, "numbers for each head, such as a mask, meet it")
+        return first
 
     def _along(self, args: Any, kwargs: Any, out: Tensor) -> bool:
         (_, marks), *others = self.marked(args, kwargs)
         axis = args[1] if len(args) > 1 else kwargs.get("dim")
-        if others or not isinstance(axis, int) or lean(marks).shape[axis] > 1:
+        row = lean(marks)
+        if others or not isinstance(axis, int) or row.shape[axis] > 1:
             return False
         self.put(out, marks)
         return True

@@ -128,7 +128,7 @@ def _change(
 
 def _can(module: nn.Module) -> bool:
     """Whether this is a layer, or holds numbers for each channel."""
-    known = hasattr(module, "num_features") or isinstance(module, nn.PReLU)
+    known = hasattr(module, "num_features") or isinstance(module, nn.PReLU | nn.GroupNorm)
     return known or spec_of(module) is not None
 
 
@@ -142,8 +142,9 @@ def _width(module: nn.Module) -> tuple[int, int]:
     spec = spec_of(module)
     if spec is not None:
         return spec.in_channels, spec.out_channels
-    n = module.num_parameters if isinstance(module, nn.PReLU) else module.num_features
-    return int(n), int(n)  # type: ignore[arg-type]
+    names = ("num_features", "num_parameters", "num_channels")
+    n = int(next(getattr(module, name) for name in names if hasattr(module, name)))
+    return n, n
 
 
 def _after(module: nn.Module, what: Narrowed) -> tuple[int, int]:
@@ -185,6 +186,8 @@ def _within(kept: Kept, groups: int) -> tuple[Sequence[int], int]:
 def _is_turned(module: nn.Module) -> bool:
     """Whether the inputs come first in the module's own layout."""
     spec = spec_of(module)
+    if isinstance(module, nn.Embedding):
+        return True
     return is_transposed_linear(module) or (spec is not None and spec.kind == "conv_transpose")
 
 
@@ -231,11 +234,15 @@ _SIZES = (
     ("nx", "nf"),
     ("num_features", "num_features"),
     ("num_parameters", "num_parameters"),
+    ("num_channels", "num_channels"),
+    ("num_embeddings", "embedding_dim"),
 )
 """What modules call the numbers of their channels."""
 
 
 def _resize(module: nn.Module, inputs: int, outputs: int, *, depthwise: bool) -> None:
+    if isinstance(module, nn.GroupNorm):  # groups go as a whole
+        module.num_groups = module.num_groups * outputs // module.num_channels
     for pair in _SIZES:
         for name, value in zip(pair, (inputs, outputs), strict=True):
             if name in module.__dict__:

@@ -26,7 +26,7 @@ from lowrank.compression.network.scan import Scan, held_elsewhere
 
 Side: TypeAlias = Literal["in", "out"]
 
-_CARRIERS = (_BatchNorm, _InstanceNorm, nn.PReLU)
+_CARRIERS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.PReLU)
 """Modules with numbers for each channel, which they pass on."""
 
 
@@ -124,7 +124,7 @@ class _Trace:
         self.layers = {
             v.name: v
             for v in views
-            if v.spec.kind != "embedding" and v.name not in left_out and not shared & {id(v.module)}
+            if v.name not in left_out and not shared & {id(v.module)} and _may_go(v)
         }
         self.carriers = {
             name: m
@@ -160,6 +160,12 @@ class _Trace:
 
     def _pass(self, name: str, view: LayerView, x: Tensor, y: Tensor) -> None:
         spec = view.spec
+        if spec.reads_words:
+            self._note((name, "in"), None, 1, 1)
+            self._mark(
+                y, self.sides.setdefault((name, "out"), self.ties.new(spec.out_channels)), -1
+            )
+            return
         axis = -1 if spec.kind == "linear" else -1 - len(spec.kernel)
         read = self._row(x, axis)
         depthwise = spec.groups > 1 and spec.groups == spec.in_channels
@@ -177,13 +183,20 @@ class _Trace:
         module = self.carriers[name]
         weight = next(module.parameters(recurse=False), None)
         width = getattr(module, "num_features", None) or (0 if weight is None else weight.numel())
+        if isinstance(module, nn.GroupNorm):
+            width = module.num_channels
         axis = 1 if x.ndim > 1 else 0
         if isinstance(module, _InstanceNorm) and x.ndim == _spatial(module) + 1:
             axis = 0
         if width <= 1 and self.marks.of(x) is not None:  # one number for all: of each element
             self.marks.put(y, self.marks.of(x))  # type: ignore[arg-type]
             return
-        self._note((name, "in"), self._row(x, axis), width, 1)
+        row = self._row(x, axis)
+        self._note((name, "in"), row, width, 1)
+        if isinstance(module, nn.GroupNorm) and row is not None:  # a group is normed as one
+            by_group = row.reshape(module.num_groups, -1)
+            first = by_group[:, :1].expand(by_group.shape)
+            self.ties.tie(by_group, first, "another channel of its group is fixed")
         self._mark(y, self.sides[name, "in"], axis)
 
     def _row(self, x: Tensor, axis: int) -> Tensor | None:
@@ -242,6 +255,11 @@ class _Trace:
                 yield ChannelUnit(names[0], tuple(sorted(own)), tuple(names), tuple(readers), width)
 
 
+def _may_go(view: LayerView) -> bool:
+    """Whether a layer may lose outputs: an embedding whose rows are not scaled to a norm may."""
+    return getattr(view.module, "max_norm", None) is None
+
+
 def _is_depthwise(view: LayerView) -> bool:
     return view.spec.groups > 1 and view.spec.groups == view.spec.in_channels
 
@@ -251,9 +269,20 @@ def _spatial(module: nn.Module) -> int:
 
 
 def _shared(model: nn.Module) -> set[int]:
-    """The modules that hold a parameter which another one holds, too."""
-    users: dict[int, set[int]] = {}
+    """The modules that hold numbers of a parameter which another one holds, too."""
+    spans: dict[int, list[tuple[int, int, int]]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            users.setdefault(parameter.untyped_storage().data_ptr(), set()).add(id(module))
-    return {one for some in users.values() if len(some) > 1 for one in some}
+            start = parameter.storage_offset()
+            ends = ((n - 1) * s for n, s in zip(parameter.shape, parameter.stride(), strict=True))
+            where = parameter.untyped_storage().data_ptr()
+            spans.setdefault(where, []).append((start, start + sum(ends) + 1, id(module)))
+    found: set[int] = set()
+    for some in spans.values():
+        some.sort()
+        for k, (_, end, one) in enumerate(some):
+            for start, _, other in some[k + 1 :]:
+                if start >= end:
+                    break
+                found |= {one, other} if one != other else set()
+    return found
