@@ -61,8 +61,9 @@ _PLACES = frozenset(
 
 _SHAPES = _words("""
     size dim ndimension stride numel nelement is_contiguous is_floating_point is_complex
-    get_device element_size storage_offset __len__ __hash__ register_hook _is_view
-    is_same_size
+    get_device element_size storage_offset len hash register_hook is_view
+    is_same_size new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like
+    rand_like randn_like
 """)
 """Questions about a tensor that its elements do not answer."""
 
@@ -76,10 +77,10 @@ _SPOKEN = {
 
 @dataclass
 class Ties:
-    """Which marks are one: a forest of numbers (Tarjan 1975), with what fixed some of them."""
+    """Which marks are one: a forest of numbers (Tarjan 1975), with what tied and fixed them."""
 
     parent: list[int] = field(default_factory=lambda: [FIXED])
-    reasons: dict[int, str] = field(default_factory=dict)
+    links: dict[int, tuple[int, str]] = field(default_factory=dict)
 
     def new(self, n: int) -> Tensor:
         """Marks of n new channels."""
@@ -122,8 +123,7 @@ class Ties:
         if a == b:
             return
         self.parent[b] = a  # the fixed one is the least
-        if a == FIXED:
-            self.reasons[b] = reason
+        self.links[b] = a, reason
 
     def roots(self, marks: Tensor) -> list[int]:
         """The root of each."""
@@ -133,11 +133,10 @@ class Ties:
         """What fixed a channel, or None."""
         if self.root(mark) != FIXED:
             return None
-        while mark != FIXED:
-            if mark in self.reasons:
-                return self.reasons[mark]
-            mark = self.parent[mark]
-        return "it is fixed"
+        why = "it is fixed"
+        while mark != FIXED:  # not by the parents, which are shortcuts
+            mark, why = self.links.get(mark, (FIXED, why))
+        return why
 
 
 class Marks(TorchFunctionMode):

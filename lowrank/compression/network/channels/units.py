@@ -273,10 +273,10 @@ def _shared(model: nn.Module) -> set[int]:
     spans: dict[int, list[tuple[int, int, int]]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            start = parameter.storage_offset()
+            start = int(parameter.storage_offset())
             ends = ((n - 1) * s for n, s in zip(parameter.shape, parameter.stride(), strict=True))
             where = parameter.untyped_storage().data_ptr()
-            spans.setdefault(where, []).append((start, start + sum(ends) + 1, id(module)))
+            spans.setdefault(where, []).append((start, start + int(sum(ends)) + 1, id(module)))
     found: set[int] = set()
     for some in spans.values():
         some.sort()
