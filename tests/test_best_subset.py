@@ -11,6 +11,7 @@ from lowrank.errors import InputError
 from lowrank.sensing import BestSubset, Status, operators, recover, solve
 from lowrank.sensing.solvers import branch_and_bound as module
 from lowrank.sensing.solvers.branch_and_bound import BranchAndBound
+from lowrank.sensing.solvers.perspective import diagonal_part, relaxed
 from lowrank.sensing.solvers.subset_bounds import Columns, subsets_below, without_factors
 
 ROUNDING = 1e-9
@@ -92,7 +93,7 @@ def test_the_list_misses_no_subset(monkeypatch):
     """Every subset below the goal is listed, also by a tree that may list next to nothing."""
     rng = np.random.default_rng(1)
     A, y = rng.standard_normal((12, 30)), rng.standard_normal(12)
-    whole = Columns(A / np.linalg.norm(A, axis=0), np.arange(30), y)
+    whole = Columns(A / np.linalg.norm(A, axis=0), np.arange(30), y, np.zeros(30))
     G = whole.B.T @ whole.B
     triples = list(itertools.combinations(range(30), 3))
     fits = [np.linalg.lstsq(A[:, T], y, rcond=None)[1][0] for T in map(list, triples)]
@@ -121,6 +122,40 @@ def test_dropping_factors_only_adds_subsets():
         assert lowest[0] > 0 or lowest[1] <= 1e-12
         seen.append(lowest[0] <= 0)
     assert 0 < sum(seen) < 2000
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "sums"])
+def test_the_relaxation_is_a_bound_wherever_it_stops(kind):
+    rng = np.random.default_rng(5)
+    A = matrix(kind, 20, 9, rng)
+    A /= np.linalg.norm(A, axis=0)
+    y = rng.standard_normal(20)
+    G, g, t = A.conj().T @ A, A.conj().T @ y, 3
+    D = diagonal_part(G)
+    assert D.min() > 0
+    assert np.linalg.eigvalsh(G - np.diag(D))[0] >= 0
+    best = 2 * least(A, y, t)
+    exact = relaxed_by_cvxpy(G, g, D, t, float(y @ y))
+    goal = exact + 1e-4
+    bounds = [relaxed(G, g, D, t, float(y @ y), goal, steps).bound for steps in (1, 2, 5, 2000)]
+    assert all(bound <= min(best, exact + 1e-6) + ROUNDING for bound in bounds)
+    assert bounds[0] < bounds[-1]
+    assert bounds[-1] == pytest.approx(exact, abs=1e-5)
+
+
+def relaxed_by_cvxpy(G, g, D, t, energy):
+    """The same relaxation as a cone program."""
+    import cvxpy as cp
+
+    n = len(g)
+    root = np.linalg.cholesky(G - np.diag(D) + 1e-12 * np.eye(n)).T
+    c, z, s = cp.Variable(n), cp.Variable(n), cp.Variable(n)
+    cones = [
+        cp.SOC(s[i] + z[i], cp.hstack([2 * np.sqrt(D[i]) * c[i], s[i] - z[i]])) for i in range(n)
+    ]
+    value = cp.sum_squares(root @ c) - 2 * g @ c + cp.sum(s) + energy
+    program = cp.Problem(cp.Minimize(value), [z >= 0, z <= 1, cp.sum(z) <= t, *cones])
+    return float(program.solve())
 
 
 def hard(seed=0):

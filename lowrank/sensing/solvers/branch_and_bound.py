@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -18,6 +18,7 @@ from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.other import BestSubset, KSparse
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.omp import OMP
+from lowrank.sensing.solvers.perspective import SEMIDEFINITE, diagonal_part, relaxed
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.subset_bounds import Columns, saturated, span, subsets_below
 from lowrank.sensing.solvers.subset_start import completed, exchanged, left
@@ -93,10 +94,11 @@ class BranchAndBound:
     """Best subset of k columns by branch and bound, with a proof that none is better.
 
     It starts from greedy choices whose columns are exchanged one by one. A node, which has some
-    columns taken and some out, is closed where all columns together do not fit better than the best
-    subset so far, or where all subsets that could are listed, which takes no bound on the
-    coefficients, no ridge and no assumption on A: see `subset_bounds`. Otherwise it is split at
-    the column that stands in most of them.
+    columns taken and some out, is closed where all columns together do not fit better than the
+    best subset so far, where the perspective relaxation says that none does (with m >= n, or a
+    ridge), or where all subsets that could are listed, which takes no bound on the coefficients,
+    no ridge and no assumption on A: see `subset_bounds`. Otherwise it is split at the column that
+    stands in most of them, or is missed most by the fit of all.
 
     Attributes:
         tol: gap at which to stop, `(objective - bound) / (1/2 ||y||^2)`.
@@ -113,7 +115,7 @@ class BranchAndBound:
         array([0.   , 0.   , 1.111])
 
     Source: branch and bound of Furnival, Wilson 1974, whose bound (all columns are taken) is the
-    first here; the listing of subsets is ours.
+    first here; the perspective relaxation: see `perspective`; the listing of subsets is ours.
     """
 
     tol: float = 1e-8
@@ -220,9 +222,18 @@ class _Search:
         if found.again:
             self.push(node._replace(bound=found.bound))
         if found.split is not None:
+            if self.made == 1:
+                self.strengthen()
             j = found.split
             for taken, out in ((*node.taken, j), node.out), (node.taken, (*node.out, j)):
                 self.push(_Node(found.bound, node.decided - 1, 0, taken, out))
+
+    def strengthen(self) -> None:
+        """Once there is a tree, the relaxation is worth its diagonal."""
+        B = self.whole.B
+        if B.shape[1] <= B.shape[0]:
+            D = diagonal_part(B.conj().T @ B)
+            self.whole = replace(self.whole, D=max(D, self.whole.D, key=np.sum))
 
     def push(self, node: _Node) -> None:
         """Among those that are open, in order of age where all else is equal."""
@@ -281,7 +292,9 @@ def _columns(problem: BestSubset) -> tuple[Columns, Array, Array]:
         A = np.concatenate([A, math.sqrt(problem.ridge) * np.eye(A.shape[1])])
         y = np.concatenate([y, np.zeros(A.shape[1], y.dtype)])
     norms = np.linalg.norm(A[:, kept], axis=0)
-    return Columns(A[:, kept] / norms, np.arange(kept.size), y), kept, norms
+    B = A[:, kept] / norms
+    D = problem.ridge / norms**2 * (1 - SEMIDEFINITE)
+    return Columns(B, np.arange(kept.size), y, D), kept, norms
 
 
 def _greedy(
@@ -315,6 +328,10 @@ def examined(
         return Examined(node.bound, supports, None, again=True)
     G = columns.B.conj().T @ columns.B
     bound = max(node.bound, saturated(columns, G))
+    if bound < goal and columns.D.all():
+        g = columns.B.conj().T @ columns.r
+        convex = relaxed(G, g, columns.D, t, columns.energy, goal)
+        bound = max(bound, convex.bound)
     if bound >= goal:
         return Examined(bound, [], None)
     listed = partial(subsets_below, columns, G, t, deadline=deadline)

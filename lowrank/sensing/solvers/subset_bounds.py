@@ -58,11 +58,13 @@ class Columns:
         B: the columns, of length 1, outside the span of those that are taken for certain.
         names: which columns of the whole they are, (p,).
         r: what those that are taken leave of y.
+        D: diagonal that leaves `B^H B - D` semidefinite, (p,).
     """
 
     B: Array
     names: Array
     r: Array
+    D: Array
 
     @property
     def energy(self) -> float:
@@ -72,7 +74,7 @@ class Columns:
     def without(self, out: Array) -> Columns:
         """Those that are not in `out`."""
         keep = ~np.isin(self.names, out)
-        return Columns(self.B[:, keep], self.names[keep], self.r)
+        return Columns(self.B[:, keep], self.names[keep], self.r, self.D[keep])
 
     def given(self, taken: Array) -> Columns:
         """What the others can add to those that are taken: the columns outside their span."""
@@ -80,13 +82,14 @@ class Columns:
             return self
         inside = np.isin(self.names, taken)
         Q = span(self.B[:, inside])[0]
-        B, r, names = self.B[:, ~inside], self.r, self.names[~inside]
+        B, r = self.B[:, ~inside], self.r
         for _ in range(2):  # the second pass restores what cancellation lost
             B = B - Q @ (Q.conj().T @ B)
             r = r - Q @ (Q.conj().T @ r)
         length = np.linalg.norm(B, axis=0)
         free = length > DEPENDENT
-        return Columns(B[:, free] / length[free], names[free], r)
+        names, D = self.names[~inside][free], self.D[~inside][free]
+        return Columns(B[:, free] / length[free], names, r, D / length[free] ** 2)
 
 
 def span(B: Array) -> tuple[Array, Array]:
