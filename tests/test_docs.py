@@ -22,7 +22,14 @@ import lowrank.evaluate
 import lowrank.plots
 import lowrank.sensing
 from lowrank.compression.methods import METHODS
-from lowrank.sensing import bases, estimators, gallery, operators, phase_transition
+from lowrank.sensing import (
+    bases,
+    estimators,
+    gallery,
+    matrix_estimators,
+    operators,
+    phase_transition,
+)
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -47,8 +54,8 @@ def public():
     packages = (lowrank, lowrank.sensing, lowrank.decompositions, lowrank.evaluate, lowrank.plots)
     found = [getattr(p, name) for p in packages for name in p.__all__]
     found += [*METHODS.values(), *lowrank.sensing.SOLVERS.values()]
-    modules = (bases, estimators, gallery, operators, phase_transition, lowrank.errors)
-    for module in (*modules, lowrank.compression.pipeline.html):
+    modules = (bases, estimators, gallery, matrix_estimators, operators, phase_transition)
+    for module in (*modules, lowrank.errors, lowrank.compression.pipeline.html):
         found += [
             o
             for name, o in vars(module).items()

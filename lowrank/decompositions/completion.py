@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,12 +24,25 @@ class Completion(LowRankParts[Array]):
     `S` is what of the observed entries `L` leaves unexplained, `M - L` there and zero on the
     missing entries, and `residual_norm` is `||S||_F`. With a fixed rank
     the status INFEASIBLE says that no matrix of that rank was found within `epsilon` of them.
+
+    Attributes:
+        empty_rows: rows without an observed entry: nothing tells what they hold, and `L` is NaN
+            there.
+        empty_columns: the same of columns.
     """
+
+    empty_rows: tuple[int, ...] = ()
+    empty_columns: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON values: everything but the matrices and the history."""
+        empty = {"empty_rows": self.empty_rows, "empty_columns": self.empty_columns}
+        return {**super().to_dict(), **{name: list(places) for name, places in empty.items()}}
 
 
 def complete(
-    M: Array,
-    mask: Any,
+    M: Any,
+    mask: Any = None,
     *,
     rank: int | None = None,
     lam: float | None = None,
@@ -36,8 +50,8 @@ def complete(
     max_iter: int = 1000,
     tol: float = 1e-7,
     seed: int = 0,
-) -> Completion[Array]:
-    """Complete a matrix from the entries `P(M)` that the mask shows.
+) -> Completion[Any]:
+    """Complete a matrix from the entries `P(M)` that are observed.
 
         minimise  ||L||_*                             subject to  ||P(L - M)||_F <= epsilon
         minimise  lam ||L||_* + ||P(L - M)||_F^2 / 2            with lam     (soft-impute)
@@ -47,8 +61,10 @@ def complete(
     least squares; a given `epsilon` is then the misfit that still counts as a fit.
 
     Args:
-        M: (m, n) array or tensor, real or complex; anything where `mask` is False.
-        mask: (m, n) bool, True where observed.
+        M: (m, n) array or tensor, real or complex; anything where `mask` is False. A DataFrame
+            comes back as one; of a masked array what is masked is missing, and of a sparse matrix
+            what is not stored.
+        mask: (m, n) bool, True where observed; None takes NaN for missing.
         rank: fix the rank, 1..min(m, n).
         lam: weight of the nuclear norm, > 0; above `||P(M)||_2` the answer is zero. Not together
             with `rank` or `epsilon`.
@@ -59,7 +75,8 @@ def complete(
         seed: of the random start that a fixed rank needs where the spectrum falls short.
 
     Returns:
-        The completion, with status and duality gap.
+        The completion, with status and duality gap. A row or column without an observed entry is
+        NaN in it, and named in a warning.
 
     Raises:
         InputError: not a matrix, observed NaN or Inf, wrong mask, nothing observed, `lam` not
@@ -70,7 +87,7 @@ def complete(
         >>> rng = np.random.default_rng(0)
         >>> M = rng.standard_normal((40, 2)) @ rng.standard_normal((2, 30))
         >>> seen = rng.random((40, 30)) < 0.6
-        >>> result = complete(np.where(seen, M, np.nan), seen)
+        >>> result = complete(np.where(seen, M, np.nan))
         >>> result.status.name, result.rank, bool(np.abs(result.L - M).max() < 1e-5)
         ('OPTIMAL', 2, True)
 
@@ -83,15 +100,49 @@ def complete(
     check_count(max_iter, "max_iter", 10**9, "complete")
     if epsilon is not None:
         check_positive(epsilon, "epsilon", "complete", zero=True)
-    seen = observe(M, mask, "complete")
+    seen = observe(M, mask, "complete", holes="nan")
     if rank is not None:
         check_count(rank, "rank", min(seen.M.shape), "complete")
-        return _fixed_rank(seen, rank, epsilon, max_iter, tol, seed)
-    if lam is not None:
+        found = _fixed_rank(seen, rank, epsilon, max_iter, tol, seed)
+    elif lam is not None:
         check_positive(lam, "lam", "complete")
         f = Huber(math.inf, lam * seen.scale, seen.mask)
-        return _convex(seen, f, lam, max_iter, tol)
-    return _convex(seen, Ball((epsilon or 0.0) * seen.scale, seen.mask), 1.0, max_iter, tol)
+        found = _convex(seen, f, lam, max_iter, tol)
+    else:
+        ball = Ball((epsilon or 0.0) * seen.scale, seen.mask)
+        found = _convex(seen, ball, 1.0, max_iter, tol)
+    return found if seen.mask is None else _without_empty(found, seen, seen.mask)
+
+
+def _without_empty(found: Completion[Any], seen: Observed[Any], mask: Tensor) -> Completion[Any]:
+    """NaN in rows and columns of which nothing is known, which are named."""
+    rows, columns = (tuple(torch.nonzero(~mask.any(dim=axis)).ravel().tolist()) for axis in (1, 0))
+    if not rows and not columns:
+        return found
+    labels = (None, None) if seen.frame is None else (seen.frame.index, seen.frame.columns)
+    named = [
+        f"{kind}{'s' * (len(places) > 1)} {_listed(places, label)}"
+        for kind, places, label in zip(("row", "column"), (rows, columns), labels, strict=True)
+        if places
+    ]
+    text = f"{' and '.join(named)} without an observed entry"
+    warnings.warn(f"complete: {text}: NaN in the answer; drop, or observe some", stacklevel=3)
+    L = seen.unframed(found.L)
+    L = L.clone() if isinstance(L, Tensor) else L.copy()
+    L[list(rows)] = math.nan
+    L[:, list(columns)] = math.nan
+    return replace(found, L=seen.framed(L), empty_rows=rows, empty_columns=columns)
+
+
+SHOWN = 5
+"""Rows and columns that a message names."""
+
+
+def _listed(places: tuple[int, ...], labels: Any) -> str:
+    """Some of the places, by their labels where they have any."""
+    some = [repr(p) if labels is None else repr(labels[p]) for p in places[:SHOWN]]
+    more = len(places) - len(some)
+    return f"{', '.join(some)} and {more} more" if more else ", ".join(some)
 
 
 def _convex(

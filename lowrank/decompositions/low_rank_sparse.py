@@ -64,7 +64,8 @@ def robust_pca(
     Euclidean norms (outlier pursuit).
 
     Args:
-        M: (m, n) array or tensor, real or complex; anything where `mask` is False.
+        M: (m, n) array or tensor, real or complex; anything where `mask` is False. A DataFrame
+            comes back as one; of a masked array what is masked is missing.
         lam: weight of the sparse part, > 0. Default `1 / sqrt(max(m, n))` for entries, and
             `min(0.7, sqrt(10 / n))` for columns, which allows for up to a tenth of them to be
             corrupted, all alike at worst; a rank well above 10 needs a larger `lam` (below 1).
@@ -95,7 +96,7 @@ def robust_pca(
     Xu, Caramanis, Sanghavi 2012, theorem 1 (columns; their `lam = 3 / (7 sqrt(k))` for `k`
     outliers, without the 3 / 7 that the proof needs). Solver: see `nuclear_norm.minimise`.
     """
-    seen = observe(M, mask, "robust_pca")
+    seen = observe(M, mask, "robust_pca", holes="masked")
     m, n = seen.M.shape
     if outliers not in ("entries", "columns"):
         problem = f"outliers={outliers!r}, allowed are 'entries' and 'columns'"

@@ -5,10 +5,11 @@ They clone, pipe and search like any estimator; `recovery_` keeps the answer wit
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,6 +30,9 @@ from lowrank.sensing.solve import solve
 from lowrank.sensing.solvers import Solver
 from lowrank.status import Status
 
+if TYPE_CHECKING:
+    from lowrank.sensing.matrix_estimators import RobustPCA, SoftImpute
+
 __all__ = [
     "BPDN",
     "BPDNCV",
@@ -40,7 +44,15 @@ __all__ = [
     "GroupLassoCV",
     "Lasso",
     "LassoCV",
+    "RobustPCA",
+    "SoftImpute",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in ("RobustPCA", "SoftImpute"):  # those of matrices import torch
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("lowrank.sensing.matrix_estimators"), name)
 
 
 try:
