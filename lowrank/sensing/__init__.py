@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from lowrank.sensing import bases, gallery, operators
+from lowrank.sensing import bases, gallery, losses, operators
 from lowrank.sensing.certificates import Certificate, certify
 from lowrank.sensing.operators.operator import Operator, adjoint_error, as_operator
 from lowrank.sensing.problems.base import Problem
@@ -18,6 +18,12 @@ from lowrank.sensing.problems.l1 import (
     L1Fit,
     Lasso,
     SqrtLasso,
+)
+from lowrank.sensing.problems.losses import (
+    HuberLasso,
+    LogisticLasso,
+    PoissonLasso,
+    QuantileLasso,
 )
 from lowrank.sensing.problems.other import BestSubset, KSparse, OneBit, PosteriorMean
 from lowrank.sensing.problems.structured import (
@@ -106,14 +112,18 @@ __all__ = [
     "DantzigSelector",
     "ElasticNet",
     "GroupLasso",
+    "HuberLasso",
     "JointSparse",
     "KSparse",
     "L1Fit",
     "Lasso",
+    "LogisticLasso",
     "OneBit",
     "Operator",
+    "PoissonLasso",
     "PosteriorMean",
     "Problem",
+    "QuantileLasso",
     "Recovery",
     "Solver",
     "SolverResult",

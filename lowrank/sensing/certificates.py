@@ -2,7 +2,7 @@
 
 For `min_c f(M c - b) + g(c)` any `v` gives the lower bound
 
-    D(v) = Re <v, b> - f*(v) - g*(M^H v),
+    D(v) = Re <v, b> - f*(-v) - g*(M^H v),
 
 so `P(c) - D(v)` bounds how far c is from optimal. A candidate `v` from a solver is scaled to the
 best feasible point on its ray, hence nothing a solver claims has to be believed. For an analysis
@@ -112,7 +112,7 @@ def certify(
     primal = _summed(problem, problem.loss.value(r)) + problem.penalty.value(_columns(c))
     values, best = _best_dual(problem, _candidates(problem, c, r, dual), primal)
     violation = _violation(problem, r, problem.penalty.violation(_columns(c)))
-    plain = problem.design is problem.operator and problem.only_dual is None
+    plain = problem.design is problem.operator and problem.target is problem.y
     residual = r if plain else _columns(problem.operator.forward(c) - problem.y)
     price = problem.loss.violation(r) * problem.loss.price(best)
     return _certificate(problem, primal, values, violation, best, residual, price)
@@ -261,28 +261,28 @@ def scaled_dual(problem: Problem, v: Array, z: Array) -> tuple[Array, Array]:
     """
     f, g = problem.loss, problem.penalty
     correlation = _summed(problem, (v.conj() * _columns(problem.target)).real.sum(axis=0))
-    cap = np.minimum(g.cap(z), f.cap(v).min(keepdims=True) if problem.coupled else f.cap(v))
-    curvature = f.curvature(v)
-    slope = correlation - _summed(problem, np.where(curvature > 0, 0, f.conjugate(v)))
+    cap = np.minimum(g.cap(z), f.cap(-v).min(keepdims=True) if problem.coupled else f.cap(-v))
+    curvature, straight = f.curvature(-v), f.is_ray_linear
+    linear = f.conjugate(-v) if straight else np.zeros(v.shape[1])
+    slope = correlation - _summed(problem, np.where(curvature > 0, 0, linear))
     quadratic = _summed(problem, curvature)
-    if g.is_ray_linear:
+    if g.is_ray_linear and straight:
         slope = slope - g.conjugate(z)
         with np.errstate(divide="ignore", invalid="ignore"):
             a = np.where(quadratic > 0, slope / quadratic, np.inf)
         a = np.where(slope > 0, np.minimum(a, cap), 0)
         a = np.where(np.isfinite(a), a, 1)  # a dual ray: the problem is infeasible or b is 0
         return a, a * slope - a**2 * quadratic / 2
-    columns = range(v.shape[1])
-    found = [
-        _best_scale(slope[j], quadratic[j], cap[j], partial(_conjugate_at, g, z, j))
-        for j in columns
-    ]
+    found = []
+    for j in range(v.shape[1]):
+        bent: list[tuple[Term, Array]] = [(g, z)] if straight else [(g, z), (f, -v)]
+        found.append(_best_scale(slope[j], quadratic[j], cap[j], partial(_conjugates_at, bent, j)))
     scales, values = np.array(found).T
     return scales, values
 
 
-def _conjugate_at(g: Term, z: Array, j: int, a: float) -> float:
-    return float(g.conjugate(a * z[:, j : j + 1])[0])
+def _conjugates_at(bent: list[tuple[Term, Array]], j: int, a: float) -> float:
+    return sum(float(term.conjugate(a * z[:, j : j + 1])[0]) for term, z in bent)
 
 
 def _best_scale(slope: float, quadratic: float, cap: float, conjugate: Any) -> tuple[float, float]:

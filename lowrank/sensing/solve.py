@@ -65,6 +65,9 @@ def solve(
     if callback is not None and not callable(callback):
         problem = f"{callback!r} is no function of an iteration and the coefficients"
         raise InputError("callback", problem, "pass one that returns True to stop, or None")
+    if debias and not problem.least_squares:
+        text = f"least squares do not fit the data of a {type(problem).__name__}"
+        raise InputError("debias", text, "solve it again on the support with a small lam")
     _warn(problem, TOL if tol is None else tol)
     start = _checked_start(problem, x0)
     candidates = _candidates(problem, solver)  # what cannot be taken is no way to a known answer

@@ -2,7 +2,8 @@
 
 Every convex problem here is `min f(M c - b) + g(D c)`, so value, conjugate and proximal map of
 each term are all that the certificate and the first-order solvers need. Vectors are columns:
-arrays are (size, batch), and values are (batch,). Losses are even, `f(-r) = f(r)`.
+arrays are (size, batch), and values are (batch,). Losses here are even, `f(-r) = f(r)`; those that
+are not, or are no norms, are in `losses`.
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ class Loss(Term, Protocol):
         """`f(a r) = a^degree f(r)`; 0 for a constraint."""
 
     @property
+    def has_unit(self) -> bool:
+        """Whether the argument has one, so that problems scale with the measurements."""
+
+    @property
     def residual_is_dual(self) -> bool:
         """Whether the residual at the optimum, up to scale, is always a dual optimum."""
 
@@ -123,6 +128,7 @@ class Ball:
 
     epsilon: float
 
+    has_unit: ClassVar[bool] = True
     degree: ClassVar[int] = 0
     residual_is_dual: ClassVar[bool] = False
     is_ray_linear: ClassVar[bool] = True
@@ -183,6 +189,7 @@ class BallInf:
 
     lam: float
 
+    has_unit: ClassVar[bool] = True
     degree: ClassVar[int] = 0
     residual_is_dual: ClassVar[bool] = False
     is_linear_program: ClassVar[bool] = True
@@ -237,6 +244,7 @@ class BallInf:
 class HalfSquare:
     """`1/2 ||r||_2^2`."""
 
+    has_unit: ClassVar[bool] = True
     degree: ClassVar[int] = 2
     residual_is_dual: ClassVar[bool] = True
     is_linear_program: ClassVar[bool] = False
@@ -291,6 +299,7 @@ class HalfSquare:
 class Norm2:
     """`||r||_2`."""
 
+    has_unit: ClassVar[bool] = True
     degree: ClassVar[int] = 1
     residual_is_dual: ClassVar[bool] = True
     is_linear_program: ClassVar[bool] = False
@@ -345,6 +354,7 @@ class Norm2:
 class Norm1:
     """`||r||_1`."""
 
+    has_unit: ClassVar[bool] = True
     degree: ClassVar[int] = 1
     residual_is_dual: ClassVar[bool] = False
     is_linear_program: ClassVar[bool] = True
@@ -703,6 +713,7 @@ class Correlation:
 
     y: Array
 
+    has_unit: ClassVar[bool] = False
     degree: ClassVar[int] = 1
     residual_is_dual: ClassVar[bool] = False
     is_linear_program: ClassVar[bool] = True

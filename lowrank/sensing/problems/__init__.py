@@ -14,6 +14,12 @@ from lowrank.sensing.problems.l1 import (
     Lasso,
     SqrtLasso,
 )
+from lowrank.sensing.problems.losses import (
+    HuberLasso,
+    LogisticLasso,
+    PoissonLasso,
+    QuantileLasso,
+)
 from lowrank.sensing.problems.other import BestSubset, KSparse, OneBit, PosteriorMean
 from lowrank.sensing.problems.structured import (
     Analysis,
@@ -33,13 +39,17 @@ __all__ = [
     "DantzigSelector",
     "ElasticNet",
     "GroupLasso",
+    "HuberLasso",
     "JointSparse",
     "KSparse",
     "L1Fit",
     "Lasso",
+    "LogisticLasso",
     "OneBit",
+    "PoissonLasso",
     "PosteriorMean",
     "Problem",
+    "QuantileLasso",
     "SqrtLasso",
     "checked_number",
     "total_variation",

@@ -55,6 +55,8 @@ class Problem:
     """Whether the problem for `S c`, S diagonal, is of the same form (with its own weights)."""
     floor_share: ClassVar[float] = 0.0
     """Share of `1/2 ||b||^2` that the gap is measured against at least: the minimum may be 0."""
+    least_squares: ClassVar[bool] = True
+    """Whether y is of the unit of `A x`, so that least squares make sense."""
     asked_by: ClassVar[str] = ""
     """What to give `recover` for it; empty where only `solve` takes it."""
     bounded: ClassVar[Any] = False
@@ -267,7 +269,11 @@ class _L1Problem(_InBasis):
     @cached_property
     def _correlation(self) -> float:
         """Largest `|a_j^H y| / w_j`, over the coefficients that are free to move that way."""
-        z = self.operator.adjoint(np.asarray(self.y)).reshape(self.n_unknowns, -1)
+        return self._strongest(np.asarray(self.y))
+
+    def _strongest(self, v: Array) -> float:
+        """Largest `|a_j^H v| / w_j`, over the coefficients that are free to move that way."""
+        z = self.operator.adjoint(v).reshape(self.n_unknowns, -1)
         if not self.bounded:
             size = np.abs(z)
         else:  # where c cannot move up, a positive correlation is no reason to

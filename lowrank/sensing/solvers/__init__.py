@@ -24,7 +24,9 @@ from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
 from lowrank.sensing.solvers.message_passing import MessagePassing
 from lowrank.sensing.solvers.omp import OMP
 from lowrank.sensing.solvers.one_bit import OneBitThreshold
+from lowrank.sensing.solvers.outliers import Outliers
 from lowrank.sensing.solvers.protocol import Callback, Solver
+from lowrank.sensing.solvers.prox_newton import ProxNewton
 from lowrank.sensing.solvers.sbl import SBL
 from lowrank.sensing.solvers.spg import SPG
 from lowrank.sensing.solvers.subspace_pursuit import SubspacePursuit
@@ -53,6 +55,8 @@ SOLVERS: dict[str, type[Solver]] = {
     "message_passing": MessagePassing,
     "omp": OMP,
     "one_bit": OneBitThreshold,
+    "outliers": Outliers,
+    "prox_newton": ProxNewton,
     "sbl": SBL,
     "spg": SPG,
     "subspace_pursuit": SubspacePursuit,
@@ -64,6 +68,8 @@ SOLVERS: dict[str, type[Solver]] = {
 
 AUTO: tuple[str, ...] = (
     "working_set",
+    "prox_newton",
+    "outliers",
     "exact_l1",
     "frisch_newton",
     "cross_bouquet",

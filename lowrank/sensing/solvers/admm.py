@@ -26,6 +26,7 @@ from lowrank.sensing.problems.l1 import (
     Lasso,
     SqrtLasso,
 )
+from lowrank.sensing.problems.losses import HuberLasso, QuantileLasso
 from lowrank.sensing.problems.structured import Analysis, AnalysisLasso, GroupLasso, JointSparse
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
@@ -81,6 +82,8 @@ class ADMM:
         JointSparse,
         Analysis,
         AnalysisLasso,
+        HuberLasso,
+        QuantileLasso,
     )
 
     def refuses(self, problem: Problem) -> str | None:

@@ -30,6 +30,12 @@ from lowrank.sensing.problems.l1 import (
     Lasso,
     SqrtLasso,
 )
+from lowrank.sensing.problems.losses import (
+    HuberLasso,
+    LogisticLasso,
+    PoissonLasso,
+    QuantileLasso,
+)
 from lowrank.sensing.problems.other import OneBit
 from lowrank.sensing.problems.structured import Analysis, AnalysisLasso, GroupLasso, JointSparse
 from lowrank.sensing.result import SolverResult
@@ -108,6 +114,10 @@ class CVXPY:
         Analysis,
         AnalysisLasso,
         OneBit,
+        LogisticLasso,
+        PoissonLasso,
+        HuberLasso,
+        QuantileLasso,
     )
 
     def refuses(self, problem: Problem) -> str | None:
@@ -322,8 +332,8 @@ class _Compiled:
 
     def units(self, problem: Problem, y: Array) -> _Units:
         """Units in which A and y are of size 1, as backends' tolerances are absolute."""
-        if problem.only_dual is not None:
-            return _Units(1.0, 1.0, 1.0)
+        if not problem.loss.has_unit:
+            return _Units(1 / self.size, 1.0, 1.0)
         size = float(np.linalg.norm(y)) or 1.0
         x, degree = size / self.size, problem.loss.degree
         return _Units(x, size, size**degree if degree else x)
@@ -332,7 +342,7 @@ class _Compiled:
         """Fill in the parameters, in units that are returned."""
         units = self.units(problem, y)
         A, target = self.structure.matrix / self.size, y / units.y
-        if problem.only_dual is not None:
+        if not problem.loss.has_unit:
             target = 0 * y
         self.target.value = A.conj().T @ target if self.square else target
         values = {

@@ -1,4 +1,4 @@
-"""L1 data fit with many rows: an interior point that solves with p x p matrices only."""
+"""L1 and quantile fits: an interior point that solves with p x p matrices only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scipy.linalg import cho_factor, cho_solve
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.l1 import L1Fit
+from lowrank.sensing.problems.losses import QuantileLasso
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.status import Status
@@ -26,11 +27,13 @@ CROSSING = 1e-3
 
 @dataclass(frozen=True)
 class FrischNewton:
-    """`min ||A c - y||_1 + lam ||w c||_1` for real A with at least as many rows as columns.
+    """`min sum rho(y - A c) + lam ||w c||_1` for real A, with rho of a quantile or the modulus.
 
-    With `X = (A; lam W)` and `b = (y; 0)` that is `min ||X c - b||_1`, whose dual point lies in a
-    box, `X^T v = 0, -1 <= v <= 1`; Mehrotra's steps inside the box cost one p x p factor each, and
-    the p rows that the answer meets exactly are guessed on the way, and solved for.
+    With `X = (A; 2 lam W)` and `b = (y; 0)` that is a quantile fit of each row at its own tau,
+    whose dual point lies in a box, `X^T v = 0, tau - 1 <= v <= tau`; Mehrotra's steps inside the
+    box cost one p x p factor each, and the p rows that the answer meets exactly are guessed on the
+    way, and solved for. The L1 fit is twice the fit of medians; with fewer rows than columns it has
+    a better way, as basis pursuit.
 
     Args:
         tol: relative duality gap at which to stop.
@@ -47,17 +50,17 @@ class FrischNewton:
     tol: float = 1e-8
     max_iter: int = 100
 
-    solves: ClassVar[tuple[type[Problem], ...]] = (L1Fit,)
+    solves: ClassVar[tuple[type[Problem], ...]] = (L1Fit, QuantileLasso)
 
     def refuses(self, problem: Problem) -> str | None:
-        """Needs a real matrix with m >= p, and takes no bounds."""
-        assert isinstance(problem, L1Fit)
+        """Needs a real matrix, for the L1 fit with m >= p, and takes no bounds."""
+        assert isinstance(problem, L1Fit | QuantileLasso)
         m, p = problem.operator.shape
         if problem.bounded:
             return "takes no bounds"
         if problem.is_complex or not problem.operator.is_dense:
             return "needs a real matrix"
-        if m < p:
+        if m < p and isinstance(problem, L1Fit):
             return "is for at least as many measurements as unknowns"
         return f"factors at most {MAX_FACTOR} unknowns" if p > MAX_FACTOR else None
 
@@ -65,9 +68,11 @@ class FrischNewton:
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
         """Minimise, signal by signal; `x0` is not used."""
-        assert isinstance(problem, L1Fit)
+        assert isinstance(problem, L1Fit | QuantileLasso)
         A, y = problem.operator.to_dense(), np.asarray(problem.y)
-        X = np.concatenate([A, np.diag(problem.lam * np.asarray(problem.weights))])
+        tau, unit = (problem.tau, 1.0) if isinstance(problem, QuantileLasso) else (0.5, 2.0)
+        X = np.concatenate([A, np.diag(2 / unit * problem.lam * np.asarray(problem.weights))])
+        taus = np.concatenate([np.full(len(y), tau), np.full(A.shape[1], 0.5)])
         columns = y.reshape(len(y), -1).T
         found, duals = np.zeros((A.shape[1], len(columns))), np.zeros((len(y), len(columns)))
         done = [0]  # iterations of the signals before
@@ -83,8 +88,8 @@ class FrischNewton:
         longest, products, status = 0, 0, Status.OPTIMAL
         for j, column in enumerate(columns):
             b = np.concatenate([column, np.zeros(A.shape[1])])
-            end = least_absolute(X, b, self.tol, self.max_iter, shown(j))
-            found[:, j], duals[:, j] = end.c, end.v[: len(y)]
+            end = least_quantiles(X, b, taus, self.tol, self.max_iter, shown(j))
+            found[:, j], duals[:, j] = end.c, unit * end.v[: len(y)]
             longest, products = max(longest, end.n_iter), products + end.products
             done[0] += end.n_iter
             status = status if end.status is Status.OPTIMAL else end.status
@@ -111,7 +116,7 @@ class _End(NamedTuple):
 
 
 class _Box(NamedTuple):
-    """`t` and `1 - t` in the box, their multipliers, and the coefficients: `v = 2 t - 1`."""
+    """`t` and `1 - t` in the box, their multipliers, and the coefficients: `v = t - 1 + tau`."""
 
     t: Array
     s: Array
@@ -139,22 +144,28 @@ def _reach(value: Array, change: Array) -> float:
         return float(min(1.0, -BACK / min(np.min(change / value), -1e-300)))
 
 
-def least_absolute(
-    X: Array, b: Array, tol: float, max_iter: int, show: Callable[[int, Array], bool]
+def least_quantiles(
+    X: Array,
+    b: Array,
+    taus: Array,
+    tol: float,
+    max_iter: int,
+    show: Callable[[int, Array], bool],
 ) -> _End:
-    """Minimise `||X c - b||_1`, X (rows, p) of full column rank.
+    """Minimise `sum_i rho_i(b_i - (X c)_i)`, `rho_i(r) = max(tau_i r, (tau_i - 1) r)`.
 
     Args:
-        X: matrix, (rows, p).
+        X: matrix of full column rank, (rows, p), whose last p rows are diagonal.
         b: data, (rows,).
+        taus: in (0, 1), (rows,).
         tol: relative gap to reach.
         max_iter: limit of the steps.
         show: called with each step and its coefficients; true stops.
 
     Source: Portnoy, Koenker 1997; Mehrotra 1992 for the corrector.
     """
-    now, products = _start(X, b), 2
-    best: tuple[float, Array, Array] = (np.inf, now.c, 2 * now.t - 1)  # gap, c, v
+    now, products = _start(X, b, taus), 2
+    best: tuple[float, Array, Array] = (np.inf, now.c, 0 * now.t)  # gap, c, v
     status, k, stopped = Status.MAX_ITER, 0, False
     for k in range(1, max_iter + 1):
         q = 1 / (now.z / now.t + now.w / now.s)
@@ -163,16 +174,16 @@ def least_absolute(
         except np.linalg.LinAlgError:
             status = Status.STALLED
             break
-        affine = _newton(X, b, now, q, factor, 0.0, (0.0, 0.0))
+        affine = _newton(X, b, taus, now, q, factor, 0.0, (0.0, 0.0))
         primal, dual = now.reach(affine)
         mu, after = now.complementarity, now.moved(affine, primal, dual).complementarity
         target = mu * (after / mu) ** 3 / (2 * b.size)
         cross = affine.t * affine.z, affine.s * affine.w
-        step = _newton(X, b, now, q, factor, target, cross)
+        step = _newton(X, b, taus, now, q, factor, target, cross)
         now = now.moved(step, *now.reach(step))
         products += 7
-        for c, v in _answers(X, b, now):
-            gap = _gap(X, b, c, v)
+        for c, v in _answers(X, b, taus, now):
+            gap = _gap(X, b, taus, c, v)
             best = min(best, (gap, c, v), key=lambda found: found[0])
         stopped = show(k, best[1])
         if best[0] <= tol / 10 or stopped or not np.isfinite(now.c).all():
@@ -181,18 +192,18 @@ def least_absolute(
     return _End(best[1], best[2], Status.MAX_ITER if stopped else status, k, products, stopped)
 
 
-def _start(X: Array, b: Array) -> _Box:
-    """The middle of the box, and least squares."""
+def _start(X: Array, b: Array, taus: Array) -> _Box:
+    """The point of the box with `v = 0`, and least squares."""
     c = cho_solve(cho_factor(X.T @ X), X.T @ b)
     r = b - X @ c
     size = float(np.abs(r).mean()) or 1.0
-    half = np.full(b.size, 0.5)
-    return _Box(half, half, np.maximum(-r, 0) + 1e-3 * size, np.maximum(r, 0) + 1e-3 * size, c)
+    return _Box(1 - taus, taus, np.maximum(-r, 0) + 1e-3 * size, np.maximum(r, 0) + 1e-3 * size, c)
 
 
 def _newton(
     X: Array,
     b: Array,
+    taus: Array,
     now: _Box,
     q: Array,
     factor: tuple[Array, bool],
@@ -202,16 +213,16 @@ def _newton(
     """The step to `z t = w s = target`, less the products of a step that was tried."""
     to_t, to_s = (target - cross[0]) / now.t, (target - cross[1]) / now.s
     h = b - X @ now.c - to_s + to_t
-    c = cho_solve(factor, X.T @ (q * h + now.t - 0.5))
+    c = cho_solve(factor, X.T @ (q * h + now.t - 1 + taus))
     t = q * (h - X @ c)
     z = to_t - now.z - now.z / now.t * t
     w = to_s - now.w + now.w / now.s * t
     return _Box(t, -t, z, w, c)
 
 
-def _answers(X: Array, b: Array, now: _Box) -> Iterator[tuple[Array, Array]]:
+def _answers(X: Array, b: Array, taus: Array, now: _Box) -> Iterator[tuple[Array, Array]]:
     """Where the steps are, and near the end the vertex of the rows that look met."""
-    yield now.c, 2 * now.t - 1
+    yield now.c, now.t - 1 + taus
     p = X.shape[1]
     if now.complementarity > CROSSING * float(np.abs(b).sum()):
         return
@@ -219,20 +230,21 @@ def _answers(X: Array, b: Array, now: _Box) -> Iterator[tuple[Array, Array]]:
     rows = np.argpartition(-freedom, p - 1)[:p]
     try:
         c = np.linalg.solve(X[rows], b[rows])
-        v = np.sign(b - X @ c)
+        v = np.where(b > X @ c, taus, taus - 1)
         v[rows] = 0.0
         v[rows] = -np.linalg.solve(X[rows].T, X.T @ v)
     except np.linalg.LinAlgError:
         return
-    if np.abs(v).max() <= 1 + 1e-9:
+    if ((v <= taus + 1e-9) & (v >= taus - 1 - 1e-9)).all():
         yield c, v
 
 
-def _gap(X: Array, b: Array, c: Array, v: Array) -> float:
+def _gap(X: Array, b: Array, taus: Array, c: Array, v: Array) -> float:
     """Relative duality gap, of the best feasible multiple of v."""
     m = len(X) - X.shape[1]
-    u, free = v[:m], X[m:].diagonal()
-    cap = 1 / max(float(np.abs(u).max()), float((np.abs(u @ X[:m]) / free).max()), 1.0)
-    primal, dual = float(np.abs(b - X @ c).sum()), cap * float(b[:m] @ u)
+    u, free, r = v[:m], X[m:].diagonal() / 2, b - X @ c
+    over = float((u / np.where(u > 0, taus[:m], taus[:m] - 1)).max())
+    cap = 1 / max(over, float((np.abs(u @ X[:m]) / free).max()), 1.0)
+    primal, dual = float(np.maximum(taus * r, (taus - 1) * r).sum()), cap * float(b[:m] @ u)
     gap = abs(primal - dual) / max(primal, 1e-300)
     return gap if np.isfinite(gap) else np.inf
