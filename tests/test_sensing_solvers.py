@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 from scipy.linalg import cho_factor
+from scipy.special import xlogy
 from sensing_cases import MAY_STOP_SHORT, PROBLEMS, ZERO
 
 from lowrank.sensing import (
@@ -106,7 +107,8 @@ def recomputed_gap(problem, result):
 def check_dual_feasible(problem, A, v):
     """For L1 problems: `|A^H v| <= w` on free coefficients, one-sided on non-negative ones."""
     kind = type(problem).__name__
-    if kind not in ("BasisPursuit", "BPDN", "Lasso", "SqrtLasso", "L1Fit") or (
+    losses = ("LogisticLasso", "PoissonLasso", "HuberLasso", "QuantileLasso")
+    if kind not in ("BasisPursuit", "BPDN", "Lasso", "SqrtLasso", "L1Fit", *losses) or (
         problem.bounded and not problem.nonneg
     ):
         return
@@ -123,6 +125,18 @@ def _half(p):
 
 def _l1(p, lam=1.0):
     return lambda c: lam * (np.abs(c).T @ p.weights).sum()
+
+
+def _pinball(p, r):
+    return np.where(r > 0, p.tau * r, (p.tau - 1) * r).sum()
+
+
+def _huber(p, r):
+    return np.where(r < p.delta, r**2 / 2, p.delta * r - p.delta**2 / 2).sum()
+
+
+def _deviance(p, z):
+    return (np.exp(z) - p.y * z + xlogy(p.y, p.y) - p.y).sum()
 
 
 def _lengths(p, c):
@@ -142,6 +156,13 @@ FORMULAS = {
     ),
     "SqrtLasso": lambda p: (lambda A, c: np.linalg.norm(A @ c - p.y), _l1(p, p.lam)),
     "L1Fit": lambda p: (lambda A, c: np.abs(A @ c - p.y).sum(), _l1(p, p.lam)),
+    "LogisticLasso": lambda p: (
+        lambda A, c: np.log1p(np.exp(-p.y * (A @ c))).sum(),
+        _l1(p, p.lam),
+    ),
+    "PoissonLasso": lambda p: (lambda A, c: _deviance(p, A @ c), _l1(p, p.lam)),
+    "HuberLasso": lambda p: (lambda A, c: _huber(p, np.abs(A @ c - p.y)), _l1(p, p.lam)),
+    "QuantileLasso": lambda p: (lambda A, c: _pinball(p, p.y - A @ c), _l1(p, p.lam)),
     "GroupLasso": lambda p: (
         _half(p),
         lambda c: (
