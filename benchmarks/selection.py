@@ -3,12 +3,14 @@
     pip install --no-deps torch-pruning
     python benchmarks/selection.py --draws 5
     python benchmarks/selection.py --draws 1 --latency 0.5
+    python benchmarks/selection.py --shapes resnet-50 vgg-16-bn mobilenet-v2 vit-base llama-135m
     python benchmarks/selection.py --table
 
 Every draw calibrates on 256 training pictures, without labels. Torch-pruning cuts the same network
 to the same MACs in the same run, and its batch norms are estimated anew on the same pictures. One
 epoch of fine-tuning by the dense network's outputs, on the 5,000 bundled pictures, follows for
-those that `--finetune` names. Rows that the results already hold are kept, so that a run can be
+those that `--finetune` names. `--shapes` times networks of the sizes that people use, random weights
+and no data, at half of the MACs by channels alone. Rows that the results already hold are kept, so that a run can be
 taken up again.
 """
 
@@ -19,6 +21,7 @@ import copy
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,16 +43,22 @@ TOGETHER = ("lasso", "norm", "random")
 
 
 class Results:
-    """Rows by key, written after each."""
+    """Rows by key, written after each; of another effort than the rows that are there, none."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[str, Any] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    def __init__(self, path: Path, effort: str) -> None:
+        self.path, self.effort = path, effort
+        known = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+        self.rows: dict[str, Any] = known["rows"]
+        if self.rows and known["setting"].get("effort", effort) != effort:
+            raise SystemExit(
+                f"{path} holds rows of effort {known['setting']['effort']}: name another"
+            )
 
     def add(self, key: str, **figures: Any) -> None:
         self.rows[key] = figures
         print(key, figures, flush=True)
-        self.path.write_text(json.dumps({"setting": setting(), "rows": self.rows}, indent=1) + "\n")
+        made = {"setting": {"effort": self.effort, **setting()}, "rows": self.rows}
+        self.path.write_text(json.dumps(made, indent=1) + "\n")
 
 
 def setting() -> dict[str, Any]:
@@ -139,9 +148,27 @@ def tuned(dense: nn.Module, small: nn.Module) -> nn.Module:
     return lowrank.finetune(small, teacher=dense, data=data, epochs=1, batch_size=64, lr=1e-3)
 
 
+def shape(name: str) -> dict[str, float]:
+    """Half of a network's MACs, by channels alone, on the clock."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.zoo import FULL
+
+    dense, example = FULL[name].build().eval(), FULL[name].example()
+    began = time.process_time()
+    small, report = lowrank.compress(dense, example, macs=0.5, methods="select", select="norm")
+    spent = time.process_time() - began
+    found = time_ratio(dense, small, example, rounds=(7, 20))
+    return {
+        "kept_macs": report.kept("macs") or 0.0, "latency_ratio": found.ratio,
+        "dense_ms": found.dense.median_ms, "cpu_seconds": spent,
+    }  # fmt: skip
+
+
 def table(rows: dict[str, Any]) -> None:
     found: dict[str, list[float]] = {}
     for key, row in rows.items():
+        if "points_lost" not in row:
+            continue
         found.setdefault(key.rpartition(" ")[0], []).append(row["points_lost"])
     for name, lost in sorted(found.items(), key=lambda item: statistics.mean(item[1])):
         mean, spread = statistics.mean(lost), statistics.pstdev(lost)
@@ -156,11 +183,12 @@ def main() -> None:
     parser.add_argument("--effort", default="default")
     parser.add_argument("--latency", type=float, help="a budget of time in place of MACs")
     parser.add_argument("--finetune", nargs="*", default=[], help="names of rows to tune, too")
+    parser.add_argument("--shapes", nargs="*", default=[], help="networks of tests/zoo.py to time")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results, dense = Results(args.out), resnet20()
+    results, dense = Results(args.out, args.effort), resnet20()
     for seed in range(args.draws):
         for keep in args.keeps if args.latency is None else ():
             for name, make in runs(dense, seed, keep, args.effort):
@@ -184,6 +212,9 @@ def main() -> None:
                         dense, seed, {"latency": args.latency}, effort=args.effort, **rules
                     )
                     results.add(key, **figures(dense, small, timed=True))
+    for name in args.shapes:
+        if f"shape {name}" not in results.rows:
+            results.add(f"shape {name}", **shape(name))
     if args.table:
         table(results.rows)
 

@@ -316,6 +316,6 @@ def _curve(unit: ChannelUnit, ordered: Sequence[int], readers: Sequence[Reader])
     n = len(ordered)
     most = n - 1 if unit.width == n else n
     gone = sorted({round(k * most / LEVELS) for k in range(LEVELS + 1)})
-    lost = [sum(r.lost(ordered[:k]) for r in readers) for k in gone]
+    lost = sum((r.lost(ordered, gone) for r in readers), np.zeros(len(gone)))
     lost = np.maximum.accumulate(lost).tolist()
     return UnitCurve(unit, tuple(ordered), tuple(gone), tuple(lost))

@@ -6,13 +6,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lowrank.compression.calibration.statistics import Importance, Statistics
 from lowrank.compression.network.channels.units import Channels, ChannelUnit
 from lowrank.compression.network.layers import LayerView
 from lowrank.decompositions.metric import Metric, identity
+
+WIDEST = 6144
+"""Inputs beyond which their products with each other are not written out: each counts alone."""
 
 _SILENT = 1e-9
 """Share of the mean square below which an input counts as one that never varies."""
@@ -40,16 +45,31 @@ class Reader:
         """The unfolded weight (groups, o, d) in the metric's type."""
         return self.metric.cast(self.view.weight().flatten(2))
 
+    @property
+    def wide(self) -> bool:
+        """Whether its inputs count one by one: there are too many, or nothing is known of them."""
+        C, rows = self.metric.C, self.metric.rows
+        return self.W.shape[-1] > WIDEST or (C.ndim == 2 and rows is None)
+
     @cached_property
     def whole(self) -> float:
         """The size of its output."""
-        return max(self.metric.error(self.W), torch.finfo(torch.float64).tiny)
+        size = float(self.energies.sum()) if self.wide else self.metric.error(self.W)
+        return max(size, torch.finfo(torch.float64).tiny)
 
     @cached_property
     def C(self) -> Tensor:
-        """The second moment (groups, d, d) of its inputs."""
-        C = self.metric.C
+        """The second moment (groups, d, d) of its inputs; its diagonal (groups, d) if wide."""
+        C, rows = self.metric.C, self.metric.rows
+        if self.wide:
+            return C if rows is None else C + rows.square().sum(1)
         return torch.diag_embed(C) if C.ndim == 2 else C
+
+    @cached_property
+    def energies(self) -> Tensor:
+        """(d,), what each column by itself gives of the output's square, over all groups."""
+        C = self.C if self.C.ndim == 2 else self.C.diagonal(dim1=-2, dim2=-1)
+        return ((self.W * self.metric.weighs(self.W)).sum(1) * C).sum(0).double()
 
     @cached_property
     def products(self) -> Tensor:
@@ -67,19 +87,54 @@ class Reader:
         W C[:, S] C[S, S]^-1, with zeros where columns went.
         """
         made = torch.zeros_like(self.W)
+        if self.wide:
+            made[:, :, stays] = self._by_positions(stays)
+            return made
         inner = self.C[:, stays][:, :, stays]
         L = torch.linalg.cholesky(inner)
         right = (self.W @ self.C[:, :, stays]).mT
         made[:, :, stays] = torch.cholesky_solve(right, L).mT
         return made
 
-    def lost(self, dropped: Collection[int]) -> float:
-        """Its share of the error without these channels, its weight reconstructed."""
-        stays = self.stays(dropped)
-        if bool(stays.all()):
-            return 0.0
-        error = self.metric.error(self.W - self.reconstructed(stays))
-        return self.share * max(error, 0.0) / self.whole
+    def _by_positions(self, stays: Tensor) -> Tensor:
+        """`reconstructed` on what stays, with the moment D + R^T R never written out (Woodbury)."""
+        W, D, R = self.W, self.metric.C[:, stays], self.metric.rows
+        if R is None:
+            return W[:, :, stays]
+        S = R[:, :, stays]
+        A = W[:, :, stays] * D[:, None] + (W @ R.mT) @ S
+        X = A / D[:, None]
+        inner = S / D[:, None] @ S.mT
+        eye = torch.eye(inner.shape[-1], dtype=inner.dtype, device=inner.device)
+        less = torch.linalg.solve(inner + eye, S / D[:, None])  # (g, n, k)
+        return X - (X @ S.mT) @ less
+
+    def lost(self, ordered: Sequence[int], gone: Sequence[int]) -> NDArray[np.float64]:
+        """Its share of the error without the first channels of a list, its weight reconstructed.
+
+        With C = L L^T, what stays before what goes and what goes last before what goes first,
+        W C[:, S] C[S, S]^-1 C[S, :] W^T is the product of the first columns of W L alone: one
+        factorization tells the loss of every number of channels.
+
+        Args:
+            ordered: the channels, those that go first first.
+            gone: how many of them go, each.
+
+        Returns:
+            As many figures.
+        """
+        place = {mark: k for k, mark in enumerate(ordered)}
+        places = torch.tensor([place.get(m, len(ordered)) for m in self.columns.tolist()])
+        if self.wide:
+            sizes = self.energies
+        else:
+            turned = places.argsort(descending=True)
+            L = torch.linalg.cholesky(self.C[:, turned][:, :, turned])
+            B = self.W[:, :, turned] @ L
+            sizes, places = (B * self.metric.weighs(B)).sum((0, 1)).double(), places[turned]
+        by_channel = torch.zeros(len(ordered) + 1, dtype=torch.float64).index_add_(0, places, sizes)
+        lost = np.concatenate([[0.0], by_channel[: len(ordered)].cumsum(0).clamp_min(0).numpy()])
+        return self.share / self.whole * lost[list(gone)]
 
 
 def reader_of(
@@ -113,7 +168,10 @@ def reader_of(
 
 def metric_of(model: nn.Module, name: str, data: Statistics) -> Metric:
     """The metric of a layer with its moment written out."""
-    metric = data.metric(model, name).formed
+    metric = data.metric(model, name)
+    if metric.C.shape[-1] > WIDEST:
+        return metric
+    metric = metric.formed
     C = torch.diag_embed(metric.C) if metric.C.ndim == 2 else metric.C
     return replace(metric, C=_without_silent(C, data, name))
 
@@ -147,6 +205,10 @@ def gram(readers: Sequence[Reader], channels: Sequence[int]) -> Tensor:
     total = torch.zeros(n, n, dtype=torch.float64)
     for reader in readers:
         index = torch.tensor([place.get(m, n) for m in reader.columns.tolist()])
+        if reader.wide:
+            alone = torch.zeros(n + 1, dtype=torch.float64).index_add_(0, index, reader.energies)
+            total += reader.share / reader.whole * torch.diag(alone[:n])
+            continue
         rows = torch.zeros(n + 1, len(index), dtype=torch.float64)
         rows.index_add_(0, index, reader.products.double())
         both = torch.zeros(n + 1, n + 1, dtype=torch.float64)

@@ -140,8 +140,11 @@ def _leverage(readers: Sequence[Reader], channels: Sequence[int]) -> NDArray[np.
     total = np.zeros(len(place))
     for reader in readers:
         C = reader.C.double().mean(0)
-        lam = 0.1 * C.diagonal().mean()
-        lever = torch.linalg.solve(C + lam * torch.eye(len(C), dtype=C.dtype), C).diagonal()
+        if reader.wide:
+            lever = C / (C + 0.1 * C.mean())
+        else:
+            lam = 0.1 * C.diagonal().mean()
+            lever = torch.linalg.solve(C + lam * torch.eye(len(C), dtype=C.dtype), C).diagonal()
         for mark, value in zip(reader.columns.tolist(), lever.tolist(), strict=True):
             if mark in place:
                 total[place[mark]] += reader.share * value
@@ -154,7 +157,7 @@ def _backward(unit: ChannelUnit, readers: Sequence[Reader]) -> list[int]:
     With H = C^-1 of what is left, losing the columns c costs tr(G W_c (H_cc)^-1 W_c^T), and the
     rest makes up by W - W_c H_cc^-1 H_c (Hassibi and Stork 1993, block by block).
     """
-    states = [_Left.of(reader) for reader in readers]
+    states = [_Alone(reader) if reader.wide else _Left.of(reader) for reader in readers]
     left, gone = list(unit.channels), []
     while len(left) > 1:
         costs = sum(state.costs(left) for state in states)
@@ -165,6 +168,23 @@ def _backward(unit: ChannelUnit, readers: Sequence[Reader]) -> list[int]:
         left.remove(mark)
         gone.append(mark)
     return gone + left
+
+
+class _Alone:
+    """A wide reader, whose columns count one by one."""
+
+    def __init__(self, reader: Reader) -> None:
+        scale = reader.share / reader.whole
+        found = torch.zeros(int(reader.columns.max()) + 1, dtype=torch.float64)
+        self.sizes = scale * found.index_add_(0, reader.columns, reader.energies)
+
+    def costs(self, marks: Sequence[int]) -> Tensor:
+        """What losing each channel costs."""
+        zero = torch.zeros((), dtype=torch.float64)
+        return torch.stack([self.sizes[m] if m < len(self.sizes) else zero for m in marks])
+
+    def drop(self, mark: int) -> None:
+        """Nothing changes for the others."""
 
 
 class _Left:
