@@ -9,9 +9,9 @@
 Every draw calibrates on 256 training pictures, without labels. Torch-pruning cuts the same network
 to the same MACs in the same run, and its batch norms are estimated anew on the same pictures. One
 epoch of fine-tuning by the dense network's outputs, on the 5,000 bundled pictures, follows for
-those that `--finetune` names. `--shapes` times networks of the sizes that people use, random weights
-and no data, at half of the MACs by channels alone. Rows that the results already hold are kept, so that a run can be
-taken up again.
+those that `--finetune` names. `--shapes` times networks of the sizes that people use, of random
+weights and without data, at half of the MACs by channels alone. Rows that the results already hold
+are kept, so that a run can be taken up again.
 """
 
 from __future__ import annotations

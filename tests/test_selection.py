@@ -12,7 +12,7 @@ from lowrank.cli.network.values import Methods
 from lowrank.compression.network.channels.narrowing import narrow, widen
 from lowrank.compression.network.channels.units import find_channels
 from lowrank.compression.network.scan import scan
-from lowrank.compression.planning.selection import SCORES
+from lowrank.compression.planning.selection import SCORES, readers
 from lowrank.compression.planning.selection.narrowed import narrowed_model, proven
 from lowrank.compression.planning.selection.path import narrowed_by, select
 from lowrank.compression.structure.opening import opened
@@ -325,6 +325,36 @@ def test_every_score_orders_all_channels(score):
         assert sum(p.numel() for p in small.parameters()) < sum(
             p.numel() for p in model.parameters()
         )
+
+
+@pytest.mark.parametrize("kind", ["squeeze and excitation", "a concatenation", "heads"])
+def test_one_factorization_tells_what_each_width_loses(kind):
+    model, x, data = data_of(kind)
+    curves = lowrank.measure(model, x, data=data, methods="channel_svd")
+    layers, channels, _ = found(model, x)
+    selection = select(model, layers, channels, curves.total, curves.data)
+    for curve in selection.curves:
+        some = [selection.readers[name] for name in curve.unit.readers]
+        for n, lost in zip(curve.gone, curve.lost, strict=True):
+            stays = [r.stays(curve.ordered[:n]) for r in some]
+            off = [r.W - r.reconstructed(s) for r, s in zip(some, stays, strict=True)]
+            each = [r.share / r.whole * r.metric.error(d) for r, d in zip(some, off, strict=True)]
+            assert lost == pytest.approx(sum(each), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("score", ["lasso", "backward", "nystrom"])
+def test_a_reader_of_very_many_inputs_does_without_their_moment(score, monkeypatch):
+    """Its columns are ordered one by one, and it is reconstructed by its positions."""
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(4, 16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 64, 5)).eval()
+    data = torch.randn(96, 4, 8, 8)
+    off = {}
+    for widest in (readers.WIDEST, 100):
+        monkeypatch.setattr(readers, "WIDEST", widest)
+        how = {"methods": "select", "select": score, "data": data}
+        small, _ = lowrank.compress(model, data[:2], macs=0.6, **how)
+        off[widest] = (small(data) - model(data)).norm() / model(data).norm()
+    assert off[100] < 1.2 * off[6144]
 
 
 @pytest.mark.parametrize("seed", range(3))
