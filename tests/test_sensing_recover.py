@@ -426,7 +426,7 @@ EYE, ONES = np.eye(3), np.ones(3)
         (lambda: recover(EYE, ONES, solver=None), "None is neither a name nor a solver"),
         (lambda: recover(EYE, ONES, solver=dict), "dict is neither a name nor a solver"),
         (lambda: recover(EYE, ONES, solver="omp"), r"omp solves KSparse \(sparsity=\)"),
-        (lambda: recover(lambda x: x, ONES), "A: function is not a matrix.*from_functions"),
+        (lambda: recover(lambda x: x, ONES), "A: <lambda> is a function, which.*from_functions"),
         (lambda: recover([[1, 2], [3]], [1, 2]), "rows of different lengths"),
         (lambda: recover(EYE, 1e300 * ONES), "y: values up to 1.0e\\+300, whose squares overflow"),
         (lambda: recover(EYE, ONES, lam=0.0), "0.0 is not positive"),

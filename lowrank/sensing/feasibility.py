@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from scipy.optimize import lsq_linear
 from scipy.sparse.linalg import LinearOperator, lsqr
@@ -56,6 +58,14 @@ def distance_if_infeasible(problem: Problem, tol: float) -> float:
         if distance - allowed > tol * np.linalg.norm(column):
             worst = max(worst, distance)
     return worst
+
+
+def closest(problem: Problem) -> Array:
+    """The coefficients within the bounds whose `A c` is closest to y, of the unknowns' shape."""
+    y = np.asarray(problem.y)
+    find = _closest if problem.box is None else partial(_closest_in_box, box=problem.box)
+    found = [find(problem, column) for column in y.reshape(len(y), -1).T]
+    return np.stack(found, axis=1).reshape(problem.unknown_shape).astype(problem.dtype)
 
 
 def _distance(problem: Problem, y: Array) -> float:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowrank.sensing.certificates import Certificate, certify
-from lowrank.sensing.feasibility import distance_if_infeasible
+from lowrank.sensing.feasibility import closest, distance_if_infeasible
 from lowrank.sensing.operators.arrays import Array, to_tensor
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.result import Recovery, SolverResult
@@ -71,6 +71,9 @@ def _finish(
 ) -> Recovery:
     c = np.asarray(result.coefficients)
     status, detail = _judge(problem, result, certificate, tol)
+    if status is Status.INFEASIBLE and problem.residual_bound is not None:
+        c = closest(problem)  # what a solver left behind there means nothing
+        certificate = certify(problem, c, None)
     size = certificate.residual_norm if certificate else _residual_norm(problem, c)
     dual = certificate.dual if certificate else None
     support = support_of(c)

@@ -10,6 +10,7 @@ from lowrank.sensing.solvers.admm import ADMM
 from lowrank.sensing.solvers.amp import AMP
 from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAMP
 from lowrank.sensing.solvers.branch_and_bound import BranchAndBound
+from lowrank.sensing.solvers.cone import ConeL1
 from lowrank.sensing.solvers.cosamp import CoSaMP
 from lowrank.sensing.solvers.cross_bouquet import CrossBouquet
 from lowrank.sensing.solvers.cvx import CVXPY
@@ -41,6 +42,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "amp": AMP,
     "bg_amp": BernoulliGaussianAMP,
     "branch_and_bound": BranchAndBound,
+    "cone": ConeL1,
     "cosamp": CoSaMP,
     "cross_bouquet": CrossBouquet,
     "cvxpy": CVXPY,
@@ -80,6 +82,7 @@ AUTO: tuple[str, ...] = (
     "bg_amp",
     "message_passing",
     "exact_l1_matrix_free",
+    "cone",
     "fista",
     "denoise",
     "admm",
