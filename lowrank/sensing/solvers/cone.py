@@ -31,6 +31,8 @@ APART = 30.0
 """Factor between the smallest large entry and the largest of the others."""
 NEAR = 1e-2
 """Relative distance from a bound below which a large coefficient is taken to be at it."""
+PRODUCTS = 9
+"""Products with the rows, or their adjoint, of a step."""
 TURNS = 5
 """Times that the phases of large entries are taken anew."""
 PATIENCE = 6
@@ -107,7 +109,7 @@ def _follow(
         du, moved = solve(r - V @ h)
         u = u + cones.move(h + moved, back @ du) * du
         if tell(cones.c):
-            return best, k + 1, True
+            return _Point(cones.c, u, error), k + 1, True
     raise AssertionError
 
 
@@ -340,6 +342,7 @@ class ConeL1:
             dual=duals.reshape(y.shape),
             status=status,
             n_iter=longest,
+            n_products=PRODUCTS * calls[0] + columns.shape[1],
             note="interior point on second-order cones" if problem.is_complex else "",
         )
 
