@@ -10,6 +10,7 @@ from torch import nn
 from lowrank.compression.calibration.downstream import Downstream
 from lowrank.compression.calibration.prefix import Goal, Prefix
 from lowrank.compression.calibration.statistics import _BEHIND, Statistics
+from lowrank.compression.network.layers import LayerView
 
 How = Literal["sequential", "parallel"]
 """Each layer to what the compressed prefix gives it, or to what the dense one does."""
@@ -73,6 +74,24 @@ class Fitting:
                 return found, _BEHIND
             alone = "the compressed model does not run it on the same"
         return self.data.goal(self.dense, name), f"to the dense model's inputs: {alone}"
+
+    def of_reader(self, name: str, narrow: LayerView) -> Goal | None:
+        """What a layer that reads fewer channels should do behind the compressed prefix; None
+        where it keeps what it has.
+
+        Args:
+            name: of the layer.
+            narrow: it in the compressed model.
+        """
+        if self._alone(name) is not None or narrow.spec.kind != "linear":
+            return None
+        return self._prefix.goal(
+            self.data.views[name],
+            self.data.sinks.get(name, Downstream()),
+            None,
+            centred=self.data.centred(name),
+            narrow=narrow,
+        )
 
     def _alone(self, name: str) -> str | None:
         """Why a layer is not fitted behind the compressed prefix, or None if it is."""

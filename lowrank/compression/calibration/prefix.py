@@ -79,6 +79,7 @@ class Prefix:
         *,
         centred: bool,
         first: bool = True,
+        narrow: LayerView | None = None,
     ) -> Goal | None:
         """What the layer should do behind the compressed prefix; None if it is never reached,
         or not with as many examples, as where a router sends them elsewhere.
@@ -92,14 +93,20 @@ class Prefix:
             weight: of its outputs, or None.
             centred: its bias or batch norm takes the mean.
             first: no layer before it is yet to be replaced together with it.
+            narrow: the layer in the compressed model, where it reads fewer channels.
         """
-        sums = Sums(view.spec, work=self._effort.moment)
+        own = view if narrow is None else narrow
+        sums = Sums(own.spec, work=self._effort.moment)
         generator = torch.Generator().manual_seed(self._seed)
         scale = norm_scale(self.dense, sink)
         for k, batch in enumerate(self.batches):
             wanted = self._reach(0, k, batch, view, sink, first=True)
             given = self._reach(1, k, batch, view, sink, first=first)
-            if wanted is None or given is None or wanted.input.shape != given.input.shape:
+            if wanted is None or given is None:
+                return None
+            if wanted.input.shape[:-1] != given.input.shape[:-1]:
+                return None
+            if narrow is None and wanted.input.shape != given.input.shape:
                 return None
             target = wanted.output
             if wanted.other is not None and given.other is not None:
@@ -107,10 +114,10 @@ class Prefix:
             bias = getattr(view.module, "bias", None)
             if bias is not None:
                 target = target - _per_channel(bias.detach(), view)
-            add_call(sums, view, given.input, target, len(self.batches), generator, target)
+            add_call(sums, own, given.input, target, len(self.batches), generator, target)
         if not sums.n:
             return None
-        found = _goal(view, sums, weight, centred)
+        found = _goal(own, sums, weight, centred)
         return replace(found, metric=replace(found.metric, work=self._effort.fit))
 
     def _reach(

@@ -26,6 +26,7 @@ from lowrank.compression.network.units import names_of, total
 from lowrank.compression.pipeline.report import Figures, LayerReport, Report
 from lowrank.compression.planning.measure import usable
 from lowrank.compression.planning.selection.narrowed import narrowed_model
+from lowrank.compression.planning.selection.widths import only_apart
 from lowrank.compression.structure.choices import Dense, Tied
 from lowrank.compression.structure.history import _check_choices, remember_form
 from lowrank.compression.structure.int8 import (
@@ -124,30 +125,42 @@ def apply(
     compared = val_of(val, example)
     read, rest = read_data(data, example, settings, rest=val is None)
     with usable(lambda: ("interrupted before all layers were replaced", None), settings.cache):
-        used = model
+        used, teacher = model, None
         if plan.narrowed and read is not None:
-            used, read = _narrowed(model, plan, example, read, settings, progress)
+            used, read, teacher = narrowed(model, plan, example, read, settings, progress)
         return applied(
-            used, plan, dense=model, example=example, data=read, val=compared or rest,
-            settings=settings, refine=refine, progress=progress,
+            used, plan, dense=model, teacher=teacher, example=example, data=read,
+            val=compared or rest, settings=settings, refine=refine, progress=progress,
         )  # fmt: skip
 
 
-def _narrowed(
+Teacher = tuple[nn.Module, Statistics]
+"""The dense network and what is known of it."""
+
+
+def narrowed(
     model: nn.Module,
     plan: Plan,
     example: Example | None,
     data: Sequence[Example] | Statistics,
     settings: Calibration,
     progress: Progress | None,
-) -> tuple[nn.Module, Sequence[Example]]:
-    """The model without the channels that go, its readers reconstructed, and the examples."""
+) -> tuple[nn.Module, Sequence[Example] | Statistics, Teacher | None]:
+    """The model without the channels that go, its readers reconstructed, what is known of it, and
+    what its fits aim at.
+
+    Known are the examples alone; or, where none of the layers that are replaced goes narrower,
+    the moments of the dense network, at which they aim then.
+    """
     whole = apart_for(model, plan)
     known = _known(whole, example, data, settings, settings.opened(), progress)
     assert known is not None
     small = narrowed_model(whole, plan.narrowed, known)
     renormalise(whole, small, known.batches, known.loss)
-    return small, known.batches
+    covered = {name for names in plan.units for name in names}
+    if covered & plan.narrowed.keys():
+        return small, known.batches, None
+    return small, only_apart(known, plan.narrowed).bound(small), (whole, known)
 
 
 def applied(
@@ -161,10 +174,12 @@ def applied(
     refine: bool | int,
     progress: Progress | None,
     dense: nn.Module | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[nn.Module, Report]:
     """What `apply` gives, of arguments that were checked and data that were read.
 
-    `dense` is the whole network, where channels of the model are gone already.
+    `dense` is the whole network, where channels of the model are gone already; `teacher` what
+    fits aim at then, if it is not the model itself.
     """
     store, dense = settings.opened(), model if dense is None else dense
     model = opened_for(model, plan)
@@ -172,7 +187,7 @@ def applied(
     plan = _without_stale_figures(model, plan)
     how = settings.how
     shelf = _shelf(store, model, known, plan, how)
-    small, built, notes = _made(model, plan, known, how, refine, progress, shelf)
+    small, built, notes = _made(model, plan, known, how, refine, progress, shelf, teacher)
     if plan.int8:
         quantize_linear(small, plan.int8)
     closed(small, plan)
@@ -317,10 +332,11 @@ def _made(
     steps: bool | int,
     progress: Progress | None,
     shelf: Shelf,
+    teacher: Teacher | None,
 ) -> tuple[nn.Module, dict[str, Built], list[str]]:
     """The new model, how close its layers came, and what there is to say of the data."""
-    if known is None or not steps or not plan.replaced:
-        return _fitted(model, plan, known, how, progress, shelf=shelf)
+    if known is None or not steps or not (plan.replaced or plan.narrowed):
+        return _fitted(model, plan, known, how, progress, shelf=shelf, teacher=teacher)
     steps, layers = STEPS if steps is True else steps, [*plan.replaced, *plan.hosts]
     part, held = known.parted(model)
     trial, untried = None, "there were too few examples for a trial"
@@ -333,7 +349,7 @@ def _made(
             )  # fmt: skip
         except Unmatched as error:
             untried = f"there was no trial: {error.problem}"
-    small, built, notes = _fitted(model, plan, known, how, progress, shelf=shelf)
+    small, built, notes = _fitted(model, plan, known, how, progress, shelf=shelf, teacher=teacher)
     found = refine(
         small, model, known.batches, layers,
         trial=trial, untried=untried, steps=steps, seed=plan.seed, progress=progress,
@@ -350,9 +366,11 @@ def _fitted(
     *,
     max_iter: int | None = None,
     shelf: Shelf = NOWHERE,
+    teacher: Teacher | None = None,
 ) -> tuple[nn.Module, dict[str, Built], list[str]]:
+    aim, data = (None, known) if teacher is None else teacher
     small, built = replace_layers(
-        model, plan, known, how, max_iter=max_iter, progress=progress, shelf=shelf
+        model, plan, data, how, max_iter=max_iter, progress=progress, shelf=shelf, teacher=aim
     )
     if known is None:
         return small, built, []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,12 +11,13 @@ from torch import nn
 
 from lowrank.compression.calibration.effort import effort_of
 from lowrank.compression.calibration.settings import Calibration, calibration_of
+from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.gauges.memory import MemoryCheck, measure_memory
 from lowrank.compression.gauges.quality import Scorer, check_drop, speaks
 from lowrank.compression.gauges.timing import LatencyCheck, time_ratio
 from lowrank.compression.network.cutting import few_of
 from lowrank.compression.network.example import Example, Tally, batch_size, tallying, unwrapped
-from lowrank.compression.pipeline.apply import applied, check_refine, read_data, val_of
+from lowrank.compression.pipeline.apply import applied, check_refine, narrowed, read_data, val_of
 from lowrank.compression.pipeline.forecast import expected
 from lowrank.compression.pipeline.report import Report
 from lowrank.compression.pipeline.selecting import Chooser, Chosen, check_select
@@ -158,12 +159,19 @@ def compress(
                 plan, timed, curves, used = chooser.choose(budget, progress)
             else:
                 plan, timed = _planned(model, example, curves, budget, exponent)
+            seen: Sequence[Example] | Statistics | None = curves.data
+            teacher = None
+            if used is model and plan.narrowed and curves.data is not None:
+                used, seen, teacher = narrowed(
+                    model, plan, example, curves.data, settings, progress
+                )
             small, report = applied(
                 used,
                 plan,
                 dense=model,
+                teacher=teacher,
                 example=example,
-                data=curves.data,
+                data=seen,
                 val=compared or rest,
                 settings=settings,
                 refine=refine,

@@ -14,6 +14,7 @@ from lowrank.compression.calibration.settings import Calibration, check_exponent
 from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.gauges.memory import Peaks
 from lowrank.compression.methods.shared.base import ranks_of
+from lowrank.compression.network.channels.narrowing import Narrowed
 from lowrank.compression.network.stages import Cost
 from lowrank.compression.planning.budget import Budget, budget_of
 from lowrank.compression.planning.candidates import Candidate, Curve, Share, Whole
@@ -25,6 +26,7 @@ from lowrank.compression.planning.knapsack import (
     smallest,
 )
 from lowrank.compression.planning.layer_times import Timing
+from lowrank.compression.planning.selection.widths import Width, Widths
 from lowrank.compression.structure.choices import Dense, PlannedLayer, Tied
 from lowrank.compression.structure.plan import Plan, _short
 from lowrank.errors import BudgetError
@@ -46,6 +48,7 @@ class Curves:
         timing: how long the candidates take; None where that was not asked for.
         memory: what the model holds while it runs; None where that was not asked for.
         joint: what several of the layers may become together, beside their own curves.
+        widths: units of layers that may go narrower as a whole, beside their own curves.
     """
 
     curves: tuple[Curve, ...]
@@ -58,6 +61,7 @@ class Curves:
     timing: Timing | None = field(default=None, compare=False, repr=False)
     memory: Peaks | None = field(default=None, compare=False, repr=False)
     joint: tuple[Curve, ...] = ()
+    widths: tuple[Widths, ...] = ()
 
     def plot(
         self, layers: Sequence[str] | None = None, *, method: str = "channel_svd", ax: Any = None
@@ -166,7 +170,7 @@ class Curves:
             exponent = self.exponent
         check_exponent(exponent)
         offers = {c.layer: self._offer(c, budget.names, exponent) for c in self.curves}
-        joint = [self._joint_offer(c, budget.names, exponent) for c in self.joint]
+        joint = self._together(budget.names, exponent)
         fixed = np.array(budget.wholes, float)
         fixed -= np.sum([self._dense(c, budget.names) for c in self.curves], axis=0)
         picked = _picked(offers, joint, np.array(budget.limits) - fixed)
@@ -206,22 +210,43 @@ class Curves:
         return self._planned({c.layer: Dense(reason) for c in self.curves}, given)
 
     def _planned(
-        self, taken: Mapping[str, Dense | Candidate | Whole], given: Mapping[str, float]
+        self, taken: Mapping[str, Dense | Candidate | Whole | Width], given: Mapping[str, float]
     ) -> Plan:
         rows = {
             name: PlannedLayer(self.kinds[name], self.shapes[name], Dense(reason))
             for name, reason in self.reasons.items()
         }
         together = {c.layers: c for c in (*self.curves, *self.joint)}
+        narrow = {w.layers[0]: w for w in self.widths}
+        narrowed: dict[str, Narrowed] = {}
         for curve in self.curves:
             if curve.layer in taken:
                 choice = taken[curve.layer]
+                if isinstance(choice, Width):
+                    rows |= self._narrow_rows(narrow[curve.layer], choice)
+                    narrowed |= choice.narrowed
+                    continue
                 covered = choice.layers if isinstance(choice, Candidate) else curve.layers
                 rows |= _rows(together[covered], choice)
-        rows = {n: replace(r, kind=self.kinds[n], shapes=self.shapes[n]) for n, r in rows.items()}
+        rows = {
+            n: replace(r, kind=self.kinds[n], shapes=r.shapes or self.shapes[n])
+            for n, r in rows.items()
+        }
         rows |= _with_guests(rows)
         layers = {name: rows[name] for name in self.kinds}
-        return Plan(layers, self.total, dict(given), self.calibration.seed)
+        seed = self.calibration.seed
+        return Plan(layers, self.total, dict(given), seed, narrowed=narrowed)
+
+    def _narrow_rows(self, unit: Widths, width: Width) -> dict[str, PlannedLayer]:
+        """The rows of layers that go narrower; their kinds are put in by the caller."""
+        dense = {c.layer: c.dense for c in self.curves}
+        return {
+            n: PlannedLayer(
+                "", dict(width.shapes[n]), Dense(width.said(n)), dense[n], width.costs[n],
+                width.error if n == unit.reader else None,
+            )
+            for n in unit.layers
+        }  # fmt: skip
 
     def _endings(
         self,
@@ -300,6 +325,45 @@ class Curves:
             columns.append(column)
         return np.stack(columns, axis=1)
 
+    def _together(self, names: Sequence[str], exponent: float) -> list[_Joint]:
+        """What layers may become together: fewer neurons, or else factors that they share."""
+        narrow = [self._narrow_offer(w, names, exponent) for w in self.widths]
+        taken = {n for offer in narrow if offer.options for n in offer.layers}
+        shared = [c for c in self.joint if not taken & set(c.layers)]
+        return [*narrow, *(self._joint_offer(c, names, exponent) for c in shared)]
+
+    def _narrow_offer(self, unit: Widths, names: Sequence[str], exponent: float) -> _Joint:
+        """The widths of a unit, smaller in every measure."""
+        apart = {c.layer: c for c in self.curves}
+        curves = [apart[name] for name in unit.layers]
+        dense = np.array([self._dense(c, names) for c in curves])  # (n_layers, n_names)
+        costs = np.array([self._narrow_costs(curves, dense, w, names) for w in unit.options])
+        counts = apart[unit.reader].importance
+        weight = 1.0 if counts is None else counts.weight(exponent)
+        errors = weight * np.array([w.error for w in unit.options])
+        kept = np.flatnonzero(np.all(costs < dense.sum(0), axis=1))
+        choices = Choices(costs[kept], errors[kept])
+        return _Joint(unit.layers, [unit.options[i] for i in kept], choices)
+
+    def _narrow_costs(
+        self,
+        curves: Sequence[Curve],
+        dense: NDArray[np.float64],
+        width: Width,
+        names: Sequence[str],
+    ) -> list[float]:
+        """The measures of layers that go narrower; their time falls as their MACs."""
+        found = []
+        for k, name in enumerate(names):
+            costs = [width.costs[c.layer] for c in curves]
+            if name == "latency":
+                shares = [cost.macs / c.dense.macs for cost, c in zip(costs, curves, strict=True)]
+                found.append(float(dense[:, k] @ np.array(shares)))
+            else:
+                field_ = "bytes" if name == "memory" else name
+                found.append(float(sum(getattr(cost, field_) for cost in costs)))
+        return found
+
     def _joint_offer(self, curve: Curve, names: Sequence[str], exponent: float) -> _Joint:
         """The joint candidates of layers that also stand alone, smaller in every measure."""
         apart = {c.layer: c for c in self.curves}
@@ -352,11 +416,11 @@ class _Joint:
     """What layers that also stand alone may become together."""
 
     layers: tuple[str, ...]
-    options: Sequence[Candidate]
+    options: Sequence[Candidate | Width]
     choices: Choices
 
 
-_Taken: TypeAlias = "Mapping[str, Whole | Candidate | None]"
+_Taken: TypeAlias = "Mapping[str, Whole | Candidate | Width | None]"
 """First layer of a unit -> what it becomes; None is dense. A joint choice stands at its first."""
 
 
@@ -379,7 +443,9 @@ def _picked(
     found = choose_grouped([o.choices for o in alone.values()], groups, limits.tolist())
     if found is None:
         return None
-    taken = {n: o.options[p] for (n, o), p in zip(alone.items(), found[0], strict=True)}
+    taken: dict[str, Whole | Candidate | Width | None] = {
+        n: o.options[p] for (n, o), p in zip(alone.items(), found[0], strict=True)
+    }
     for j, picks in zip(joint, found[1], strict=True):
         if isinstance(picks, int):
             taken[j.layers[0]] = j.options[picks]
@@ -397,7 +463,7 @@ _NAMED = 6
 
 
 def _source(
-    offer: _Offer, joint: Sequence[_Joint], option: Whole | Candidate | None
+    offer: _Offer, joint: Sequence[_Joint], option: Whole | Candidate | Width | None
 ) -> tuple[_Offer | _Joint, int]:
     """Where the option was offered, and its position there."""
     sources: list[_Offer | _Joint] = [offer, *joint]

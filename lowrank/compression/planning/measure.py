@@ -50,6 +50,7 @@ from lowrank.compression.planning.curves import Curves
 from lowrank.compression.planning.layer_times import Timing, time_layers
 from lowrank.compression.planning.rounding import Rounding
 from lowrank.compression.planning.rules import Named, Rules, rules_of
+from lowrank.compression.planning.selection.widths import find_widths
 from lowrank.compression.planning.sensitivity import probe
 from lowrank.compression.structure.choices import Choice, Dense, Tied
 from lowrank.compression.structure.int8 import require_torchao
@@ -183,6 +184,10 @@ def measured(
         shelf = _shelf(store, model, example, known, settings, rules, classes)
         asked = _Asked(model, known, classes, overrides, rules, settings.seed, shelf)
         named = asked.measure(found, reasons, rows, progress)
+        if known is not None and known.words and rules.methods is None and rules.select is None:
+            free = {c.layer for c in rows.curves if not c.fixed}
+            widths = find_widths(model, example, found, known, free, progress=progress)
+            rows.bare = replace(rows.bare, widths=widths)
         if latency:
             timing = _timed(model, example, named, rows.curves, rows.bare.joint, progress)
             rows.bare = replace(rows.bare, timing=timing)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.network.layers import is_transposed_linear, spec_of
+from lowrank.compression.network.layers import is_transposed_linear, own_shapes, spec_of
 from lowrank.errors import PlanError
 
 _NEUTRAL = {"running_var": 1.0}
@@ -175,6 +175,16 @@ def _axes(module: nn.Module, what: Narrowed) -> Iterator[tuple[str, int, Sequenc
     if what.inputs is not None and (not what.depthwise or _is_turned(module)):
         n = 1 if _is_turned(module) else groups
         yield "weight", in_axis, *_within(what.inputs, n)
+
+
+def narrowed_shapes(module: nn.Module, what: Narrowed) -> dict[str, tuple[int, ...]]:
+    """The shapes of a layer's parameters when it is as narrow; those of the dense one as given."""
+    shapes = own_shapes(module)
+    for name, axis, places, _ in _axes(module, what):
+        if name in shapes:
+            before = shapes[name]
+            shapes[name] = (*before[:axis], len(places), *before[axis + 1 :])
+    return shapes
 
 
 def _within(kept: Kept, groups: int) -> tuple[Sequence[int], int]:

@@ -1,0 +1,236 @@
+"""Units of neurons that go narrower as a whole, in the same knapsack as factors.
+
+The neurons of a block's hidden layer, which some layers make and one reads: a decoder's gate and
+up projections with its down projection, say. Whether they go narrower, or which of these layers is
+factorized, is one choice, so that the planner takes whichever loses less.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.compression.calibration.statistics import Statistics
+from lowrank.compression.network.channels.narrowing import Kept, Narrowed, narrowed_shapes
+from lowrank.compression.network.channels.units import Channels, ChannelUnit, find_channels
+from lowrank.compression.network.example import Example
+from lowrank.compression.network.layers import LayerView
+from lowrank.compression.network.scan import Scan
+from lowrank.compression.network.stages import Cost
+from lowrank.compression.network.tensors import mapped, tensors
+from lowrank.compression.network.units import total
+from lowrank.compression.planning.selection.narrowed import proven
+from lowrank.compression.planning.selection.readers import Reader, reader_of
+from lowrank.decompositions.metric import scaled_cholesky
+from lowrank.errors import LowRankError
+from lowrank.progress import Progress
+
+LEVELS, _LEAST = 16, 4
+"""A unit is offered at so many sixteenths of its width, and no narrower than at four of them."""
+
+_EVEN, _EVEN_FROM = 16, 256
+"""Widths are multiples of this in units of so many neurons and more: kernels run in such tiles."""
+
+_PLACES = 16
+"""Places of a text on which the neurons are followed."""
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Width:
+    """One width of a unit.
+
+    Args:
+        narrowed: each layer -> what stays of it.
+        costs: each layer -> its cost then.
+        shapes: each layer -> the shapes of its parameters then.
+        error: relative squared error of the reader's output, its weight reconstructed.
+    """
+
+    narrowed: Mapping[str, Narrowed]
+    costs: Mapping[str, Cost]
+    shapes: Mapping[str, Shapes]
+    error: float
+
+    @property
+    def cost(self) -> Cost:
+        """Of all layers together."""
+        return total(list(self.costs.values()))
+
+    def said(self, name: str) -> str:
+        """Why a layer is not factorized."""
+        return f"of its neurons {self.narrowed[name]}"
+
+
+@dataclass(frozen=True)
+class Widths:
+    """A unit and what it may become as a whole.
+
+    Args:
+        makers: the layers that make its neurons.
+        reader: the one that reads them, and whose output is the worse for those that go.
+        options: every width that is offered, widest first.
+    """
+
+    makers: tuple[str, ...]
+    reader: str
+    options: tuple[Width, ...]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.makers, self.reader)
+
+
+def find_widths(
+    model: nn.Module,
+    example: Example,
+    found: Scan,
+    data: Statistics,
+    free: Collection[str],
+    *,
+    progress: Progress | None = None,
+) -> tuple[Widths, ...]:
+    """The units of a model that may go narrower, each by its moments.
+
+    Args:
+        model: the dense network; left as it is.
+        example: inputs of one forward pass.
+        found: its layers.
+        data: their moments.
+        free: the layers that a plan may replace.
+        progress: called as (unit, done, total).
+    """
+    left_out = {v.name: "it stays as it is" for v in found.views if v.name not in free}
+    short = _shortened(example)
+    try:
+        channels, _ = proven(model, short, find_channels(model, short, found, left_out))
+    except LowRankError:  # the model takes no text as short as that
+        channels, _ = proven(model, example, find_channels(model, example, found, left_out))
+    views = {v.name: v for v in found.views}
+    units = [u for u in _by_themselves(channels) if _serves(u, views, data)]
+    every = []
+    with torch.inference_mode(False), torch.no_grad():
+        for done, unit in enumerate(units):
+            if progress is not None:
+                progress(f"narrowing {unit.name}", done, len(units))
+            reader = reader_of(model, views[unit.readers[0]], channels, data, 1.0)
+            options = tuple(_options(unit, channels, views, reader))
+            if options:
+                every.append(Widths(unit.makers, unit.readers[0], options))
+    return tuple(every)
+
+
+def _shortened(example: Example) -> Example:
+    """The first few words of a text: what becomes of neurons is the same at every place."""
+    words = [t for t in tensors(example) if t.ndim > 1]
+    if not words or any(t.is_floating_point() for t in words):
+        return example
+    length = words[0].shape[1]
+    return mapped(example, lambda t: t[:1, :_PLACES] if t.shape[1:2] == (length,) else t)
+
+
+def _by_themselves(channels: Channels) -> Iterator[ChannelUnit]:
+    """The units of which no layer carries channels of another, with one reader."""
+    uses = Counter(n for u in channels.units for n in {*u.makers, *u.readers})
+    for unit in channels.units:
+        own, names = set(unit.channels), {*unit.makers, *unit.readers}
+        carried = {n for (n, _), marks in channels.sides.items() if own & set(marks)}
+        if len(unit.readers) != 1 or carried != names or any(uses[n] > 1 for n in names):
+            continue
+        makes = all(own.issuperset(channels.sides[n, "out"]) for n in unit.makers)
+        if makes and own.issuperset(channels.sides[unit.readers[0], "in"]):
+            yield unit
+
+
+def _serves(unit: ChannelUnit, views: Mapping[str, LayerView], data: Statistics) -> bool:
+    names = (*unit.makers, *unit.readers)
+    plain = all(n in views and views[n].spec.kind == "linear" for n in names)
+    plain = plain and all(views[n].spec.groups == 1 for n in names)
+    return plain and data.reason(unit.readers[0]) is None
+
+
+def _options(
+    unit: ChannelUnit, channels: Channels, views: Mapping[str, LayerView], reader: Reader
+) -> Iterator[Width]:
+    n = len(unit.channels)
+    even = _EVEN if n >= _EVEN_FROM else 1
+    wanted = sorted({n * k // LEVELS // even * even for k in range(_LEAST, LEVELS)} - {0, n})
+    for kept, error in _fewer(reader, wanted[::-1]):
+        stay = {int(reader.columns[k]) for k in kept}
+        what = {name: _kept(channels, name, "out", stay) for name in unit.makers}
+        what[unit.readers[0]] = _kept(channels, unit.readers[0], "in", stay)
+        yield Width(
+            what,
+            {name: _cost(views[name], w) for name, w in what.items()},
+            {name: narrowed_shapes(views[name].module, w) for name, w in what.items()},
+            error,
+        )
+
+
+def _kept(channels: Channels, name: str, side: str, stay: Collection[int]) -> Narrowed:
+    marks = channels.sides[name, "in" if side == "in" else "out"]
+    kept = Kept(tuple(k for k, mark in enumerate(marks) if mark in stay), len(marks))
+    return Narrowed(inputs=kept) if side == "in" else Narrowed(outputs=kept)
+
+
+def _cost(view: LayerView, what: Narrowed) -> Cost:
+    """Of a linear layer as narrow; a reader keeps its bias."""
+    dense, kept = view.cost(), what.inputs or what.outputs
+    assert kept is not None
+    share = len(kept.places) / kept.of
+    gone = (1 - share) * (view.spec.n_weights if what.outputs is None else dense.params)
+    size = dense.bytes / max(1, dense.params)
+    return Cost(
+        round(dense.params - gone), round(dense.bytes - gone * size), round(share * dense.macs)
+    )
+
+
+def _fewer(reader: Reader, widths: Sequence[int]) -> Iterator[tuple[list[int], float]]:
+    """The columns that stay at each width, and the relative squared error of the output.
+
+    Backward elimination in rounds: of the weight W' that makes up best for what has gone, a
+    neuron alone costs w'_j^T G w'_j / P_jj more, with P the inverse of the moment of those that
+    stay (the optimal brain surgeon's rule, Hassibi and Stork 1993, on a layer's own output). Those
+    that cost least go, a sixteenth of all in a round.
+
+    Args:
+        reader: of all neurons.
+        widths: falling.
+    """
+    W, C = reader.W[0], reader.C[0]
+    weighed = reader.metric.weighs(reader.W)[0]
+    whole = float((weighed * (W @ C)).sum())
+    kept = torch.arange(len(C), device=C.device)
+    scale, inverse = _inverse(C)
+    made = W
+    for width in widths:
+        left = reader.metric.weighs(made[None])[0]
+        cost = (made * left).sum(0) / (scale.square() * inverse.diagonal())
+        kept = kept[cost.argsort()[len(kept) - width :].sort().values]
+        scale, inverse = _inverse(C[kept][:, kept])
+        made = _solved(W @ C[:, kept], scale, inverse)
+        explained = float((weighed * (made @ C[kept])).sum())
+        yield kept.tolist(), max(1 - explained / whole, 0.0) if whole > 0 else 0.0
+
+
+def _inverse(C: Tensor) -> tuple[Tensor, Tensor]:
+    """D and the inverse of D C D, so that D (D C D)^-1 D is that of C."""
+    scale, L = scaled_cholesky(C[None])
+    return scale[0], torch.cholesky_inverse(L[0])
+
+
+def _solved(right: Tensor, scale: Tensor, inverse: Tensor) -> Tensor:
+    return (right * scale) @ inverse * scale
+
+
+def only_apart(data: Statistics, narrowed: Collection[str]) -> Statistics:
+    """What is known of the layers that stay as wide as they are."""
+    units = {name: unit for name, unit in data.units.items() if name not in narrowed}
+    return replace(data, units=units)
