@@ -169,8 +169,10 @@ def _importance(data: Statistics | None, model: nn.Module, names: Sequence[str])
 
 
 def take_mean(small: nn.Module, name: str, shift: Tensor, norm: str | None) -> None:
-    """Add a shift (out,) to a replaced layer's output, by its bias or the batch norm behind it."""
-    bias = bias_holder(small.get_submodule(name))._parameters.get("bias")
+    """Add a shift (out,) to a layer's output, by its bias or the batch norm behind it."""
+    module = small.get_submodule(name)
+    holder = module if spec_of(module) is not None else bias_holder(module)
+    bias = holder._parameters.get("bias")
     with torch.no_grad():
         if bias is not None:
             bias.add_(shift.to(bias.dtype))

@@ -242,7 +242,7 @@ class Curves:
         dense = {c.layer: c.dense for c in self.curves}
         return {
             n: PlannedLayer(
-                "", dict(width.shapes[n]), Dense(width.said(n)), dense[n], width.costs[n],
+                "", dict(width.shapes[n]), Dense(FEWER), dense[n], width.costs[n],
                 width.error if n == unit.reader else None,
             )
             for n in unit.layers
@@ -393,6 +393,10 @@ class Curves:
             Choices(np.vstack([dense, costs[kept]]), np.append(0.0, errors[kept])),
         )
         return _with_int8(whole, curve, names, weight)
+
+
+FEWER = "its channels alone are selected"
+"""Why a layer is not factorized that goes narrower."""
 
 
 NO_FASTER = "no rank makes it faster here"

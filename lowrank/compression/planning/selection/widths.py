@@ -63,10 +63,6 @@ class Width:
         """Of all layers together."""
         return total(list(self.costs.values()))
 
-    def said(self, name: str) -> str:
-        """Why a layer is not factorized."""
-        return f"of its neurons {self.narrowed[name]}"
-
 
 @dataclass(frozen=True)
 class Widths:
