@@ -67,7 +67,9 @@ def find_blocks(model: nn.Module, layers: Sequence[str]) -> list[Block]:
 
     A layer's block is the smallest module around it, but not the model, that holds at least
     two of the model's layers; in an `nn.Sequential` it is the layer itself with what follows
-    it up to the next layer.
+    it up to the next layer. Of a transformer it is a whole one of its blocks, a member of an
+    `nn.ModuleList` with norms of its own: what the layers before have lost of the sum that runs
+    through the blocks is made up for, too.
 
     Args:
         model: the dense network.
@@ -92,6 +94,11 @@ def _inside(block: Block, names: set[str]) -> bool:
 
 def _block_of(model: nn.Module, layer: str) -> Block:
     parts = layer.split(".")
+    for depth in range(len(parts) - 1, 1, -1):
+        name = ".".join(parts[:depth])
+        listed = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.ModuleList)
+        if listed and _is_transformers(model.get_submodule(name)):
+            return Block((name,))
     for depth in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:depth])
         parent = model.get_submodule(name)
@@ -104,6 +111,14 @@ def _block_of(model: nn.Module, layer: str) -> Block:
     if isinstance(model, nn.Sequential):
         return _run_of(model, parts[0], "")
     return Block((layer,))
+
+
+def _is_transformers(module: nn.Module) -> bool:
+    """Whether it holds layers and norms, none of which is of batches."""
+    norms = [m for m in module.modules() if type(m).__name__.endswith("Norm")]
+    return (
+        len(norms) > 0 and _n_layers(module) > 1 and type(module).forward is not nn.Module.forward
+    )
 
 
 def _run_of(parent: nn.Sequential, child: str, name: str) -> Block:
