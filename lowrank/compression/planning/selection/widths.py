@@ -104,13 +104,13 @@ def find_widths(
         progress: called as (unit, done, total).
     """
     left_out = {v.name: "it stays as it is" for v in found.views if v.name not in free}
+    views = {v.name: v for v in found.views}
     short = _shortened(example)
     try:
-        channels, _ = proven(model, short, find_channels(model, short, found, left_out))
+        channels = _neurons(model, short, found, left_out)
     except LowRankError:  # the model takes no text as short as that
-        channels, _ = proven(model, example, find_channels(model, example, found, left_out))
-    views = {v.name: v for v in found.views}
-    units = [u for u in _by_themselves(channels) if _serves(u, views, data)]
+        channels = _neurons(model, example, found, left_out)
+    units = [u for u in channels.units if _serves(u, views, data)]
     every = []
     with torch.inference_mode(False), torch.no_grad():
         for done, unit in enumerate(units):
@@ -132,16 +132,28 @@ def _shortened(example: Example) -> Example:
     return mapped(example, lambda t: t[:1, :_PLACES] if t.shape[1:2] == (length,) else t)
 
 
+def _neurons(
+    model: nn.Module, example: Example, found: Scan, left_out: Mapping[str, str]
+) -> Channels:
+    """The units of neurons, put to the proof."""
+    every = find_channels(model, example, found, left_out)
+    others = {u.name for u in every.units} - {u.name for u in _by_themselves(every)}
+    channels, _ = proven(model, example, every.without(others))
+    return channels
+
+
 def _by_themselves(channels: Channels) -> Iterator[ChannelUnit]:
-    """The units of which no layer carries channels of another, with one reader."""
+    """The units of neurons, each at one place of its layers, which carry no channels of another
+    unit, with one reader."""
     uses = Counter(n for u in channels.units for n in {*u.makers, *u.readers})
     for unit in channels.units:
         own, names = set(unit.channels), {*unit.makers, *unit.readers}
         carried = {n for (n, _), marks in channels.sides.items() if own & set(marks)}
         if len(unit.readers) != 1 or carried != names or any(uses[n] > 1 for n in names):
             continue
-        makes = all(own.issuperset(channels.sides[n, "out"]) for n in unit.makers)
-        if makes and own.issuperset(channels.sides[unit.readers[0], "in"]):
+        sides = [channels.sides[n, "out"] for n in unit.makers]
+        sides.append(channels.sides[unit.readers[0], "in"])
+        if all(own == set(marks) and len(own) == len(marks) for marks in sides):
             yield unit
 
 
