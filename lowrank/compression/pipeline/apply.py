@@ -134,6 +134,11 @@ def apply(
         )  # fmt: skip
 
 
+def apart_of_factors(plan: Plan) -> bool:
+    """Whether none of the layers that are replaced goes narrower."""
+    return not {name for names in plan.units for name in names} & plan.narrowed.keys()
+
+
 Teacher = tuple[nn.Module, Statistics]
 """The dense network and what is known of it."""
 
@@ -157,8 +162,7 @@ def narrowed(
     assert known is not None
     small = narrowed_model(whole, plan.narrowed, known)
     renormalise(whole, small, known.batches, known.loss)
-    covered = {name for names in plan.units for name in names}
-    if covered & plan.narrowed.keys():
+    if not apart_of_factors(plan):
         return small, known.batches, None
     return small, only_apart(known, plan.narrowed).bound(small), (whole, known)
 

@@ -17,7 +17,14 @@ from lowrank.compression.gauges.quality import Scorer, check_drop, speaks
 from lowrank.compression.gauges.timing import LatencyCheck, time_ratio
 from lowrank.compression.network.cutting import few_of
 from lowrank.compression.network.example import Example, Tally, batch_size, tallying, unwrapped
-from lowrank.compression.pipeline.apply import applied, check_refine, narrowed, read_data, val_of
+from lowrank.compression.pipeline.apply import (
+    apart_of_factors,
+    applied,
+    check_refine,
+    narrowed,
+    read_data,
+    val_of,
+)
 from lowrank.compression.pipeline.forecast import expected
 from lowrank.compression.pipeline.report import Report
 from lowrank.compression.pipeline.selecting import Chooser, Chosen, check_select
@@ -139,7 +146,9 @@ def compress(
     progress = in_stages(progress, _stages(settings, read is not None, words, *asked))
     started, used = time.process_time(), model
     with tallying() as tally:
-        curves = measured(whole, example, read, settings, rules, **timed_too, progress=progress)
+        curves = dense = measured(
+            whole, example, read, settings, rules, **timed_too, progress=progress
+        )
         with usable(lambda: (_MEASURED, curves), settings.cache):
             chooser, timed = None, None
             if progress is not None and max_drop is None:
@@ -161,10 +170,8 @@ def compress(
                 plan, timed = _planned(model, example, curves, budget, exponent)
             seen: Sequence[Example] | Statistics | None = curves.data
             teacher = None
-            if used is model and plan.narrowed and curves.data is not None:
-                used, seen, teacher = narrowed(
-                    model, plan, example, curves.data, settings, progress
-                )
+            if plan.narrowed and apart_of_factors(plan) and dense.data is not None:
+                used, seen, teacher = narrowed(model, plan, example, dense.data, settings, progress)
             small, report = applied(
                 used,
                 plan,

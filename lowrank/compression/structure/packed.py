@@ -75,7 +75,10 @@ def packed_in(model: nn.Module, plan: Plan) -> list[str]:
 
 
 def _first(module: nn.Module) -> str | None:
-    """The first layer of what stands in the place of a packed module."""
+    """The first layer of what stands in the place of a packed module; None of any other, and of
+    what is apart already."""
+    if isinstance(module, Experts):
+        return None
     return f"{first_of(module)}.0" if is_packed_experts(module) else _FIRST.get(type(module))
 
 
