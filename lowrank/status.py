@@ -17,6 +17,10 @@ class Status(Enum):
     CONVERGED = (
         "the method reached its own fixed point; the problem is not convex, so nothing is certified"
     )
+    STATIONARY = (
+        "no small change lowers the objective to first order, within tol; the problem is not "
+        "convex, so that another start, x0, may end lower"
+    )
     MAX_ITER = (
         "stopped by max_iter before the tolerance: raise max_iter, loosen tol, "
         "or take another solver"
@@ -42,4 +46,4 @@ class Status(Enum):
     @property
     def ok(self) -> bool:
         """Whether the answer may be used as the answer."""
-        return self in (Status.OPTIMAL, Status.CONVERGED)
+        return self in (Status.OPTIMAL, Status.CONVERGED, Status.STATIONARY)

@@ -9,6 +9,7 @@ import numpy as np
 
 from lowrank.sensing import (
     BPDN,
+    MCP,
     AnalysisLasso,
     BasisPursuit,
     BestSubset,
@@ -249,6 +250,7 @@ def _run(kind: str) -> Problem:
         "k-sparse": lambda: KSparse(A, y, 6),
         "logistic": lambda: LogisticLasso(A, np.sign(y), 0.02),
         "huber": lambda: HuberLasso(A, y, 0.01, delta=0.05),
+        "mcp": lambda: MCP(A, y, 0.02, gamma=2.0),
         "best subset": lambda: BestSubset(A, np.cos(np.arange(30.0) ** 2), 5),
         "posterior mean": lambda: PosteriorMean(A, y),
         "orthonormal rows": lambda: PosteriorMean(dct, dct @ spikes),
@@ -274,6 +276,7 @@ RUNS: dict[str, Case] = {
         "frisch_newton": "tall l1 fit",
         "homotopy": "bpdn",
         "iht": "k-sparse",
+        "local_linear": "mcp",
         "message_passing": "large",
         "interior_point": "basis pursuit",
         "omp": "k-sparse",

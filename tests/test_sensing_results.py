@@ -10,6 +10,7 @@ from sensing_cases import NOT_CONVEX, PROBLEMS, RUNS
 
 from lowrank.errors import InputError
 from lowrank.sensing import (
+    SCAD,
     SOLVERS,
     AnalysisLasso,
     BasisPursuit,
@@ -26,7 +27,8 @@ from lowrank.sensing import (
 )
 
 MADE = {**PROBLEMS, **{name: lambda case=case: case()[0] for name, case in NOT_CONVEX.items()}}
-MADE["best subset"] = RUNS["branch_and_bound"]
+MADE |= {"best subset": RUNS["branch_and_bound"], "mcp": RUNS["local_linear"]}
+MADE["scad"] = lambda: SCAD(np.eye(3), np.ones(3), 0.1)
 ONE_A_KIND = {type(make()): name for name, make in MADE.items()}
 
 

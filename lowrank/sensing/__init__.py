@@ -25,6 +25,7 @@ from lowrank.sensing.problems.losses import (
     PoissonLasso,
     QuantileLasso,
 )
+from lowrank.sensing.problems.nonconvex import MCP, SCAD
 from lowrank.sensing.problems.other import BestSubset, KSparse, OneBit, PosteriorMean
 from lowrank.sensing.problems.structured import (
     Analysis,
@@ -102,6 +103,8 @@ __all__ = [
     *_HOME,
     "AUTO",
     "BPDN",
+    "MCP",
+    "SCAD",
     "SOLVERS",
     "Analysis",
     "AnalysisLasso",

@@ -81,6 +81,8 @@ class Recovery:
         message: status, figures and advice in a sentence.
         estimated_error: `||x - true x|| / ||x||` as message passing estimates it for a posterior
             mean; None for an optimum.
+        stationarity: of a concave penalty, how far the gradient is from what the penalty allows,
+            relative to its slope at 0; None for all else.
     """
 
     x: Any
@@ -102,10 +104,13 @@ class Recovery:
     why: str
     message: str
     estimated_error: float | None = None
+    stationarity: float | None = None
 
     def __repr__(self) -> str:
         why_none = "not convex" if self.dual_objective is None else self.status.name.lower()
         gap = f"none ({why_none})" if self.gap is None else f"{self.gap:.1e}"
+        if self.stationarity is not None:
+            gap = f"{gap}, stationary to {self.stationarity:.1e}"
         return (
             f"Recovery({self.status.name}: {self.support.size} of {self.coefficients.shape[0]} "
             f"non-zero, objective {self.objective:.6g}, residual {self.residual_norm:.3g}, "
@@ -115,7 +120,8 @@ class Recovery:
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON values: everything but the vectors."""
-        names = ("objective", "residual_norm", "gap", "infeasibility", "dual_objective")
+        names = ["objective", "residual_norm", "gap", "infeasibility", "dual_objective"]
+        names += ["stationarity"] * (self.stationarity is not None)
         counts = ("n_iter", "n_products", "seconds", "solver", "why", "message")
         return {
             "status": self.status.name.lower(),
@@ -195,6 +201,8 @@ class Recovery:
                 "certificate",
                 f"none: the problem {'has no solution' if convex else 'is not convex'}",
             )
+            if self.stationarity is not None:
+                yield "stationary to", f"{self.stationarity:.1e} of the penalty's slope at 0"
         else:
             yield "proven bound", f"{self.dual_objective:.8g}"
             yield "relative gap", f"{self.gap:.1e}"

@@ -70,10 +70,13 @@ def _finish(
     stopped: bool = False,
 ) -> Recovery:
     c = np.asarray(result.coefficients)
+    stationarity = problem.stationarity(c)
     status, detail = _judge(problem, result, certificate, tol)
     if status is Status.INFEASIBLE and problem.residual_bound is not None:
         c = closest(problem)  # what a solver left behind there means nothing
         certificate = certify(problem, c, None)
+    if stationarity is not None:
+        status, detail = _how_stationary(result.status, stationarity, tol)
     size = certificate.residual_norm if certificate else _residual_norm(problem, c)
     dual = certificate.dual if certificate else None
     support = support_of(c)
@@ -89,7 +92,7 @@ def _finish(
         coefficients=_back(problem, c),
         support=support,
         status=status,
-        objective=certificate.objective if certificate else size,
+        objective=certificate.objective if certificate else problem.objective(c),
         residual_norm=size,
         gap=None if certificate is None or impossible else certificate.gap,
         infeasibility=certificate.infeasibility if certificate else None,
@@ -101,6 +104,7 @@ def _finish(
         solver=name,
         why=why,
         message=f"{detail}{advice}",
+        stationarity=stationarity,
     )
 
 
@@ -128,6 +132,16 @@ def _judge(
         return result.status, "by the solver's word alone: "
     lost = result.status in (Status.OPTIMAL, Status.CONVERGED, Status.INFEASIBLE)
     return (Status.STALLED if lost else result.status), figures
+
+
+def _how_stationary(claimed: Status, stationarity: float, tol: float) -> tuple[Status, str]:
+    """Stationary where that is borne out, and the figure behind it; never optimal."""
+    figure = f"stationary to {stationarity:.1e}: "
+    if not np.isfinite(stationarity):
+        return Status.DIVERGED, figure
+    if stationarity <= tol:
+        return Status.STATIONARY, figure
+    return (Status.STALLED if claimed.ok else claimed), figure
 
 
 def support_of(coefficients: Array) -> Array:

@@ -20,6 +20,7 @@ from lowrank.sensing.problems.losses import (
     PoissonLasso,
     QuantileLasso,
 )
+from lowrank.sensing.problems.nonconvex import MCP, SCAD
 from lowrank.sensing.problems.other import BestSubset, KSparse, OneBit, PosteriorMean
 from lowrank.sensing.problems.structured import (
     Analysis,
@@ -31,6 +32,8 @@ from lowrank.sensing.problems.structured import (
 
 __all__ = [
     "BPDN",
+    "MCP",
+    "SCAD",
     "Analysis",
     "AnalysisLasso",
     "BasisPursuit",

@@ -190,6 +190,15 @@ class Problem:
         """Shape of the coefficients: (p,) or (p, batch)."""
         return (self.n_unknowns, *np.shape(self.y)[1:])
 
+    def objective(self, coefficients: Array) -> float:
+        """What is minimised, where no certificate says it: `||A Psi c - y||_2`."""
+        r = self.operator.forward(coefficients) - np.asarray(self.y)
+        return float(np.linalg.norm(r))
+
+    def stationarity(self, coefficients: Array) -> float | None:
+        """How far a point is from stationary, where that is what a solver seeks; None elsewhere."""
+        return None
+
     def signal(self, coefficients: Array) -> Array:
         """The signal `x = Psi c`."""
         return coefficients if self.synthesis is None else self.synthesis.forward(coefficients)

@@ -22,6 +22,7 @@ from lowrank.sensing.solvers.frisch_newton import FrischNewton
 from lowrank.sensing.solvers.homotopy import Homotopy
 from lowrank.sensing.solvers.iht import IHT
 from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
+from lowrank.sensing.solvers.local_linear import LocalLinear
 from lowrank.sensing.solvers.message_passing import MessagePassing
 from lowrank.sensing.solvers.omp import OMP
 from lowrank.sensing.solvers.one_bit import OneBitThreshold
@@ -54,6 +55,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "homotopy": Homotopy,
     "iht": IHT,
     "interior_point": MehrotraInteriorPoint,
+    "local_linear": LocalLinear,
     "message_passing": MessagePassing,
     "omp": OMP,
     "one_bit": OneBitThreshold,
@@ -72,6 +74,7 @@ AUTO: tuple[str, ...] = (
     "working_set",
     "prox_newton",
     "outliers",
+    "local_linear",
     "exact_l1",
     "frisch_newton",
     "cross_bouquet",
