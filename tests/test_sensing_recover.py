@@ -520,3 +520,30 @@ def test_data_that_is_not_there_and_functions_of_the_wrong_shape_get_a_sentence(
         recover(torch.empty(A.shape, device="meta"), y)
     with pytest.raises(InputError, match=r"sparsity: .* outside 1"):
         recover(A, y, sparsity=np.array([2, 3]))
+
+
+@pytest.mark.parametrize("kind", ["real", "complex", "rounded", "batch"])
+def test_as_many_non_zeros_as_measurements_are_remarked_on(kind):
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((20, 80)) + (1j * rng.standard_normal((20, 80)) * (kind == "complex"))
+    A = A if kind == "complex" else A.real
+    y = {"rounded": np.round(A[:, 3], 3), "batch": np.stack([A[:, 3], rng.standard_normal(20)], 1)}
+    found = recover(A, y.get(kind, rng.standard_normal(20)))
+    assert "as many non-zeros as measurements" in found.why
+    assert "as many" not in recover(A, A[:, 3]).why
+    assert "as many" not in recover(A[:, :10], A[:, :10] @ np.ones(10)).why
+
+
+def test_zeros_have_no_sign():
+    with pytest.raises(InputError, match=r"2 values are 0, .*np\.where"):
+        OneBit(EYE, [1, 0, 0], 2.0)
+
+
+def test_cvxpy_is_not_recommended_once_it_has_had_its_turn():
+    rng = np.random.default_rng(0)
+    A = 10.0 ** rng.uniform(-6, 6, (6, 9))
+    problem = Analysis(A, A @ np.ones(9), rng.standard_normal((8, 9)))
+    found = solve(problem, tol=1e-300, max_iter=3)
+    assert not found.status.ok
+    assert "cvxpy" in found.why
+    assert 'take solver="cvxpy"' not in found.message

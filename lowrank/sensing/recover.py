@@ -142,6 +142,8 @@ def recover(
         found = solve(problem, solver, tol=tol, max_iter=max_iter, x0=x0, **options)
         if found.status.ok and isinstance(problem, BPDN) and not problem.bounded:
             said = f"{said}{CLOSER}; " if found.support.size else said
+        elif found.status.ok and isinstance(problem, BasisPursuit) and _is_full(problem, found):
+            said = f"{said}{FULL}; "
     if reduced:  # a dual point of the triangle is none of A
         found = replace(found, dual=None)
     said = f"{reduced}{said}"
@@ -156,6 +158,21 @@ def _check_whole(reduced: str, what: str) -> None:
 
 CLOSER = 'an optimum is biased towards 0, estimate="mean" is closer to a sparse signal'
 """What BPDN's optimum is not."""
+
+
+FULL = (
+    "as many non-zeros as measurements: y is noisy or rounded (give noise=), "
+    "or they are too few for this signal"
+)
+"""What basis pursuit's solution says where it has no zeros to spare."""
+
+
+def _is_full(problem: BasisPursuit, found: Recovery) -> bool:
+    """Whether a solution of a wide system has as many non-zeros as there are measurements."""
+    m, n = problem.operator.shape
+    size = np.abs(to_numpy(found.coefficients)).reshape(n, -1)
+    counts = np.count_nonzero(size > 1e-8 * size.max(axis=0), axis=0)
+    return m < n and bool((counts >= m).any())
 
 
 def _check_estimate(estimate: str, solver: str | Solver, **given: object) -> None:

@@ -19,7 +19,7 @@ from lowrank.sensing.result import Recovery, SolverResult
 from lowrank.sensing.solvers import Callback, Solver
 from lowrank.sensing.solvers.choose import _candidates, _with, describe
 from lowrank.sensing.solvers.protocol import settings_of
-from lowrank.sensing.verdict import Spent, _finish, _why_zero, _zero_if_optimal
+from lowrank.sensing.verdict import ALL_TRIED, Spent, _finish, _why_zero, _zero_if_optimal
 from lowrank.status import Status
 
 TOL = 1e-8
@@ -105,6 +105,8 @@ def solve(
         gap = "no gap" if found.gap is None else f"gap {found.gap:.1e}"
         tried.append(f"{name} ended {found.status.name} with {gap}")
     assert best is not None  # `_candidates` raises rather than being empty
+    if any(line.startswith("cvxpy") for line in tried):
+        best = replace(best, message=best.message.replace(Status.STALLED.value, ALL_TRIED))
     return replace(best, why="; ".join([best.why, *tried[later:]]), **spent._asdict())
 
 

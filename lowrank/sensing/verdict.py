@@ -86,7 +86,7 @@ def _finish(
     if stopped and not status.ok:
         advice = "stopped by the callback before the tolerance: let it go on, or loosen tol"
     elif status is Status.STALLED and name.startswith("cvxpy"):
-        advice = "no further progress above the tolerance: loosen tol, or scale the columns of A"
+        advice = ALL_TRIED
     return Recovery(
         x=_back(problem, problem.signal(c)),
         coefficients=_back(problem, c),
@@ -106,6 +106,10 @@ def _finish(
         message=f"{detail}{advice}",
         stationarity=stationarity,
     )
+
+
+ALL_TRIED = "no further progress above the tolerance: loosen tol, or scale the columns of A"
+"""The advice of a run that stalled, where CVXPY has had its turn."""
 
 
 def _residual_norm(problem: Problem, c: Array) -> float:

@@ -44,6 +44,10 @@ class OneBit(_InBasis):
         super()._check()
         self._set("radius", checked_number("radius", self.radius))
         if self.is_complex or not np.isin(self.y, (-1, 1)).all():
+            if zeros := int(np.count_nonzero(np.asarray(self.y) == 0)):
+                text = f"{zeros} values are 0, and not all values are -1 or 1"
+                advice = "leave those rows out, or give 0 a side: np.where(measurements < 0, -1, 1)"
+                raise InputError("y", text, advice)
             raise InputError("y", "not all values are -1 or 1", "pass np.sign(measurements), real")
         if self.radius < 1:
             raise InputError("radius", f"{self.radius} is below 1", "pass sqrt(k) for sparsity k")
