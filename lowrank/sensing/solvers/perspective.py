@@ -23,9 +23,6 @@ STEPS = 300
 CLOSE = 0.02
 """Distance to the relaxation's minimum, as a share of what the minimum lacks to the goal."""
 
-HALVINGS = 60
-"""Bisections for the threshold of a step."""
-
 
 class Relaxed(NamedTuple):
     """A lower bound of what t columns leave of `||r||^2`, and what share each column has."""
@@ -121,11 +118,14 @@ def _shares(size: Array, D: Array, length: float, t: int) -> Array:
     a, b = np.sqrt(D) * size, length * D
     if (size > 0).sum() <= t:
         return np.asarray((size > 0).astype(float))
-    low, high = 0.0, float((a / b).max())
-    for _ in range(HALVINGS):
-        tau = (low + high) / 2
-        if np.clip(a / tau - b, 0, 1).sum() > t:
-            low = tau
-        else:
-            high = tau
-    return np.asarray(np.clip(a / high - b, 0, 1))
+    inside = a > 0
+    a, b = a[inside], b[inside]
+    ends = np.concatenate([b / a, (1 + b) / a])  # where a share begins and where it is whole
+    order = np.argsort(ends)
+    slopes = np.cumsum(np.concatenate([a, -a])[order])
+    sums = np.concatenate([[0.0], np.cumsum(slopes[:-1] * np.diff(ends[order]))])
+    i = int(np.searchsorted(sums, t, side="right")) - 1
+    at = ends[order][i] + (t - sums[i]) / slopes[i]
+    z = np.zeros(size.shape)
+    z[inside] = np.clip(a * at - b, 0, 1)
+    return z

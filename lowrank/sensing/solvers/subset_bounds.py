@@ -110,7 +110,7 @@ def saturated(columns: Columns, G: Array) -> float:
         return 0.0
     if np.diag(L).real.min() < np.sqrt(DEFINITE):
         return 0.0
-    z = np.linalg.solve(L, columns.B.conj().T @ columns.r)
+    z = scipy.linalg.solve_triangular(L, columns.B.conj().T @ columns.r, lower=True)
     return columns.energy - float(np.vdot(z, z).real)
 
 

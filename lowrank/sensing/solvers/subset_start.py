@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.solvers.subset_bounds import DEPENDENT, Columns, span
@@ -12,31 +13,52 @@ CLOSER = 1e-12
 
 
 def left(columns: Columns, support: Array) -> float:
-    """`||r||^2` that these columns leave; the support names columns."""
-    return columns.given(np.asarray(support, dtype=int)).energy
+    """`||r||^2` that these columns leave; the support names columns, `names` being 0, 1, ..."""
+    Q = span(columns.B[:, np.asarray(support, dtype=int)])[0]
+    r = columns.r - Q @ (Q.conj().T @ columns.r)
+    return float(np.vdot(r, r).real)
 
 
 def completed(columns: Columns, t: int) -> Array:
     """At most t columns, one after another, each the one that leaves least."""
-    r, Q = columns.r, np.zeros((len(columns.r), 0), columns.B.dtype)
+    search = _Gains(columns)
     chosen: list[int] = []
     for _ in range(min(t, columns.names.size)):
-        gain = _gains(columns, Q, r)
-        gain[chosen] = 0
+        gain = search.beside(chosen)[1]
         j = int(gain.argmax())
         if not gain[j] > 0:
             break
         chosen.append(j)
-        Q = span(columns.B[:, chosen])[0]
-        r = columns.r - Q @ (Q.conj().T @ columns.r)
     return columns.names[chosen]
 
 
-def _gains(columns: Columns, Q: Array, r: Array) -> Array:
-    """By how much each column would lower `||r||^2`, beside those that span Q."""
-    rest = 1 - (np.abs(Q.conj().T @ columns.B) ** 2).sum(axis=0)
-    along = np.abs(columns.B.conj().T @ r) ** 2
-    return np.where(rest > DEPENDENT, along / np.maximum(rest, DEPENDENT), 0)
+class _Gains:
+    """By how much each column would lower `||r||^2`, beside some; products are kept."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns, self.g = columns, columns.B.conj().T @ columns.r
+        self.rows: dict[int, Array] = {}
+
+    def beside(self, chosen: list[int]) -> tuple[float, Array]:
+        """What the chosen columns leave, and what each other would take off, (p,); 0 for them."""
+        B = self.columns.B
+        for j in chosen:
+            if j not in self.rows:
+                self.rows[j] = B[:, j].conj() @ B
+        rest, along = np.ones(len(self.g)), self.g
+        taken = 0.0
+        if chosen:
+            R = np.linalg.qr(B[:, chosen], mode="r")
+            if np.abs(np.diag(R)).min() <= DEPENDENT:
+                return np.inf, np.zeros(len(self.g))
+            both = np.column_stack([[self.rows[j] for j in chosen], self.g[chosen]])
+            W = solve_triangular(R, both, trans="C")  # Q^H B, and Q^H r
+            taken = float((np.abs(W[:, -1]) ** 2).sum())
+            rest = 1 - (np.abs(W[:, :-1]) ** 2).sum(axis=0)
+            along = self.g - W[:, :-1].conj().T @ W[:, -1]
+        gain = np.where(rest > 1e-6, np.abs(along) ** 2 / np.maximum(rest, 1e-6), 0)
+        gain[chosen] = 0
+        return self.columns.energy - taken, gain
 
 
 def exchanged(columns: Columns, support: Array, rounds: int = 50) -> Array:
@@ -50,26 +72,17 @@ def exchanged(columns: Columns, support: Array, rounds: int = 50) -> Array:
     Returns:
         A support of the same size, of which no single exchange is better.
     """
-    best = np.sort(np.asarray(support, dtype=int))
+    search, best = _Gains(columns), np.sort(np.asarray(support, dtype=int))
     lowest = left(columns, best)
     for _ in range(rounds):
-        tried = [_exchange(columns, best, e) for e in best]
-        if not tried:
-            break
-        value, support = min(tried, key=lambda pair: pair[0])
+        value, support = np.inf, best
+        for e in best:
+            rest = [int(j) for j in best if j != e]
+            base, gain = search.beside(rest)
+            j = int(gain.argmax())
+            if base - gain[j] < value:
+                value, support = base - float(gain[j]), np.sort([*rest, j])
         if not value < lowest - CLOSER * columns.energy:
             break
         best, lowest = support, value
     return best
-
-
-def _exchange(columns: Columns, support: Array, e: int) -> tuple[float, Array]:
-    """What is left with the best column in place of e, and that support."""
-    rest = support[support != e]
-    Q = span(columns.B[:, rest])[0]
-    r = columns.r - Q @ (Q.conj().T @ columns.r)
-    gain = _gains(columns, Q, r)
-    gain[rest] = 0
-    j = int(gain.argmax())
-    taken = np.sort(np.append(rest, j if gain[j] > 0 else e))
-    return float(np.vdot(r, r).real - gain[j]), taken
