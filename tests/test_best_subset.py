@@ -194,9 +194,25 @@ def test_the_report_shows_a_gap_that_never_grows():
     assert all(b <= a + ROUNDING for a, b in itertools.pairwise(gaps))
     assert found.gap == pytest.approx(gaps[-1], abs=1e-12)
     assert "gap" in str(seen[-1])
+    assert found.solver == "BranchAndBound(max_iter=12)"
     stopped = solve(BestSubset(A, y, 15), BranchAndBound(report=lambda standing: True))
     assert stopped.n_iter == 1
     assert stopped.status is Status.MAX_ITER
+
+
+def test_the_bar_shows_the_gap():
+    import io
+
+    from rich.console import Console
+
+    from lowrank.sensing import progress_bar
+
+    A, y = hard()
+    drawn = io.StringIO()
+    with progress_bar(Console(file=drawn, force_terminal=True, width=80)) as bar:
+        solve(BestSubset(A, y, 4), BranchAndBound(report=bar.standing, max_iter=1))
+    assert "nodes" in drawn.getvalue()
+    assert "gap" in drawn.getvalue()
 
 
 def test_an_executor_changes_nothing():

@@ -201,10 +201,9 @@ def _exact(
         raise InputError("recover", text, "give sparsity= and exact=True, or leave them out")
     if time_limit is None:
         return solver
-    limit = checked_number("time_limit", time_limit)
     if solver not in ("auto", "branch_and_bound"):
         raise InputError("time_limit", "is given beside a solver of its own", "give it to that one")
-    return BranchAndBound(time_limit=limit)
+    return BranchAndBound(time_limit=time_limit)
 
 
 def _noise_std(problem: Problem) -> float:

@@ -105,11 +105,16 @@ def command(
 
 
 def run(A: Any, y: Any, settings: dict[str, Any]) -> Recovery:
-    """`recover` with a progress bar on stderr."""
+    """`recover` with a progress bar on stderr, of a best subset with its gap."""
     from lowrank.sensing import recover
     from lowrank.sensing.progress import progress_bar
+    from lowrank.sensing.solvers.branch_and_bound import BranchAndBound
 
     with progress_bar() as bar:
+        if settings.get("exact") and settings.get("solver", "auto") == "auto":
+            limit = settings.pop("time_limit", None)
+            solver = BranchAndBound(time_limit=limit, report=bar.standing)
+            return recover(A, y, **settings | {"solver": solver})
         return recover(A, y, callback=bar, **settings)
 
 

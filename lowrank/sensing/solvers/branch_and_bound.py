@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.checks import checked_number
 from lowrank.sensing.problems.other import BestSubset, KSparse
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.omp import OMP
@@ -121,10 +122,14 @@ class BranchAndBound:
     tol: float = 1e-8
     max_iter: int | None = None
     time_limit: float | None = None
-    executor: Executor | None = None
-    report: Report | None = None
+    executor: Executor | None = field(default=None, repr=False)
+    report: Report | None = field(default=None, repr=False)
 
     solves: ClassVar[tuple[type[Problem], ...]] = (BestSubset,)
+
+    def __post_init__(self) -> None:
+        if self.time_limit is not None:
+            checked_number("time_limit", self.time_limit)
 
     def refuses(self, problem: Problem) -> str | None:
         """Takes one signal and up to 8,192 columns."""

@@ -11,6 +11,7 @@ from lowrank.sensing.solvers import AUTO, SOLVERS, Solver
 from lowrank.sensing.solvers.protocol import (
     checked_solver,
     default_settings,
+    hidden_settings,
     settings_of,
     with_settings,
 )
@@ -105,7 +106,8 @@ def _with(solver: Solver, **changes: Any) -> tuple[Solver, list[str]]:
 
 
 def describe(name: str, solver: Solver) -> str:
-    """`name(hyperparameter=value, ...)`, those that differ from the default."""
+    """`name(hyperparameter=value, ...)`, those that differ from the default and are shown."""
     known, default = settings_of(solver), default_settings(solver)
+    known = {name: value for name, value in known.items() if name not in hidden_settings(solver)}
     changed = [f"{k}={v!r}" for k, v in known.items() if k not in default or v != default[k]]
     return f"{name}({', '.join(changed)})"

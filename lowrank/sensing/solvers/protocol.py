@@ -73,6 +73,11 @@ def default_settings(solver: Solver) -> dict[str, Any]:
     return {k: v for k, v in vars(type(solver)).items() if k in settings_of(solver)}
 
 
+def hidden_settings(solver: Solver) -> list[str]:
+    """The fields of a dataclass that its repr leaves out, such as an executor."""
+    return [f.name for f in fields(solver) if not f.repr] if is_dataclass(solver) else []
+
+
 def with_settings(solver: Solver, settings: Mapping[str, Any]) -> Solver:
     """A copy with these hyperparameters; the solver itself where there are none."""
     if not settings:

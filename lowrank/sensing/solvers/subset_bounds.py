@@ -23,8 +23,12 @@ from lowrank.sensing.operators.arrays import Array
 DEFINITE = 1e-9
 """Smallest eigenvalue, at unit diagonal, up to which a matrix does not count as definite."""
 
-SINGLE = 1e-4
+SINGLE = 1e-3
 """The same for what is computed in single precision, and then once more in double."""
+
+WEAK = 0.05
+"""Smallest eigenvalue up to which a set is extended by every column, and judged in double: the
+inverse of a weaker one would carry single precision's rounding beyond `SINGLE`."""
 
 DEPENDENT = 1e-7
 """Length of what is left of a unit column outside the span of others, below which it is in it."""
@@ -226,9 +230,9 @@ def _submatrices(N: Array, sets: Array, s: float) -> Array:
 
 
 def _inverses(N: Array, sets: Array, s: float) -> tuple[Array, Array]:
-    """Inverses of `I + s N` on each set; 0 where it is not definite, and where that is."""
+    """Inverses of `I + s N` on each set; 0 where it is hardly definite, and where that is."""
     values, vectors = np.linalg.eigh(_submatrices(N, sets, s))
-    whole = values[:, 0] <= SINGLE
+    whole = values[:, 0] <= WEAK
     scaled = vectors / np.where(whole[:, None], np.inf, values)[:, None, :]
     return scaled @ vectors.conj().transpose(0, 2, 1), whole
 
