@@ -60,6 +60,19 @@ def test_passes_stay_within_what_was_said(effort: str, most: float) -> None:
     assert torch.isfinite(small(X)).all()
 
 
+@pytest.mark.parametrize("effort", ["quick", "default"])
+@pytest.mark.parametrize("methods", ["select", ("channel_svd", "select")])
+def test_passes_stay_within_what_was_said_where_channels_go(
+    effort: str, methods: str | tuple[str, ...]
+) -> None:
+    """Plans that save more or less by channels share one calibration."""
+    net, rules = _net(), lowrank.Rules(methods=methods)
+    said = lowrank.forecast(net, X[:1], data=X, effort=effort, rules=rules)
+    _, report = lowrank.compress(net, X[:1], data=X, macs=0.3, effort=effort, rules=rules)
+    assert _spent(report) <= said.passes + 0.5  # and the example's own
+    assert said.passes <= 18.5
+
+
 def test_passes_are_those_that_the_first_layer_sees() -> None:
     """Counted by a hook on the layer that every pass begins with, forward alone."""
     net, seen = _net(), []

@@ -378,6 +378,8 @@ def _fitted(
     )
     if known is None:
         return small, built, []
+    if not plan.replaced:  # as it came
+        return small, built, [str(known.calibrated), *known.notes]
     renormed = renormalise(model, small, known.batches, known.loss)
     notes = [str(known.calibrated), *known.notes, *renormed]
     return small, built, notes

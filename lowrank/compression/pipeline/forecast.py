@@ -16,6 +16,7 @@ from lowrank.compression.network.cutting import few_of
 from lowrank.compression.network.example import Example, batch_size
 from lowrank.compression.network.scan import scan
 from lowrank.compression.pipeline.apply import read_data
+from lowrank.compression.pipeline.selecting import expected_passes
 from lowrank.compression.planning.rules import Rules, rules_of
 from lowrank.compression.structure.opening import opened
 
@@ -108,15 +109,20 @@ def expected(
     found = scan(model, example)
     reasons = {**found.reasons, **rules.ruled_out(found)[0]}
     layers = sum(unit.layers[0].name not in reasons for unit in found.units)
-    seconds = layers * _SECONDS[settings.effort]
+    alone = rules.methods == ()
+    seconds = layers * _SECONDS["quick" if alone else settings.effort]
+    if rules.select is not None and not alone:  # what stays is measured, too
+        seconds += layers * _SECONDS["quick"]
     if data is None:
         return Forecast(layers, 0, 0.0, seconds)
     batches = data.batches if isinstance(data, Statistics) else data
-    passes = _passes(model, settings, held, words)
+    passes = _passes(model, settings, rules, held, words)
     return Forecast(layers, sum(map(batch_size, batches)), passes, seconds)
 
 
-def _passes(model: nn.Module, settings: Calibration, held: bool, words: bool) -> float:
+def _passes(
+    model: nn.Module, settings: Calibration, rules: Rules, held: bool, words: bool
+) -> float:
     """Calibrating, probing, fitting behind the prefix, norms estimated anew, and comparing."""
     effort = effort_of(settings.effort)
     gradients = (effort.gradients or words) and settings.weighting != "outputs"
@@ -125,4 +131,5 @@ def _passes(model: nn.Module, settings: Calibration, held: bool, words: bool) ->
     norms = 1.5 if any(isinstance(m, _BatchNorm) for m in model.modules()) else 0.0
     trials = 4 * 4.0 if effort.trials and settings.exponent is None else 0.0
     compared = 0.0 if held else 0.5 if effort.level == "quick" else 2.0
-    return 1 + 2 * gradients + probes + prefixes + norms + trials + compared
+    known = 1 + 2 * gradients + compared + expected_passes(rules, norms)
+    return known + (0.0 if rules.methods == () else probes + prefixes + norms + trials)

@@ -19,6 +19,7 @@ from lowrank.compression.gauges.quality import Unmatched, compare_on
 from lowrank.compression.gauges.timing import Comparison, time_ratio
 from lowrank.compression.network.channels.narrowing import Narrowed, narrow
 from lowrank.compression.network.channels.units import find_channels
+from lowrank.compression.network.cutting import split_batches
 from lowrank.compression.network.example import Example, batch_size
 from lowrank.compression.network.layers import own_shapes
 from lowrank.compression.network.scan import scan
@@ -35,14 +36,28 @@ from lowrank.compression.structure.plan import Plan
 from lowrank.errors import BudgetError, InputError
 from lowrank.progress import Progress
 
+
+def expected_passes(rules: Rules, norms: float) -> float:
+    """Forward passes over the examples that choosing takes, beside those of factors.
+
+    Args:
+        rules: the user's.
+        norms: passes that estimating batch norms anew takes.
+    """
+    if rules.select is None:
+        return 0.0
+    tried = 0 if rules.methods == () else len(_SHARES)
+    return norms + tried * (norms + 2.0) / _TRIED
+
+
 _SHARES = (0.0, 0.35, 0.7)
 """Shares of what must be saved that channels save, each of them tried; factors save the rest."""
 
 _TRIAL_STEPS = 30
 """Iterations of each fit of a trial."""
 
-_TRIED = 0.25
-"""Share of the examples that trials are compared on."""
+_TRIED = 6
+"""One of so many examples is one that trials are compared on."""
 
 _LOOK = 0.3
 """Seconds that each look at the clock takes while widths are searched for."""
@@ -382,7 +397,7 @@ class _Setting:
         data = chosen.curves.data
         if data is None:
             return chosen.plan.error + step.lost
-        chooser, few = self.chooser, _few(data)
+        chooser, few = self.chooser, _few(data, self.chooser.model)
         small, _ = replace_layers(
             chosen.model, chosen.plan, data, "parallel", max_iter=_TRIAL_STEPS
         )
@@ -393,14 +408,10 @@ class _Setting:
             return inf
 
 
-def _few(data: Statistics) -> list[Example]:
-    """Some of the examples, in whole batches."""
-    wanted, found = _TRIED * sum(map(batch_size, data.batches)), list[Example]()
-    for batch in data.batches:
-        if sum(map(batch_size, found)) >= wanted:
-            break
-        found.append(batch)
-    return found
+def _few(data: Statistics, model: nn.Module) -> list[Example]:
+    """Some of the examples."""
+    wanted = max(1, sum(map(batch_size, data.batches)) // _TRIED)
+    return split_batches(data.batches, wanted, model)[:1]
 
 
 def _bare(curves: Curves, small: nn.Module, data: Statistics | None) -> Curves:
