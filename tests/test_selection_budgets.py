@@ -195,3 +195,13 @@ def test_the_report_tells_which_channels_stay_and_why(tmp_path):
     assert "why its channels stay" in page
     _, plain = compressed(net(), "channel_svd", macs=0.6)
     assert plain.to_dict()["channels"] is None
+
+
+@pytest.mark.parametrize("terms", [{"hints": ("1", "2.b")}, {"flows": (("1", "2"),)}])
+def test_hints_and_flows_are_of_the_channels_that_stay(terms):
+    """The stream lost channels, so that outputs of blocks are narrower than the teacher's."""
+    model = net(width=12)
+    small, report = compressed(model, ALONE, macs=0.1)
+    assert len(report.plan.narrowed["2.b"].outputs.places) < 12
+    tuned = lowrank.finetune(small, teacher=model, data=X, epochs=1, **terms)
+    assert torch.isfinite(tuned(X)).all()

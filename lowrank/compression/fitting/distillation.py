@@ -16,6 +16,7 @@ from lowrank.compression.gauges.quality import is_distribution, is_shares, logit
 from lowrank.compression.network.batches import Batch, placed
 from lowrank.compression.network.example import call, evaluating
 from lowrank.compression.network.tensors import describe, flatten
+from lowrank.compression.structure.history import history
 from lowrank.errors import InputError
 from lowrank.linalg import wide
 
@@ -88,6 +89,7 @@ class Objective:
         labels = batch.labels if self.label_weight else None
         with _captured(student, self._watched, "model") as features:
             output, label_loss = self._student(student, batch, labels)
+        wanted = {n: _of_those_left(student, n, features[n], wanted[n]) for n in self._watched}
         keep = 0.0 if label_loss is None else self.label_weight
         one, *more = [self._distillation(output, target) for target in targets]
         whole = sum(more, one) / len(targets) if more else one
@@ -244,6 +246,33 @@ def check_hints(hints: Sequence[str], **models: nn.Module) -> None:
         for name in hints:
             if name not in known:
                 raise InputError("hints", f"the {where} has no layer {name!r}", "mend the name")
+
+
+def _of_those_left(student: nn.Module, name: str, ours: Tensor, theirs: Tensor) -> Tensor:
+    """What the teacher gives on the channels that a narrower student still has.
+
+    Where a module is named, the last layer in it that lost channels tells which.
+    """
+    differ = [k for k, (a, b) in enumerate(zip(ours.shape, theirs.shape, strict=False)) if a != b]
+    if ours.ndim != theirs.ndim or len(differ) != 1:
+        return theirs
+    axis = differ[0]
+    inside = [
+        what.outputs or what.inputs
+        for applied in history(student)
+        for layer, what in sorted(applied.plan.narrowed.items(), key=_place(student))
+        if layer == name or layer.startswith(f"{name}.")
+    ]
+    for kept in reversed(inside):
+        if kept and (len(kept.places), kept.of) == (ours.shape[axis], theirs.shape[axis]):
+            return theirs.index_select(axis, torch.tensor(kept.places, device=theirs.device))
+    return theirs
+
+
+def _place(model: nn.Module) -> Callable[[tuple[str, Any]], int]:
+    """Where a layer stands in a model."""
+    places = {name: k for k, (name, _) in enumerate(model.named_modules())}
+    return lambda item: places.get(item[0], -1)
 
 
 @contextmanager

@@ -132,4 +132,4 @@ def _passes(
     trials = 4 * 4.0 if effort.trials and settings.exponent is None else 0.0
     compared = 0.0 if held else 0.5 if effort.level == "quick" else 2.0
     known = 1 + 2 * gradients + compared + expected_passes(rules, norms)
-    return known + (0.0 if rules.methods == () else probes + prefixes + norms + trials)
+    return known + prefixes + (0.0 if rules.methods == () else probes + norms + trials)

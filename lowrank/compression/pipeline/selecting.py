@@ -23,6 +23,7 @@ from lowrank.compression.network.cutting import split_batches
 from lowrank.compression.network.example import Example, batch_size
 from lowrank.compression.network.layers import own_shapes
 from lowrank.compression.network.scan import scan
+from lowrank.compression.pipeline.apply import apart_of_factors
 from lowrank.compression.planning.clock import AIM, TRIES, Timed, plan_on_the_clock
 from lowrank.compression.planning.curves import NO_FASTER, Curves
 from lowrank.compression.planning.measure import measured
@@ -152,12 +153,16 @@ class Chooser:
         staying = {**left_out, **channels.reasons, **failed}
         return cls(model, whole, example, curves, selection, staying, exponent, rules, settings)
 
-    def choose(self, budget: Budgets, progress: Progress | None = None) -> Chosen:
+    def choose(
+        self, budget: Budgets, progress: Progress | None = None, *, norms: bool = False
+    ) -> Chosen:
         """The plan that loses least of the outputs, of those in which channels save more or less.
 
         Args:
             budget: as it was given.
             progress: called as (what, done, total).
+            norms: estimate batch norms anew also where only layers that keep their channels are
+                replaced, of which `narrowed` makes the model again.
 
         Raises:
             BudgetError: neither channels nor factors reach it.
@@ -183,14 +188,14 @@ class Chooser:
         if (wanted := budget["latency"]) is not None:
             tried = _in_time(tried, wanted)
         _, step, chosen = min(tried, key=lambda one: one[0])
-        return setting.settled(chosen, step)
+        return setting.settled(chosen, step, norms)
 
     def reaching(self, measure: Count) -> Callable[[float], Chosen | None]:
         """The plan for a kept fraction of a measure; None where it cannot be reached."""
 
         def reach(keep: float) -> Chosen | None:
             try:
-                return self.choose({**BUDGETS, measure: keep})
+                return self.choose({**BUDGETS, measure: keep}, norms=True)
             except BudgetError:
                 return None
 
@@ -337,7 +342,7 @@ class _Setting:
         rows = [replace(c, importance=known.get(c.layer, c.importance)) for c in curves.curves]
         return replace(curves, curves=tuple(rows))
 
-    def settled(self, chosen: Chosen, step: Step) -> Chosen:
+    def settled(self, chosen: Chosen, step: Step, norms: bool) -> Chosen:
         """The plan that was chosen, with all the effort that was asked for."""
         data = self.chooser.curves.data
         if not step.dropped or data is None:
@@ -345,7 +350,8 @@ class _Setting:
         if chosen.timed is None and not self._alone:
             curves = self._curves(chosen.model, step, short=False)
             chosen = chosen._replace(plan=self._plan(curves, step, None), curves=curves)
-        renormalise(self.chooser.whole, chosen.model, data.batches, data.loss)
+        if norms or not apart_of_factors(chosen.plan):
+            renormalise(self.chooser.whole, chosen.model, data.batches, data.loss)
         return chosen
 
     def _plan(self, curves: Curves, step: Step, limit: float | None) -> Plan:
