@@ -174,7 +174,12 @@ def test_what_does_not_fit_gets_a_sentence(make, says):
 def test_an_adjoint_that_is_none_is_named():
     wrong = LinearOperator((M, N), forward, lambda y: 2 * adjoint(y), dtype=float)
     with pytest.warns(UserWarning, match="CustomLinearOperator: the adjoint fails the dot test"):
-        recover(wrong, MATRIX @ SIGNAL, sparsity=2)
+        found = recover(wrong, MATRIX @ SIGNAL)
+    assert found.status.ok  # by the matrix of its forward products
+    np.testing.assert_allclose(found.x, SIGNAL, atol=1e-9)
+    large = from_functions((2**12, 2**12), np.cumsum, np.cumsum)
+    with pytest.warns(UserWarning, match="do not trust this, and correct rmatvec"):
+        recover(large, np.ones(2**12), sparsity=1)
 
 
 # --- functions of torch ----------------------------------------------------------------------

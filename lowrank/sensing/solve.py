@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike
 from lowrank.errors import InputError
 from lowrank.sensing.certificates import Certificate, bounded, certify
 from lowrank.sensing.operators.arrays import Array, to_numpy
+from lowrank.sensing.operators.foreign import FORMED
+from lowrank.sensing.operators.operator import ADJOINT, from_matrix
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.checks import checked_number
 from lowrank.sensing.problems.other import BestSubset
@@ -68,7 +70,7 @@ def solve(
     if debias and not problem.least_squares:
         text = f"least squares do not fit the data of a {type(problem).__name__}"
         raise InputError("debias", text, "solve it again on the support with a small lam")
-    _warn(problem, TOL if tol is None else tol)
+    problem = _judged(problem, TOL if tol is None else tol)
     start = _checked_start(problem, x0)
     candidates = _candidates(problem, solver)  # what cannot be taken is no way to a known answer
     calls: list[bool] = []
@@ -241,11 +243,19 @@ def _is_better(found: Recovery, best: Recovery) -> bool:
     return badness(found) < badness(best)
 
 
-def _warn(problem: Problem, tol: float) -> None:
+def _judged(problem: Problem, tol: float) -> Problem:
+    """The problem, and a warning where its operator's adjoint is none, or its precision is low.
+
+    Where that is small its matrix stands in for an operator with another's adjoint.
+    """
     A = problem.operator
-    if not A.trusted and (error := A.dot_test) > 1e-5:
+    if not A.trusted and (error := A.dot_test) > ADJOINT:
         text = f"{A.name}: the adjoint fails the dot test with relative error {error:.1e}"
-        warnings.warn(f"{text}; results cannot be trusted, correct rmatvec", stacklevel=3)
+        small = A.shape[0] * A.shape[1] <= FORMED
+        done = "solved with the matrix of its products instead" if small else "do not trust this"
+        warnings.warn(f"{text}; {done}, and correct rmatvec", stacklevel=3)
+        return problem.with_operator(from_matrix(A.to_dense())) if small else problem
     if not A.is_dense and A.dtype in (np.float32, np.complex64) and tol < 1e-6:
         text = f"{A.name} computes in {A.dtype}, which cannot reach the tolerance {tol:g}"
         warnings.warn(f"{text}; pass tol=1e-5 or a float64 operator", stacklevel=3)
+    return problem

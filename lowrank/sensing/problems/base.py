@@ -146,8 +146,12 @@ class Problem:
 
     def counting(self, count: Callable[[int], None]) -> Problem:
         """The same problem, whose operator reports the number of vectors of every product."""
-        twin = copy.copy(self)  # of the fields alone: nothing derived holds the uncounted operator
-        twin.__dict__["operator"] = self.operator.counting(count)
+        return self.with_operator(self.operator.counting(count))
+
+    def with_operator(self, A: Operator) -> Problem:
+        """The same problem, with another operator of the same matrix `A Psi`."""
+        twin = copy.copy(self)  # of the fields alone: nothing derived holds the operator before
+        twin.__dict__["operator"] = A
         return twin
 
     @property
