@@ -182,6 +182,11 @@ def test_an_adjoint_that_is_none_is_named():
         recover(large, np.ones(2**12), sparsity=1)
 
 
+def test_the_norm_of_a_multiple_of_the_identity_in_single_precision():
+    half = lambda x: 0.5 * x.astype(np.float32)  # noqa: E731
+    assert from_functions((2100, 2100), half, half, dtype=np.float32).norm() == pytest.approx(0.5)
+
+
 # --- functions of torch ----------------------------------------------------------------------
 
 

@@ -284,7 +284,7 @@ def test_wrong_adjoint_is_said():
         recover(A, np.ones(5), lam=0.1, max_iter=10)
 
 
-def test_single_precision_operator_is_said():
+def test_single_precision_operators_are_said_and_small_ones_formed():
     matrix = operators.gaussian(10, 20, seed=0).to_dense().astype(np.float32)
     A = from_functions(
         (10, 20),
@@ -292,8 +292,13 @@ def test_single_precision_operator_is_said():
         lambda y: matrix.T @ y.astype(np.float32),
         dtype=np.float32,
     )
-    with pytest.warns(UserWarning, match="cannot reach the tolerance 1e-08"):
-        recover(A, np.ones(10), lam=0.1, max_iter=50)
+    assert recover(A, np.ones(10)).gap < 1e-8
+    half = lambda x: 0.5 * x.astype(np.float32)  # noqa: E731
+    large = from_functions((2100, 2100), half, half, dtype=np.float32)
+    with pytest.warns(UserWarning, match="cannot reach the tolerance 1e-08; solved to 1e-05"):
+        assert recover(large, np.ones(2100), lam=0.1).status is Status.OPTIMAL
+    with pytest.warns(UserWarning, match="tolerance 1e-09; pass tol=1e-05"):
+        recover(large, np.ones(2100), lam=0.1, tol=1e-9, max_iter=2)
 
 
 def test_max_iter_and_tol_reach_the_solver(instance):

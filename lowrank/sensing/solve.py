@@ -70,7 +70,7 @@ def solve(
     if debias and not problem.least_squares:
         text = f"least squares do not fit the data of a {type(problem).__name__}"
         raise InputError("debias", text, "solve it again on the support with a small lam")
-    problem = _judged(problem, TOL if tol is None else tol)
+    problem, tol = _judged(problem, tol)
     start = _checked_start(problem, x0)
     candidates = _candidates(problem, solver)  # what cannot be taken is no way to a known answer
     calls: list[bool] = []
@@ -243,19 +243,28 @@ def _is_better(found: Recovery, best: Recovery) -> bool:
     return badness(found) < badness(best)
 
 
-def _judged(problem: Problem, tol: float) -> Problem:
-    """The problem, and a warning where its operator's adjoint is none, or its precision is low.
+COARSE = 1e-5
+"""Accuracy that operators in single precision are asked for, where the user names none."""
 
-    Where that is small its matrix stands in for an operator with another's adjoint.
+
+def _judged(problem: Problem, tol: float | None) -> tuple[Problem, float | None]:
+    """The problem and its tolerance, with a warning where the operator's products are not right.
+
+    Where that is small its matrix stands in for an operator with another's adjoint, or one in
+    single precision.
     """
     A = problem.operator
+    small = A.shape[0] * A.shape[1] <= FORMED
     if not A.trusted and (error := A.dot_test) > ADJOINT:
         text = f"{A.name}: the adjoint fails the dot test with relative error {error:.1e}"
-        small = A.shape[0] * A.shape[1] <= FORMED
         done = "solved with the matrix of its products instead" if small else "do not trust this"
         warnings.warn(f"{text}; {done}, and correct rmatvec", stacklevel=3)
-        return problem.with_operator(from_matrix(A.to_dense())) if small else problem
-    if not A.is_dense and A.dtype in (np.float32, np.complex64) and tol < 1e-6:
-        text = f"{A.name} computes in {A.dtype}, which cannot reach the tolerance {tol:g}"
-        warnings.warn(f"{text}; pass tol=1e-5 or a float64 operator", stacklevel=3)
-    return problem
+        return (problem.with_operator(from_matrix(A.to_dense())) if small else problem), tol
+    if A.is_dense or A.dtype not in (np.float32, np.complex64) or (tol or TOL) >= 1e-6:
+        return problem, tol
+    if small:
+        return problem.with_operator(from_matrix(A.to_dense())), tol
+    text = f"{A.name} computes in {A.dtype}, which cannot reach the tolerance {tol or TOL:g}"
+    done = f"solved to {COARSE:g} instead" if tol is None else f"pass tol={COARSE:g}"
+    warnings.warn(f"{text}; {done}, or pass a float64 operator", stacklevel=3)
+    return problem, tol or COARSE

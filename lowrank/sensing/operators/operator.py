@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 from scipy.sparse import diags_array, issparse
-from scipy.sparse.linalg import LinearOperator, svds
+from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 
 import lowrank.sensing.operators.facts as rules
 from lowrank.errors import InputError
@@ -382,7 +382,21 @@ class Operator(LinearOperator):  # type: ignore[misc]
         if min(self.shape) <= 64:
             return float(np.linalg.norm(self.to_dense(), 2))
         start = np.random.default_rng(0).standard_normal(min(self.shape))
-        return float(svds(self, k=1, v0=start, tol=1e-7, return_singular_vectors=False)[0])
+        try:
+            return float(svds(self, k=1, v0=start, tol=1e-7, return_singular_vectors=False)[0])
+        except ArpackError:  # of A^H A near a multiple of the identity, in single precision
+            return self._norm_by_powers()
+
+    def _norm_by_powers(self, steps: int = 100) -> float:
+        """Largest singular value by the power method."""
+        x, norm = np.random.default_rng(0).standard_normal(self.shape[1]), 0.0
+        for _ in range(steps):
+            z = self._adjoint(self._forward(x / np.linalg.norm(x)))
+            before, norm = norm, float(np.sqrt(np.linalg.norm(z)))
+            if norm - before <= 1e-7 * norm:
+                break
+            x = z
+        return norm
 
     @property
     def knows_column_norms(self) -> bool:
