@@ -1,6 +1,6 @@
 """What becomes of every channel dimension, over the zoo's networks and the grammar's.
 
-    python benchmarks/channels.py --count 1000
+    python benchmarks/channels.py --count 100
 
 Of each network the channels are followed, half of the channels of each unit are dropped, and what
 made them is shaken: a fault is an output that moves, or that differs from the network's in which
@@ -44,7 +44,7 @@ def row(found: Account) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--first", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()

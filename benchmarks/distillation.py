@@ -7,7 +7,7 @@ The network is compressed to a third of its MACs by 256 pictures without labels,
 channels alone, and trained for one epoch on bundled pictures: on labels alone, on the teacher's
 softened scores (Hinton, Vinyals, Dean 2015), and on these with hints (Romero et al. 2015), with the
 flow between layers (Yim et al. 2017), or of two teachers (You et al. 2017), the second of which is
-the dense network trained for another epoch on the labels. Points are of the bundled test pictures.
+the dense network at 0.8 of its MACs. Rows that the results already hold are kept. Points are of the bundled test pictures.
 """
 
 from __future__ import annotations
@@ -39,11 +39,6 @@ TERMS: dict[str, dict[str, Any]] = {
 }
 
 
-def lost(dense: nn.Module, small: nn.Module) -> float:
-    test = fashion_mnist("test")
-    return 100 * (accuracy(dense, *test) - accuracy(small, *test))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=float, default=0.33)
@@ -65,19 +60,24 @@ def main() -> None:
         "effort": "quick", "calibration": 256, "keep": args.keep, "pictures": args.pictures,
     }  # fmt: skip
 
+    test = fashion_mnist("test")
+    whole = accuracy(dense, *test)
+
     def add(name: str, small: nn.Module, began: float) -> None:
         spent = time.process_time() - began
-        made["rows"][name] = {"points_lost": lost(dense, small), "cpu_seconds": spent}
+        lost = 100 * (whole - accuracy(small, *test))
+        made["rows"][name] = {"points_lost": lost, "cpu_seconds": spent}
         print(name, made["rows"][name], flush=True)
         args.out.write_text(json.dumps(made, indent=1) + "\n")
 
-    second = lowrank.finetune(copy.deepcopy(dense), teacher=dense, label_weight=1.0, **how)
+    second, _ = lowrank.compress(dense, images[:1], macs=0.8, effort="quick")
     for base, rules in BASES.items():
         began = time.process_time()
         small, _ = lowrank.compress(
             dense, images[:1], macs=args.keep, data=images[:256], effort="quick", **rules
         )
-        add(f"{base}: untrained", small, began)
+        if f"{base}: untrained" not in made["rows"]:
+            add(f"{base}: untrained", small, began)
         for term, settings in TERMS.items():
             if f"{base}: {term}" in made["rows"]:
                 continue
