@@ -7,7 +7,8 @@ The network is compressed to a third of its MACs by 256 pictures without labels,
 channels alone, and trained for one epoch on bundled pictures: on labels alone, on the teacher's
 softened scores (Hinton, Vinyals, Dean 2015), and on these with hints (Romero et al. 2015), with the
 flow between layers (Yim et al. 2017), or of two teachers (You et al. 2017), the second of which is
-the dense network at 0.8 of its MACs. Rows that the results already hold are kept. Points are of the bundled test pictures.
+the dense network at 0.8 of its MACs. Points are of the bundled test pictures. Rows that the results
+already hold are kept.
 """
 
 from __future__ import annotations
