@@ -111,7 +111,7 @@ def summary(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=10.0)
+    parser.add_argument("--limit", type=float, default=6.0)
     parser.add_argument("--out", default="benchmarks/results/best_subset.json")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
