@@ -17,6 +17,7 @@ from lowrank.compression.gauges.quality import Loss, compare_on, quality_of, voc
 from lowrank.compression.network.batches import Batch, mixable
 from lowrank.compression.network.cutting import split_batches
 from lowrank.compression.network.example import Example, batch_size, first_line, run
+from lowrank.compression.network.tensors import tensors
 from lowrank.compression.structure.history import history
 from lowrank.errors import InputError
 from lowrank.progress import Progress
@@ -26,12 +27,21 @@ _BATCH = 32
 """Examples in a step, at most."""
 
 
+_WORDS = 1024
+"""Words in a step on a language model, at most, where a text is no longer."""
+
+
 _FAR = 0.1
 """Relative error of the outputs from which the full rate is taken; below, in proportion."""
 
 
-_ROUNDS = 5
-"""Steps of training end to end, as a multiple of a block's."""
+_ROUNDS, _WORD_ROUNDS = 5, 1
+"""Steps of training end to end, as a multiple of a block's; of a language model, where a step
+costs as many passes of its words as there are blocks."""
+
+
+_TRIED = 4
+"""A trial on a language model makes a part as many steps: its examples held out are many words."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,7 @@ def try_out(
     layers: Sequence[str],
     *,
     loss: Loss | None = None,
+    words: bool = False,
     steps: int = STEPS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -137,6 +148,7 @@ def try_out(
         held: others.
         layers: names of the replaced layers.
         loss: of an output, which is compared where outputs have other lengths.
+        words: the models' outputs score words.
         steps: gradient steps for a block, and of training end to end, which parameters in
             half precision are spared.
         seed: of everything random.
@@ -145,12 +157,13 @@ def try_out(
     Raises:
         Unmatched: the models' outputs cannot be compared.
     """
-    parts, few = split_batches(batches, _BATCH, teacher), split_batches(held, 4, teacher)
-    wanted, words = [run(teacher, batch) for batch in few], vocabularies(teacher)
+    parts, few = _in_steps(batches, teacher, words), split_batches(held, 4, teacher)
+    steps = max(1, steps // _TRIED) if words else steps
+    wanted, sizes = [run(teacher, batch) for batch in few], vocabularies(teacher)
 
     def losses() -> tuple[float, ...]:
         pairs = zip(wanted, few, strict=True)
-        return tuple(quality_of([(y, run(small, b))], words, loss).loss for y, b in pairs)
+        return tuple(quality_of([(y, run(small, b))], sizes, loss).loss for y, b in pairs)
 
     found = [losses()]
     blocks = train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
@@ -181,6 +194,7 @@ def refine(
     *,
     trial: Trial | None = None,
     untried: str = "there were too few examples for a trial",
+    words: bool = False,
     steps: int = STEPS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -197,7 +211,9 @@ def refine(
         layers: names of the replaced layers.
         trial: what `try_out` found; without it, blocks alone are refined.
         untried: why there is none.
-        steps: gradient steps for a block; five times as many follow end to end.
+        words: the models' outputs score words.
+        steps: gradient steps for a block; five times as many follow end to end, of language
+            models as many.
         seed: of everything random.
         progress: called as (what, done, total).
 
@@ -208,12 +224,21 @@ def refine(
     why = untried if trial is None else trial.why
     if not stages:
         return Refined({}, lost, 0, why)
-    parts = split_batches(batches, _BATCH, teacher)
+    parts = _in_steps(batches, teacher, words)
     blocks = train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
     if stages > 1:
-        steps *= _ROUNDS
+        steps *= _WORD_ROUNDS if words else _ROUNDS
         why = _distilled(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
     return Refined(blocks, lost, stages if why is None else 1, why)
+
+
+def _in_steps(batches: Sequence[Example], teacher: nn.Module, words: bool) -> list[Example]:
+    """The batches as steps take them."""
+    size = _BATCH
+    if words:
+        length = max((t.shape[1] for b in batches for t in tensors(b) if t.ndim > 1), default=1)
+        size = max(1, _WORDS // length)
+    return split_batches(batches, size, teacher)
 
 
 def distil(

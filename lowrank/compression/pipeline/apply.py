@@ -341,22 +341,26 @@ def _made(
     """The new model, how close its layers came, and what there is to say of the data."""
     if known is None or not steps or not (plan.replaced or plan.narrowed):
         return _fitted(model, plan, known, how, progress, shelf=shelf, teacher=teacher)
-    steps, layers = STEPS if steps is True else steps, [*plan.replaced, *plan.hosts]
+    steps = STEPS if steps is True else steps
+    layers = [*dict.fromkeys((*plan.replaced, *plan.hosts, *plan.narrowed))]
+    dense = model if teacher is None else teacher[0]
     part, held = known.parted(model)
     trial, untried = None, "there were too few examples for a trial"
     if held:
         tried, _, _ = _fitted(model, plan, part, how, progress, max_iter=_IN_SHORT)
         try:
             trial = try_out(
-                tried, model, part.batches, held, layers,
-                loss=known.loss, steps=steps, seed=plan.seed, progress=progress,
+                tried, dense, part.batches, held, layers,
+                loss=known.loss, words=known.words, steps=steps, seed=plan.seed,
+                progress=progress,
             )  # fmt: skip
         except Unmatched as error:
             untried = f"there was no trial: {error.problem}"
     small, built, notes = _fitted(model, plan, known, how, progress, shelf=shelf, teacher=teacher)
     found = refine(
-        small, model, known.batches, layers,
-        trial=trial, untried=untried, steps=steps, seed=plan.seed, progress=progress,
+        small, dense, known.batches, layers,
+        trial=trial, untried=untried, words=known.words, steps=steps, seed=plan.seed,
+        progress=progress,
     )  # fmt: skip
     return small, built, [*notes, str(found)]
 
