@@ -36,8 +36,8 @@ class Calibration:
             default 0.5, or 1 where the output scores words, and with thorough effort the best
             of 0, 0.5, 0.75 and 1 on the calibration examples.
         fit: "sequential", each layer to the inputs behind the compressed ones before it, or
-            "parallel", to the dense model's own; by default the first, and with quick effort
-            the second.
+            "parallel", to the dense model's own; by default the first; with quick effort, and of
+            language models with any but thorough, the second.
         effort: "quick" takes weights and one moment a layer and searches nothing, in at most
             4 passes of the dense model over the examples; "default" bounds its searches, at
             15 passes and 2 seconds a layer; "thorough" tries every method and weighting.
@@ -92,10 +92,16 @@ class Calibration:
             )
             raise InputError("cache", problem, "drop cache= or loss=")
 
-    @property
-    def how(self) -> How:
-        """How layers are fitted."""
-        return self.fit or ("sequential" if effort_of(self.effort).sequential else "parallel")
+    def how(self, *, words: bool = False) -> How:
+        """How layers are fitted.
+
+        Args:
+            words: the model's output scores words; behind the compressed layers its fits gain
+                little for what they take, and are made with thorough effort alone.
+        """
+        effort = effort_of(self.effort)
+        sequential = effort.sequential and (effort.trials or not words)
+        return self.fit or ("sequential" if sequential else "parallel")
 
     def opened(self) -> Store | None:
         """The folder of results, if there is one.

@@ -189,7 +189,7 @@ def applied(
     model = opened_for(model, plan)
     known = _known(model, example, data, settings, store, progress)
     plan = _without_stale_figures(model, plan)
-    how = settings.how
+    how = settings.how(words=known is not None and known.words)
     shelf = _shelf(store, model, known, plan, how)
     small, built, notes = _made(model, plan, known, how, refine, progress, shelf, teacher)
     if plan.int8:

@@ -127,7 +127,7 @@ def _passes(
     effort = effort_of(settings.effort)
     gradients = (effort.gradients or words) and settings.weighting != "outputs"
     probes = 1.5 * effort.probes if settings.weighting == "probe" and not words else 0.0
-    prefixes = 2.5 if settings.how == "sequential" else 0.0
+    prefixes = 2.5 if settings.how(words=words) == "sequential" else 0.0
     norms = 1.5 if any(isinstance(m, _BatchNorm) for m in model.modules()) else 0.0
     trials = 4 * 4.0 if effort.trials and settings.exponent is None else 0.0
     compared = 0.0 if held else 0.5 if effort.level == "quick" else 2.0
