@@ -37,7 +37,7 @@ class Calibration:
             of 0, 0.5, 0.75 and 1 on the calibration examples.
         fit: "sequential", each layer to the inputs behind the compressed ones before it, or
             "parallel", to the dense model's own; by default the first; with quick effort, and of
-            language models with any but thorough, the second.
+            language models, the second.
         effort: "quick" takes weights and one moment a layer and searches nothing, in at most
             4 passes of the dense model over the examples; "default" bounds its searches, at
             15 passes and 2 seconds a layer; "thorough" tries every method and weighting.
@@ -96,11 +96,10 @@ class Calibration:
         """How layers are fitted.
 
         Args:
-            words: the model's output scores words; behind the compressed layers its fits gain
-                little for what they take, and are made with thorough effort alone.
+            words: the model's output scores words; fits behind the compressed layers, of a few
+                thousand words, know these by heart and lose more on others.
         """
-        effort = effort_of(self.effort)
-        sequential = effort.sequential and (effort.trials or not words)
+        sequential = effort_of(self.effort).sequential and not words
         return self.fit or ("sequential" if sequential else "parallel")
 
     def opened(self) -> Store | None:

@@ -35,9 +35,12 @@ _FAR = 0.1
 """Relative error of the outputs from which the full rate is taken; below, in proportion."""
 
 
-_ROUNDS, _WORD_ROUNDS = 5, 1
-"""Steps of training end to end, as a multiple of a block's; of a language model, where a step
-costs as many passes of its words as there are blocks."""
+_ROUNDS = 5
+"""Steps of training end to end, as a multiple of a block's."""
+
+
+_BLOCKS_ALONE = "blocks of language models are refined alone"
+"""Why these are not trained end to end: few words are soon known by heart."""
 
 
 _TRIED = 4
@@ -171,6 +174,8 @@ def try_out(
     if barred and barred[0] is not None and all(barred):
         return Trial(tuple(found), barred[0])
     found.append(losses())
+    if words:
+        return Trial(tuple(found), _BLOCKS_ALONE)
     if any(p.dtype.itemsize < 4 for p in small.parameters() if p.is_floating_point()):
         return Trial(tuple(found), "half precision is not trained end to end")
     why = _distilled(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
@@ -212,8 +217,7 @@ def refine(
         trial: what `try_out` found; without it, blocks alone are refined.
         untried: why there is none.
         words: the models' outputs score words.
-        steps: gradient steps for a block; five times as many follow end to end, of language
-            models as many.
+        steps: gradient steps for a block; five times as many follow end to end.
         seed: of everything random.
         progress: called as (what, done, total).
 
@@ -227,7 +231,7 @@ def refine(
     parts = _in_steps(batches, teacher, words)
     blocks = train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
     if stages > 1:
-        steps *= _WORD_ROUNDS if words else _ROUNDS
+        steps *= _ROUNDS
         why = _distilled(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
     return Refined(blocks, lost, stages if why is None else 1, why)
 

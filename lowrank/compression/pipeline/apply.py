@@ -134,6 +134,19 @@ def apply(
         )  # fmt: skip
 
 
+def _still_wide(plan: Plan, data: Statistics) -> bool:
+    """Whether data are of layers that are to go narrower, none of which is replaced."""
+    if not plan.narrowed or not apart_of_factors(plan):
+        return False
+    widths = [(data.views[n].spec, w) for n, w in plan.narrowed.items() if n in data.views]
+    return any(
+        kept.of == wide
+        for spec, w in widths
+        for kept, wide in ((w.inputs, spec.in_channels), (w.outputs, spec.out_channels))
+        if kept is not None
+    )
+
+
 def apart_of_factors(plan: Plan) -> bool:
     """Whether none of the layers that are replaced goes narrower."""
     return not {name for names in plan.units for name in names} & plan.narrowed.keys()
@@ -186,6 +199,8 @@ def applied(
     fits aim at then, if it is not the model itself.
     """
     store, dense = settings.opened(), model if dense is None else dense
+    if isinstance(data, Statistics) and teacher is None and _still_wide(plan, data):
+        model, data, teacher = narrowed(model, plan, example, data, settings, progress)
     model = opened_for(model, plan)
     known = _known(model, example, data, settings, store, progress)
     plan = _without_stale_figures(model, plan)

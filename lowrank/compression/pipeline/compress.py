@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,6 @@ from torch import nn
 
 from lowrank.compression.calibration.effort import effort_of
 from lowrank.compression.calibration.settings import Calibration, calibration_of
-from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.gauges.memory import MemoryCheck, measure_memory
 from lowrank.compression.gauges.quality import Scorer, check_drop, speaks
 from lowrank.compression.gauges.timing import LatencyCheck, time_ratio
@@ -21,7 +20,6 @@ from lowrank.compression.pipeline.apply import (
     apart_of_factors,
     applied,
     check_refine,
-    narrowed,
     read_data,
     val_of,
 )
@@ -168,15 +166,13 @@ def compress(
                 plan, timed, curves, used = chooser.choose(budget, progress)
             else:
                 plan, timed = _planned(model, example, curves, budget, exponent)
-            seen: Sequence[Example] | Statistics | None = curves.data
-            teacher = None
+            seen = curves.data
             if plan.narrowed and apart_of_factors(plan) and dense.data is not None:
-                used, seen, teacher = narrowed(model, plan, example, dense.data, settings, progress)
+                used, seen = model, dense.data
             small, report = applied(
                 used,
                 plan,
                 dense=model,
-                teacher=teacher,
                 example=example,
                 data=seen,
                 val=compared or rest,

@@ -55,6 +55,8 @@ def weighing(
 ) -> float:
     """The given exponent, or with thorough effort the one whose plan does best in a quick trial.
 
+    Of a language model losses are in nats, which are summed, and there is no trial.
+
     A trial fits every layer in short, as `apply` will unless the model is large (then to the
     dense model's inputs), and compares outputs on the calibration examples (first of all the
     user's quality, where that weighs the layers); a quarter of the examples
@@ -62,11 +64,12 @@ def weighing(
     away. Which plan is best depends on the fit: what a layer loses is mended in part by those
     behind it when these are fitted to what it gives.
     """
-    if curves.data is None or exponent is not None or not curves.data.effort.trials:
+    known = curves.data
+    if known is None or exponent is not None or not known.effort.trials or known.words:
         return curves.exponent if exponent is None else exponent
     plans = {e: curves.plan(**budget, exponent=e) for e in EXPONENTS}
     model = opened_for(model, plans[EXPONENTS[0]])
-    data, held = curves.data.parted(model)
+    data, held = known.parted(model)
     examples = [*data.batches, *held]
     work = curves.total.macs * sum(map(batch_size, examples))
     how: How = fit or ("sequential" if work <= _TRIAL_WORK else "parallel")
