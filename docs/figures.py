@@ -355,22 +355,57 @@ def coming_from() -> Figure:
 
 
 def transformers() -> Figure:
-    """Perplexity of a small language model by how it was compressed, from `smollm2.py`."""
-    rows = result("smollm2")["rows"]
+    """Perplexity of a small language model at three budgets, from `language.py`."""
+    saved = result("language")
     names = {
-        "dense": "dense",
-        "planned": "lowrank, planned on 2,048 tokens",
-        "uniform, outputs": "equal ranks, fitted to outputs",
-        "uniform, weights": "equal ranks, truncated weights",
+        "handbook": "a handbook",
+        "reference": "a reference manual",
+        "novel": "a novel, not seen",
     }
-    figure, ax = plt.subplots(figsize=(7.8, 2.5))
-    values = [rows[name]["perplexity"] for name in names]
-    bars = ax.barh(list(names.values()), values, color=[GREY, BLUE, ORANGE, PINK])
-    labels = [f"{v:,.0f}" if v < 1e6 else f"{v / 1e6:.0f} million" for v in values]
-    ax.bar_label(bars, labels, padding=4)
-    ax.set(xscale="log", xlabel="perplexity on other passages, log scale", xlim=(10, 3e9))
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
+    rows = [r for r in saved["rows"] if r["settings"]["methods"] is None]
+    rows = [r for r in rows if r["settings"]["effort"] == "default" and not r["settings"]["refine"]]
+    rows = sorted(rows, key=lambda r: -r["settings"]["keep"])
+    figure, ax = plt.subplots(figsize=(7.8, 3.0))
+    for k, (name, color) in enumerate(zip(names, (BLUE, GREEN, ORANGE), strict=True)):
+        ratios = [r["texts"][name]["ratio"] for r in rows]
+        places = [at + 0.27 * (k - 1) for at in range(len(rows))]
+        bars = ax.bar(places, ratios, 0.25, color=color, label=names[name])
+        ax.bar_label(bars, [f"{v:.2f}" for v in ratios], padding=2, fontsize=8)
+    ax.axhline(1, color=GREY, linewidth=1)
+    kept = [f"{100 * r['settings']['keep']:.0f} % of the blocks" for r in rows]
+    ax.set_xticks(range(len(rows)), kept)
+    ax.set(ylabel="perplexity over dense", ylim=(0, None))
+    ax.margins(y=0.1)
+    ax.legend(frameon=False, loc="upper left")
+    ax.grid(axis="x", visible=False)
+    return figure
+
+
+def recovery_from() -> Figure:
+    """The problem of the page for those who come from elsewhere, and its two answers."""
+    import lowrank
+
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((100, 256)) / 10
+    x = np.zeros(256)
+    x[rng.permutation(256)[:12]] = rng.standard_normal(12)
+    e = 0.01 * rng.standard_normal(100)
+    noise = float(np.linalg.norm(e))
+    figure, ax = plt.subplots(figsize=(7.8, 2.8))
+    marks = (("optimum", BLUE, "x", 7), ("mean", GREEN, "+", 9))
+    for estimate, color, mark, size in marks:
+        found = lowrank.recover(A, A @ x + e, noise=noise, estimate=estimate).x
+        at = np.flatnonzero(np.abs(found) > 1e-3)
+        off = np.linalg.norm(found - x) / np.linalg.norm(x)
+        label = f'estimate="{estimate}", {100 * off:.1f} % off'
+        ax.plot(at, found[at], mark, color=color, ms=size, label=label)
+    held = np.flatnonzero(x)
+    ax.vlines(held, 0, x[held], color=ORANGE, lw=1)
+    ax.plot(held, x[held], "o", mfc="none", color=ORANGE, ms=9, label="the signal")
+    ax.axhline(0, color=GREY, lw=0.8)
+    ax.set(xlabel="index", xlim=(-4, 260))
+    ax.margins(y=0.25)
+    ax.legend(loc="lower left", fontsize=9, ncols=3, columnspacing=1)
     return figure
 
 
@@ -461,6 +496,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "coming_from": coming_from,
     "transformers": transformers,
     "large_models": large_models,
+    "recovery_from": recovery_from,
     "selection": selection,
 }
 
