@@ -297,6 +297,16 @@ def test_a_sweep_and_a_drop() -> None:
     assert metric(small) >= 0.9
 
 
+def test_progress_tells_of_every_stage() -> None:
+    told: list[str] = []
+    lowrank.compress(
+        model(), X[:1], data=X, params=0.7, progress=lambda what, done, total: told.append(what)
+    )
+    stages = list(dict.fromkeys(what.split()[1] for what in told if what[1:2] == "/"))
+    assert stages == ["calibrating", "measuring", "narrowing", "planning", "fitting", "checking"]
+    assert len([what for what in told if what[1:2] != "/"]) == 1, "the forecast comes first"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [{"effort": "thorough"}, {"effort": "quick"}, {"stock": True}, {"refine": 5}]

@@ -141,7 +141,7 @@ def compress(
         known = expected(whole, example, read, settings, rules, held=held, words=words)
         progress(str(known), 0, 1)
     asked = timed_too["latency"], max_drop is not None, bool(refine)
-    progress = in_stages(progress, _stages(settings, read is not None, words, *asked))
+    progress = in_stages(progress, _stages(settings, rules, read is not None, words, *asked))
     started, used = time.process_time(), model
     with tallying() as tally:
         curves = dense = measured(
@@ -188,15 +188,22 @@ def compress(
 
 
 def _stages(
-    settings: Calibration, data: bool, words: bool, latency: bool, max_drop: bool, refine: bool
+    settings: Calibration,
+    rules: Rules,
+    data: bool,
+    words: bool,
+    latency: bool,
+    max_drop: bool,
+    refine: bool,
 ) -> list[str]:
     """What a compression goes through, each by the word that tells it."""
     effort, weighting = effort_of(settings.effort), settings.weighting
-    weighed = data and effort.trials and settings.exponent is None and not max_drop
+    weighed = data and effort.trials and settings.exponent is None and not max_drop and not words
     quiet = ("gradients", "outputs", *(("probe",) if words else ()))
     probed = data and effort.probes and weighting not in quiet
     every = {
-        "calibrating": data, "measuring": True, "timing": latency, "probing": probed,
+        "calibrating": data, "measuring": True, "narrowing": words and rules.free,
+        "timing": latency, "probing": probed,
         "trying": max_drop, "planning": not max_drop, "weighing": weighed, "fitting": True,
         "refining": refine, "checking": True,
     }  # fmt: skip

@@ -184,7 +184,7 @@ def measured(
         shelf = _shelf(store, model, example, known, settings, rules, classes)
         asked = _Asked(model, known, classes, overrides, rules, settings.seed, shelf)
         named = asked.measure(found, reasons, rows, progress)
-        if known is not None and known.words and rules.methods is None and rules.select is None:
+        if known is not None and known.words and rules.free:
             free = {c.layer for c in rows.curves if not c.fixed}
             widths = find_widths(model, example, found, known, free, progress=progress)
             rows.bare = replace(rows.bare, widths=widths)

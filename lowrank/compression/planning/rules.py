@@ -135,6 +135,11 @@ class Rules:
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
+    @property
+    def free(self) -> bool:
+        """Whether nothing is said of methods, nor of channels."""
+        return self.methods is None and self.select is None
+
     def classes(self, *, rare: bool) -> tuple[type[Method], ...]:
         """The classes of the methods that may be used.
 
