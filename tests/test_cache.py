@@ -480,7 +480,8 @@ KILLED = """
 @pytest.mark.parametrize(
     ("kind", "every"),
     [
-        ("conv", 12),
+        ("conv", 25),
+        pytest.param("conv", 12, marks=pytest.mark.slow),
         pytest.param("conv", 2, marks=pytest.mark.slow),
         pytest.param("attention", 4, marks=pytest.mark.slow),
     ],

@@ -73,7 +73,8 @@ class Fitting:
             if found is not None:
                 return found, _BEHIND
             alone = "the compressed model does not run it on the same"
-        return self.data.goal(self.dense, name), f"to the dense model's inputs: {alone}"
+        why = "" if self.how == "parallel" else f": {alone}"
+        return self.data.goal(self.dense, name), f"to the dense model's inputs{why}"
 
     def of_reader(self, name: str, narrow: LayerView) -> Goal | None:
         """What a layer that reads fewer channels should do behind the compressed prefix; None

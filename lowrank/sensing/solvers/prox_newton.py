@@ -47,8 +47,8 @@ class ProxNewton:
 
     Example:
         >>> from lowrank.sensing import LogisticLasso, solve
-        >>> solve(LogisticLasso(np.eye(2), [1, -1], 0.25), ProxNewton()).x.round(6).tolist()
-        [1.098612, -1.098612]
+        >>> solve(LogisticLasso(np.eye(2), [1, -1], 0.25), ProxNewton()).x.round(4).tolist()
+        [1.0986, -1.0986]
 
     Source: Lee, Sun, Saunders 2014, algorithm 1; working sets as in Massias, Vaiter, Gramfort,
         Salmon 2020.
