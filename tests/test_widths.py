@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,16 @@ def test_a_sweep_and_a_drop() -> None:
     # halves of it are tried first, in which neurons go
     small, _ = lowrank.compress(net, X[:1], data=X, max_drop=0.1, metric=metric)
     assert metric(small) >= 0.9
+
+
+@pytest.mark.parametrize("n", [2, 5, 8])
+def test_passes_stay_within_what_was_said(n: int) -> None:
+    net = model()
+    said = lowrank.forecast(net, X[:1], data=X[:n]).passes
+    _, report = lowrank.compress(net, X[:1], data=X[:n], params=0.7)
+    spent = next(re.search(r"took ([\d.]+) forward", r) for r in report.remarks if "took" in r)
+    assert spent is not None
+    assert float(spent[1]) <= said + 0.05  # it is rounded
 
 
 def test_progress_tells_of_every_stage() -> None:

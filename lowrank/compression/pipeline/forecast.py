@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,6 +23,10 @@ from lowrank.compression.structure.opening import opened
 
 _SECONDS = {"quick": 1.0, "default": 2.0, "thorough": 20.0}
 """What measuring and fitting a layer takes at most on one core of a few years ago."""
+
+
+_LOOKS = 12
+"""Texts of a language model that are run to see what its layers are, beside the calibration."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Forecast:
         beside = f"up to {self.seconds:.0f} s of one core for {self.layers} layers"
         if not self.examples:
             return beside
-        return f"up to {self.passes:.0f} passes over {self.examples} examples and {beside}"
+        return f"up to {ceil(self.passes)} passes over {self.examples} examples and {beside}"
 
 
 def forecast(
@@ -116,8 +121,9 @@ def expected(
     if data is None:
         return Forecast(layers, 0, 0.0, seconds)
     batches = data.batches if isinstance(data, Statistics) else data
-    passes = _passes(model, settings, rules, held, words)
-    return Forecast(layers, sum(map(batch_size, batches)), passes, seconds)
+    n = sum(map(batch_size, batches))
+    passes = _passes(model, settings, rules, held, words) + (_LOOKS / n if words else 0.0)
+    return Forecast(layers, n, passes, seconds)
 
 
 def _passes(
@@ -129,7 +135,7 @@ def _passes(
     probes = 1.5 * effort.probes if settings.weighting == "probe" and not words else 0.0
     prefixes = 2.5 if settings.how(words=words) == "sequential" else 0.0
     norms = 1.5 if any(isinstance(m, _BatchNorm) for m in model.modules()) else 0.0
-    trials = 4 * 4.0 if effort.trials and settings.exponent is None else 0.0
+    trials = 4 * 4.0 if effort.trials and settings.exponent is None and not words else 0.0
     compared = 0.0 if held else 0.5 if effort.level == "quick" else 2.0
     known = 1 + 2 * gradients + compared + expected_passes(rules, norms)
     return known + prefixes + (0.0 if rules.methods == () else probes + norms + trials)
