@@ -343,7 +343,9 @@ def test_data_says_how_a_shared_factor_is_fitted(fit: str) -> None:
     small, report = lowrank.compress(
         model, X[:1], params=0.9, data=X, rules=rules, calibration=calibration
     )
-    wanted = "behind the compressed layers" if fit == "sequential" else "as asked for"
+    wanted = (
+        "behind the compressed layers" if fit == "sequential" else "to the dense model's inputs"
+    )
     rows = {row.name: row for row in report.layers}
     for name in (Q, K, V, "2.gate", "2.up"):
         assert wanted in rows[name].fitted
