@@ -47,14 +47,19 @@ LENGTH = 512
 
 def books() -> dict[str, str]:
     """The two books as plain text, with single spaces."""
-    if not HANDBOOK.exists() or not REFERENCE.exists():
-        raise SystemExit("a book is missing; see the head of this file")
+    if not REFERENCE.exists():
+        raise SystemExit("the reference is missing; see the head of this file")
+    reference = gzip.decompress(REFERENCE.read_bytes()).decode("utf-8", errors="ignore")
+    return {"handbook": handbook(), "reference": re.sub(r"\s+", " ", reference)}
+
+
+def handbook() -> str:
+    """The Debian handbook as plain text, with single spaces."""
+    if not HANDBOOK.exists():
+        raise SystemExit("the handbook is missing; see the head of this file")
     pages = [p.read_text(errors="ignore") for p in sorted(HANDBOOK.glob("*.html"))]
     bodies = (re.sub(r"<(script|style|head).*?</\1>", " ", page, flags=re.S) for page in pages)
-    handbook = html.unescape(re.sub(r"<[^>]+>", " ", " ".join(bodies)))
-    reference = gzip.decompress(REFERENCE.read_bytes()).decode("utf-8", errors="ignore")
-    texts = {"handbook": handbook, "reference": reference}
-    return {name: re.sub(r"\s+", " ", text) for name, text in texts.items()}
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", " ".join(bodies))))
 
 
 def novel() -> str:

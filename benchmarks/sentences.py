@@ -15,7 +15,6 @@ correlation, by the bootstrap over pairs.
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import os
 import re
@@ -33,7 +32,11 @@ from torch import Tensor, nn
 
 import lowrank
 
-HANDBOOK = Path("/usr/share/doc/debian-handbook/html/en-US")
+if __package__:
+    from benchmarks.language import handbook
+else:
+    from language import handbook
+
 OUT = Path(__file__).parent / "results" / "sentences.json"
 
 
@@ -68,12 +71,7 @@ def encoder() -> tuple[Sentences, Any]:
 
 def sentences(n: int, seed: int) -> list[str]:
     """Sentences of the handbook, drawn with a seed."""
-    if not HANDBOOK.exists():
-        raise SystemExit("the handbook is missing; see the head of this file")
-    pages = [p.read_text(errors="ignore") for p in sorted(HANDBOOK.glob("*.html"))]
-    bodies = (re.sub(r"<(script|style|head).*?</\1>", " ", page, flags=re.S) for page in pages)
-    text = html.unescape(re.sub(r"<[^>]+>", " ", " ".join(bodies)))
-    every = re.split(r"(?<=[.!?]) ", re.sub(r"\s+", " ", text))
+    every = re.split(r"(?<=[.!?]) ", handbook())
     good = [s for s in every if 30 < len(s) < 300]
     drawn = np.random.default_rng(seed).choice(len(good), n, replace=False)
     return [good[k] for k in drawn]

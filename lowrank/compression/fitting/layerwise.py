@@ -18,9 +18,9 @@ from lowrank.compression.calibration.prefix import Goal
 from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.methods import Method
 from lowrank.compression.methods.shared.base import Joint, Target
-from lowrank.compression.network.layers import LayerView, is_transposed_linear, spec_of
+from lowrank.compression.network.layers import LayerView, spec_of, write_weight
 from lowrank.compression.network.own_stages import bias_holder
-from lowrank.compression.network.stages import compose, module_layout, weight_of
+from lowrank.compression.network.stages import compose
 from lowrank.compression.network.units import Parts, Unit, owners_of
 from lowrank.compression.structure.fused import settle_fused
 from lowrank.compression.structure.history import _RECORD, Applied, copy_model, history
@@ -130,9 +130,7 @@ def _fit_reader(fitting: Fitting, small: nn.Module, name: str) -> None:
     goal = fitting.of_reader(name, narrow)
     if goal is None:
         return
-    laid = module_layout(spec, goal.weight, transposed=is_transposed_linear(module))
-    with torch.no_grad():
-        weight_of(module).copy_(laid)
+    write_weight(module, spec, goal.weight)
     if goal.centred:
         shift = mean_lost(goal, goal.weight)
         take_mean(small, name, shift, fitting.data.sinks.get(name, Downstream()).norm)

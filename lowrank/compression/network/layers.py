@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from lowrank.compression.network.stages import (
@@ -24,6 +25,7 @@ from lowrank.compression.network.stages import (
     Stage,
     canonical,
     chain_macs,
+    module_layout,
     weight_of,
 )
 from lowrank.linalg import wide
@@ -88,6 +90,14 @@ def is_transposed_linear(module: nn.Module) -> bool:
     """Whether this is transformers' `Conv1D`: a linear layer with weight (in, out)."""
     cls = type(module)
     return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+
+
+def write_weight(module: nn.Module, spec: LayerSpec, W: Tensor) -> None:
+    """Write a canonical weight into a layer, in place, as the layer lays it out."""
+    weight = weight_of(module)
+    laid = module_layout(spec, W, transposed=is_transposed_linear(module))
+    with torch.no_grad():
+        weight.copy_(laid.to(weight))
 
 
 @dataclass(frozen=True, eq=False)

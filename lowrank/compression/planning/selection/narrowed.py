@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from lowrank.compression.calibration.downstream import Downstream
 from lowrank.compression.calibration.statistics import Statistics
+from lowrank.compression.fitting.layerwise import take_mean
 from lowrank.compression.network.channels.narrowing import Kept, Narrowed, narrow, widen
 from lowrank.compression.network.channels.units import Channels
 from lowrank.compression.network.example import Example, run
-from lowrank.compression.network.layers import is_transposed_linear
-from lowrank.compression.network.stages import module_layout, weight_of
+from lowrank.compression.network.layers import write_weight
 from lowrank.compression.network.tensors import flatten
 from lowrank.compression.planning.selection.path import narrowed_by
 from lowrank.compression.planning.selection.readers import Reader, metric_of
@@ -44,29 +44,17 @@ def narrowed_model(
 def _reconstruct(
     model: nn.Module, small: nn.Module, name: str, kept: Kept, data: Statistics
 ) -> None:
-    view, module = data.views[name], small.get_submodule(name)
+    view = data.views[name]
     columns = torch.arange(view.spec.weight_shape[2])
     taps = view.weight().flatten(2).shape[2] // len(columns)
     stays = torch.isin(columns, torch.tensor(kept.places)).repeat_interleave(taps)
     reader = Reader(view, stays.long(), metric_of(model, name, data), 1.0)
     made = reader.reconstructed(stays)
-    whole = made.reshape(view.weight().shape)
-    laid = module_layout(view.spec, whole, transposed=is_transposed_linear(module))
-    weight = weight_of(module)
-    weight.copy_(laid.to(weight))
+    write_weight(small.get_submodule(name), view.spec, made.reshape(view.weight().shape))
     if data.centred(name):
         mean = data.calibrated.layers[name].mean
         shift = ((reader.W - made).to(mean) @ mean[..., None]).flatten()
-        _take_mean(small, module, shift, data.sinks.get(name, Downstream()).norm)
-
-
-def _take_mean(small: nn.Module, module: nn.Module, shift: Tensor, norm: str | None) -> None:
-    """Add a shift (out,) to a layer's output, by its bias or the batch norm behind it."""
-    bias = module._parameters.get("bias")
-    if bias is not None:
-        bias.add_(shift.to(bias))
-    elif norm is not None and isinstance(mean := small.get_submodule(norm).running_mean, Tensor):
-        mean.sub_(shift.to(mean))
+        take_mean(small, name, shift, data.sinks.get(name, Downstream()).norm)
 
 
 def proven(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.calibration.statistics import Statistics
-from lowrank.compression.network.channels.narrowing import Kept, Narrowed, narrowed_shapes
+from lowrank.compression.network.channels.narrowing import Narrowed, narrowed_shapes
 from lowrank.compression.network.channels.units import Channels, ChannelUnit, find_channels
 from lowrank.compression.network.example import Example
 from lowrank.compression.network.layers import LayerView
@@ -25,6 +25,7 @@ from lowrank.compression.network.stages import Cost
 from lowrank.compression.network.tensors import mapped, tensors
 from lowrank.compression.network.units import total
 from lowrank.compression.planning.selection.narrowed import proven
+from lowrank.compression.planning.selection.path import narrowed_by
 from lowrank.compression.planning.selection.readers import Reader, reader_of
 from lowrank.decompositions.metric import scaled_cholesky
 from lowrank.errors import LowRankError
@@ -167,25 +168,19 @@ def _serves(unit: ChannelUnit, views: Mapping[str, LayerView], data: Statistics)
 def _options(
     unit: ChannelUnit, channels: Channels, views: Mapping[str, LayerView], reader: Reader
 ) -> Iterator[Width]:
-    n = len(unit.channels)
+    names, n = {*unit.makers, *unit.readers}, len(unit.channels)
+    mine = replace(channels, sides={s: row for s, row in channels.sides.items() if s[0] in names})
     even = _EVEN if n >= _EVEN_FROM else 1
     wanted = sorted({n * k // LEVELS // even * even for k in range(_LEAST, LEVELS)} - {0, n})
     for kept, error in _fewer(reader, wanted[::-1]):
         stay = {int(reader.columns[k]) for k in kept}
-        what = {name: _kept(channels, name, "out", stay) for name in unit.makers}
-        what[unit.readers[0]] = _kept(channels, unit.readers[0], "in", stay)
+        what = narrowed_by(mine, [mark for mark in unit.channels if mark not in stay])
         yield Width(
             what,
             {name: _cost(views[name], w) for name, w in what.items()},
             {name: narrowed_shapes(views[name].module, w) for name, w in what.items()},
             error,
         )
-
-
-def _kept(channels: Channels, name: str, side: str, stay: Collection[int]) -> Narrowed:
-    marks = channels.sides[name, "in" if side == "in" else "out"]
-    kept = Kept(tuple(k for k, mark in enumerate(marks) if mark in stay), len(marks))
-    return Narrowed(inputs=kept) if side == "in" else Narrowed(outputs=kept)
 
 
 def _cost(view: LayerView, what: Narrowed) -> Cost:
