@@ -287,7 +287,7 @@ def test_files_that_cannot_be_written():
         (["--noise", "1", "--lam", "1"], "--noise and --lam exclude each other"),
         (["--sparsity", "1", "--nonneg"], "--nonneg does not join"),
         (["--exact"], "give --sparsity K with it"),
-        (["--sparsity", "1", "--time-limit", "9"], "--time-limit joins --exact alone"),
+        (["--sparsity", "1", "--ridge", "9"], "--ridge joins --exact alone"),
         (["--max-iter", "0"], "x>=1"),
     ],
 )

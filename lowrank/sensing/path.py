@@ -12,11 +12,12 @@ from scipy.sparse.linalg import lsqr
 
 from lowrank.errors import InputError
 from lowrank.sensing.certificates import gap_floor, relative_gap, scaled_dual
+from lowrank.sensing.limits import TOL
 from lowrank.sensing.operators.arrays import Array, MatrixLike
 from lowrank.sensing.operators.chunked import reduced_rows
 from lowrank.sensing.problems.checks import checked_number, not_bool
 from lowrank.sensing.problems.l1 import BasisPursuit, Lasso
-from lowrank.sensing.solve import TOL, solve
+from lowrank.sensing.solve import solve
 from lowrank.sensing.solvers.exact_l1 import ExactL1
 from lowrank.sensing.solvers.working_set import Fit, WorkingSet, fit_of, matrix_of
 from lowrank.status import Status

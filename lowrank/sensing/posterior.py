@@ -37,6 +37,7 @@ def posterior_mean(
     max_iter: int | None = None,
     debias: bool = False,
     callback: Callback | None = None,
+    time_limit: float | None = None,
 ) -> Recovery:
     """The posterior mean where its prior fits the signal, else the optimum of a convex problem.
 
@@ -52,6 +53,7 @@ def posterior_mean(
         max_iter: limit of message passing's iterations; None is 200.
         debias: also give least squares on the support.
         callback: `callback(iteration, coefficients)`.
+        time_limit: seconds for the convex problem, where that is what answers.
 
     Returns:
         `Recovery`; `estimated_error` is None where it is the guard's.
@@ -69,7 +71,8 @@ def posterior_mean(
             found = _messages(problem, probed, columns, tol or TOL, max_iter or 200, callback)
             wrong = _misfit(problem, probed, columns, found)
     if found is None or wrong is not None:
-        optimum = solve(guard, tol=tol, max_iter=max_iter, debias=debias, callback=callback)
+        more: dict[str, Any] = {"callback": callback, "time_limit": time_limit}
+        optimum = solve(guard, tol=tol, max_iter=max_iter, debias=debias, **more)
         if not y.any():
             return optimum
         text = f"the sparse prior does not fit ({wrong}), so this is the optimum of"

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lowrank.errors import InputError
+from lowrank.sensing.limits import TOL
 from lowrank.sensing.operators.arrays import MatrixLike, to_numpy
 from lowrank.sensing.operators.chunked import reduced_rows
 from lowrank.sensing.posterior import posterior_mean
@@ -18,9 +19,8 @@ from lowrank.sensing.problems.checks import checked_number
 from lowrank.sensing.problems.l1 import BPDN, BasisPursuit, Lasso
 from lowrank.sensing.problems.other import BestSubset, KSparse, PosteriorMean
 from lowrank.sensing.result import Recovery
-from lowrank.sensing.solve import TOL, solve
+from lowrank.sensing.solve import solve
 from lowrank.sensing.solvers import Callback, Solver
-from lowrank.sensing.solvers.branch_and_bound import BranchAndBound
 
 
 def recover(
@@ -68,7 +68,8 @@ def recover(
             any patience for many alike columns; then `time_limit` gives the best so far and its
             gap, which is relative to `1/2 ||y||^2`.
         ridge: with `exact`, `ridge/2 ||c||^2` is added to the objective; >= 0.
-        time_limit: with `exact`, seconds; None is no limit.
+        time_limit: seconds, after which the best so far is returned with its gap; solvers are asked
+            to stop between two iterations. None is no limit.
         estimate: "optimum" of the convex problem, which is certified, or "mean" of the posterior
             under a sparse prior whose share and size of non-zeros are learned: with noise it is
             closer to a sparse signal than any optimum of L1. Its error is estimated, not proven
@@ -109,7 +110,7 @@ def recover(
         nonneg=nonneg or None,
     )  # fmt: skip
     _check_one_of(noise=noise, lam=lam, lam_fraction=lam_fraction, sparsity=sparsity)
-    solver = _exact(exact, sparsity, ridge, time_limit, solver)
+    _check_exact(exact, sparsity, ridge)
     l1: dict[str, Any] = {"basis": basis, "weights": weights, "lower": 0.0 if nonneg else -np.inf}
     problem: Problem
     A, y, reduced = reduced_rows(A, y)
@@ -133,7 +134,7 @@ def recover(
         problem = BPDN(A, y, noise, **l1)
     else:
         problem = BasisPursuit(A, y, **l1)
-    options: dict[str, Any] = {"debias": debias, "callback": callback}
+    options: dict[str, Any] = {"debias": debias, "callback": callback, "time_limit": time_limit}
     if estimate == "mean":
         _check_whole(reduced, 'estimate="mean"')
         bayes = PosteriorMean(A, y, _noise_std(problem), basis=basis)
@@ -187,23 +188,14 @@ def _check_estimate(estimate: str, solver: str | Solver, **given: object) -> Non
         raise InputError("estimate", text, 'give noise= and basis= alone, or estimate="optimum"')
 
 
-def _exact(
-    exact: bool, sparsity: int | None, ridge: float, time_limit: float | None, solver: str | Solver
-) -> str | Solver:
-    """The solver, which has the time limit if there is one."""
+def _check_exact(exact: bool, sparsity: int | None, ridge: float) -> None:
     if not isinstance(exact, bool):
         raise InputError("exact", f"{exact!r} is neither True nor False", "pass one of them")
-    named = [n for n, given in (("ridge", ridge), ("time_limit", time_limit)) if given]
     if exact and sparsity is None:
         raise InputError("exact", "is of the best subset, and no sparsity is given", "give it")
-    if named and not exact:
-        text = f"{' and '.join(named)} only join the best subset"
-        raise InputError("recover", text, "give sparsity= and exact=True, or leave them out")
-    if time_limit is None:
-        return solver
-    if solver not in ("auto", "branch_and_bound"):
-        raise InputError("time_limit", "is given beside a solver of its own", "give it to that one")
-    return BranchAndBound(time_limit=time_limit)
+    if ridge and not exact:
+        text = "ridge only joins the best subset"
+        raise InputError("recover", text, "give sparsity= and exact=True, or leave it out")
 
 
 def _noise_std(problem: Problem) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +10,8 @@ from numpy.typing import ArrayLike
 
 from lowrank.errors import InputError
 from lowrank.sensing.certificates import Certificate, bounded, certify
+from lowrank.sensing.limits import AT_ROUNDING, TOL, Deadline, is_rounding, judged
 from lowrank.sensing.operators.arrays import Array, to_numpy
-from lowrank.sensing.operators.foreign import FORMED
-from lowrank.sensing.operators.operator import ADJOINT, from_matrix
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.checks import checked_number
 from lowrank.sensing.problems.other import BestSubset
@@ -23,9 +21,6 @@ from lowrank.sensing.solvers.choose import _candidates, _with, describe
 from lowrank.sensing.solvers.protocol import settings_of
 from lowrank.sensing.verdict import ALL_TRIED, Spent, _finish, _why_zero, _zero_if_optimal
 from lowrank.status import Status
-
-TOL = 1e-8
-"""Default accuracy: relative duality gap and relative violation of the constraints."""
 
 
 def solve(
@@ -37,6 +32,7 @@ def solve(
     x0: ArrayLike | None = None,
     debias: bool = False,
     callback: Callback | None = None,
+    time_limit: float | None = None,
 ) -> Recovery:
     """Solve a problem and certify the answer from outside the solver.
 
@@ -49,13 +45,15 @@ def solve(
         x0: coefficients to start from, (p,) or (p, batch).
         debias: also give least squares on the support.
         callback: `callback(iteration, coefficients)`; a true return value stops the run.
+        time_limit: seconds for all solvers that are tried, which are asked to stop between two
+            iterations; None is no limit.
 
     Returns:
         `Recovery`.
 
     Raises:
-        InputError: an unknown solver, or one that does not take this problem; a tol or max_iter
-            that is not positive.
+        InputError: an unknown solver, or one that does not take this problem; a tol, max_iter or
+            time_limit that is not positive.
 
     Example:
         >>> from lowrank.sensing import Lasso
@@ -70,11 +68,12 @@ def solve(
     if debias and not problem.least_squares:
         text = f"least squares do not fit the data of a {type(problem).__name__}"
         raise InputError("debias", text, "solve it again on the support with a small lam")
-    problem, tol = _judged(problem, tol)
+    clock = Deadline(time_limit)
+    problem, tol = judged(problem, tol)
     start = _checked_start(problem, x0)
     candidates = _candidates(problem, solver)  # what cannot be taken is no way to a known answer
     calls: list[bool] = []
-    watched = None if callback is None else _watched(callback, calls)
+    watched = clock.watched(None if callback is None else _watched(callback, calls))
     if (trivial := _zero_if_optimal(problem, tol or TOL)) is not None:
         result, certificate, what = trivial
         why = f"{what} is the optimum"
@@ -85,7 +84,9 @@ def solve(
     best: Recovery | None = None
     later, spent = 0, Spent()  # where those tried after the best begin, and what all cost
     for name, candidate, why in candidates:
-        ready, unheard = _with(candidate, tol=tol, max_iter=max_iter)
+        if best is not None and clock.passed:
+            break
+        ready, unheard = _with(clock.given(candidate), tol=tol, max_iter=max_iter)
         seen = len(calls)
         result, seconds = _run(ready, problem, start, watched)
         if callback is not None and len(calls) == seen and result.n_iter:
@@ -104,10 +105,14 @@ def solve(
         settled = found.status in (Status.INFEASIBLE, Status.UNBOUNDED)
         if found.status.ok or settled or stopped:
             return found
+        if is_rounding(problem, _badness(found)):
+            return _ended(found, Status.STALLED, AT_ROUNDING.format(dtype=problem.operator.dtype))
         gap = "no gap" if found.gap is None else f"gap {found.gap:.1e}"
         tried.append(f"{name} ended {found.status.name} with {gap}")
     assert best is not None  # `_candidates` raises rather than being empty
-    if any(line.startswith("cvxpy") for line in tried):
+    if clock.passed:
+        best = _ended(best, Status.TIME_LIMIT, Status.TIME_LIMIT.value)
+    elif any(line.startswith("cvxpy") for line in tried):
         best = replace(best, message=best.message.replace(Status.STALLED.value, ALL_TRIED))
     return replace(best, why="; ".join([best.why, *tried[later:]]), **spent._asdict())
 
@@ -235,36 +240,21 @@ def _certified(problem: Problem, result: SolverResult) -> Certificate | None:
         return certify(problem, result.coefficients, result.dual, result.analysis_dual)
 
 
+def _badness(found: Recovery) -> float:
+    """The worse of gap and infeasibility."""
+    worst = max(found.gap or 0.0, found.infeasibility or 0.0)
+    return worst if np.isfinite(worst) else np.inf
+
+
 def _is_better(found: Recovery, best: Recovery) -> bool:
-    def badness(r: Recovery) -> float:
-        worst = max(r.gap or 0.0, r.infeasibility or 0.0)
-        return worst if np.isfinite(worst) else np.inf
-
-    return badness(found) < badness(best)
+    return _badness(found) < _badness(best)
 
 
-COARSE = 1e-5
-"""Accuracy that operators in single precision are asked for, where the user names none."""
-
-
-def _judged(problem: Problem, tol: float | None) -> tuple[Problem, float | None]:
-    """The problem and its tolerance, with a warning where the operator's products are not right.
-
-    Where that is small its matrix stands in for an operator with another's adjoint, or one in
-    single precision.
-    """
-    A = problem.operator
-    small = A.shape[0] * A.shape[1] <= FORMED
-    if not A.trusted and (error := A.dot_test) > ADJOINT:
-        text = f"{A.name}: the adjoint fails the dot test with relative error {error:.1e}"
-        done = "solved with the matrix of its products instead" if small else "do not trust this"
-        warnings.warn(f"{text}; {done}, and correct rmatvec", stacklevel=3)
-        return (problem.with_operator(from_matrix(A.to_dense())) if small else problem), tol
-    if A.is_dense or A.dtype not in (np.float32, np.complex64) or (tol or TOL) >= 1e-6:
-        return problem, tol
-    if small:
-        return problem.with_operator(from_matrix(A.to_dense())), tol
-    text = f"{A.name} computes in {A.dtype}, which cannot reach the tolerance {tol or TOL:g}"
-    done = f"solved to {COARSE:g} instead" if tol is None else f"pass tol={COARSE:g}"
-    warnings.warn(f"{text}; {done}, or pass a float64 operator", stacklevel=3)
-    return problem, tol or COARSE
+def _ended(found: Recovery, status: Status, advice: str) -> Recovery:
+    """The best answer there is, with the reason why no other is looked for."""
+    if found.gap is not None:
+        violated = (
+            "" if found.infeasibility is None else f", infeasibility {found.infeasibility:.1e}"
+        )
+        advice = f"gap {found.gap:.1e}{violated}: {advice}"
+    return replace(found, status=status, message=advice)

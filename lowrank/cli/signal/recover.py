@@ -55,7 +55,7 @@ PICTURES = (".png", ".pdf", ".svg")
 @click.option("--exact", is_flag=True, help="Prove that no other K columns fit better.")
 @click.option("--ridge", type=float, metavar="R", help="With --exact: add R/2 ||x||^2.")
 @click.option(
-    "--time-limit", type=float, metavar="SECONDS", help="With --exact: then the best so far."
+    "--time-limit", type=float, metavar="SECONDS", help="After that, the best so far, with its gap."
 )
 @click.option(
     "--basis", type=BasisName(), metavar="NAME", help="x is sparse in dct, db4, dct:32x32 ..."
@@ -112,9 +112,7 @@ def run(A: Any, y: Any, settings: dict[str, Any]) -> Recovery:
 
     with progress_bar() as bar:
         if settings.get("exact") and settings.get("solver", "auto") == "auto":
-            limit = settings.pop("time_limit", None)
-            solver = BranchAndBound(time_limit=limit, report=bar.standing)
-            return recover(A, y, **settings | {"solver": solver})
+            return recover(A, y, **settings | {"solver": BranchAndBound(report=bar.standing)})
         return recover(A, y, callback=bar, **settings)
 
 
@@ -129,8 +127,8 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError(f"--tol {options['tol']} is not between 0 and 1; such as 1e-8")
     if options["exact"] and options["sparsity"] is None:
         raise click.UsageError("--exact is of the best subset; give --sparsity K with it")
-    if not options["exact"] and (named := [n for n in ("ridge", "time_limit") if options[n]]):
-        raise click.UsageError(f"--{named[0].replace('_', '-')} joins --exact alone")
+    if options["ridge"] and not options["exact"]:
+        raise click.UsageError("--ridge joins --exact alone")
     given = {k: v for k, v in options.items() if v is not None}
     return given | given.pop("lam", {})
 

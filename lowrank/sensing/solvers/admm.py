@@ -31,6 +31,7 @@ from lowrank.sensing.problems.structured import Analysis, AnalysisLasso, GroupLa
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.scaling import equilibrated, scaled_start, unscaled
+from lowrank.sensing.solvers.standstill import Standstill
 from lowrank.status import Status
 
 MAX_FACTOR = 4096
@@ -96,7 +97,7 @@ class ADMM:
         """Iterate until gap and residuals are within tol."""
         problem, S = equilibrated(problem)
         split, rho = _Split(problem), _first_penalty(problem)
-        doubt = Doubt(problem, self.tol)
+        doubt, stands = Doubt(problem, self.tol), Standstill()
         c = scaled_start(problem, x0, S)
         z = Kc = split.forward(c)
         epoch: _Epoch | None = None
@@ -113,6 +114,9 @@ class ADMM:
                     break
                 if doubt(k, split.answer(p, c)):
                     status = Status.INFEASIBLE
+                    break
+                if stands(k, gaps[-1]):
+                    status = Status.STALLED
                     break
             if callback is not None and callback(k, unscaled(problem, split.answer(p, c), S)):
                 break

@@ -14,6 +14,7 @@ from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.l1 import BasisPursuit
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.cones import Bounded, Cones, Moduli
+from lowrank.sensing.solvers.exact_l1_matrix_free import formed
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.status import Status
 
@@ -298,8 +299,6 @@ class ConeL1:
 
     def refuses(self, problem: Problem) -> str | None:
         """Is for complex matrices, and bounds other than `c >= 0`."""
-        if not problem.operator.is_dense:
-            return "needs a matrix, and A is matrix-free"
         if not problem.is_complex and (not problem.bounded or problem.nonneg):
             return "is for complex data, and bounds"
         m, n = problem.operator.shape
@@ -312,7 +311,9 @@ class ConeL1:
         assert isinstance(problem, BasisPursuit)
         y = np.asarray(problem.y, dtype=problem.dtype)
         columns, w = y.reshape(len(y), -1), np.asarray(problem.weights)
-        rows = _decomposed(np.asarray(problem.operator.dense).astype(problem.dtype))
+        A = problem.operator
+        matrix = A.to_dense() if A.is_dense else formed(A)
+        rows = _decomposed(matrix.astype(problem.dtype))
         found = np.zeros((problem.n_unknowns, columns.shape[1]), problem.dtype)
         duals, calls = np.zeros(columns.shape, problem.dtype), [0]
         status, longest, stopped = Status.OPTIMAL, 0, False
@@ -343,7 +344,7 @@ class ConeL1:
             dual=duals.reshape(y.shape),
             status=status,
             n_iter=longest,
-            n_products=PRODUCTS * calls[0] + columns.shape[1],
+            n_products=PRODUCTS * calls[0] + columns.shape[1] + (0 if A.is_dense else min(A.shape)),
             note="interior point on second-order cones" if problem.is_complex else "",
         )
 

@@ -65,14 +65,14 @@ class ExactL1MatrixFree:
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
         """Minimise; support and signs of `x0` are the first guess."""
-        changed: dict[str, Any] = {"A": from_matrix(_formed(problem.operator)), "basis": None}
-        formed = replace(problem, **changed)
-        found = ExactL1(self.tol, self.max_iter).solve(formed, x0=x0, callback=callback)
+        changed: dict[str, Any] = {"A": from_matrix(formed(problem.operator)), "basis": None}
+        twin = replace(problem, **changed)
+        found = ExactL1(self.tol, self.max_iter).solve(twin, x0=x0, callback=callback)
         count = min(problem.operator.shape) + (found.n_products or 0)
         return replace(found, n_products=count, note=f"matrix formed; {found.note}")
 
 
-def _formed(A: Operator) -> Array:
+def formed(A: Operator) -> Array:
     """The matrix, by its rows where they are fewer and the adjoint is right."""
     m, n = A.shape
     if m < n and (A.trusted or A.dot_test <= ADJOINT):

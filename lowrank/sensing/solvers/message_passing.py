@@ -66,6 +66,14 @@ class _Stopped(Exception):
     """The limit is reached, or the callback asked to stop."""
 
 
+class _Found(NamedTuple):
+    """A dual point of one signal, or None; whether it proves; and what was done."""
+
+    dual: Array | None
+    proven: bool
+    note: str
+
+
 class _Watch:
     """Counts the iterations of a signal, shows each, and stops where that is asked for."""
 
@@ -152,73 +160,75 @@ class MessagePassing:
         notes: dict[str, None]
         show = callback and (lambda k, c: callback(next(calls), c.reshape(shape).copy()))
         probed, n_iter, notes = probe(problem.operator), 0, {}
-        status = Status.OPTIMAL if probed else Status.STALLED
+        status, known = Status.OPTIMAL if probed else Status.STALLED, probed is not None
         for j, column in enumerate(columns.T if probed else ()):
             assert probed is not None
-            watch, dual, note = _Watch(c, j, self.max_iter, show), None, ""
+            watch, found = _Watch(c, j, self.max_iter, show), _Found(None, False, "")
             try:
-                dual, note = self._column(problem, probed, column, watch)
+                found = self._column(problem, probed, column, watch)
             except _Stopped:
                 status = Status.MAX_ITER
-            n_iter, notes[note] = max(n_iter, watch.n_iter), None
-            if dual is not None:
-                duals[:, j] = dual
-            elif status is Status.OPTIMAL:
+            n_iter, notes[found.note] = max(n_iter, watch.n_iter), None
+            if found.dual is not None:
+                duals[:, j] = found.dual
+            known = known and found.dual is not None
+            if not found.proven and status is Status.OPTIMAL:
                 status = Status.STALLED
             if watch.asked:
                 break
         return SolverResult(
             c.reshape(shape),
-            dual=duals.reshape(y.shape) if status is Status.OPTIMAL else None,
+            dual=duals.reshape(y.shape) if known else None,
             status=status,
             n_iter=n_iter,
             note="; ".join(filter(None, notes)),
             warm=status is Status.STALLED and bool(c.any()),
         )
 
-    def _column(
-        self, problem: Problem, probed: Probed, y: Array, watch: _Watch
-    ) -> tuple[Array | None, str]:
+    def _column(self, problem: Problem, probed: Probed, y: Array, watch: _Watch) -> _Found:
         """A dual point of one signal, whose coefficients the watch holds; and what was done."""
         bound = problem.residual_bound
         if np.linalg.norm(y) <= (bound or 0.0):
-            return np.zeros_like(y), ""
+            return _Found(np.zeros_like(y), True, "")
         find = self._exact if bound == 0 else self._penalised
         return find(problem, probed, Twin(probed.A, problem.dtype), y / probed.length, watch)
 
     def _exact(
         self, problem: Problem, probed: Probed, twin: Twin, y: Array, watch: _Watch
-    ) -> tuple[Array | None, str]:
+    ) -> _Found:
         """Basis pursuit: the sparse signal, and a dual point on its support."""
         A, weights = probed.A, np.asarray(problem.weights)  # type: ignore[attr-defined]
         guess = _messages(twin, y, probed.orthonormal, 0.0, CLOSE, watch)
         if guess is None:
             watch.c[:, watch.j] = 0
-            return None, "message passing diverged"
+            return _Found(None, False, "message passing diverged")
         fit = fit_support(A, twin, y, guess, FITS * self.tol, watch.tell)
         watch.c[:, watch.j] = fit.x
         found = f"message passing found {fit.support.size} non-zeros"
         if fit.left > self.tol:
-            return None, f"{found}, which leave {fit.left:.1g} of y"
+            return _Found(None, False, f"{found}, which leave {fit.left:.1g} of y")
         if problem.nonneg and (fit.x < 0).any():
-            return None, f"{found}, not all positive"
+            return _Found(None, False, f"{found}, not all positive")
         signs = fit.x[fit.support] / np.abs(fit.x[fit.support])
         sides = Sides(fit.support, signs, weights, problem.nonneg)
         dual = find_dual(A, twin, sides, self.tol / 2, watch.tell)
         if dual is None:
-            return None, f"{found}, without a dual point: they may not be the least"
-        return dual / probed.length, f"{found}, and a dual point on them"
+            return _Found(None, False, f"{found}, without a dual point: they may not be the least")
+        return _Found(dual / probed.length, True, f"{found}, and a dual point on them")
 
     def _penalised(
         self, problem: Problem, probed: Probed, twin: Twin, y: Array, watch: _Watch
-    ) -> tuple[Array | None, str]:
+    ) -> _Found:
         """BPDN and the LASSO: message passing to near the solution, and Newton's method on it."""
         bound, weights = problem.residual_bound, np.asarray(problem.weights)  # type: ignore[attr-defined]
         epsilon = (bound or 0.0) / probed.length
         lam = None if bound is not None else problem.factor / probed.length**2
         penalty = Penalty(weights, problem.nonneg, lam, epsilon)
         noise = None if bound is None else epsilon / np.sqrt(len(y))
-        guess = _messages(twin, y, probed.orthonormal, noise, ROUGH, watch)
+        rough = (
+            ROUGH if bound is None else max(CLOSE, min(ROUGH, epsilon / float(np.linalg.norm(y))))
+        )
+        guess = _messages(twin, y, probed.orthonormal, noise, rough, watch)
         if guess is None or (problem.nonneg and (guess < 0).any()):
             guess = np.zeros(problem.n_unknowns, problem.dtype)
         limit = min(MESSAGES, watch.max_iter - watch.n_iter)
@@ -226,7 +236,7 @@ class MessagePassing:
         near = soft_messages(twin, y, penalty, guess, tell=watch.tell, **more)
         if near is None:
             watch.c[:, watch.j] = 0
-            return None, "message passing diverged"
+            return _Found(None, False, "message passing diverged")
         x, first = near
         diagonal = len(y) / len(x) if probed.orthonormal else 1.0
         solved = newton_on_support(
@@ -234,7 +244,7 @@ class MessagePassing:
         )
         watch.c[:, watch.j] = solved.x
         found = f"message passing and Newton's method, gap {solved.error:.0e}"
-        return (solved.dual if solved.error <= self.tol else None), found
+        return _Found(solved.dual, solved.error <= self.tol, found)
 
 
 def _messages(

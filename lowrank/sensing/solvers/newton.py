@@ -69,18 +69,20 @@ def newton_on_support(
         J = np.flatnonzero((score if penalty.nonneg else np.abs(score)) > lam * w)
         if not 0 < J.size <= CROWDED * A.shape[0]:
             break
+        last = x
         x, signs, bend = _on_support(x, score, J, lam * w, diagonal)
-        r = y - A.forward(x)
+        r, last = r - A.forward(x - last), x.copy()
+        on_path = r
         if penalty.lam is None:
             if slope is None or error > 1e-3:
                 slope = _slope(twin, J, w[J] * signs, bend, len(x))
-            x, r, lam = _to_the_sphere(penalty.epsilon, x, r, lam, *slope)
-        b = A.adjoint(r)[J] / lam - w[J] * signs
+            x, on_path, lam = _to_the_sphere(penalty.epsilon, x, r, lam, *slope)
+        b = A.adjoint(on_path)[J] / lam - w[J] * signs
         scale = float(np.linalg.norm(b))
         if scale > 0:
             x[J] += lam * scale * solve_gram(twin, J, b / scale, INNER, bend=bend).q
         tell(x)
-        r = y - A.forward(x)
+        r = r - A.forward(x - last)  # the change has its own rounding, which is far below that of x
         z = A.adjoint(r)
     return found
 

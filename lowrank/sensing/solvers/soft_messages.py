@@ -14,6 +14,12 @@ FIRST_THRESHOLD = 2.0
 """In units of the noise of the pseudo-data; BPDN's own is near it where epsilon is the noise."""
 STEADY = 1e-4
 """Relative change of the coefficients at which they are handed over."""
+CROWDED = 0.9
+"""Non-zeros, as a share of the rows, from which on the threshold rises."""
+RAISED = 1.25
+"""How many times, then."""
+QUIET = 0.02
+"""The same, relative to what is left of the measurements, which is little where noise is."""
 
 
 class Penalty(NamedTuple):
@@ -69,11 +75,13 @@ def soft_messages(
         noise = float(np.linalg.norm(z)) / np.sqrt(m) / np.sqrt(delta if orthonormal else 1.0)
         theta = _next_threshold(penalty, theta, factor * noise, d, delta, orthonormal)
         before, (x, d) = x, penalty.shrink(r, theta)
+        while d > CROWDED * delta and theta > 0:
+            theta *= RAISED
+            x, d = penalty.shrink(r, theta)
         tell(x)
-        if not 0 < d < 0.95 * delta:
-            if d:
-                return None
-            d = 0.5 / n
+        if not d < CROWDED * delta:
+            return None
+        d = d or 0.5 / n
         if orthonormal:
             inner = x - number(d / (1 - d)) * (r - x)
             z = y - A.forward(inner)
@@ -83,8 +91,8 @@ def soft_messages(
         left = float(np.linalg.norm(z)) * (1 - d / delta)
         if not left < 3 * size:
             return None
-        change = float(np.linalg.norm(x - before)) / max(float(np.linalg.norm(x)), 1e-300)
-        if change < STEADY and k > 3:
+        change, length = float(np.linalg.norm(x - before)), float(np.linalg.norm(x))
+        if change < min(STEADY * length, QUIET * left) and k > 3:
             break
         if penalty.lam is None and k > 1:
             factor *= float(np.clip((penalty.epsilon / left) ** 0.5, 0.8, 1.25))

@@ -15,6 +15,7 @@ from lowrank.sensing.problems.l1 import BPDN, BasisPursuit
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.scaling import equilibrated, unscaled
+from lowrank.sensing.solvers.standstill import Standstill
 from lowrank.sensing.terms import L1Ball
 from lowrank.status import Status
 
@@ -82,7 +83,7 @@ class SPG:
         ball = L1Ball(0.0, weights, problem.nonneg)
         point = _Point(np.zeros(A.shape[1], problem.dtype), y, -A.adjoint(y), 0)
         dual, gaps = y, []
-        doubt = Doubt(problem, self.tol)
+        doubt, stands = Doubt(problem, self.tol), Standstill()
 
         def seen(k: int, c: Array) -> bool:
             shown = callback is not None and callback(k, unscaled(problem, c[:, None], S))
@@ -104,7 +105,7 @@ class SPG:
             if gaps[-1] <= self.tol / 2:
                 status = Status.OPTIMAL
                 break
-            if bound <= ball.tau * (1 + 1e-15):
+            if bound <= ball.tau * (1 + 1e-15) or stands(point.n_iter, gaps[-1]):
                 status = Status.STALLED
                 break
             ball = L1Ball(bound, weights, ball.nonneg)
@@ -133,12 +134,14 @@ class SPG:
         g, k = -A.adjoint(r), start.n_iter
         values = [np.vdot(r, r).real / 2]
         step = float(np.vdot(g, g).real / max(_square(A.forward(g)), 1e-300))
-        enough = self.tol / 10 * float(np.linalg.norm(y))
+        enough, stands = self.tol / 10 * float(np.linalg.norm(y)), Standstill()
         while k < self.max_iter:
             rnorm = float(np.sqrt(2 * values[-1]))
             line = rnorm + _slope(ball, g, c, 0 * c) / max(rnorm, 1e-300)
             good = line - epsilon >= self.accuracy * abs(rnorm - epsilon)
             if good or abs(rnorm - epsilon) <= enough:
+                break
+            if stands(k - start.n_iter, (rnorm - line) / max(rnorm, 1e-300)):
                 break
             k += 1
             target = _project(ball, c - step * g)

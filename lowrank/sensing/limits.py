@@ -1,0 +1,118 @@
+"""How far a run can go: the precision of the products and of the data, the clock, and progress."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+
+from lowrank.sensing.operators.arrays import Array
+from lowrank.sensing.operators.foreign import FORMED
+from lowrank.sensing.operators.operator import ADJOINT, Operator, from_matrix
+from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.checks import checked_number
+from lowrank.sensing.solvers import Callback, Solver
+from lowrank.sensing.solvers.protocol import settings_of, with_settings
+
+TOL = 1e-8
+"""Default accuracy: relative duality gap and relative violation of the constraints."""
+COARSE = 1e-5
+"""Accuracy that operators in single precision are asked for, where the user names none."""
+ROUNDED = 1e-6
+"""Accuracy that measurements in single precision are fitted to exactly, by large operators."""
+
+
+class Deadline:
+    """Asks solvers to stop when time is up.
+
+    Args:
+        seconds: from now on, positive; None is no limit.
+
+    Raises:
+        InputError: they are not positive.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self.end = np.inf
+        if seconds is not None:
+            self.end = time.perf_counter() + checked_number("time_limit", seconds)
+
+    @property
+    def passed(self) -> bool:
+        """Whether time is up."""
+        return time.perf_counter() >= self.end
+
+    def watched(self, callback: Callback | None) -> Callback | None:
+        """The callback, which stops at the deadline, too; itself where there is none."""
+        if self.end == np.inf:
+            return callback
+        return lambda k, c: bool(callback and callback(k, c)) or self.passed
+
+    def given(self, solver: Solver) -> Solver:
+        """The solver, which is told of the time that is left where it has a limit of its own."""
+        if self.end == np.inf or "time_limit" not in settings_of(solver):
+            return solver
+        left = max(self.end - time.perf_counter(), 1e-3)
+        return with_settings(solver, {"time_limit": left})
+
+
+def judged(problem: Problem, tol: float | None) -> tuple[Problem, float | None]:
+    """The problem and its tolerance, with a warning where the operator's products are not right.
+
+    Where that is small its matrix stands in for an operator with another's adjoint, or one in
+    single precision.
+    """
+    A = problem.operator
+    small = A.shape[0] * A.shape[1] <= FORMED
+    if not A.trusted and (error := A.dot_test) > ADJOINT:
+        text = f"{A.name}: the adjoint fails the dot test with relative error {error:.1e}"
+        done = "solved with the matrix of its products instead" if small else "do not trust this"
+        warnings.warn(f"{text}; {done}, and correct rmatvec", stacklevel=4)
+        return (problem.with_operator(from_matrix(A.to_dense())) if small else problem), tol
+    if A.is_dense:
+        return problem, tol
+    if not is_single(A):
+        return problem, _for_rounded_data(problem, tol)
+    if (tol or TOL) >= 1e-6:
+        return problem, tol
+    if small:
+        return problem.with_operator(from_matrix(A.to_dense())), tol
+    text = f"{A.name} computes in {A.dtype}, which cannot reach the tolerance {tol or TOL:g}"
+    done = f"solved to {COARSE:g} instead" if tol is None else f"pass tol={COARSE:g}"
+    warnings.warn(f"{text}; {done}, or pass a float64 operator", stacklevel=4)
+    return problem, tol or COARSE
+
+
+def _for_rounded_data(problem: Problem, tol: float | None) -> float | None:
+    """The tolerance of an exact fit with a large operator, where y is of single precision."""
+    A, y = problem.operator, np.asarray(problem.y)
+    exact = problem.residual_bound == 0 and tol is None
+    if not exact or A.shape[0] * A.shape[1] <= FORMED or not rounded(y):
+        return tol
+    text = f"y is rounded to single precision, and is fitted to {ROUNDED:g} of its size"
+    warnings.warn(f"{text}; pass noise= for a looser fit, or tol= for a closer one", stacklevel=5)
+    return ROUNDED
+
+
+def rounded(y: Array) -> bool:
+    """Whether values are of single precision, and not whole numbers, which are exact in it."""
+    single: Any = np.complex64 if np.iscomplexobj(y) else np.float32
+    with np.errstate(over="ignore"):
+        return bool((y.astype(single) == y).all() and (np.rint(y) != y).any())
+
+
+def is_single(A: Operator) -> bool:
+    """Whether an operator computes in single precision."""
+    return A.dtype in (np.float32, np.complex64)
+
+
+def is_rounding(problem: Problem, error: float) -> bool:
+    """Whether an error is what products in single precision leave, which no solver betters."""
+    A = problem.operator
+    return not A.is_dense and is_single(A) and error <= COARSE
+
+
+AT_ROUNDING = "products in {dtype} tell no more: loosen tol, or pass a float64 operator"
+"""The advice where single precision is all there is."""
