@@ -41,6 +41,9 @@ FAMILIES: Mapping[str, tuple[str, str, Mapping[str, Any], str]] = {
     "llama-tied": (
         "LlamaForCausalLM", "LlamaConfig", {**_GROUPED, "tie_word_embeddings": True}, _CAUSAL,
     ),
+    "llama-packed": (
+        "LlamaForCausalLM", "LlamaConfig", {**_GROUPED, "tie_word_embeddings": True}, _CAUSAL,
+    ),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", _NARROW, _CAUSAL),
     "qwen3-moe": (
         "Qwen3MoeForCausalLM", "Qwen3MoeConfig",
@@ -102,7 +105,8 @@ def inputs(name: str) -> dict[str, torch.Tensor]:
 def compressed(name: str, **settings: Any) -> Any:
     """At a budget that the table of a tied head has to help with."""
     kept = 0.7 if name == "qwen3-moe" else 0.6
-    settings = {"params": kept, "methods": ["channel_svd"]} | settings
+    budget = {"bytes": 0.3, "low_bits": True} if name == "llama-packed" else {"params": kept}
+    settings = {**budget, "methods": ["channel_svd"]} | settings
     return lowrank.compress(build(name), inputs(name), **settings)[0]
 
 
@@ -187,7 +191,7 @@ def test_every_layer_kind_is_there(shelf: Mapping[str, Path]) -> None:
         plan = json.loads((path / "config.json").read_text())["quantization_config"]
         rows = plan["plans"][0]["plan"]["layers"].values()
         assert any("method" in row for row in rows), name
-        if name in ("llama-tied", "whisper"):
+        if name in ("llama-tied", "llama-packed", "whisper"):
             assert any("tied" in row for row in rows), name
 
 
@@ -289,6 +293,10 @@ def _shared(_: Any, __: Path) -> Any:
     return compressed("llama", methods=["shared_input_svd"], params=0.8)
 
 
+def _packed(_: Any, __: Path) -> Any:
+    return compressed("llama-packed")
+
+
 def _unpickled(small: Any, path: Path) -> Any:
     torch.save(small, path / "s.pt")
     return torch.load(path / "s.pt", weights_only=False)
@@ -312,8 +320,8 @@ def _densified(small: Any, _: Path) -> Any:
 @pytest.mark.parametrize(
     "made",
     [
-        _deepcopied, _finetuned, _applied, _loaded, _twice, _shared, _unpickled, _in_part, _dense,
-        _densified,
+        _deepcopied, _finetuned, _applied, _loaded, _twice, _shared, _packed, _unpickled, _in_part,
+        _dense, _densified,
     ],
 )  # fmt: skip
 def test_models_however_they_were_made(made: Any, tmp_path: Path, small: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ class LowRankQuantizer(HfQuantizer):
         _check_fit(model, paths)
         for chain, shell in _replaced(model):
             chain.__dict__ |= _stand_ins(shell)
+        model.__dict__[_GETTER] = partial(_parameter_or_buffer, model)
 
     def postprocess_model(self, model: Any, **settings: Any) -> Any:
         """Take off what marks the model as quantized."""
@@ -114,6 +116,7 @@ class LowRankQuantizer(HfQuantizer):
         for chain, shell in _replaced(model):
             for name in _stand_ins(shell):
                 del chain.__dict__[name]
+        del model.__dict__[_GETTER]
         guard()
         return model
 
@@ -125,6 +128,15 @@ class LowRankQuantizer(HfQuantizer):
 
 
 _MARKS = ("quantization_config", "transformers_weights")
+
+_GETTER = "get_parameter"
+
+
+def _parameter_or_buffer(model: Any, name: str) -> Tensor:
+    """What is tied, which transformers takes to be a parameter: packed weights are buffers."""
+    parent, _, own = name.rpartition(".")
+    held = model.get_submodule(parent)
+    return held._buffers[own] if own in held._buffers else type(model).get_parameter(model, name)
 
 
 def _replaced(model: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
