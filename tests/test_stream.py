@@ -21,7 +21,7 @@ import lowrank
 from lowrank.cli import main
 from lowrank.cli.network import stream as cli_stream
 from lowrank.compression.pipeline.streaming import examples
-from lowrank.compression.pipeline.streaming.journal import NAME
+from lowrank.compression.pipeline.streaming.journal import NAME, alone
 from lowrank.compression.pipeline.streaming.source import opened
 from lowrank.compression.pipeline.streaming.states import read_states, recorded
 from lowrank.compression.structure.pretrained import tensor_files
@@ -115,6 +115,25 @@ def killed(dense: Path, out: Path, when) -> bool:
         return os.WIFSIGNALED(os.waitpid(child, 0)[1])
     except (ProcessLookupError, ChildProcessError):  # it had ended
         return False
+
+
+def test_two_processes_do_not_write_one_folder(dense, tmp_path):
+    (ready, tell), (wait, end) = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        with alone(tmp_path):
+            os.write(tell, b"x")
+            os.read(wait, 1)
+            os._exit(0)
+    os.read(ready, 1)
+    try:
+        with pytest.raises(CheckpointError, match="another process is writing it"):
+            lowrank.compress_folder(dense, tmp_path, params=0.7, data=IDS)
+    finally:
+        os.write(end, b"x")
+        os.waitpid(child, 0)
+    lowrank.compress_folder(dense, tmp_path, params=0.7, data=IDS)
+    assert not (tmp_path / NAME).exists()
 
 
 @pytest.fixture(scope="module")

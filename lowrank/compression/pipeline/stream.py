@@ -28,7 +28,7 @@ from lowrank.compression.pipeline.streaming.job import (
     plan_of,
     rounded,
 )
-from lowrank.compression.pipeline.streaming.journal import NAME, Journal
+from lowrank.compression.pipeline.streaming.journal import NAME, Journal, alone
 from lowrank.compression.pipeline.streaming.layers import Crew, Done, Task, Workers, packed
 from lowrank.compression.pipeline.streaming.ranks import Seen, alike, by_errors
 from lowrank.compression.pipeline.streaming.source import Source, opened
@@ -145,7 +145,7 @@ def compress_folder(
     Raises:
         InputError: the folder holds no model of transformers with one stack of blocks, or one
             that is quantized or in a GGUF file, or weights with NaN; names them.
-        CheckpointError: files are damaged, or cannot be written.
+        CheckpointError: files are damaged, or cannot be written, or another process writes them.
         BudgetError: the budget cannot be met by the blocks alone.
 
     Example:
@@ -168,7 +168,7 @@ def compress_folder(
     needs = needs_of(job, twice=allocation == "errors")
     if progress is not None:
         progress(str(needs), 0, 1)
-    with _writing(out):
+    with _writing(out), alone(out):
         journal = Journal(out, _facts(job, allocation, seed))
         run = _Run(job, journal, crew, seed, in_stages(progress, _stages(allocation)))
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,44 @@ from lowrank.store import digest, text_of
 
 NAME = ".lowrank-stream"
 """Folder of an unfinished run, in the one that it writes."""
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep other processes from a folder that is written, until the block ends or this one dies.
+
+    The lock belongs to the process, not to its open files, which workers that it forks would hold
+    beyond its death. Where the system has no such locks, as on Windows, none is taken.
+
+    Raises:
+        CheckpointError: another process is at it.
+        OSError: the folder cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = out / NAME / "lock"
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                problem = "another process is writing it"
+                advice = "wait until it is done, or name another folder"
+                raise CheckpointError(str(out), problem, advice) from error
+            if _still_there(path, file.fileno()):
+                yield
+                return
+
+
+def _still_there(path: Path, handle: int) -> bool:
+    """Whether a file was not removed, by a run that ended, before it could be locked."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    return False
 
 
 class Journal:
