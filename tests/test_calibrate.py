@@ -38,7 +38,7 @@ from lowrank.compression import (
     vocabularies,
 )
 from lowrank.compression.calibration import patches as patches_module
-from lowrank.compression.calibration.moments import look_at
+from lowrank.compression.calibration.moments import Last, look_at
 from lowrank.decompositions.metric import Weight
 from lowrank.errors import InputError
 
@@ -105,6 +105,20 @@ def test_sums_are_the_covariance_of_numpy(offset: float) -> None:
         torch.testing.assert_close(moments.C[g], torch.from_numpy(both[3:, 3:]))
         torch.testing.assert_close(found.Q[g], torch.from_numpy(both[:3, 3:]))
         assert float(found.size[g]) == pytest.approx(float(np.trace(both[:3, :3])), rel=1e-6)
+
+
+@pytest.mark.parametrize("changed", [True, False], ids=["worked on in place", "as it was"])
+def test_layers_that_read_one_input_sum_its_products_once(changed: bool) -> None:
+    spec, last, X = LayerSpec("linear", 6, 3), Last(), _randn(20, 1, 6, seed=1)
+    sums = Sums(spec, last=last)
+    sums.add(X)
+    known, others = last.added, [Sums(spec, last=last), Sums(spec)]
+    if changed:
+        X *= torch.arange(6)
+    for other in others:
+        other.add(X)
+    assert (last.added is known) == (not changed)
+    assert torch.equal(*(other.moments().C for other in others))
 
 
 def test_a_regression_keeps_to_the_weight_where_few_examples_say_otherwise() -> None:

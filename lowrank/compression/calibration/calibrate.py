@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lowrank.compression.calibration.effort import EFFORTS
 from lowrank.compression.calibration.gradients import Gradients, of_words
 from lowrank.compression.calibration.moments import (
+    Last,
     Moments,
     Sums,
     faint,
@@ -142,7 +143,8 @@ def calibrate(
         NoGradients: they were asked for, and the model cannot be differentiated.
     """
     started = time.perf_counter()
-    sums = {v.name: Sums(v.spec, work=work) for v in views}
+    last = Last()
+    sums = {v.name: Sums(v.spec, work=work, last=last) for v in views}
     positions = torch.Generator().manual_seed(seed)
     labels = torch.Generator().manual_seed(seed)
     felt = {v.name: Gradients(v.spec, len(batches), work) for v in views}

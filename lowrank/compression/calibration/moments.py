@@ -326,6 +326,48 @@ class Missed:
         return (1 - rho) * dual.mT @ R
 
 
+@dataclass(frozen=True, eq=False)
+class _Added:
+    """What a batch of patches adds.
+
+    Args:
+        X: the patches as they came.
+        version: of them, which changes where they are worked on in place; None where that is not
+            known.
+        rows: how many of them count as one draw.
+        shift: what was taken off.
+        shifted: (groups, positions, d).
+        S: sum of their products (groups, d, d); None where they are held.
+        norms: sum over the draws of the products' squared norms (groups,).
+        draws: sum over the draws of their squared sizes.
+    """
+
+    X: Tensor
+    version: int | None
+    rows: int
+    shift: Tensor
+    shifted: Tensor
+    S: Tensor | None
+    norms: Tensor
+    draws: int
+
+    def serves(self, X: Tensor, rows: int, shift: Tensor, form: Form) -> bool:
+        """Whether other patches are these very ones, and wanted alike."""
+        if self.version is None or X.is_inference() or X._version != self.version:
+            return False
+        same = X.data_ptr() == self.X.data_ptr() and X.stride() == self.X.stride()
+        same = same and X.shape == self.X.shape
+        same = same and rows == self.rows and (self.S is None) == (form == "rows")
+        return same and shift.dtype == self.shift.dtype and bool(torch.equal(shift, self.shift))
+
+
+class Last:
+    """What was added last, to any of the sums that share this: layers that read one input sum its
+    products once."""
+
+    added: _Added | None = None
+
+
 class Sums:
     """Sums over batches from which `Moments` follow, and the regression on targets.
 
@@ -334,8 +376,9 @@ class Sums:
     batch's mean, so that subtracting the mean's square costs no digits.
     """
 
-    def __init__(self, spec: LayerSpec, *, work: float = 1e11) -> None:
+    def __init__(self, spec: LayerSpec, *, work: float = 1e11, last: Last | None = None) -> None:
         self.spec, self.n, self.seen, self.work = spec, 0, 0, work
+        self._last = last
         self.S: Tensor
         self.form: Form = "diagonal" if spec.kind == "embedding" else "full"
         self.dtype = working_dtype(spec)
@@ -369,14 +412,16 @@ class Sums:
         if self._shift is None:
             self._begin(X, Y)
         assert self._shift is not None
-        X = (X - self._shift.to(X.dtype)).movedim(0, 1)  # (g, p, d)
+        added = self._added(X, rows or max(1, len(X)))
+        X = added.shifted
         self.n += X.shape[1]
-        low, high = X.aminmax()
-        if not bool(torch.maximum(-low, high) > faint(X.dtype)):
-            X = torch.zeros_like(X)
         self.s += X.sum(1)  # pairwise, in its own type: with a wider one it takes 20 times as long
-        for part in X.split(rows or max(1, X.shape[1]), dim=1):
-            self._add_part(part)
+        self._draws += added.draws
+        self._norms += added.norms
+        if added.S is None:
+            self._rows.append(X)
+        else:
+            self.S += added.S
         if Y is not None:
             assert self._shift_y is not None
             Y = (wide(Y) - self._shift_y.to(X.dtype)).movedim(0, 1)  # (g, p, o)
@@ -387,16 +432,30 @@ class Sums:
             else:
                 self.Q += (Y.mT @ X).to(self.dtype)
 
-    def _add_part(self, X: Tensor) -> None:
-        """Add products of shifted patches (g, p, d) that count as one draw from the data."""
-        self._draws += X.shape[1] ** 2
-        if self.form == "rows":
-            self._rows.append(X)
-            product = X @ X.mT  # of the same norm as X^T X
-        else:
-            product = (X.mT @ X).to(self.dtype)
-            self.S += product
-        self._norms += torch.linalg.vector_norm(product, dim=(1, 2)).double().square()
+    def _added(self, X: Tensor, rows: int) -> _Added:
+        """What patches (positions, groups, d) add, unless it is known."""
+        shift, known = self._shift, None if self._last is None else self._last.added
+        assert shift is not None
+        if known is not None and known.serves(X, rows, shift, self.form):
+            return known
+        shifted = (X - shift.to(X.dtype)).movedim(0, 1)  # (g, p, d)
+        low, high = shifted.aminmax()
+        if not bool(torch.maximum(-low, high) > faint(X.dtype)):
+            shifted = torch.zeros_like(shifted)
+        S, norms, draws = None, torch.zeros_like(self._norms), 0
+        for part in shifted.split(rows, dim=1):
+            draws += part.shape[1] ** 2
+            if self.form == "rows":
+                product = part @ part.mT  # of the same norm as X^T X
+            else:
+                product = (part.mT @ part).to(self.dtype)
+                S = product if S is None else S + product
+            norms += torch.linalg.vector_norm(product, dim=(1, 2)).double().square()
+        version = None if X.is_inference() else X._version
+        found = _Added(X, version, rows, shift, shifted, S, norms, draws)
+        if self._last is not None:
+            self._last.added = found
+        return found
 
     def share(self, whole: Tensor, size: Tensor) -> Tensor:
         """How much of the centred second moment is left to chance, (groups,), in [DAMPING, 1].
