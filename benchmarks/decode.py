@@ -6,7 +6,8 @@ Times depend on shapes alone, so weights are random, and layers are put together
 them: a shared input factor stands behind the norm that makes the input. Every form keeps the same
 share of the blocks' linear weights; table and head stay as they are. The forms take turns, pass by
 pass; figures are ratios of medians of the thread's CPU time to those of the dense model, with the
-quartiles of the ratio in a pair of neighbouring passes.
+quartiles of the ratio in a pair of neighbouring passes. What the planner makes of the model with
+its real weights is read from results/language.json, where its perplexity stands, too.
 """
 
 from __future__ import annotations
@@ -88,8 +89,34 @@ def _linear(inputs: int, outputs: int | nn.Linear) -> nn.Linear:
     return nn.Linear(inputs, size, bias=False)
 
 
-def forms(keep: float) -> dict[str, nn.Module]:
+def planned(blocks: list[str]) -> nn.Module:
+    """As `language.forms` tells of a plan: ranks of each block's factors, and its MLP's width."""
+    net = network()
+    for block, told in zip(net.model.layers, blocks, strict=True):
+        numbers = {name: int(n) for name, n in (part.split() for part in told.split(", "))}
+        inner = numbers.pop("mlp")
+        for name in ("gate_proj", "up_proj"):
+            setattr(block.mlp, name, _linear(HIDDEN, inner))
+        block.mlp.down_proj = _linear(inner, HIDDEN)
+        for name, r in numbers.items():
+            holder = block.mlp if hasattr(block.mlp, name) else block.self_attn
+            layer = getattr(holder, name)
+            pair = nn.Sequential(_linear(layer.in_features, r), _linear(r, layer))
+            setattr(holder, name, pair)
+    return net
+
+
+def blocks_of(path: Path, keep: float) -> list[str] | None:
+    """What the default plan at a share made of each block; None where there is no such row."""
+    rows = json.loads(path.read_text())["rows"]
+    plain = {"keep": keep, "effort": "default", "methods": None}
+    found = [r for r in rows if "blocks" in r and plain.items() <= r["settings"].items()]
+    return found[-1]["blocks"] if found else None
+
+
+def forms(keep: float, blocks: list[str] | None) -> dict[str, nn.Module]:
     """Name -> a model that keeps the share of its blocks."""
+    made = {} if blocks is None else {"as planned": planned(blocks)}
     rest = (keep * (ATTENTION + MLP) - ATTENTION) / MLP  # of the MLP, where attention is dense
     return {
         "dense": network(),
@@ -97,6 +124,7 @@ def forms(keep: float) -> dict[str, nn.Module]:
         "shared input factors": shared(keep),
         "attention dense, shared in the MLP": shared(rest, ("mlp",)),
         "attention dense, a narrower MLP": network(int(rest * INNER)),
+        **made,
     }
 
 
@@ -112,9 +140,10 @@ def main() -> None:
     parser.add_argument("--prefills", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--plans", type=Path, default=OUT.with_name("language.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    models = forms(args.keep)
+    models = forms(args.keep, blocks_of(args.plans, args.keep))
     prompt = torch.arange(args.prompt)[None]
     writers = {name: Writer(model, prompt) for name, model in models.items()}
     seconds: dict[str, dict[str, list[float]]] = {n: {"prefill": [], "decode": []} for n in writers}

@@ -107,6 +107,20 @@ def budget(net: nn.Module, keep: float) -> int:
     return sum(p.numel() for p in net.parameters()) - round((1 - keep) * inside)
 
 
+def forms(plan: lowrank.Plan) -> list[str]:
+    """What a plan makes of each block: ranks of its factors, and how wide its MLP is."""
+    found: dict[int, list[str]] = {}
+    for name, layer in plan.layers.items():
+        at = re.fullmatch(r"model\.layers\.(\d+)\.\w+\.(\w+)", name)
+        if at and isinstance(rank := getattr(layer.choice, "rank", None), int):
+            found.setdefault(int(at[1]), []).append(f"{at[2]} {rank}")
+        if at and at[2] == "down_proj":
+            what = plan.narrowed.get(name)
+            left = layer.shapes["weight"][1] if what is None else len(what.inputs.places)
+            found.setdefault(int(at[1]), []).append(f"mlp {left}")
+    return [", ".join(row) for _, row in sorted(found.items())]
+
+
 def measured(net: nn.Module, tokenizer: Any, tests: dict[str, str]) -> dict[str, Perplexity]:
     """What a model loses on each text."""
     return {name: perplexity(net, tokenizer, t, window=LENGTH) for name, t in tests.items()}
@@ -181,6 +195,7 @@ def main() -> None:
         for name, figure in figures.items():
             print(keep, name, figure, flush=True)
         kept = {"params": report.kept("params"), "cpu_minutes": seconds / 60}
+        kept |= {"blocks": forms(plan), "remarks": list(report.remarks)}
         write(args.out, about, row(dense, dense), {"settings": settings, **kept, "texts": figures})
 
 
