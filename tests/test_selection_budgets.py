@@ -1,6 +1,7 @@
 """Budgets, masks and networks that are compressed already, with channels that may go."""
 
 import copy
+from math import inf
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn.utils import prune
 
 import lowrank
 from lowrank.compression import Stopwatch
+from lowrank.compression.pipeline.selecting import _Setting
 from lowrank.errors import BudgetError, InputError
 from tests.test_latency import work
 
@@ -205,3 +207,40 @@ def test_hints_and_flows_are_of_the_channels_that_stay(terms):
     assert len(report.plan.narrowed["2.b"].outputs.places) < 12
     tuned = lowrank.finetune(small, teacher=model, data=X, epochs=1, **terms)
     assert torch.isfinite(tuned(X)).all()
+
+
+def test_readers_make_up_for_what_comes_to_them() -> None:
+    """Fitted in turn to the dense network's outputs, on what the narrower layers give them."""
+    torch.manual_seed(0)
+    pairs = [(nn.Conv2d(n, 12, 3, padding=1), nn.ReLU()) for n in (4, 12, 12)]
+    parts = [m for pair in pairs for m in pair]
+    model, off = nn.Sequential(*parts, nn.Flatten(), nn.Linear(432, 5)).eval(), {}
+    for fit in ("parallel", "sequential"):
+        how = lowrank.Calibration(fit=fit)
+        small, _ = lowrank.compress(model, X[:2], data=X, macs=0.3, methods=ALONE, calibration=how)
+        off[fit] = (small(X) - model(X)).norm() / model(X).norm()
+    assert off["sequential"] < 0.8 * off["parallel"]
+
+
+def test_channels_go_only_where_that_loses_less(monkeypatch) -> None:
+    """Plans that save more or less by channels are compared with factors alone."""
+    model, tried = net(width=12), {}
+    lost = _Setting.lost
+
+    def see(self, chosen, step):
+        tried[len(step.dropped)] = lost(self, chosen, step)
+        return tried[len(step.dropped)]
+
+    monkeypatch.setattr(_Setting, "lost", see)
+    _, report = compressed(model, BOTH, macs=0.6)
+    assert len(tried) == 3
+    best = min(tried, key=tried.__getitem__)
+    assert bool(report.plan.narrowed) == (best > 0)
+    for worse in (0.0, inf):  # of factors alone
+
+        def say(self, chosen, step, worse=worse):
+            return 1.0 if step.dropped else worse
+
+        monkeypatch.setattr(_Setting, "lost", say)
+        _, report = compressed(model, BOTH, macs=0.6)
+        assert bool(report.plan.narrowed) == (worse > 0)

@@ -229,13 +229,19 @@ class InPlace(nn.Module):
         return x
 
 
-def _input_of(replay: PrefixCache, k: int, batch: Tensor, module: nn.Module) -> Tensor:
+def _input_of(
+    replay: PrefixCache,
+    k: int,
+    batch: Tensor,
+    module: nn.Module,
+    changing: nn.Module | None = None,
+) -> Tensor:
     """What comes into a module, the pass ended there."""
     seen: list[Tensor] = []
 
     def stop(module: nn.Module, args: Any, output: Any) -> None:
         seen.append(args[0].clone())
-        replay.mark()
+        replay.mark(changing)
         raise Reached
 
     handle = module.register_forward_hook(stop)
@@ -244,6 +250,18 @@ def _input_of(replay: PrefixCache, k: int, batch: Tensor, module: nn.Module) -> 
     finally:
         handle.remove()
     return seen[0]
+
+
+def test_a_module_that_is_going_to_change_is_run_again() -> None:
+    torch.manual_seed(0)
+    net, x = InPlace().eval(), torch.randn(5, 6)
+    replay = PrefixCache(net, 1, limit=1 << 20)
+    _input_of(replay, 0, x, net.parts[1], changing=net.parts[1])
+    with torch.no_grad():
+        net.parts[1].inner.weight.add_(1.0)
+    expected = _input_of(PrefixCache(net, 1, limit=1 << 20), 0, x, net.parts[2])
+    assert torch.equal(_input_of(replay, 0, x, net.parts[2]), expected)
+    assert [part.n for part in net.parts] == [2, 3, 2, 0]
 
 
 def test_replay_gives_the_same_and_runs_nothing_twice() -> None:

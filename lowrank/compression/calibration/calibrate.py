@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +65,8 @@ class Calibrated:
         ungraded: layers that no gradient reached though it was asked for, or none of use:
             their outputs are taken as they are.
         why: that is so for the whole model; None where it is not.
+        outputs: the model's floating-point outputs, (n_examples, ...) each, to compare others
+            with; none where they are not one for each example, or take more than `OUTPUTS` bytes.
     """
 
     layers: dict[str, Moments]
@@ -75,6 +77,11 @@ class Calibrated:
     spanned: tuple[str, ...] = ()
     ungraded: tuple[str, ...] = ()
     why: str | None = None
+    outputs: tuple[Tensor, ...] = ()
+
+    def outputs_on(self, rows: Sequence[slice]) -> list[tuple[Tensor, ...]] | None:
+        """What the model gives on these of the examples, or None where that was not kept."""
+        return [tuple(y[r] for y in self.outputs) for r in rows] if self.outputs else None
 
     @property
     def uncertain(self) -> dict[str, float]:
@@ -148,6 +155,7 @@ def calibrate(
     positions = torch.Generator().manual_seed(seed)
     labels = torch.Generator().manual_seed(seed)
     felt = {v.name: Gradients(v.spec, len(batches), work) for v in views}
+    given = _Outputs()
     n = sum(batch_size(b) for b in batches)
     _check_not_faint(batches)
 
@@ -158,10 +166,10 @@ def calibrate(
         if progress is not None:
             progress("calibrating", done, len(batches))
         if gradients:
-            _backward(model, views, batch, see, felt, loss, labels, words)
+            given.add(_backward(model, views, batch, see, felt, loss, labels, words), batch)
         else:
             with evaluating(model), watching(views, see):
-                call(model, batch)
+                given.add(call(model, batch), batch)
     layers = {name: s.moments() for name, s in sums.items() if s.n}
     for name, m in layers.items():
         if not is_finite(m.C):
@@ -178,7 +186,49 @@ def calibrate(
         sum(m.bytes for m in layers.values()),
         tuple(name for name, m in layers.items() if m.rows is not None),
         tuple(k for k, m in layers.items() if not m.differentiated) if gradients else (),
+        outputs=given.whole(),
     )
+
+
+OUTPUTS = 1 << 26
+"""Bytes of the model's outputs that are kept; more of them are computed again."""
+
+
+def kept_outputs(output: Any, n: int, examples: int) -> bool:
+    """Whether outputs are kept of a model that gives this on n of so many examples."""
+    found = flatten(output)
+    size = sum(y.numel() * y.element_size() for y in found) * examples / n
+    return bool(found) and size <= OUTPUTS and all(y.ndim and len(y) == n for y in found)
+
+
+def outputs_of(given: Iterable[Any], batches: Iterable[Example]) -> tuple[Tensor, ...]:
+    """What a model gives on batches, an output's examples one after another; none where these are
+    not kept, or of several shapes."""
+    kept = _Outputs()
+    for output, batch in zip(given, batches, strict=True):
+        kept.add(output, batch)
+    return kept.whole()
+
+
+class _Outputs:
+    """The model's outputs, batch after batch, as long as there is one for each example."""
+
+    def __init__(self) -> None:
+        self.parts: list[list[Tensor]] = []
+        self.n = 0
+        self.lost = False
+
+    def add(self, output: Any, batch: Example) -> None:
+        n = batch_size(batch)
+        self.n += n
+        self.lost = self.lost or not kept_outputs(output, n, self.n)
+        parts = [] if self.lost else [y.detach().clone() for y in flatten(output)]
+        self.parts = [] if self.lost else [*self.parts, parts]
+
+    def whole(self) -> tuple[Tensor, ...]:
+        """All of them, if they are of one shape."""
+        shapes = {tuple((y.shape[1:], y.dtype, y.device) for y in part) for part in self.parts}
+        return tuple(map(torch.cat, zip(*self.parts, strict=True))) if len(shapes) == 1 else ()
 
 
 def _check_not_faint(batches: Sequence[Example]) -> None:
@@ -236,8 +286,11 @@ def _backward(
     loss: Loss | None,
     generator: torch.Generator,
     words: bool,
-) -> None:
-    """One batch forward and back: `see` what comes in, and sum the gradients' products."""
+) -> Any:
+    """One batch forward and back: `see` what comes in, and sum the gradients' products.
+
+    Gives the model's output.
+    """
 
     def both(view: LayerView, x: Tensor, y: Tensor) -> Tensor:
         see(view, x.detach(), y.detach())
@@ -266,6 +319,7 @@ def _backward(
             total.backward()
         except Exception as error:  # of torch, and of functions with a backward of their own
             raise _no_gradients(first_line(error)) from error
+    return output
 
 
 def _no_gradients(why: str) -> NoGradients:

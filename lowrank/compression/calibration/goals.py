@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from lowrank.compression.calibration.downstream import Downstream
 from lowrank.compression.calibration.prefix import Goal, Prefix
 from lowrank.compression.calibration.statistics import _BEHIND, Statistics
+from lowrank.compression.network.channels.narrowing import Kept, Narrowed
 from lowrank.compression.network.layers import LayerView
 
 How = Literal["sequential", "parallel"]
@@ -25,13 +26,25 @@ class Fitting:
         small: the copy in which the layers are being replaced.
         how: sequential or parallel.
         seed: of positions drawn from large layers.
+        teacher: the network at whose outputs they aim, where the original went narrower already.
+        narrowed: layer -> what stays of it then.
     """
 
     def __init__(
-        self, data: Statistics, dense: nn.Module, small: nn.Module, how: How, *, seed: int
+        self,
+        data: Statistics,
+        dense: nn.Module,
+        small: nn.Module,
+        how: How,
+        *,
+        seed: int,
+        teacher: nn.Module | None = None,
+        narrowed: Mapping[str, Narrowed] | None = None,
     ) -> None:
         self.data, self.dense, self.how = data, dense, how
-        self._prefix = Prefix(dense, small, data.batches, effort=data.effort, seed=seed)
+        self._narrowed = {} if teacher is None or narrowed is None else narrowed
+        aim = dense if teacher is None else teacher
+        self._prefix = Prefix(aim, small, data.batches, effort=data.effort, seed=seed)
 
     def place(self, names: Sequence[str]) -> tuple[bool, int]:
         """When the layers of a unit are fitted: those apart from the others come first, then
@@ -69,6 +82,7 @@ class Fitting:
                 self.data.weight_of_outputs(self.dense, name),
                 centred=self.data.centred(name),
                 first=first,
+                kept=self._kept(name),
             )
             if found is not None:
                 return found, _BEHIND
@@ -76,23 +90,28 @@ class Fitting:
         why = "" if self.how == "parallel" else f": {alone}"
         return self.data.goal(self.dense, name), f"to the dense model's inputs{why}"
 
-    def of_reader(self, name: str, narrow: LayerView) -> Goal | None:
+    def readers(self, replaced: Collection[str]) -> list[LayerView]:
+        """The layers that read fewer channels and are not replaced, as they run."""
+        names = [n for n, w in self._narrowed.items() if w.inputs is not None and not w.depthwise]
+        mine = [n for n in names if n in self.data.views and n not in replaced]
+        mine = [n for n in mine if self._alone(n) is None]
+        return [self.data.views[n] for n in sorted(mine, key=lambda n: self.place([n]))]
+
+    def of_reader(self, view: LayerView) -> Goal | None:
         """What a layer that reads fewer channels should do behind the compressed prefix; None
         where it keeps what it has.
 
         Args:
-            name: of the layer.
-            narrow: it in the compressed model.
+            view: the layer.
         """
-        if self._alone(name) is not None or narrow.spec.kind != "linear":
-            return None
+        name = view.name
         return self._prefix.goal(
-            self.data.views[name],
-            self.data.sinks.get(name, Downstream()),
-            None,
-            centred=self.data.centred(name),
-            narrow=narrow,
-        )
+            view, self.data.sinks.get(name, Downstream()), None,
+            centred=self.data.centred(name), kept=self._kept(name),
+        )  # fmt: skip
+
+    def _kept(self, name: str) -> Kept | None:
+        return self._narrowed.get(name, Narrowed()).outputs
 
     def _alone(self, name: str) -> str | None:
         """Why a layer is not fitted behind the compressed prefix, or None if it is."""

@@ -16,6 +16,10 @@ LIMIT = 1 << 30
 over the examples."""
 
 
+_APART = ("layers", "outputs")
+"""What is written otherwise, and what is computed again."""
+
+
 def pack(found: Calibrated) -> Kept | None:
     """The record and the tensors of moments; None where they are too large to keep."""
     tensors = {
@@ -23,7 +27,7 @@ def pack(found: Calibrated) -> Kept | None:
     }
     if sum(t.numel() * t.element_size() for t in tensors.values()) > LIMIT:
         return None
-    record = {f.name: getattr(found, f.name) for f in fields(found) if f.name != "layers"}
+    record = {f.name: getattr(found, f.name) for f in fields(found) if f.name not in _APART}
     layers = [[name, m.n, m.seen] for name, m in found.layers.items()]
     return Kept({**record, "layers": layers}, tensors)
 

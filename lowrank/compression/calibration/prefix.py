@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from lowrank.compression.calibration.downstream import (
 )
 from lowrank.compression.calibration.effort import Effort
 from lowrank.compression.calibration.moments import Sums, damped
+from lowrank.compression.network.channels.narrowing import Kept
 from lowrank.compression.network.example import Example
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.prefix_cache import MEMORY, PrefixCache, Reached
@@ -79,46 +81,58 @@ class Prefix:
         *,
         centred: bool,
         first: bool = True,
-        narrow: LayerView | None = None,
+        kept: Kept | None = None,
     ) -> Goal | None:
         """What the layer should do behind the compressed prefix; None if it is never reached,
         or not with as many examples, as where a router sends them elsewhere.
 
         The target is the dense layer's output; where it is added to another branch, plus
-        what that branch has lost so far, in the units before the batch norm.
+        what that branch has lost so far, in the units before the batch norm. Of a layer that
+        went narrower, the channels that stay.
 
         Args:
-            view: the layer in the dense model.
+            view: the layer in the compressed model, before it is replaced.
             sink: where its output goes.
             weight: of its outputs, or None.
             centred: its bias or batch norm takes the mean.
             first: no layer before it is yet to be replaced together with it.
-            narrow: the layer in the compressed model, where it reads fewer channels.
+            kept: of its outputs, the channels that stay; None where all do.
         """
-        own = view if narrow is None else narrow
-        sums = Sums(own.spec, work=self._effort.moment)
+        sums = Sums(view.spec, work=self._effort.moment)
         generator = torch.Generator().manual_seed(self._seed)
-        scale = norm_scale(self.dense, sink)
+        scale = norm_scale(self.small, sink)
+        given_already = self._given_already(view.name, sink, kept)
         for k, batch in enumerate(self.batches):
             wanted = self._reach(0, k, batch, view, sink, first=True)
             given = self._reach(1, k, batch, view, sink, first=first)
             if wanted is None or given is None:
                 return None
-            if wanted.input.shape[:-1] != given.input.shape[:-1]:
+            if _without_channels(wanted.input, view) != _without_channels(given.input, view):
                 return None
-            if narrow is None and wanted.input.shape != given.input.shape:
-                return None
-            target = wanted.output
+            target = _stays(wanted.output, kept, view)
             if wanted.other is not None and given.other is not None:
-                target = target + _unscaled(wanted.other - given.other, scale, view)
-            bias = getattr(view.module, "bias", None)
-            if bias is not None:
-                target = target - _per_channel(bias.detach(), view)
-            add_call(sums, own, given.input, target, len(self.batches), generator, target)
+                lost = _stays(wanted.other, kept, view) - given.other
+                target = target + _unscaled(lost, scale, view)
+            if given_already is not None:
+                target = target - _per_channel(given_already, view)
+            add_call(sums, view, given.input, target, len(self.batches), generator, target)
         if not sums.n:
             return None
-        found = _goal(own, sums, weight, centred)
+        found = _goal(view, sums, weight, centred)
         return replace(found, metric=replace(found.metric, work=self._effort.fit))
+
+    def _given_already(self, name: str, sink: Downstream, kept: Kept | None) -> Tensor | None:
+        """(out,), what the compressed layer adds to its outputs, or its norm, which is the dense
+        one but for means, takes from them: a bias and shifts of means."""
+        bias = getattr(self.small.get_submodule(name), "bias", None)
+        if bias is not None:
+            return bias.detach()
+        if sink.norm is None:
+            return None
+        dense, small = (m.get_buffer(f"{sink.norm}.running_mean") for m in (self.dense, self.small))
+        places = slice(None) if kept is None else list(kept.places)
+        shift = dense[places] - small
+        return shift if bool(shift.any()) else None
 
     def _reach(
         self, which: int, k: int, batch: Example, view: LayerView, sink: Downstream, *, first: bool
@@ -126,8 +140,9 @@ class Prefix:
         model = (self.dense, self.small)[which]
         module = model.get_submodule(view.name)
         norm = None if sink.norm is None else model.get_submodule(sink.norm)
-        replay = self._replays[which]
-        reach = _Reach(module, norm, sink.added, replay.mark if first else lambda: None)
+        replay, changing = self._replays[which], module if which else None
+        mark = partial(replay.mark, changing) if first else lambda: None
+        reach = _Reach(module, norm, sink.added, mark)
         with reach:
             ended = replay.run(k, batch)
         return reach if ended else None
@@ -198,6 +213,25 @@ def _unscaled(difference: Tensor, scale: Tensor | None, view: LayerView) -> Tens
     small = scale.abs() <= _LEAST_SCALE * scale.abs().max()
     inverse = torch.where(small, 0.0, 1 / torch.where(small, 1.0, scale))
     return difference * _per_channel(inverse.to(difference.dtype), view)
+
+
+def _channels(view: LayerView) -> int:
+    """The axis of the channels, from the last."""
+    return -1 - len(view.spec.kernel)
+
+
+def _stays(x: Tensor, kept: Kept | None, view: LayerView) -> Tensor:
+    """What stays of outputs."""
+    if kept is None:
+        return x
+    return x.index_select(_channels(view), torch.tensor(kept.places, device=x.device))
+
+
+def _without_channels(x: Tensor, view: LayerView) -> list[int]:
+    """The shape of inputs but for how many channels they have."""
+    sizes = list(x.shape)
+    sizes.pop(_channels(view))
+    return sizes
 
 
 def _per_channel(values: Tensor, view: LayerView) -> Tensor:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lowrank.compression.calibration.calibrate import Calibrated
 from lowrank.compression.fitting.distillation import Objective, Teachers
 from lowrank.compression.gauges.quality import Loss, Unmatched, quality_of, vocabularies
 from lowrank.compression.network.batches import Batch, Batches, Form, hold_out, placed
-from lowrank.compression.network.cutting import held_out
+from lowrank.compression.network.cutting import held_out, rows_held_out
 from lowrank.compression.network.example import Example, call, evaluating, run
 from lowrank.compression.structure.history import form_of
 from lowrank.errors import InputError
@@ -189,30 +190,40 @@ def renormalise(
     small: nn.Module,
     batches: Sequence[Example],
     loss: Loss | None = None,
+    *,
+    known: Calibrated | None = None,
 ) -> list[str]:
     """Estimate batch-norm statistics anew; kept only if outputs held out come closer.
 
     A fourth of the examples is held out; of a single one nothing is, and nothing is kept, nor
     where outputs cannot be compared. What there is to say of it.
+
+    Args:
+        model: the dense network.
+        small: the compressed one, whose statistics may change.
+        batches: calibration inputs.
+        loss: of an output, which is compared where outputs have other shapes.
+        known: what calibrating on the examples that the batches begin told.
     """
     if not (norms := batch_norms(small)):
         return []
     rest, held = held_out(batches, model)
     if not held:
         return []
-    wanted = [run(model, batch) for batch in held]
+    found = None if known is None else known.outputs_on(rows_held_out(rest, held))
+    wanted = [run(model, batch) for batch in held] if found is None else found
 
     def lost(candidate: nn.Module) -> float:
         given = (run(candidate, batch) for batch in held)
         return quality_of(zip(wanted, given, strict=True), vocabularies(model), loss).loss
 
     try:
-        found = improves(small, norms, rest, lost)
+        renewal = improves(small, norms, rest, lost)
     except Unmatched:
         return []
-    notes = [] if found.measure is None else ["batch-norm statistics were estimated anew"]
-    if found.single:
-        names = ", ".join(n for n, m in small.named_modules() if m in found.single)
+    notes = [] if renewal.measure is None else ["batch-norm statistics were estimated anew"]
+    if renewal.single:
+        names = ", ".join(n for n, m in small.named_modules() if m in renewal.single)
         notes.append(
             f"batch-norm statistics stay as they were in {names}: every batch gives a single "
             "value per channel there; pass larger batches"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import cast
 
@@ -68,28 +68,30 @@ def replace_layers(
         progress: called as (layer, done, total).
         shelf: keeps the fits, each of which follows from those before it.
         shared: weights that stay are the model's own, for a copy that is run and dropped.
-        teacher: the dense network that the data are of, where the model has narrower layers: the
-            fits aim at what it gives, and layers that read fewer channels are fitted in turn.
+        teacher: the dense network, where the model has narrower layers: fits in sequence aim at
+            what it gives, and layers that read fewer channels are fitted in turn.
     """
-    dense = model if teacher is None else teacher
     built: dict[str, Built] = {}
     originals: dict[str, nn.Module] = {}
     guard()
     with torch.inference_mode(False):  # its tensors could never be trained
         small = copy_model(model, _weights(model) if shared else None)
-        fitting = None if data is None else Fitting(data, dense, small, how, seed=plan.seed)
+        fitting: Fitting | None = None
+        readers: list[LayerView] = []
         units = planned_units(small, plan)
-        readers: list[str] = []
-        if fitting is not None:
+        if data is not None:
+            fitting = Fitting(
+                data, model, small, how, seed=plan.seed, teacher=teacher, narrowed=plan.narrowed
+            )
             units.sort(key=lambda u: fitting.place(owners_of(u[0])))
-            readers = [] if teacher is None else _readers(plan, fitting)
+            readers = fitting.readers(plan.replaced)
         for done, (unit, method) in enumerate(units):
             if progress is not None:
                 progress(f"fitting {unit.layers[0].name}", done, len(units))
             names = owners_of(unit)
             while readers and fitting is not None and _before(fitting, readers[0], names):
                 _fit_reader(fitting, small, readers.pop(0))
-            counts = _importance(data, dense, names)
+            counts = _importance(data, model, names)
             fit = partial(_fit, fitting, unit, method, plan.seed, max_iter, counts)
             shelf = shelf.part(*_told(unit, method))
             made = shelf.kept("fit", fit, _packed, partial(_unpacked, unit, method))
@@ -98,9 +100,9 @@ def replace_layers(
                 if shift is not None and data is not None:
                     take_mean(small, name, shift, data.sinks.get(name, Downstream()).norm)
                 built[name] = Built(error, made.fitted)
-        for name in readers:
+        for view in readers:
             if fitting is not None:
-                _fit_reader(fitting, small, name)
+                _fit_reader(fitting, small, view)
     if progress is not None:
         progress("fitting", len(units), len(units))
     settle_fused(small)
@@ -108,32 +110,19 @@ def replace_layers(
     return small, built
 
 
-def _readers(plan: Plan, fitting: Fitting) -> list[str]:
-    """The layers that read fewer channels and are not replaced, as they run."""
-    if fitting.how == "parallel":
-        return []
-    names = [n for n, w in plan.narrowed.items() if w.inputs is not None and w.outputs is None]
-    mine = [n for n in names if n in fitting.data.views and n not in plan.replaced]
-    return sorted(mine, key=lambda n: fitting.place([n]))
+def _before(fitting: Fitting, reader: LayerView, names: Sequence[str]) -> bool:
+    return fitting.place([reader.name]) < fitting.place(names)
 
 
-def _before(fitting: Fitting, reader: str, names: Sequence[str]) -> bool:
-    return fitting.place([reader]) < fitting.place(names)
-
-
-def _fit_reader(fitting: Fitting, small: nn.Module, name: str) -> None:
+def _fit_reader(fitting: Fitting, small: nn.Module, view: LayerView) -> None:
     """Fit, in place, a layer that reads fewer channels to what the compressed prefix gives it."""
-    module, view = small.get_submodule(name), fitting.data.views[name]
-    spec = spec_of(module)
-    assert spec is not None
-    narrow = replace(view, module=module, spec=spec)
-    goal = fitting.of_reader(name, narrow)
+    goal = fitting.of_reader(view)
     if goal is None:
         return
-    write_weight(module, spec, goal.weight)
+    write_weight(small.get_submodule(view.name), view.spec, goal.weight)
     if goal.centred:
-        shift = mean_lost(goal, goal.weight)
-        take_mean(small, name, shift, fitting.data.sinks.get(name, Downstream()).norm)
+        norm = fitting.data.sinks.get(view.name, Downstream()).norm
+        take_mean(small, view.name, mean_lost(goal, goal.weight), norm)
 
 
 def _weights(model: nn.Module) -> dict[int, object]:

@@ -151,10 +151,26 @@ def compare_outputs(
 
 
 def compare_on(
-    dense: nn.Module, small: nn.Module, batches: Iterable[Example], loss: Loss | None = None
+    dense: nn.Module,
+    small: nn.Module,
+    batches: Iterable[Example],
+    loss: Loss | None = None,
+    *,
+    wanted: Sequence[Any] | None = None,
 ) -> Quality:
-    """Quality on batches of inputs in the form that the models take; see `quality_of`."""
-    pairs = ((run(dense, batch), run(small, batch)) for batch in batches)
+    """Quality on batches of inputs in the form that the models take; see `quality_of`.
+
+    Args:
+        dense: the model to compare with.
+        small: the other.
+        batches: inputs.
+        loss: of an output, which is compared where no output has the same shape.
+        wanted: what the dense model gives on each batch, where that is known.
+    """
+    pairs = (
+        (run(dense, batch) if wanted is None else wanted[k], run(small, batch))
+        for k, batch in enumerate(batches)
+    )
     return quality_of(pairs, vocabularies(dense), loss)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import TypeGuard
 
 import torch
@@ -146,3 +147,26 @@ def held_out(
     if len(parts) < 2:
         return parts, []
     return [b for k, b in enumerate(parts) if k % 4], parts[::4]
+
+
+def rows_of(batches: Sequence[Example], *, start: int = 0) -> list[slice]:
+    """Where the examples of batches stand that follow one another.
+
+    Example:
+        >>> rows_of([torch.zeros(3, 2), torch.zeros(2, 2)])
+        [slice(0, 3, None), slice(3, 5, None)]
+    """
+    ends = [start, *(start + n for n in accumulate(map(batch_size, batches)))]
+    return [slice(a, b) for a, b in pairwise(ends)]
+
+
+def rows_held_out(rest: Sequence[Example], held: Sequence[Example]) -> list[slice]:
+    """Where the examples that `held_out` holds out stand among all.
+
+    Example:
+        >>> rows_held_out(*held_out([torch.zeros(80, 3)], nn.Linear(3, 3)))
+        [slice(0, 20, None)]
+    """
+    others, mine = iter(rest), iter(held)
+    parts = [next(others if k % 4 else mine) for k in range(len(rest) + len(held))]
+    return rows_of(parts)[::4] if held else []

@@ -64,9 +64,9 @@ class PrefixCache:
             finally:
                 self._learn(k, replay)
 
-    def mark(self) -> None:
-        """What has finished by now will stay as it is."""
-        self._marked = list(self._finished)
+    def mark(self, changing: nn.Module | None = None) -> None:
+        """What has finished by now will stay as it is, but for a module that is going to change."""
+        self._marked = [(key, held) for key, held in self._finished if key[0] is not changing]
 
     def _remember(self, k: int, finished: list[tuple[Key, _Held]]) -> None:
         held = [tensors(out.value) for _, out in finished]

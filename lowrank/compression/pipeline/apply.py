@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank.compression.calibration.effort import effort_of
 from lowrank.compression.calibration.fingerprint import of_library, of_model
@@ -19,14 +19,14 @@ from lowrank.compression.fitting.layerwise import Built, replace_layers
 from lowrank.compression.fitting.refine import refine, try_out
 from lowrank.compression.gauges.quality import Loss, Quality, Unmatched, compare_on
 from lowrank.compression.network.batches import Batches, Form, Inputs, taken
-from lowrank.compression.network.cutting import held_out, in_memory
+from lowrank.compression.network.cutting import held_out, in_memory, rows_held_out, rows_of
 from lowrank.compression.network.example import Example, check, unwrapped
 from lowrank.compression.network.scan import refuse_valueless, scan
 from lowrank.compression.network.units import names_of, total
 from lowrank.compression.pipeline.report import Figures, LayerReport, Report
 from lowrank.compression.planning.measure import usable
+from lowrank.compression.planning.selection.cut import cut_statistics
 from lowrank.compression.planning.selection.narrowed import narrowed_model
-from lowrank.compression.planning.selection.widths import only_apart
 from lowrank.compression.structure.choices import Dense, Tied
 from lowrank.compression.structure.history import _check_choices, remember_form
 from lowrank.compression.structure.int8 import (
@@ -135,9 +135,7 @@ def apply(
 
 
 def _still_wide(plan: Plan, data: Statistics) -> bool:
-    """Whether data are of layers that are to go narrower, none of which is replaced."""
-    if not plan.narrowed or not apart_of_factors(plan):
-        return False
+    """Whether data are of layers in full width that are to go narrower."""
     widths = [(data.views[n].spec, w) for n, w in plan.narrowed.items() if n in data.views]
     return any(
         kept.of == wide
@@ -147,15 +145,6 @@ def _still_wide(plan: Plan, data: Statistics) -> bool:
     )
 
 
-def apart_of_factors(plan: Plan) -> bool:
-    """Whether none of the layers that are replaced goes narrower."""
-    return not {name for names in plan.units for name in names} & plan.narrowed.keys()
-
-
-Teacher = tuple[nn.Module, Statistics]
-"""The dense network and what is known of it."""
-
-
 def narrowed(
     model: nn.Module,
     plan: Plan,
@@ -163,21 +152,15 @@ def narrowed(
     data: Sequence[Example] | Statistics,
     settings: Calibration,
     progress: Progress | None,
-) -> tuple[nn.Module, Sequence[Example] | Statistics, Teacher | None]:
+) -> tuple[nn.Module, Statistics, nn.Module]:
     """The model without the channels that go, its readers reconstructed, what is known of it, and
-    what its fits aim at.
-
-    Known are the examples alone; or, where none of the layers that are replaced goes narrower,
-    the moments of the dense network, at which they aim then.
-    """
+    the dense network, at which its fits aim."""
     whole = apart_for(model, plan)
     known = _known(whole, example, data, settings, settings.opened(), progress)
     assert known is not None
     small = narrowed_model(whole, plan.narrowed, known)
-    renormalise(whole, small, known.batches, known.loss)
-    if not apart_of_factors(plan):
-        return small, known.batches, None
-    return small, only_apart(known, plan.narrowed).bound(small), (whole, known)
+    found = scan(small, known.few_of(known.batches[0]))
+    return small, cut_statistics(known, found, plan.narrowed), whole
 
 
 def applied(
@@ -191,12 +174,12 @@ def applied(
     refine: bool | int,
     progress: Progress | None,
     dense: nn.Module | None = None,
-    teacher: Teacher | None = None,
+    teacher: nn.Module | None = None,
 ) -> tuple[nn.Module, Report]:
     """What `apply` gives, of arguments that were checked and data that were read.
 
-    `dense` is the whole network, where channels of the model are gone already; `teacher` what
-    fits aim at then, if it is not the model itself.
+    `dense` is the whole network, where channels of the model are gone already; `teacher` the same
+    with packed modules taken apart, at which fits aim then.
     """
     store, dense = settings.opened(), model if dense is None else dense
     if isinstance(data, Statistics) and teacher is None and _still_wide(plan, data):
@@ -318,13 +301,16 @@ def _quality(
     loss: Loss | None,
 ) -> tuple[Quality | None, list[str]]:
     """How far the outputs are off, and what there is to say of it."""
-    shown = [] if example is None else [example]
-    seen = shown if known is None else _compared(model, known)
-    batches = seen if val is None else val
-    if batches is shown and not shown:
+    batches: Iterable[Example] | None = val
+    wanted, held = None, val is not None or known is None
+    if val is None and known is not None:
+        batches, wanted = _compared(model, known)
+    elif val is None and example is not None:
+        batches = [example]
+    if batches is None:
         return None, []
     try:
-        found = compare_on(model, small, batches, loss)
+        found = compare_on(model, small, batches, loss, wanted=wanted)
     except Unmatched as error:
         return None, [error.problem]
     notes = []
@@ -333,14 +319,19 @@ def _quality(
             f"{100 * found.unmatched:.0f} % of the outputs have another length than the dense "
             "model's and are not compared"
         ]
-    return replace(found, held_out=val is not None or known is None), notes
+    return replace(found, held_out=held), notes
 
 
-def _compared(model: nn.Module, known: Statistics) -> Sequence[Example]:
-    """The calibration examples that models are compared on; with quick effort a fourth."""
-    if known.effort.level != "quick":
-        return known.batches
-    return held_out(known.batches, model)[1] or known.batches
+def _compared(
+    model: nn.Module, known: Statistics
+) -> tuple[Sequence[Example], list[tuple[Tensor, ...]] | None]:
+    """The calibration examples that models are compared on, with quick effort a fourth, and what
+    the dense model gives on them, where that was kept."""
+    if known.effort.level == "quick":
+        rest, held = held_out(known.batches, model)
+        if held:
+            return held, known.calibrated.outputs_on(rows_held_out(rest, held))
+    return known.batches, known.calibrated.outputs_on(rows_of(known.batches))
 
 
 def _made(
@@ -351,18 +342,18 @@ def _made(
     steps: bool | int,
     progress: Progress | None,
     shelf: Shelf,
-    teacher: Teacher | None,
+    teacher: nn.Module | None,
 ) -> tuple[nn.Module, dict[str, Built], list[str]]:
     """The new model, how close its layers came, and what there is to say of the data."""
     if known is None or not steps or not (plan.replaced or plan.narrowed):
         return _fitted(model, plan, known, how, progress, shelf=shelf, teacher=teacher)
     steps = STEPS if steps is True else steps
     layers = [*dict.fromkeys((*plan.replaced, *plan.hosts, *plan.narrowed))]
-    dense = model if teacher is None else teacher[0]
+    dense = model if teacher is None else teacher
     part, held = known.parted(model)
     trial, untried = None, "there were too few examples for a trial"
     if held:
-        tried, _, _ = _fitted(model, plan, part, how, progress, max_iter=_IN_SHORT)
+        tried, _, _ = _fitted(model, plan, part, how, progress, max_iter=_IN_SHORT, teacher=teacher)
         try:
             trial = try_out(
                 tried, dense, part.batches, held, layers,
@@ -389,17 +380,17 @@ def _fitted(
     *,
     max_iter: int | None = None,
     shelf: Shelf = NOWHERE,
-    teacher: Teacher | None = None,
+    teacher: nn.Module | None = None,
 ) -> tuple[nn.Module, dict[str, Built], list[str]]:
-    aim, data = (None, known) if teacher is None else teacher
     small, built = replace_layers(
-        model, plan, data, how, max_iter=max_iter, progress=progress, shelf=shelf, teacher=aim
+        model, plan, known, how, max_iter=max_iter, progress=progress, shelf=shelf, teacher=teacher
     )
     if known is None:
         return small, built, []
-    if not plan.replaced:  # as it came
+    if not (plan.replaced or plan.narrowed):  # as it came
         return small, built, [str(known.calibrated), *known.notes]
-    renormed = renormalise(model, small, known.batches, known.loss)
+    dense = model if teacher is None else teacher
+    renormed = renormalise(dense, small, known.batches, known.loss, known=known.calibrated)
     notes = [str(known.calibrated), *known.notes, *renormed]
     return small, built, notes
 

@@ -17,7 +17,6 @@ from lowrank.compression.gauges.timing import LatencyCheck, time_ratio
 from lowrank.compression.network.cutting import few_of
 from lowrank.compression.network.example import Example, Tally, batch_size, tallying, unwrapped
 from lowrank.compression.pipeline.apply import (
-    apart_of_factors,
     applied,
     check_refine,
     read_data,
@@ -144,11 +143,9 @@ def compress(
     progress = in_stages(progress, _stages(settings, rules, read is not None, words, *asked))
     started, used = time.process_time(), model
     with tallying() as tally:
-        curves = dense = measured(
-            whole, example, read, settings, rules, **timed_too, progress=progress
-        )
+        curves = measured(whole, example, read, settings, rules, **timed_too, progress=progress)
         with usable(lambda: (_MEASURED, curves), settings.cache):
-            chooser, timed = None, None
+            chooser, timed, teacher = None, None, None
             if progress is not None and max_drop is None:
                 progress("planning", 0, 1)
             exponent = curves.exponent
@@ -159,22 +156,20 @@ def compress(
                     model, whole, example, curves, exponent, rules, settings, progress
                 )
             if max_drop is not None and metric is not None:
-                plan, _, curves, used = _within_drop(
+                plan, _, curves, used, teacher = _within_drop(
                     model, chooser or curves, metric, max_drop, refine, settings, progress
                 )
             elif chooser is not None:
-                plan, timed, curves, used = chooser.choose(budget, progress)
+                plan, timed, curves, used, teacher = chooser.choose(budget, progress)
             else:
                 plan, timed = _planned(model, example, curves, budget, exponent)
-            seen = curves.data
-            if plan.narrowed and apart_of_factors(plan) and dense.data is not None:
-                used, seen = model, dense.data
             small, report = applied(
                 used,
                 plan,
                 dense=model,
                 example=example,
-                data=seen,
+                data=curves.data,
+                teacher=teacher,
                 val=compared or rest,
                 settings=settings,
                 refine=refine,

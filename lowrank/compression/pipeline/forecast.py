@@ -9,12 +9,13 @@ from math import ceil
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lowrank.compression.calibration.calibrate import kept_outputs
 from lowrank.compression.calibration.effort import Level, effort_of
 from lowrank.compression.calibration.settings import Calibration, calibration_of
 from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.gauges.quality import speaks
 from lowrank.compression.network.cutting import few_of
-from lowrank.compression.network.example import Example, batch_size
+from lowrank.compression.network.example import Example, batch_size, run
 from lowrank.compression.network.scan import scan
 from lowrank.compression.pipeline.apply import read_data
 from lowrank.compression.pipeline.selecting import expected_passes
@@ -78,7 +79,7 @@ def forecast(
         >>> import torch
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
         >>> print(forecast(net, torch.randn(1, 64), data=torch.randn(80, 64)))
-        up to 14 passes over 80 examples and up to 4 s of one core for 2 layers
+        up to 13 passes over 80 examples and up to 4 s of one core for 2 layers
         >>> print(forecast(net, torch.randn(1, 64), effort="quick"))
         up to 2 s of one core for 2 layers
     """
@@ -122,20 +123,25 @@ def expected(
         return Forecast(layers, 0, 0.0, seconds)
     batches = data.batches if isinstance(data, Statistics) else data
     n = sum(map(batch_size, batches))
-    passes = _passes(model, settings, rules, held, words) + (_LOOKS / n if words else 0.0)
+    kept = kept_outputs(run(model, example), batch_size(example), n)
+    passes = _passes(model, settings, rules, held, words, kept) + (_LOOKS / n if words else 0.0)
     return Forecast(layers, n, passes, seconds)
 
 
 def _passes(
-    model: nn.Module, settings: Calibration, rules: Rules, held: bool, words: bool
+    model: nn.Module, settings: Calibration, rules: Rules, held: bool, words: bool, kept: bool
 ) -> float:
-    """Calibrating, probing, fitting behind the prefix, norms estimated anew, and comparing."""
+    """Calibrating, probing, fitting behind the prefix, norms estimated anew, and comparing; the
+    dense model's outputs, where they are kept, are those of calibrating."""
     effort = effort_of(settings.effort)
     gradients = (effort.gradients or words) and settings.weighting != "outputs"
     probes = 1.5 * effort.probes if settings.weighting == "probe" and not words else 0.0
     prefixes = 2.5 if settings.how(words=words) == "sequential" else 0.0
-    norms = 1.5 if any(isinstance(m, _BatchNorm) for m in model.modules()) else 0.0
+    normed = any(isinstance(m, _BatchNorm) for m in model.modules())
+    norms = (1.25 if kept else 1.5) * normed
     trials = 4 * 4.0 if effort.trials and settings.exponent is None and not words else 0.0
-    compared = 0.0 if held else 0.5 if effort.level == "quick" else 2.0
-    known = 1 + 2 * gradients + compared + expected_passes(rules, norms)
-    return known + prefixes + (0.0 if rules.methods == () else probes + norms + trials)
+    runs = 1 if kept else 2
+    compared = 0.0 if held else 0.25 * runs if effort.level == "quick" else 1.0 * runs
+    chosen = expected_passes(rules, norms=normed, kept=kept)
+    known = 1 + 2 * gradients + compared + prefixes + norms + chosen
+    return known + (0.0 if rules.methods == () else probes + trials)

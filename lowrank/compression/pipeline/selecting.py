@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 
 from torch import nn
 
+from lowrank.compression.calibration.calibrate import Calibrated, outputs_of
 from lowrank.compression.calibration.effort import EFFORTS
 from lowrank.compression.calibration.settings import Calibration
 from lowrank.compression.calibration.statistics import Statistics
@@ -19,11 +20,10 @@ from lowrank.compression.gauges.quality import Unmatched, compare_on
 from lowrank.compression.gauges.timing import Comparison, time_ratio
 from lowrank.compression.network.channels.narrowing import Narrowed, narrow
 from lowrank.compression.network.channels.units import find_channels
-from lowrank.compression.network.cutting import split_batches
-from lowrank.compression.network.example import Example, batch_size
+from lowrank.compression.network.cutting import rows_of, split_batches
+from lowrank.compression.network.example import Example, batch_size, run
 from lowrank.compression.network.layers import own_shapes
 from lowrank.compression.network.scan import scan
-from lowrank.compression.pipeline.apply import apart_of_factors
 from lowrank.compression.planning.clock import AIM, TRIES, Timed, plan_on_the_clock
 from lowrank.compression.planning.curves import NO_FASTER, Curves
 from lowrank.compression.planning.measure import measured
@@ -38,17 +38,18 @@ from lowrank.errors import BudgetError, InputError
 from lowrank.progress import Progress
 
 
-def expected_passes(rules: Rules, norms: float) -> float:
+def expected_passes(rules: Rules, *, norms: bool, kept: bool) -> float:
     """Forward passes over the examples that choosing takes, beside those of factors.
 
     Args:
         rules: the user's.
-        norms: passes that estimating batch norms anew takes.
+        norms: the model has batch norms, which are estimated anew.
+        kept: the dense model's outputs are known from calibrating.
     """
-    if rules.select is None:
+    if rules.select is None or rules.methods == ():
         return 0.0
-    tried = 0 if rules.methods == () else len(_SHARES)
-    return norms + tried * (norms + 2.0) / _TRIED
+    passes = 1.0 + 1.25 * norms + (0.0 if kept else 1.0 + 0.25 * norms)
+    return len(_SHARES) * passes / _TRIED
 
 
 _SHARES = (0.0, 0.35, 0.7)
@@ -73,12 +74,14 @@ Budgets = Mapping[str, float | None]
 
 
 class Chosen(NamedTuple):
-    """A plan, what its structure took, its curves, and the model without the channels that go."""
+    """A plan, what its structure took, its curves, the model without the channels that go, and
+    where some do the dense one, at which fits aim."""
 
     plan: Plan
     timed: Timed | None
     curves: Curves
     model: nn.Module
+    teacher: nn.Module | None = None
 
 
 BUDGETS: Budgets = dict.fromkeys(("params", "bytes", "macs", "latency", "memory"))
@@ -153,16 +156,12 @@ class Chooser:
         staying = {**left_out, **channels.reasons, **failed}
         return cls(model, whole, example, curves, selection, staying, exponent, rules, settings)
 
-    def choose(
-        self, budget: Budgets, progress: Progress | None = None, *, norms: bool = False
-    ) -> Chosen:
+    def choose(self, budget: Budgets, progress: Progress | None = None) -> Chosen:
         """The plan that loses least of the outputs, of those in which channels save more or less.
 
         Args:
             budget: as it was given.
             progress: called as (what, done, total).
-            norms: estimate batch norms anew also where only layers that keep their channels are
-                replaced, of which `narrowed` makes the model again.
 
         Raises:
             BudgetError: neither channels nor factors reach it.
@@ -188,14 +187,14 @@ class Chooser:
         if (wanted := budget["latency"]) is not None:
             tried = _in_time(tried, wanted)
         _, step, chosen = min(tried, key=lambda one: one[0])
-        return setting.settled(chosen, step, norms)
+        return setting.settled(chosen, step)
 
     def reaching(self, measure: Count) -> Callable[[float], Chosen | None]:
         """The plan for a kept fraction of a measure; None where it cannot be reached."""
 
         def reach(keep: float) -> Chosen | None:
             try:
-                return self.choose({**BUDGETS, measure: keep}, norms=True)
+                return self.choose({**BUDGETS, measure: keep})
             except BudgetError:
                 return None
 
@@ -300,14 +299,15 @@ class _Setting:
     def planned(self, step: Step) -> Chosen:
         """The plan of what stays behind a step."""
         chooser, wanted = self.chooser, self.budget["latency"]
-        small, curves = chooser.whole, chooser.curves
+        small, curves, teacher = chooser.whole, chooser.curves, None
         if step.dropped:
+            teacher = chooser.whole
             small = narrowed_model(chooser.whole, self._narrowed(step), curves.data)
             curves = self._curves(small, step, short=wanted is None)
         if wanted is None:
-            return Chosen(self._plan(curves, step, None), None, curves, small)
+            return Chosen(self._plan(curves, step, None), None, curves, small, teacher)
         timed = self._timed(step, curves, wanted)
-        return Chosen(timed.plan, timed, curves, small)
+        return Chosen(timed.plan, timed, curves, small, teacher)
 
     def _timed(self, step: Step, curves: Curves, wanted: float) -> Timed:
         """The plan behind a step whose structure was timed; where no factor helps, the step."""
@@ -342,17 +342,14 @@ class _Setting:
         rows = [replace(c, importance=known.get(c.layer, c.importance)) for c in curves.curves]
         return replace(curves, curves=tuple(rows))
 
-    def settled(self, chosen: Chosen, step: Step, norms: bool) -> Chosen:
+    def settled(self, chosen: Chosen, step: Step) -> Chosen:
         """The plan that was chosen, with all the effort that was asked for."""
-        data = self.chooser.curves.data
-        if not step.dropped or data is None:
+        if not step.dropped or chosen.curves.data is None:
             return chosen
-        if chosen.timed is None and not self._alone:
-            curves = self._curves(chosen.model, step, short=False)
-            chosen = chosen._replace(plan=self._plan(curves, step, None), curves=curves)
-        if norms or not apart_of_factors(chosen.plan):
-            renormalise(self.chooser.whole, chosen.model, data.batches, data.loss)
-        return chosen
+        if chosen.timed is not None or self._alone:
+            return chosen
+        curves = self._curves(chosen.model, step, short=False)
+        return chosen._replace(plan=self._plan(curves, step, None), curves=curves)
 
     def _plan(self, curves: Curves, step: Step, limit: float | None) -> Plan:
         """The plan within a predicted fraction of the dense model's time, and the other budgets."""
@@ -403,21 +400,28 @@ class _Setting:
         data = chosen.curves.data
         if data is None:
             return chosen.plan.error + step.lost
-        chooser, few = self.chooser, _few(data, self.chooser.model)
+        chooser, (few, known) = self.chooser, self._few
         small, _ = replace_layers(
             chosen.model, chosen.plan, data, "parallel", max_iter=_TRIAL_STEPS
         )
-        renormalise(chooser.whole, small, few, data.loss)
+        renormalise(chooser.whole, small, few, data.loss, known=known)
         try:
-            return compare_on(chooser.model, small, few, data.loss).loss
+            wanted = known.outputs_on(rows_of(few))
+            return compare_on(chooser.model, small, few, data.loss, wanted=wanted).loss
         except Unmatched:
             return inf
 
-
-def _few(data: Statistics, model: nn.Module) -> list[Example]:
-    """Some of the examples."""
-    wanted = max(1, sum(map(batch_size, data.batches)) // _TRIED)
-    return split_batches(data.batches, wanted, model)[:1]
+    @cached_property
+    def _few(self) -> tuple[list[Example], Calibrated]:
+        """The first of the examples, and what is known of them."""
+        data, model = self.chooser.curves.data, self.chooser.model
+        assert data is not None
+        wanted = max(1, sum(map(batch_size, data.batches)) // _TRIED)
+        few = split_batches(data.batches, wanted, model)[:1]
+        known = data.calibrated
+        if not known.outputs:
+            known = replace(known, outputs=outputs_of([run(model, few[0])], few))
+        return few, known
 
 
 def _bare(curves: Curves, small: nn.Module, data: Statistics | None) -> Curves:

@@ -251,8 +251,9 @@ def _point(
 ) -> Point:
     plan, curves = found.plan, found.curves
     small, report = applied(
-        found.model, plan, dense=model, example=None, data=curves.data, progress=None, **how
-    )
+        found.model, plan, dense=model, teacher=found.teacher, example=None, data=curves.data,
+        progress=None, **how,
+    )  # fmt: skip
     quality = report.quality
     if quality is None:
         with suppress(Unmatched):
@@ -358,8 +359,8 @@ def smallest_of(
         good = False
         if found is not None:
             small, _ = applied(
-                found.model, found.plan, dense=model, example=None, data=found.curves.data,
-                val=None, settings=settings, refine=refine, progress=None,
+                found.model, found.plan, dense=model, teacher=found.teacher, example=None,
+                data=found.curves.data, val=None, settings=settings, refine=refine, progress=None,
             )  # fmt: skip
             good = float(metric(small)) >= wanted
         if found is not None and good:

@@ -231,9 +231,3 @@ def _inverse(C: Tensor) -> tuple[Tensor, Tensor]:
 
 def _solved(right: Tensor, scale: Tensor, inverse: Tensor) -> Tensor:
     return (right * scale) @ inverse * scale
-
-
-def only_apart(data: Statistics, narrowed: Collection[str]) -> Statistics:
-    """What is known of the layers that stay as wide as they are."""
-    units = {name: unit for name, unit in data.units.items() if name not in narrowed}
-    return replace(data, units=units)
