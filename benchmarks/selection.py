@@ -42,6 +42,7 @@ from lowrank.compression.gauges.quality import quality_of
 from lowrank.compression.gauges.timing import time_ratio
 from lowrank.compression.network.example import run, tallying
 from lowrank.demos.bundled import fashion_mnist, resnet20
+from lowrank.errors import BudgetError
 
 OUT = Path(__file__).parent / "results" / "selection.json"
 KEEPS = (0.5, 0.33)
@@ -312,7 +313,7 @@ def _draw(
             continue
         try:
             small, report = make()
-        except lowrank.BudgetError as error:
+        except BudgetError as error:
             results.add(key, refused=str(error))
             continue
         found = judge.figures(small, timed=True)
