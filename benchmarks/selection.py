@@ -296,11 +296,8 @@ def _draw(
             key = f"{name} {keep} {seed}"
             if key in results.rows or (args.only and name not in args.only):
                 continue
-            started = time.process_time()
             small = make()
-            spent = time.process_time() - started
-            timed = args.timed or not seed
-            results.add(key, **judge.figures(small, timed=timed), cpu_seconds=spent)
+            results.add(key, **judge.figures(small, timed=args.timed or not seed))
             if name in args.finetune and not seed:
                 small = tuned(dense, small, args.pictures)
                 found = judge.figures(small, timed=False)
