@@ -77,7 +77,7 @@ def box(
     pale = PALE[colour]
     patch = FancyBboxPatch((x, y), width, height, boxstyle=style, fc=pale, ec=colour, lw=1.2)
     ax.add_patch(patch)
-    ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9)
+    ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=10)
 
 
 def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -196,8 +196,8 @@ def problems() -> Figure:
         arrow(ax, (45.2, y + 2.3), (47.8, y + 2.3))
         colour = GREEN if proof == "certified" else ORANGE
         box(ax, 48, y, 32, 4.6, "", colour)
-        ax.text(64, y + 2.3, call, ha="center", va="center", family="monospace", fontsize=8)
-        ax.text(81, y + 2.3, proof, va="center", fontsize=8, color=colour)
+        ax.text(64, y + 2.3, call, ha="center", va="center", family="monospace", fontsize=9)
+        ax.text(80.6, y + 2.3, proof, va="center", fontsize=9, color=colour)
     return figure
 
 
@@ -277,7 +277,7 @@ def fine_tuning() -> Figure:
             label=label,
             ec="white",
         )
-        ax.bar_label(bars, fmt="%.2f", fontsize=8, padding=1)
+        ax.bar_label(bars, fmt="%.2f", fontsize=9, padding=1)
     ax.set_xticks(range(len(budgets_kept)), [f"{k:.0%}" for k in budgets_kept])
     ax.set(xlabel="MACs kept", ylabel="points below dense")
     ax.grid(axis="x", visible=False)
@@ -318,22 +318,26 @@ def serving() -> Figure:
 
 def coming_from() -> Figure:
     """What is left of one layer, whoever compressed it."""
-    figure, ax = blank(9.2, 2.5)
+    figure, ax = blank(9.2, 2.7)
     shapes: Sequence[tuple[str, str, list[tuple[float, float, float, float, str]]]] = (
         ("dense", "W: d × c", [(0, 0, 12, 12, GREY)]),
-        ("pruning", "fewer channels:\nthe neighbours shrink too", [(0, 0, 8, 8, GREEN)]),
         (
-            "AIMET: spatial SVD,\nlowrank",
-            "two factors of rank r:\nactivations keep their shape",
+            "pruning, lowrank\n(select)",
+            "fewer channels:\nneighbours shrink too",
+            [(0, 0, 8, 8, GREEN)],
+        ),
+        (
+            "AIMET (spatial SVD),\nlowrank",
+            "two factors of rank r:\nno neighbour changes",
             [(0, 0, 4, 12, BLUE), (5, 0, 12, 4, BLUE)],
         ),
         (
             "tensorly-torch",
-            "factors, multiplied out or\ncontracted in each pass",
+            "factors, multiplied out\nin each pass",
             [(0, 0, 3, 12, ORANGE), (4, 0, 4, 4, ORANGE), (9, 0, 12, 3, ORANGE)],
         ),
         (
-            "low rank + sparse",
+            "lowrank (low rank\nplus sparse)",
             "factors, and a few\nwhole channels",
             [
                 (0, 0, 3, 12, BLUE),
@@ -345,12 +349,12 @@ def coming_from() -> Figure:
     )
     for at, (title, words, parts) in enumerate(shapes):
         left = 18.4 * at + 1
-        ax.text(left, 2, title, va="center", weight="bold", fontsize=9)
+        ax.text(left, 2.4, title, va="center", weight="bold", fontsize=10)
         for x, y, w, h, colour in parts:
             ax.add_patch(
-                Rectangle((left + 0.75 * x, 5 + y), 0.75 * w, h, fc=PALE[colour], ec=colour, lw=1.2)
+                Rectangle((left + 0.75 * x, 6 + y), 0.75 * w, h, fc=PALE[colour], ec=colour, lw=1.2)
             )
-        ax.text(left, 19, words, va="top", fontsize=8)
+        ax.text(left, 20, words, va="top", fontsize=10)
     return figure
 
 
@@ -370,7 +374,7 @@ def transformers() -> Figure:
         ratios = [r["texts"][name]["ratio"] for r in rows]
         places = [at + 0.27 * (k - 1) for at in range(len(rows))]
         bars = ax.bar(places, ratios, 0.25, color=color, label=names[name])
-        ax.bar_label(bars, [f"{v:.2f}" for v in ratios], padding=2, fontsize=8)
+        ax.bar_label(bars, [f"{v:.2f}" for v in ratios], padding=2, fontsize=9)
     ax.axhline(1, color=GREY, linewidth=1)
     kept = [f"{100 * r['settings']['keep']:.0f} % of the blocks" for r in rows]
     ax.set_xticks(range(len(rows)), kept)

@@ -169,9 +169,9 @@ def draw(path: Path) -> None:
 
     arrows = graph()
     used = {pair: len(lines) for pair, lines in between_rooms(arrows).items()}
-    fig, (left, right) = plt.subplots(1, 2, figsize=(15, 7), width_ratios=(1, 1.25))
-    _staircase(left, arrows, used)
-    _matrix(right, used)
+    fig, (top, below) = plt.subplots(2, 1, figsize=(9, 15.5), height_ratios=(1, 1.15))
+    _staircase(top, arrows, used)
+    _matrix(below, used)
     fig.tight_layout()
     path.parent.mkdir(exist_ok=True)
     fig.savefig(path, bbox_inches="tight", metadata={"Date": None})
@@ -193,7 +193,7 @@ def _staircase(ax: Any, arrows: Arrows, used: Mapping[tuple[str, str], int]) -> 
         ax.add_patch(FancyBboxPatch((x - 0.9, y - 0.2), 1.8, 0.4, fc=colour, ec="#333333", **style))
         label = f"{name.removeprefix('compression.')}  {files[name]}"
         ax.text(x, y, label, ha="center", va="center", fontsize=11, zorder=3)
-    ax.set(xlim=(-0.3, 7.3), ylim=(-0.4, 10.6))
+    ax.set(xlim=(-1.1, 8.1), ylim=(-0.1, 10.5))
     ax.axis("off")
     ax.set_title("Rooms, with their number of files;\narrows that follow from others are left out")
 
@@ -231,25 +231,25 @@ _COLOURS = {
 }
 
 _PLACES = {
-    "lowrank": (0.6, 10.2),
-    "evaluate": (2.6, 10.2),
-    "transformers": (4.5, 10.2),
-    "plots": (6.4, 10.2),
+    "lowrank": (3.2, 10.2),
+    "evaluate": (5.1, 10.2),
+    "transformers": (-0.1, 10.2),
+    "plots": (7.0, 10.2),
     "cli": (3.2, 9.3),
     "demos": (3.2, 8.4),
-    "compression": (0.8, 8.4),
+    "compression": (1.1, 8.4),
     "compression.pipeline": (2.0, 7.4),
     "compression.planning": (2.0, 6.5),
     "compression.fitting": (2.0, 5.6),
-    "compression.structure": (0.8, 4.6),
-    "compression.calibration": (3.2, 4.6),
-    "compression.methods": (0.8, 3.5),
-    "compression.gauges": (3.2, 3.5),
-    "compression.network": (3.2, 2.5),
-    "compression.pictures": (5.4, 2.5),
-    "sensing": (6.2, 5.6),
-    "decompositions": (2.2, 1.3),
-    "ground": (3.2, 0.2),
+    "compression.structure": (0.3, 4.6),
+    "compression.calibration": (2.8, 4.6),
+    "compression.methods": (0.3, 3.6),
+    "compression.gauges": (3.9, 3.7),
+    "compression.network": (2.4, 2.5),
+    "compression.pictures": (5.2, 2.0),
+    "sensing": (7.1, 5.6),
+    "decompositions": (3.4, 1.2),
+    "ground": (3.4, 0.2),
 }
 """The middle of each room's box."""
 

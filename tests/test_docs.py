@@ -2,17 +2,16 @@
 
 import doctest
 import importlib
-import importlib.util
 import inspect
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
+from built_site import Page, built
 
 import lowrank
 import lowrank.compression.pipeline.html
@@ -128,16 +127,39 @@ def test_every_page_is_in_the_navigation():
     assert listed == set(PAGES)
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return built(tmp_path_factory.mktemp("site"))
+
+
 @pytest.mark.docs
-def test_the_documentation_builds_strictly(tmp_path):
-    if importlib.util.find_spec("mkdocs") is None:
-        pytest.skip("mkdocs is not installed; it is in the docs extra")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout + built.stderr
-    assert "lowrank.sensing.recover.recover" in (
-        tmp_path / "reference" / "recovery" / "index.html"
-    ).read_text("utf-8")
+def test_the_documentation_builds_strictly(site):
+    reference = (site / "reference" / "recovery" / "index.html").read_text("utf-8")
+    assert "lowrank.sensing.recover.recover" in reference
+
+
+@pytest.mark.docs
+def test_links_of_the_site_lead_to_a_place_and_pictures_have_words(site):
+    pages = {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
+    assert len(pages) > 50
+    assert [fault for page in pages.values() for fault in page.faults(pages)] == []
+
+
+def test_a_dead_link_is_found(tmp_path):
+    here, there = tmp_path / "index.html", tmp_path / "b" / "index.html"
+    there.parent.mkdir()
+    there.write_text('<h1 id="top">b</h1><img src="../a.png" alt="a line"><a href="..#x">up</a>')
+    links = "".join(f'<a href="{to}"></a>' for to in ("b/#top", "b/#no", "c/"))
+    here.write_text(f'<p id="x"></p>{links}<img src="a.png">')
+    pages = {path: Page(path) for path in (here, there)}
+    assert pages[there].faults(pages) == [f"{there}: ../a.png is not there"]
+    (tmp_path / "a.png").touch()
+    assert pages[there].faults(pages) == []
+    assert [fault.split(": ")[1] for fault in pages[here].faults(pages)] == [
+        "b/#no has no such place",
+        "c/ is not there",
+        "a.png has no words",
+    ]
 
 
 def without_comments(text):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -238,19 +237,6 @@ def test_commands_write_reports(recovered, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "OPTIMAL" in Page(tmp_path / "r.html").words.upper()
     assert run(main, [*recover, "--report", "y.npy"]).exit_code == 2
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.skip("there is no Chromium on the PATH")
-    with api.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.browser

@@ -1,10 +1,14 @@
 """The site: notebooks, a gallery of them all, links that lead somewhere, pictures with words."""
 
+import functools
 import re
 import runpy
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from built_site import built
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -128,3 +132,62 @@ def test_pictures_of_the_guides_are_small_and_made_by_the_script():
         assert path.stat().st_size < 150_000, path.name
         if path.suffix in (".svg", ".png") and path.stem != "import_graph":
             assert f'"{path.stem}"' in script, path.name
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    handler = functools.partial(Quiet, directory=str(built(tmp_path_factory.mktemp("site"))))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+OVER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+READY = """() => {
+    document.querySelectorAll("img[loading=lazy]").forEach(i => { i.loading = "eager" });
+    return [...document.images].every(i => i.complete);
+}"""
+BROKEN = "[...document.images].filter(i => !i.naturalWidth || !i.alt).map(i => i.src)"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", WHOLE)
+def test_in_a_real_browser(browser, served, page):
+    """At two widths, light and dark: nothing goes over the edge, fails to load or complains."""
+    said = []
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("requestfailed", lambda request: said.append(request.url))
+        tab.goto(served + re.sub(r"(^|/)index\.md$|\.md$", "/", page).lstrip("/"))
+        tab.wait_for_function(READY)
+        assert (said, tab.evaluate(BROKEN)) == ([], [])
+        assert tab.evaluate(OVER) <= 0, width
+        narrow = "s => Math.min(...[...document.querySelectorAll(s)].map(e => e.clientWidth), 1e9)"
+        assert tab.evaluate(narrow, ".md-content td") >= 30, "a column of one letter a line"
+        tab.close()
+
+
+@pytest.mark.browser
+def test_a_link_into_the_other_language_leads_to_its_page(browser, served):
+    tab = browser.new_page()
+    tab.goto(served + "glossary/")
+    name = BOOKS["names"]()[3]
+    tab.evaluate(
+        "to => document.querySelector('article').append("
+        "Object.assign(document.createElement('a'), {href: to, id: 'to', textContent: 'there'}))",
+        f"../zh/notebooks/{name}/",
+    )
+    tab.click("#to")
+    tab.wait_for_url(f"**/zh/notebooks/{name}/")
+    tab.click(".md-select button")
+    tab.click(".md-select__link[hreflang=en]")
+    tab.wait_for_url(re.compile(rf"(?<!zh)/notebooks/{name}/$"))
+    tab.close()

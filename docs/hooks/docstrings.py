@@ -1,4 +1,7 @@
-"""How docstrings read in the reference: `Example:` is code, `][` no link, `>= 0` no quotation."""
+"""How docstrings read in the reference: `Example:` is code, `][` no link, `>= 0` no quotation.
+
+A star beside a quotation mark or a dot is part of a pattern of names, no emphasis.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,23 @@ from typing import Any
 from griffe import Extension, Object
 
 _LINK = re.compile(r"\](?=\[)")
+_STAR = re.compile(r'(?<=[".])\*|\*(?=[".])')
 _QUOTE = re.compile(r"^(\s+\w+: )(?=>)")
+
+
+def prose(line: str) -> str:
+    """A line of text as Markdown that shows every character of it; code stays as it is.
+
+    Example:
+        >>> prose('names such as "head.*"; `x[:][0]`')
+        'names such as "head.\\\\*"; `x[:][0]`'
+    """
+    parts = re.split(r"(`[^`]*`)", _QUOTE.sub(r"\1\\", line))
+    return "".join(part if part[:1] == "`" else _escaped(part) for part in parts)
+
+
+def _escaped(text: str) -> str:
+    return _LINK.sub(r"]\\", _STAR.sub(r"\\*", text))
 
 
 class Docstrings(Extension):
@@ -23,5 +42,5 @@ class Docstrings(Extension):
         for number, line in enumerate(lines):
             inside = line == "Examples:" or (inside and (line.startswith(" ") or not line))
             if not inside:
-                lines[number] = _QUOTE.sub(r"\1\\", _LINK.sub(r"]\\", line))
+                lines[number] = prose(line)
         obj.docstring.value = "\n".join(lines)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 NAMES = {"en": "English", "zh": "中文"}
 CHINESE = "zh/"
+_ALTERNATE = re.compile(r'\s*<link rel="alternate"[^>]*hreflang[^>]*>')
 
 
 def language(uri: str) -> str:
@@ -42,3 +44,12 @@ def on_page_context(context: Any, *, page: Any, config: Any, nav: Any) -> Any:
         for lang, uri in counterparts(page.file.src_uri, set(pages)).items()
     ]
     return context
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Called by mkdocs with each page as it is written: the menu of languages is links, no script.
+
+    The theme's script takes what a page's head names as another language to be a site of its own,
+    and sends links into that language to its first page.
+    """
+    return _ALTERNATE.sub("", output)
