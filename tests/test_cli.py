@@ -282,6 +282,12 @@ def test_quality_is_measured_on_the_data(net):
     assert json.loads(out.stdout)["quality"]["n_examples"] == 70
 
 
+def test_data_is_a_single_array(net):
+    np.save("d.npy", np.random.default_rng(0).normal(size=(9, 32)).astype("f4"))
+    out = good("compress", "net.py:build", "--bytes", "0.5", "--data", "d.npy", "--json")
+    assert json.loads(out.stdout)["quality"]["n_examples"] == 9
+
+
 def test_keyword_data_with_labels(net):
     ids, mask = torch.ones(5, 7, dtype=torch.long), torch.ones(5, 7)
     save_file({"ids": ids, "mask": mask, "labels": torch.zeros(5)}, "d.safetensors")
@@ -460,7 +466,9 @@ def test_bad_data(net):
     Path("junk.npz").write_bytes(b"junk")
     assert "no readable npz" in fails(*compress, "junk.npz")
     assert "no such file" in fails(*compress, "gone.npz")
-    assert "give .safetensors, .npz or" in fails(*compress, "data.csv")
+    Path("empty.npy").touch()
+    assert "no readable npy" in fails(*compress, "empty.npy")
+    assert "give .safetensors, .npz, .npy or" in fails(*compress, "data.csv")
     assert "returned int" in fails(*compress, "net.py:number")
     assert "no batch" in fails(*compress, "net.py:nothing_in_it")
 

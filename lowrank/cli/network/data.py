@@ -20,23 +20,23 @@ _BATCH = 64
 """Examples in a batch, for data that comes as whole tensors."""
 
 
-_FILES = (".safetensors", ".npz")
+_FILES = (".safetensors", ".npz", ".npy")
 """Endings of files that hold data."""
 
 
 def load_data(name: str) -> Any:
-    """Batches from a safetensors or npz file, or from a function.
+    """Batches from a safetensors, npz or npy file, or from a function.
 
     Raises:
         InputError: the file or function is missing, fails, or holds no data.
     """
     path = Path(name)
     if path.suffix in _FILES:
-        read = _safetensors if path.suffix == ".safetensors" else _npz
+        read = _safetensors if path.suffix == ".safetensors" else _arrays
         return _batches(path, read(path))
     where, _, function = name.rpartition(":")
     if not where:
-        raise InputError(name, "it is no data", "give .safetensors, .npz or FILE.py:FUNCTION")
+        raise InputError(name, "it is no data", "give .safetensors, .npz, .npy or FILE.py:FUNCTION")
     data = _value(name, _module(where), function)
     pair = isinstance(data, tuple) and len(data) == 2
     if isinstance(data, Tensor) or (pair and all(isinstance(t, Tensor) for t in data)):
@@ -48,15 +48,18 @@ def load_data(name: str) -> Any:
     return list(data) if iter(data) is data else data
 
 
-def _npz(path: Path) -> dict[str, Tensor]:
+def _arrays(path: Path) -> dict[str, Tensor]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        held = np.load(path, allow_pickle=False)
+        if isinstance(held, np.ndarray):
+            return {"x": torch.from_numpy(held)}
+        with held as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except FileNotFoundError as error:
         raise InputError(str(path), "there is no such file", "check the path") from error
     except Exception as error:  # zipfile, zlib and numpy each have their own
-        problem = f"it is no readable npz file ({type(error).__name__}: {error})"
-        raise InputError(str(path), problem, "save numbers with numpy.savez") from error
+        problem = f"it is no readable {path.suffix[1:]} file ({type(error).__name__}: {error})"
+        raise InputError(str(path), problem, "save numbers with numpy.save or savez") from error
 
 
 def _batches(path: Path, tensors: dict[str, Tensor]) -> list[Any]:

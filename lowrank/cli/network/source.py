@@ -90,9 +90,9 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--data",
         metavar="FILE",
-        help="Batches: .safetensors or .npz with one tensor, or one for each keyword of the "
-        "model, and 'labels' if you have them; or FILE.py:FUNCTION, which returns a loader, a "
-        "list of batches, or tensors.",
+        help="Batches: .npy, or .safetensors or .npz with one tensor, or one for each keyword of "
+        "the model, and 'labels' if you have them; or FILE.py:FUNCTION, which returns a loader, "
+        "a list of batches, or tensors.",
     ),
     click.option(
         "--weights",
