@@ -180,6 +180,16 @@ def ranges(numbers: Iterable[int]) -> list[str]:
     return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
 
 
+def digits(value: float) -> str:
+    """A time with three digits, or all that stand before the point.
+
+    Example:
+        >>> digits(0.51349), digits(23.456), digits(1346.2)
+        ('0.513', '23.5', '1,346')
+    """
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+
+
 def amount(value: float, unit: str = "") -> str:
     """A count with four digits and an SI prefix.
 

@@ -82,7 +82,7 @@ def _check_place(ctx: click.Context) -> None:
 
 def table(found: Demo) -> Table:
     """The three networks, one a row, and the last against the first."""
-    from lowrank.tables import amount
+    from lowrank.tables import amount, digits
 
     dense, last = found.dense, found.finetuned
     footer = (
@@ -103,7 +103,7 @@ def table(found: Demo) -> Table:
             f"{stage.parameters:,}",
             amount(stage.bytes, "B"),
             amount(stage.macs),
-            f"{stage.latency.median_ms:.3g} ms",
+            f"{digits(stage.latency.median_ms)} ms",
             f"{100 * stage.accuracy:.2f} %",
         )
     return grid

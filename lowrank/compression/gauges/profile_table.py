@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lowrank.compression.gauges.timing import Latency
-from lowrank.tables import amount, ranges
+from lowrank.tables import amount, digits, ranges
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -63,8 +63,8 @@ def _notes(cost: Profile) -> Iterator[str]:
     if cost.latency:
         low, high = cost.latency.quartiles_ms
         yield (
-            f"latency     {cost.latency.median_ms:.3g} ms, median of {cost.latency.runs} "
-            f"(quartiles {low:.3g} to {high:.3g}), {cost.latency.warmup} before to warm up"
+            f"latency     {digits(cost.latency.median_ms)} ms, median of {cost.latency.runs} "
+            f"(quartiles {digits(low)} to {digits(high)}), {cost.latency.warmup} before to warm up"
         )
     for layer in cost.layers:
         if layer.tied_to:

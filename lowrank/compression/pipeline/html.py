@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank.errors import InputError
 from lowrank.html_page import Cell, Figure, Page, Section, Table, picture, versions
-from lowrank.tables import amount
+from lowrank.tables import amount, digits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -123,8 +123,8 @@ def _size(report: Mapping[str, Any], name: str) -> Figure:
 def _time(report: Mapping[str, Any]) -> Iterator[Figure]:
     ratio = report["kept"]["latency_ms"]
     if ratio is not None:
-        before, after = (report[which]["latency_ms"] for which in ("dense", "compressed"))
-        yield Figure(f"{100 * ratio:.0f} %", "of the time", f"{after:.3g} of {before:.3g} ms")
+        before, after = (digits(report[which]["latency_ms"]) for which in ("dense", "compressed"))
+        yield Figure(f"{100 * ratio:.0f} %", "of the time", f"{after} of {before} ms")
 
 
 def _answers(quality: Mapping[str, Any] | None, scores: Scores) -> Iterator[Figure]:
@@ -170,7 +170,7 @@ def _costs(
 def _figure(value: float | None, unit: str, whole: float | None = None) -> Cell:
     if value is None:
         return Cell.missing("not measured")
-    text = f"{value:.3g}" if unit == "ms" else amount(value, unit)
+    text = digits(value) if unit == "ms" else amount(value, unit)
     return Cell(f"{text} ({100 * value / whole:.1f} %)" if whole else text, value)
 
 

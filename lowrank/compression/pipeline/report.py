@@ -31,7 +31,7 @@ from lowrank.compression.structure.choices import (
 )
 from lowrank.compression.structure.plan import Plan, _layers, selected
 from lowrank.errors import InputError
-from lowrank.tables import amount, by_reason
+from lowrank.tables import amount, by_reason, digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -388,7 +388,7 @@ def _figures(report: Report) -> Table:
     if before.macs is not None and after.macs is not None:
         grid.add_row("MACs", amount(before.macs), amount(after.macs), *_both(report, "macs"))
     if before.latency_ms is not None and after.latency_ms is not None:
-        times = f"{before.latency_ms:.3g} ms", f"{after.latency_ms:.3g} ms"
+        times = f"{digits(before.latency_ms)} ms", f"{digits(after.latency_ms)} ms"
         grid.add_row("latency", *times, *_both(report, "latency_ms"))
     return grid
 
