@@ -16,12 +16,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
 
 import lowrank
 from lowrank.cli import main
 from lowrank.cli.network import stream as cli_stream
+from lowrank.compression import spec_of
+from lowrank.compression.calibration.moments import Sums
 from lowrank.compression.pipeline.streaming import examples
 from lowrank.compression.pipeline.streaming.journal import NAME, alone
+from lowrank.compression.pipeline.streaming.neurons import Neurons, fewer_neurons
 from lowrank.compression.pipeline.streaming.source import opened
 from lowrank.compression.pipeline.streaming.states import read_states, recorded
 from lowrank.compression.structure.pretrained import tensor_files
@@ -235,6 +239,38 @@ FAMILIES = {
         transformers.ViTConfig(**SIZE, num_hidden_layers=2, image_size=32, patch_size=8), "",
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama, tied", "gpt2, Conv1D"])
+def test_neurons_go_where_that_loses_less(family, tmp_path):
+    folder = saved(FAMILIES[family]()[0], tmp_path / "dense", transformers.AutoModelForCausalLM)
+    ids = torch.randint(WORDS, (24, 24), generator=torch.Generator().manual_seed(3))
+    done = lowrank.compress_folder(folder, tmp_path / "small", params=0.75, data=ids)
+    small = lowrank.load_pretrained(tmp_path / "small")
+    assert sum(p.numel() for p in small.parameters()) == done.plan.cost.params
+    readers = {n: w.inputs for n, w in done.plan.narrowed.items() if w.inputs is not None}
+    assert readers
+    for name, kept in readers.items():
+        assert spec_of(small.get_submodule(name)).in_channels == len(kept.places)
+    assert lowrank.Plan.from_json(done.plan.to_json()) == done.plan
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_reader_makes_up_for_neurons_that_went(bias):
+    torch.manual_seed(0)
+    x = torch.randn(400, 30) @ torch.randn(30, 24) + 2
+    dense, small = nn.Linear(24, 5, bias=bias), nn.Linear(12, 5, bias=bias)
+    small.load_state_dict({**dense.state_dict(), "weight": torch.zeros(5, 12)})
+    sums = Sums(spec_of(dense))
+    sums.add(x[:, None])
+    unit = Neurons(("a",), "b")
+    with torch.no_grad():
+        kept, lost, write = fewer_neurons(unit, 12, dense, spec_of(dense), sums.moments())
+        write(small)
+        y, gap = dense(x), small(x[:, kept]) - dense(x)
+    whole = (y - y.mean(0) if bias else y).square().sum()
+    assert float(gap.square().sum() / whole) == pytest.approx(lost, rel=0.05)
+    assert lost < 0.5
 
 
 QUICK = ("llama, tied", "gemma3, two masks", "gpt2, Conv1D", "bert")

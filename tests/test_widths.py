@@ -19,7 +19,7 @@ from lowrank.compression.network.scan import scan
 from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.planning.curves import FEWER
 from lowrank.compression.planning.selection.readers import Reader
-from lowrank.compression.planning.selection.widths import Widths, _fewer, find_widths
+from lowrank.compression.planning.selection.widths import Widths, fewer, find_widths
 from lowrank.decompositions.metric import Metric
 
 transformers = pytest.importorskip("transformers")
@@ -138,17 +138,18 @@ def reader(n: int, weighed: bool) -> Reader:
 def test_errors_are_those_of_least_squares(n: int, weighed: bool) -> None:
     one = reader(n, weighed)
     widths = list(range(n - 1, 0, -1))
-    for width, (kept, error) in zip(widths, _fewer(one, widths), strict=True):
+    for width, (kept, error, left) in zip(widths, fewer(one, widths), strict=True):
         assert len(kept) == width
         stays = torch.zeros(n, dtype=torch.bool)
         stays[kept] = True
         made = one.reconstructed(stays)
         assert error == pytest.approx(one.metric.error(one.W - made) / one.whole, rel=1e-6)
+        torch.testing.assert_close(left, made[0][:, kept])
 
 
 def test_one_by_one_they_are_close_to_the_best_of_all_subsets() -> None:
     one = reader(10, True)
-    found = dict(zip(range(9, 0, -1), _fewer(one, list(range(9, 0, -1))), strict=True))
+    found = dict(zip(range(9, 0, -1), fewer(one, list(range(9, 0, -1))), strict=True))
     for width in (8, 5, 3):
         every = []
         for kept in combinations(range(10), width):
@@ -162,7 +163,7 @@ def test_neurons_that_are_copies_go_first() -> None:
     one = reader(8, True)
     one.metric.C[0, 7] = one.metric.C[0, 6]
     one.metric.C[0, :, 7] = one.metric.C[0, :, 6]
-    ((kept, error),) = _fewer(one, [7])
+    ((kept, error, _),) = fewer(one, [7])
     assert {6, 7} - set(kept)
     assert error < 1e-3
 

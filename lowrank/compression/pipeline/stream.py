@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from lowrank.compression.network.channels.narrowing import Narrowed, narrow, widen
+from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.pipeline.streaming.costs import Needs, needs_of
 from lowrank.compression.pipeline.streaming.examples import batches_of, digest_of
 from lowrank.compression.pipeline.streaming.inputs import Inputs, collect, felt, run_through
@@ -30,9 +32,22 @@ from lowrank.compression.pipeline.streaming.job import (
 )
 from lowrank.compression.pipeline.streaming.journal import NAME, Journal, alone
 from lowrank.compression.pipeline.streaming.layers import Crew, Done, Task, Workers, packed
-from lowrank.compression.pipeline.streaming.ranks import Seen, alike, by_errors
+from lowrank.compression.pipeline.streaming.neurons import (
+    Neurons,
+    Widths,
+    fewer_neurons,
+    find_neurons,
+    fit_in,
+    widths_at,
+)
+from lowrank.compression.pipeline.streaming.ranks import Seen, Shared, alike, by_errors
 from lowrank.compression.pipeline.streaming.source import Source, opened
-from lowrank.compression.pipeline.streaming.states import Calls, recorded, write_states
+from lowrank.compression.pipeline.streaming.states import (
+    Calls,
+    read_states,
+    recorded,
+    write_states,
+)
 from lowrank.compression.structure.pretrained.record import INDEX, Record
 from lowrank.compression.structure.pretrained.tensor_files import (
     Made,
@@ -113,7 +128,8 @@ def compress_folder(
     """Compress a model of transformers from folder to folder, one block in memory at a time.
 
     The linear layers of the blocks become two each, the best in the moments of what the blocks
-    before them, already compressed, give on the calibration examples. Embeddings, norms and
+    before them, already compressed, give on the calibration examples; or neurons of an MLP go, so
+    that its layers get narrower, where that does less to the hidden state. Embeddings, norms and
     the head are copied. The result is a folder as `lowrank.save_pretrained` writes it, with a
     shard a block.
 
@@ -129,7 +145,8 @@ def compress_folder(
             texts. Without data the weights' own error counts.
         tokenizer: of the texts; it is written beside the model. A folder's files are copied.
         allocation: "errors" goes through the blocks once more beforehand, to give every layer
-            the rank that costs the hidden state least; "alike" keeps the same share of each.
+            the rank, and with data every MLP the width, that cost the hidden state least; "alike"
+            keeps the same share of each layer.
         skip: layers to leave dense: names or patterns.
         only: the only layers to consider.
         executor: a `concurrent.futures.Executor` that decomposes the layers of a block:
@@ -200,6 +217,7 @@ def _facts(job: Job, allocation: str, seed: int) -> dict[str, Any]:
         "layers": sorted(job.specs),
         "data": digest_of(job.batches),
         "allocation": allocation,
+        "narrower": allocation == "errors" and len(job.batches) > 0,
         "seed": seed,
     }
 
@@ -240,17 +258,17 @@ class _Run:
         """Everything that is not done yet."""
         if self.journal.get("finish") is None:
             calls = self._begin()
-            ranks = self._ranks(allocation, calls)
-            check_plan(self.job, plan_of(self.job, ranks, {}))
-            self.journal.put("ranks", ranks)
+            shared = self._shared(allocation, calls)
+            check_plan(self.job, plan_of(self.job, shared.ranks, self._some(shared), {}))
+            self.journal.put("ranks", {"ranks": shared.ranks, "sizes": dict(shared.sizes)})
             for k in range(len(self.source.blocks)):
                 if self.journal.get(_noted("block", k)) is None:
-                    self._compress(k, ranks, calls)
+                    self._compress(k, shared, calls)
             self._rest()
-            self._close(ranks, tokenizer)
+            self._close(shared, tokenizer)
         plan = self._plan()
-        self.journal.finish()
         remarks = (*self._said(), *dict.fromkeys(self.crew.remarks))
+        self.journal.finish()
         return Streamed(self.journal.out, plan, needs, self.seconds, remarks)
 
     def _begin(self) -> Calls | None:
@@ -262,31 +280,67 @@ class _Run:
             there = first.exists() or self.journal.get(_noted("block", 0)) is not None
             return recorded(self.source, self.job.batches, None if there else first)
 
-    def _ranks(self, allocation: str, calls: Calls | None) -> dict[str, int | None]:
+    def _shared(self, allocation: str, calls: Calls | None) -> Shared:
+        """How the budget is shared out."""
         if (known := self.journal.get("ranks")) is not None:
-            return known
+            return Shared(known["ranks"], known["sizes"])
         if allocation == "alike":
-            return alike(self.job.specs, self.job.room)
+            return Shared(alike(self.job.specs, self.job.room), {})
         seen: dict[str, Seen] = {}
+        units: list[Widths] = []
         for k in range(len(self.source.blocks)):
-            if (rows := self.journal.get(_noted("look", k))) is None:
-                rows = self._look(k, calls)
-            seen |= {name: Seen(*row) for name, row in rows.items()}
-        return by_errors(self.job.specs, seen, self.job.room)
+            if (note := self.journal.get(_noted("look", k))) is None:
+                note = self._look(k, calls)
+            seen |= {name: Seen(*row) for name, row in note["layers"].items()}
+            units += [
+                Widths(Neurons(tuple(makers), reader), tuple(sizes), tuple(lost))
+                for makers, reader, sizes, lost in note["units"]
+            ]
+        return by_errors(self.job.specs, seen, units, self.job.room)
 
-    def _look(self, k: int, calls: Calls | None) -> dict[str, list[Any]]:
-        """What a dense block's layers lose at which ranks, and what that does."""
+    def _some(self, shared: Shared) -> dict[str, Narrowed]:
+        """Layers as narrow as they are going to be, of the first neurons."""
+        units = {u.reader: u for k in range(len(self.source.blocks)) for u in self._units(k)}
+        narrowed: dict[str, Narrowed] = {}
+        for name, n in shared.sizes.items():
+            narrowed |= units[name].narrowed(range(n), self.job.specs[name].in_channels)
+        return narrowed
+
+    def _units(self, k: int) -> list[Neurons]:
+        """The neurons of a block that may go."""
+        note, blocks = self.journal.get("neurons"), self.source.blocks
+        if note is None:
+            return []
+        units = [Neurons(tuple(makers), reader) for makers, reader in note["units"]]
+        specs, first = (_inside(self.job.layers(i), blocks[i]) for i in (k, 0))
+        return [u.within(blocks[k]) for u in units if fit_in(u, specs, first)]
+
+    def _find_neurons(self, block: nn.Module, calls: Calls) -> None:
+        """Look for them in the first block."""
+        hidden = next(iter(read_states(self._states("dense", 0))))
+        free = _inside(self.job.layers(0), self.source.blocks[0])
+        units, why = find_neurons(block, lambda b, h: calls.run(b, 0, 0, h), hidden, free)
+        rows = [[unit.makers, unit.reader] for unit in units]
+        self.journal.put("neurons", {"units": rows, "why": why})
+
+    def _look(self, k: int, calls: Calls | None) -> dict[str, Any]:
+        """What a dense block's layers lose at which ranks and widths, and what that does."""
         self._tell("looking", k)
         layers, here = self.job.modules(k), self._states("dense", k)
         with self.source.filled(self.source.blocks[k]) as block:
             weights: dict[str, float] = dict.fromkeys(layers, 1.0)
+            widths: list[Widths] = []
             if calls is not None:
+                if k == 0 and self.journal.get("neurons") is None:
+                    self._find_neurons(block, calls)
                 inputs = Inputs(self.job.specs, calls.positions)
                 with self._timed("forward"):
                     behind = collect(inputs, block, k, layers, here, calls)
                     write_states(self._states("dense", k + 1), behind)
                     weights = felt(block, k, layers, here, calls)
                 tasks = [self._task(n, m, inputs.moments(n), None) for n, m in layers.items()]
+                with self._timed("layers"):
+                    widths = self._widths(k, layers, inputs)
                 del inputs
             else:
                 tasks = [self._task(name, m, None, None) for name, m in layers.items()]
@@ -296,21 +350,42 @@ class _Run:
             name: [list(d.ranks), list(d.lost), weights[name]]
             for name, d in zip(layers, done, strict=True)
         }
-        self.journal.put(_noted("look", k), rows)
+        units = [[*_names(w.neurons), list(w.sizes), list(w.lost)] for w in widths]
+        note = {"layers": rows, "units": units}
+        self.journal.put(_noted("look", k), note)
         if k:
             self.journal.drop(here)
-        return rows
+        return note
 
-    def _compress(self, k: int, ranks: Mapping[str, int | None], calls: Calls | None) -> None:
+    def _widths(self, k: int, layers: Mapping[str, nn.Module], inputs: Inputs) -> list[Widths]:
+        """What the units of a block may become."""
+        found = []
+        for unit in self._units(k):
+            name = unit.reader
+            if (moments := inputs.moments(name)) is not None:
+                found.append(widths_at(unit, layers[name], self.job.specs[name], moments))
+        return found
+
+    def _compress(self, k: int, shared: Shared, calls: Calls | None) -> None:
         """Replace a block's layers and write its shard, and the hidden states behind it."""
         self._tell("compressing", k)
         here, behind = self._states("small", k), self._states("small", k + 1)
         with self.source.filled(self.source.blocks[k]) as block:
             dense = self.job.modules(k)
-            replaced = {n: m for n, m in dense.items() if ranks[n] is not None}
-            done = self._fitted(block, k, replaced, ranks, calls)
+            replaced = {n: m for n, m in dense.items() if shared.ranks[n] is not None}
+            units = [unit for unit in self._units(k) if unit.reader in shared.sizes]
+            watched = replaced | {u.reader: dense[u.reader] for u in units}
+            inputs = self._inputs(block, k, watched, calls)
+            done = self._fitted(replaced, shared, inputs)
+            lost = {name: d.lost[0] for name, d in done.items()}
+            narrowed: dict[str, Narrowed] = {}
             try:
-                tensors = self._put(k, replaced, done)
+                for unit in units:
+                    n = shared.sizes[unit.reader]
+                    lost[unit.reader], what = self._narrow(unit, n, dense, inputs)
+                    narrowed |= what
+                inputs = None
+                tensors = self._put(k, replaced, done) | self._as_narrow(narrowed)
                 with self._timed("writing"):
                     digest = write_tensors(self.journal.final / self._shard(k), tensors)
                 if calls is not None and k + 1 < len(self.source.blocks):
@@ -319,28 +394,58 @@ class _Run:
             finally:
                 for name, module in replaced.items():
                     self.source.model.set_submodule(name, module)
-        lost = {name: d.lost[0] for name, d in done.items()}
-        self.journal.put(_noted("block", k), {"sha256": digest, "lost": lost, "names": [*tensors]})
+                widen(self.source.model, narrowed)
+        kept = {name: what.to_dict() for name, what in narrowed.items()}
+        note = {"sha256": digest, "lost": lost, "names": [*tensors], "narrowed": kept}
+        self.journal.put(_noted("block", k), note)
         self.journal.drop(here)
 
-    def _fitted(
-        self,
-        block: nn.Module,
-        k: int,
-        layers: Mapping[str, nn.Module],
-        ranks: Mapping[str, int | None],
-        calls: Calls | None,
-    ) -> dict[str, Done]:
+    def _inputs(
+        self, block: nn.Module, k: int, layers: Mapping[str, nn.Module], calls: Calls | None
+    ) -> Inputs | None:
+        """What layers are given behind the compressed blocks."""
         if calls is None:
-            tasks = [self._task(n, m, None, ranks[n]) for n, m in layers.items()]
-        else:
-            with self._timed("forward"):
-                inputs = Inputs(self.job.specs, calls.positions)
-                here = self._states("small", k)
-                deque(collect(inputs, block, k, layers, here, calls), maxlen=0)
-            tasks = [self._task(n, m, inputs.moments(n), ranks[n]) for n, m in layers.items()]
-            del inputs
+            return None
+        with self._timed("forward"):
+            inputs = Inputs(self.job.specs, calls.positions)
+            here = self._states("small", k)
+            deque(collect(inputs, block, k, layers, here, calls), maxlen=0)
+        return inputs
+
+    def _fitted(
+        self, layers: Mapping[str, nn.Module], shared: Shared, inputs: Inputs | None
+    ) -> dict[str, Done]:
+        tasks = [
+            self._task(n, m, None if inputs is None else inputs.moments(n), shared.ranks[n])
+            for n, m in layers.items()
+        ]
         return dict(zip(layers, self._done(tasks), strict=True))
+
+    def _narrow(
+        self, unit: Neurons, n: int, layers: Mapping[str, nn.Module], inputs: Inputs | None
+    ) -> tuple[float, dict[str, Narrowed]]:
+        """Leave so many neurons of a unit, in place; what its reader loses, and what stays."""
+        name = unit.reader
+        moments = None if inputs is None else inputs.moments(name)
+        assert moments is not None, "none is offered where nothing is known of the inputs"
+        spec = self.job.specs[name]
+        with self._timed("layers"):
+            kept, lost, write = fewer_neurons(unit, n, layers[name], spec, moments)
+        narrowed = unit.narrowed(kept, spec.in_channels)
+        narrow(self.source.model, narrowed)
+        write(layers[name])
+        return lost, narrowed
+
+    def _as_narrow(self, layers: Iterable[str]) -> dict[str, Stored | Made]:
+        """The tensors of layers that are narrower by now, rounded as they are written."""
+        tensors: dict[str, Stored | Made] = {}
+        for name in layers:
+            module = self.source.model.get_submodule(name)
+            for part, parameter in module.named_parameters(recurse=False):
+                dtype = self.source.dtype_of(f"{name}.{part}")
+                parameter.data = rounded(parameter.data, dtype)
+                tensors[f"{name}.{part}"] = made(parameter.data.to(dtype))
+        return tensors
 
     def _put(
         self, k: int, layers: Mapping[str, nn.Module], done: Mapping[str, Done]
@@ -380,7 +485,7 @@ class _Run:
             return stored
         return Made(dtype, stored.shape, lambda: stored.read().to(dtype))
 
-    def _close(self, ranks: Mapping[str, int | None], tokenizer: Any) -> None:
+    def _close(self, shared: Shared, tokenizer: Any) -> None:
         """Write the index, the config and the tokenizer."""
         final = self.journal.final
         notes = [self.journal.get(_noted("block", k)) for k in range(len(self.source.blocks))]
@@ -391,7 +496,9 @@ class _Run:
         index = {"metadata": {"total_size": size}, "weight_map": where}
         (final / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         lost = {n: e for note in notes[:-1] for n, e in note["lost"].items()}
-        plan = plan_of(self.job, ranks, lost)
+        kept = {n: row for note in notes[:-1] for n, row in note["narrowed"].items()}
+        narrowed = {name: Narrowed.from_dict(name, row) for name, row in kept.items()}
+        plan = plan_of(self.job, shared.ranks, narrowed, lost)
         write_tokenizer(tokenizer, final)
         if (self.source.folder / "generation_config.json").exists():
             shutil.copy(self.source.folder / "generation_config.json", final)
@@ -416,6 +523,8 @@ class _Run:
                 "layer: directions that they do not show are judged by the average; more tokens "
                 "give a better model"
             )
+        if (note := self.journal.get("neurons")) is not None and note["why"] is not None:
+            yield f"no neurons of the blocks may go: {note['why']}"
         if spare := self.source.spare:
             yield f"{len(spare)} tensors of the files are no part of the model, such as {spare[0]}"
 
@@ -445,6 +554,15 @@ class _Run:
             yield
         finally:
             self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - began
+
+
+def _inside(specs: Mapping[str, LayerSpec], block: str) -> dict[str, LayerSpec]:
+    """The layers of a block by their names in it."""
+    return {name.removeprefix(f"{block}."): spec for name, spec in specs.items()}
+
+
+def _names(unit: Neurons) -> tuple[list[str], str]:
+    return list(unit.makers), unit.reader
 
 
 def _noted(what: str, k: int) -> str:

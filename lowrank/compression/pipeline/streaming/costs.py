@@ -9,6 +9,7 @@ from math import prod
 from lowrank.compression.calibration.moments import look_at, working_dtype
 from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.pipeline.streaming.job import Job
+from lowrank.compression.planning.selection.readers import WIDEST
 from lowrank.compression.structure.pretrained.tensor_files import Stored
 from lowrank.tables import amount
 
@@ -127,5 +128,7 @@ def _fits(job: Job, specs: Mapping[str, LayerSpec]) -> int:
         d = spec.in_channels
         own = 3 * spec.n_weights + 5 * small**2
         own += 2 * d**2 if look_at(spec, _positions(job), _WORK).form == "full" else 0
+        if job.batches and d <= WIDEST:  # which of its inputs may go is told by their moment
+            own = max(own, 2 * spec.n_weights + 6 * d**2)
         work = max(work, size * own)
     return held + work + _COMPUTED * _weights(specs)

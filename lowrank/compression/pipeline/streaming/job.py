@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.methods.channel_svd import ChannelSVD
+from lowrank.compression.network.channels.narrowing import Narrowed, narrowed_shapes
 from lowrank.compression.network.layer_names import left_out
 from lowrank.compression.network.layers import is_transposed_linear, own_shapes, spec_of
 from lowrank.compression.network.scan import (
@@ -21,6 +22,7 @@ from lowrank.compression.network.scan import (
 from lowrank.compression.network.stages import Cost, LayerSpec
 from lowrank.compression.pipeline.streaming.source import Source
 from lowrank.compression.planning.budget import budget_of
+from lowrank.compression.planning.curves import FEWER
 from lowrank.compression.structure.choices import Choice, Dense, PlannedLayer
 from lowrank.compression.structure.plan import Plan
 from lowrank.compression.structure.pretrained.building import mismatch, shapes, skeleton, ties
@@ -103,13 +105,19 @@ def _is_parameter(source: Source, name: str) -> bool:
     return own in source.model.get_submodule(at)._parameters
 
 
-def plan_of(job: Job, ranks: Mapping[str, int | None], lost: Mapping[str, float]) -> Plan:
-    """The plan of ranks.
+def plan_of(
+    job: Job,
+    ranks: Mapping[str, int | None],
+    narrowed: Mapping[str, Narrowed],
+    lost: Mapping[str, float],
+) -> Plan:
+    """The plan of ranks and widths.
 
     Args:
         job: the layers.
         ranks: of each; None leaves it dense.
-        lost: relative squared error of the replaced layers' outputs.
+        narrowed: what stays of those that go narrower.
+        lost: relative squared error of the outputs, of replaced layers and of narrower readers.
     """
     size, rows = job.source.dtype.itemsize, {}
     modules = dict(job.source.model.named_modules())
@@ -121,10 +129,16 @@ def plan_of(job: Job, ranks: Mapping[str, int | None], lost: Mapping[str, float]
             cost = _cost(choice.rank * (spec.in_channels + spec.out_channels), size)
             error = lost.get(name)
         module = modules[name]
-        rows[name] = PlannedLayer(kind_of(module), own_shapes(module), choice, dense, cost, error)
+        shapes_ = own_shapes(module)
+        if spec is not None and (what := narrowed.get(name)) is not None:
+            choice, error, whole = Dense(FEWER), lost.get(name), sum(map(prod, shapes_.values()))
+            shapes_ = narrowed_shapes(module, what)
+            gone = whole - sum(map(prod, shapes_.values()))
+            cost = _cost(spec.n_weights - gone, size)
+        rows[name] = PlannedLayer(kind_of(module), shapes_, choice, dense, cost, error)
     macs = sum(s.n_weights for s in job.specs.values())
     total = Cost(job.whole, job.whole * size, macs)
-    return Plan(rows, total, dict(job.given))
+    return Plan(rows, total, dict(job.given), narrowed=dict(narrowed))
 
 
 def _choice(job: Job, name: str, ranks: Mapping[str, int | None]) -> Choice:
@@ -150,6 +164,9 @@ def check_plan(job: Job, plan: Plan) -> None:
     tied = ties(trial)
     want = {n: shape for n, shape in shapes(trial.state_dict()).items() if n not in tied}
     have = {n: s.shape for n, s in source.stored.items()}
+    for name, what in plan.narrowed.items():
+        own = narrowed_shapes(source.model.get_submodule(name), what)
+        have |= {f"{name}.{part}": shape for part, shape in own.items()}
     for name, method in plan.replaced.items():
         have |= replaced_shapes(source, name, job.specs[name], method.rank, have)  # type: ignore[attr-defined]
     if (problem := mismatch(have, want, ("the files", "what the plan builds"))) is not None:

@@ -1,14 +1,16 @@
-"""The ranks of all layers within a budget: alike in every layer, or by what errors do."""
+"""Ranks and widths of all layers within a budget: alike in each, or by what errors do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.compression.planning.knapsack import Choices, choose
+from lowrank.compression.pipeline.streaming.neurons import Widths
+from lowrank.compression.planning.knapsack import Choices, Group, choose_grouped
 from lowrank.errors import BudgetError
 
 
@@ -63,33 +65,86 @@ def alike(specs: Mapping[str, LayerSpec], room: float) -> dict[str, int | None]:
     return ranks
 
 
+Ranks: TypeAlias = dict[str, int | None]
+"""Of each layer; None leaves it dense."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """How a budget is shared out.
+
+    Args:
+        ranks: of all layers.
+        sizes: reader of a unit that goes narrower -> how many neurons stay.
+    """
+
+    ranks: Ranks
+    sizes: Mapping[str, int]
+
+
 def by_errors(
-    specs: Mapping[str, LayerSpec], seen: Mapping[str, Seen], room: float
-) -> dict[str, int | None]:
-    """The ranks with the least summed change of the hidden state; None leaves a layer dense.
+    specs: Mapping[str, LayerSpec],
+    seen: Mapping[str, Seen],
+    units: Sequence[Widths],
+    room: float,
+) -> Shared:
+    """The ranks and widths with the least summed change of the hidden state.
 
     Args:
         specs: the layers.
         seen: what the first pass showed of each.
+        units: and of neurons that may go.
         room: weights that all of them together may have.
 
     Raises:
         BudgetError: the smallest ranks are too much.
     """
-    rows = []
-    for name, spec in specs.items():
-        per_rank, row = spec.in_channels + spec.out_channels, seen[name]
-        kept = [k for k, rank in enumerate(row.ranks) if rank <= full_rank(spec)]
-        costs = [*(float(row.ranks[k] * per_rank) for k in kept), float(spec.n_weights)]
-        errors = [*(row.felt * row.lost[k] for k in kept), 0.0]
-        options = [*(int(row.ranks[k]) for k in kept), None]
-        rows.append((options, Choices(np.array(costs)[:, None], np.array(errors))))
-    picked = choose([choices for _, choices in rows], [room])
+    options = {name: _options(spec, seen[name]) for name, spec in specs.items()}
+    units = [u for u in units if u.sizes]
+    inside = {name for unit in units for name in unit.neurons.layers}
+    alone = [name for name in specs if name not in inside]
+    groups = [
+        Group(tuple(options[n].choices for n in u.neurons.layers), _narrower(specs, seen, u))
+        for u in units
+    ]
+    picked = choose_grouped([options[n].choices for n in alone], groups, [room])
     if picked is None:
         check_room(specs, {n: min(full_rank(s), 1) or None for n, s in specs.items()}, room)
-        return alike(specs, room)
-    pairs = zip(specs, rows, picked, strict=True)
-    return {name: options[k] for name, (options, _), k in pairs}
+        return Shared(alike(specs, room), {})
+    found = dict(zip(alone, picked[0], strict=True))
+    sizes: dict[str, int] = {}
+    for unit, which in zip(units, picked[1], strict=True):
+        if isinstance(which, int):
+            sizes[unit.neurons.reader] = unit.sizes[which]
+        else:
+            found |= dict(zip(unit.neurons.layers, which, strict=True))
+    ranks = {n: options[n].ranks[found[n]] if n in found else None for n in specs}
+    return Shared(ranks, sizes)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a layer may become, and what that costs and does."""
+
+    ranks: Sequence[int | None]
+    choices: Choices
+
+
+def _options(spec: LayerSpec, row: Seen) -> _Options:
+    per_rank = spec.in_channels + spec.out_channels
+    kept = [k for k, rank in enumerate(row.ranks) if rank <= full_rank(spec)]
+    costs = [*(float(row.ranks[k] * per_rank) for k in kept), float(spec.n_weights)]
+    errors = [*(row.felt * row.lost[k] for k in kept), 0.0]
+    ranks = [*(int(row.ranks[k]) for k in kept), None]
+    return _Options(ranks, Choices(np.array(costs)[:, None], np.array(errors)))
+
+
+def _narrower(specs: Mapping[str, LayerSpec], seen: Mapping[str, Seen], unit: Widths) -> Choices:
+    """The widths of a unit; what its reader loses is what they do."""
+    reader = unit.neurons.reader
+    whole = sum(specs[name].n_weights for name in unit.neurons.layers)
+    costs = np.array(unit.sizes) / specs[reader].in_channels * whole
+    return Choices(costs[:, None], seen[reader].felt * np.array(unit.lost))
 
 
 def weights_of(spec: LayerSpec, rank: int | None) -> int:

@@ -108,9 +108,9 @@ def find_widths(
     views = {v.name: v for v in found.views}
     short = _shortened(example)
     try:
-        channels = _neurons(model, short, found, left_out)
+        channels = neurons(model, short, found, left_out)
     except LowRankError:  # the model takes no text as short as that
-        channels = _neurons(model, example, found, left_out)
+        channels = neurons(model, example, found, left_out)
     units = [u for u in channels.units if _serves(u, views, data)]
     every = []
     with torch.inference_mode(False), torch.no_grad():
@@ -133,10 +133,17 @@ def _shortened(example: Example) -> Example:
     return mapped(example, lambda t: t[:1, :_PLACES] if t.shape[1:2] == (length,) else t)
 
 
-def _neurons(
+def neurons(
     model: nn.Module, example: Example, found: Scan, left_out: Mapping[str, str]
 ) -> Channels:
-    """The units of neurons, put to the proof."""
+    """The units of neurons, put to the proof.
+
+    Args:
+        model: the dense network.
+        example: inputs of one forward pass.
+        found: its layers.
+        left_out: those that stay as they are -> why.
+    """
     every = find_channels(model, example, found, left_out)
     others = {u.name for u in every.units} - {u.name for u in _by_themselves(every)}
     channels, _ = proven(model, example, every.without(others))
@@ -170,9 +177,7 @@ def _options(
 ) -> Iterator[Width]:
     names, n = {*unit.makers, *unit.readers}, len(unit.channels)
     mine = replace(channels, sides={s: row for s, row in channels.sides.items() if s[0] in names})
-    even = _EVEN if n >= _EVEN_FROM else 1
-    wanted = sorted({n * k // LEVELS // even * even for k in range(_LEAST, LEVELS)} - {0, n})
-    for kept, error in _fewer(reader, wanted[::-1]):
+    for kept, error, _ in fewer(reader, widths_of(n)):
         stay = {int(reader.columns[k]) for k in kept}
         what = narrowed_by(mine, [mark for mark in unit.channels if mark not in stay])
         yield Width(
@@ -181,6 +186,17 @@ def _options(
             {name: narrowed_shapes(views[name].module, w) for name, w in what.items()},
             error,
         )
+
+
+def widths_of(n: int) -> list[int]:
+    """The widths that n neurons are offered at, widest first.
+
+    Example:
+        >>> widths_of(8)
+        [7, 6, 5, 4, 3, 2]
+    """
+    even = _EVEN if n >= _EVEN_FROM else 1
+    return sorted({n * k // LEVELS // even * even for k in range(_LEAST, LEVELS)} - {0, n})[::-1]
 
 
 def _cost(view: LayerView, what: Narrowed) -> Cost:
@@ -195,8 +211,9 @@ def _cost(view: LayerView, what: Narrowed) -> Cost:
     )
 
 
-def _fewer(reader: Reader, widths: Sequence[int]) -> Iterator[tuple[list[int], float]]:
-    """The columns that stay at each width, and the relative squared error of the output.
+def fewer(reader: Reader, widths: Sequence[int]) -> Iterator[tuple[list[int], float, Tensor]]:
+    """The columns that stay at each width, the relative squared error of the output, and the
+    weight on what stays that makes up best for the rest.
 
     Backward elimination in rounds: of the weight W' that makes up best for what has gone, a
     neuron alone costs w'_j^T G w'_j / P_jj more, with P the inverse of the moment of those that
@@ -220,7 +237,7 @@ def _fewer(reader: Reader, widths: Sequence[int]) -> Iterator[tuple[list[int], f
         scale, inverse = _inverse(C[kept][:, kept])
         made = _solved(W @ C[:, kept], scale, inverse)
         explained = float((weighed * (made @ C[kept])).sum())
-        yield kept.tolist(), max(1 - explained / whole, 0.0) if whole > 0 else 0.0
+        yield kept.tolist(), max(1 - explained / whole, 0.0) if whole > 0 else 0.0, made
 
 
 def _inverse(C: Tensor) -> tuple[Tensor, Tensor]:
