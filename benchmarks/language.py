@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--exponent", type=float, help="from sizes of outputs, 0, to loss, 1")
     parser.add_argument("--fit", help="sequential or parallel; by default the effort's")
     parser.add_argument("--methods", nargs="*", help="by default all")
-    parser.add_argument("--refine", action="store_true")
+    parser.add_argument("--refine", type=int, nargs="?", const=True, default=False, help="steps")
     parser.add_argument("--windows", type=int, default=24, help="for calibration")
     parser.add_argument("--test-windows", type=int, default=24, help="of each book")
     parser.add_argument("--seed", type=int, default=0)

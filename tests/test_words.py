@@ -13,8 +13,10 @@ import lowrank
 from lowrank.compression import calibrate
 from lowrank.compression.calibration.gradients import of_words
 from lowrank.compression.calibration.moments import WORDS_DAMPED
+from lowrank.compression.fitting.words import distil_words
 from lowrank.compression.gauges.quality import compare_on, speaks
 from lowrank.compression.network.scan import scan
+from lowrank.errors import InputError
 
 VOCABULARY = 60
 
@@ -195,3 +197,32 @@ def test_a_scorer_of_the_users_is_asked_all_the_same() -> None:
 
     lowrank.measure(net, ids[:1], data=ids, calibration=lowrank.Calibration(weighting=quality))
     assert len(asked) > 1
+
+
+def _compressed(net: nn.Module, ids: Tensor) -> tuple[nn.Module, list[str]]:
+    curves = lowrank.measure(net, ids[:1], methods="channel_svd", skip=["table", "head"])
+    plan = curves.plan(params=0.7)
+    return lowrank.apply(net, plan)[0], list(plan.replaced)
+
+
+def test_blocks_and_norms_learn_what_the_dense_model_expects_of_words() -> None:
+    """On other texts, too; the table and the head, whose words hardly come up, stay."""
+    net, ids = _llama(), _ids(32, 24)
+    seen, other = ids[:24].split(4), ids[24:]
+    small, layers = _compressed(net, ids)
+    before = {n: p.detach().clone() for n, p in small.named_parameters()}
+    lost = compare_on(net, small, [other]).kl
+    distil_words(small, net, seen, layers, steps=30, lr=5e-3)
+    assert compare_on(net, small, [other]).kl < 0.8 * lost
+    stay = {n for n, p in small.named_parameters() if torch.equal(p, before[n])}
+    assert stay == {"table.weight", "head.weight"}
+    assert all(p.requires_grad and p.grad is None for p in small.parameters())
+
+
+def test_a_divergence_that_is_not_finite_leaves_the_model_as_it_came() -> None:
+    net, ids = _llama(), _ids(8, 12)
+    small, layers = _compressed(net, ids)
+    before = {n: p.detach().clone() for n, p in small.named_parameters()}
+    with pytest.raises(InputError, match="the divergence is"):
+        distil_words(small, net, ids.split(4), layers, steps=9, lr=1e30)
+    assert all(torch.equal(p, before[n]) for n, p in small.named_parameters())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.fitting.blocks import STEPS, Trained, find_blocks, train_blocks
 from lowrank.compression.fitting.finetune import finetune
+from lowrank.compression.fitting.words import distil_words
 from lowrank.compression.gauges.quality import Loss, compare_on, quality_of, vocabularies
 from lowrank.compression.network.batches import Batch, mixable
 from lowrank.compression.network.cutting import split_batches
@@ -39,8 +40,8 @@ _ROUNDS = 5
 """Steps of training end to end, as a multiple of a block's."""
 
 
-_BLOCKS_ALONE = "blocks of language models are refined alone"
-"""Why these are not trained end to end: few words are soon known by heart."""
+_OF_WORDS = 0.5
+"""Likewise of a language model, whose few texts are soon known by heart."""
 
 
 _TRIED = 4
@@ -174,18 +175,18 @@ def try_out(
     if barred and barred[0] is not None and all(barred):
         return Trial(tuple(found), barred[0])
     found.append(losses())
-    if words:
-        return Trial(tuple(found), _BLOCKS_ALONE)
     if any(p.dtype.itemsize < 4 for p in small.parameters() if p.is_floating_point()):
         return Trial(tuple(found), "half precision is not trained end to end")
-    why = _distilled(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
+    why = _distilled(
+        small, teacher, parts, layers, words=words, steps=steps, seed=seed, progress=progress
+    )
     return Trial(tuple(found if why else [*found, losses()]), why)
 
 
-def _distilled(*args: Any, **kwargs: Any) -> str | None:
-    """Do as `distil` does, as far as that is possible; why it was not, or None."""
+def _distilled(*args: Any, words: bool, **kwargs: Any) -> str | None:
+    """Train end to end, as far as that is possible; why it was not, or None."""
     try:
-        distil(*args, **kwargs)
+        (distil_words if words else distil)(*args, **kwargs)
     except (InputError, RuntimeError) as error:  # the models run, so gradients are at fault
         return f"not trained end to end: {first_line(error)}"
     return None
@@ -207,7 +208,8 @@ def refine(
     """Train, in place, towards the dense model's outputs; no labels are needed.
 
     Block after block first (see `train_blocks`), then the whole model on the outputs and
-    what the blocks give (see `distil`): as far as a trial gained by it.
+    what the blocks give (see `distil`, and `distil_words` for language models): as far as a
+    trial gained by it.
 
     Args:
         small: the compressed model.
@@ -217,7 +219,8 @@ def refine(
         trial: what `try_out` found; without it, blocks alone are refined.
         untried: why there is none.
         words: the models' outputs score words.
-        steps: gradient steps for a block; five times as many follow end to end.
+        steps: gradient steps for a block; end to end five times as many follow, of a language
+            model half as many.
         seed: of everything random.
         progress: called as (what, done, total).
 
@@ -231,8 +234,10 @@ def refine(
     parts = _in_steps(batches, teacher, words)
     blocks = train_blocks(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
     if stages > 1:
-        steps *= _ROUNDS
-        why = _distilled(small, teacher, parts, layers, steps=steps, seed=seed, progress=progress)
+        steps = max(1, round(steps * (_OF_WORDS if words else _ROUNDS)))
+        why = _distilled(
+            small, teacher, parts, layers, words=words, steps=steps, seed=seed, progress=progress
+        )
     return Refined(blocks, lost, stages if why is None else 1, why)
 
 

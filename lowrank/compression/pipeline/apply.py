@@ -79,7 +79,8 @@ def apply(
             data holds beyond the calibration examples, else those, else the example.
         refine: then train block after block on the dense block's outputs, without labels:
             True, or the number of gradient steps for a block (100); and the whole model on
-            the dense one's outputs, five times as many steps. A trial in short, with a quarter
+            the dense one's outputs, five times as many steps (a language model half as many,
+            towards its scores of every next word). A trial in short, with a quarter
             of the examples held out, decides whether each is done. It needs data.
         calibration: how many examples of the data are used, what weighs the layers' outputs,
             and how layers are fitted; beside `curves.data`, how they are fitted only. The seed
