@@ -9,6 +9,13 @@ from lowrank.sensing import bases, gallery, losses, operators
 from lowrank.sensing.certificates import Certificate, certify
 from lowrank.sensing.operators.operator import Operator, adjoint_error, as_operator
 from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.groups import (
+    GroupBPDN,
+    GroupLasso,
+    JointBPDN,
+    JointSparse,
+    SparseGroupLasso,
+)
 from lowrank.sensing.problems.l1 import (
     BPDN,
     BasisPursuit,
@@ -27,13 +34,7 @@ from lowrank.sensing.problems.losses import (
 )
 from lowrank.sensing.problems.nonconvex import MCP, SCAD
 from lowrank.sensing.problems.other import BestSubset, KSparse, OneBit, PosteriorMean
-from lowrank.sensing.problems.structured import (
-    Analysis,
-    AnalysisLasso,
-    GroupLasso,
-    JointSparse,
-    total_variation,
-)
+from lowrank.sensing.problems.structured import Analysis, AnalysisLasso, total_variation
 from lowrank.sensing.recover import recover
 from lowrank.sensing.result import Recovery, SolverResult
 from lowrank.sensing.signals import sparse_signal
@@ -114,8 +115,10 @@ __all__ = [
     "ConstrainedLasso",
     "DantzigSelector",
     "ElasticNet",
+    "GroupBPDN",
     "GroupLasso",
     "HuberLasso",
+    "JointBPDN",
     "JointSparse",
     "KSparse",
     "L1Fit",
@@ -130,6 +133,7 @@ __all__ = [
     "Recovery",
     "Solver",
     "SolverResult",
+    "SparseGroupLasso",
     "SqrtLasso",
     "Status",
     "adjoint_error",

@@ -40,8 +40,9 @@ class Doubt:
         self.due = 2 * k
         y = np.asarray(self.problem.y)
         r = self.problem.operator.forward(coefficients.reshape(-1, *y.shape[1:])) - y
-        outside = np.maximum(np.linalg.norm(r, axis=0) - allowed, 0.0)
-        violation = float((outside / np.maximum(np.linalg.norm(y, axis=0), 1e-300)).max())
+        whole = (lambda v: v.reshape(-1, 1)) if self.problem.coupled else (lambda v: v)
+        outside = np.maximum(np.linalg.norm(whole(r), axis=0) - allowed, 0.0)
+        violation = float((outside / np.maximum(np.linalg.norm(whole(y), axis=0), 1e-300)).max())
         stuck, self.last = violation > max(self.tol, 0.5 * self.last), violation
         self.proven = stuck and distance_if_infeasible(self.problem, self.tol) > 0
         return self.proven
@@ -52,12 +53,12 @@ def distance_if_infeasible(problem: Problem, tol: float) -> float:
     if (allowed := problem.residual_bound) is None:
         return 0.0
     y = np.asarray(problem.y)
-    worst = 0.0
-    for column in y.reshape(y.shape[0], -1).T:
-        distance = _distance(problem, column)
-        if distance - allowed > tol * np.linalg.norm(column):
-            worst = max(worst, distance)
-    return worst
+    columns = y.reshape(y.shape[0], -1)
+    distances = np.array([_distance(problem, column) for column in columns.T])
+    sizes = np.linalg.norm(columns, axis=0)
+    if problem.coupled:  # one bound for all of them
+        distances, sizes = (np.linalg.norm(v, keepdims=True) for v in (distances, sizes))
+    return float(distances[distances - allowed > tol * sizes].max(initial=0.0))
 
 
 def closest(problem: Problem) -> Array:

@@ -16,6 +16,7 @@ from lowrank.sensing.operators.chunked import reduced_rows
 from lowrank.sensing.posterior import posterior_mean
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.checks import checked_number
+from lowrank.sensing.problems.groups import GroupBPDN, GroupLasso, JointBPDN, JointSparse
 from lowrank.sensing.problems.l1 import BPDN, BasisPursuit, Lasso
 from lowrank.sensing.problems.other import BestSubset, KSparse, PosteriorMean
 from lowrank.sensing.result import Recovery
@@ -38,6 +39,8 @@ def recover(
     basis: MatrixLike | None = None,
     nonneg: bool = False,
     weights: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    joint: bool = False,
     solver: str | Solver = "auto",
     tol: float | None = None,
     max_iter: int | None = None,
@@ -50,7 +53,8 @@ def recover(
     Nothing given is basis pursuit, `min ||c||_1` subject to `A Psi c = y`; `noise` is BPDN,
     `||A Psi c - y||_2 <= noise`; `lam` or `lam_fraction` is LASSO,
     `1/2 ||A Psi c - y||^2 + lam ||c||_1`; `sparsity` is k-sparse least squares, by a greedy method
-    and without certificate, or with `exact=True` the best subset, proven.
+    and without certificate, or with `exact=True` the best subset, proven. With `groups` or `joint`
+    the length of each group, or of each row, takes the place of the modulus in the first three.
 
     Args:
         A: (m, n) array, sparse matrix, LinearOperator of SciPy or PyLops, `Operator`, torch tensor
@@ -78,7 +82,11 @@ def recover(
         basis: `Psi` with `x = Psi c`, such as `bases.dct(n)`, or a name: "dct", "fourier", a
             wavelet such as "db4", or "dct:32x32" for pictures; None is the identity.
         nonneg: the coefficients are known to be non-negative.
-        weights: positive weights of the L1 norm.
+        weights: positive weights of the L1 norm; of the groups or rows, where these are asked for.
+        groups: coefficients that are zero together: an integer label each, (p,), or the indices of
+            each group. Weights default to the square roots of the groups' sizes.
+        joint: the signals of y (m, batch) have one support; `noise` bounds the Frobenius norm of
+            all residuals.
         solver: a name in `SOLVERS`, a solver object, or "auto".
         tol: relative gap to reach; None is 1e-8.
         max_iter: limit of the solver's iterations; None is the solver's own.
@@ -111,15 +119,15 @@ def recover(
     )  # fmt: skip
     _check_one_of(noise=noise, lam=lam, lam_fraction=lam_fraction, sparsity=sparsity)
     _check_exact(exact, sparsity, ridge)
-    l1: dict[str, Any] = {"basis": basis, "weights": weights, "lower": 0.0 if nonneg else -np.inf}
+    _check_together(groups, joint, sparsity, estimate)
+    shared: dict[str, Any] = {"basis": basis, "weights": weights}
+    shared["lower"] = 0.0 if nonneg else -np.inf
     problem: Problem
     A, y, reduced = reduced_rows(A, y)
     said = ""
     if isinstance(noise, str):
         _check_whole(reduced, 'noise="auto"')
         noise, said = _estimated(noise, A, y, basis, nonneg)
-    if lam_fraction is not None:
-        lam, said = _fraction(lam_fraction, Lasso(A, y, 1.0, **l1).lam_max)
     if sparsity is not None:
         if nonneg or weights is not None:
             raise InputError("sparsity", "joins neither nonneg nor weights", "give noise or lam")
@@ -128,12 +136,14 @@ def recover(
             if exact
             else KSparse(A, y, sparsity, basis=basis)
         )
-    elif lam is not None:
-        problem = Lasso(A, y, lam, **l1)
-    elif noise is not None and checked_number("noise", noise, zero=True) > 0:
-        problem = BPDN(A, y, noise, **l1)
+    elif lam is not None or lam_fraction is not None:
+        problem = _penalised(A, y, 1.0 if lam is None else lam, groups, joint, shared)
+        if lam_fraction is not None:
+            lam, said = _fraction(lam_fraction, problem.lam_max)
+            problem = replace(problem, lam=lam)
     else:
-        problem = BasisPursuit(A, y, **l1)
+        bound = 0.0 if noise is None else checked_number("noise", noise, zero=True)
+        problem = _constrained(A, y, bound, groups, joint, shared)
     options: dict[str, Any] = {"debias": debias, "callback": callback, "time_limit": time_limit}
     if estimate == "mean":
         _check_whole(reduced, 'estimate="mean"')
@@ -149,6 +159,36 @@ def recover(
         found = replace(found, dual=None)
     said = f"{reduced}{said}"
     return replace(found, why=f"{said}{found.why}") if said else found
+
+
+def _penalised(
+    A: MatrixLike, y: ArrayLike, lam: float, groups: Any, joint: bool, shared: dict[str, Any]
+) -> Lasso | GroupLasso | JointSparse:
+    if groups is not None:
+        return GroupLasso(A, y, lam, groups, **shared)
+    return JointSparse(A, y, lam, **shared) if joint else Lasso(A, y, lam, **shared)
+
+
+def _constrained(
+    A: MatrixLike, y: ArrayLike, bound: float, groups: Any, joint: bool, shared: dict[str, Any]
+) -> Problem:
+    if groups is not None:
+        return GroupBPDN(A, y, bound, groups, **shared)
+    if joint:
+        return JointBPDN(A, y, bound, **shared)
+    return BPDN(A, y, bound, **shared) if bound > 0 else BasisPursuit(A, y, **shared)
+
+
+def _check_together(groups: Any, joint: bool, sparsity: int | None, estimate: str) -> None:
+    if not isinstance(joint, bool):
+        raise InputError("joint", f"{joint!r} is neither True nor False", "pass one of them")
+    if groups is not None and joint:
+        text = "one asks for groups of coefficients, the other for rows of signals"
+        raise InputError("groups, joint", text, "give one of them")
+    named = "groups" if groups is not None else "joint" if joint else ""
+    if named and (sparsity is not None or estimate == "mean"):
+        other = "sparsity" if sparsity is not None else 'estimate="mean"'
+        raise InputError(named, f"does not join {other}", "give noise or lam, or neither")
 
 
 def _check_whole(reduced: str, what: str) -> None:

@@ -124,9 +124,10 @@ def _shrink(r: Array, length: Array, t: Any) -> Array:
 
 @dataclass(frozen=True)
 class Ball:
-    """`r` with `||r||_2 <= epsilon`; 0 is equality."""
+    """`r` with `||r||_2 <= epsilon`; 0 is equality. `joint` is one bound for all columns."""
 
     epsilon: float
+    joint: bool = False
 
     has_unit: ClassVar[bool] = True
     degree: ClassVar[int] = 0
@@ -138,37 +139,40 @@ class Ball:
         """Whether it is an equation."""
         return self.epsilon == 0
 
+    def _norms(self, r: Array) -> Array:
+        return np.linalg.norm(r)[None] if self.joint else _norms(r)
+
     def value(self, r: Array) -> Array:
         """0."""
-        return _zeros(r)
+        return np.zeros_like(self._norms(r))
 
     def violation(self, r: Array) -> Array:
         """`(||r|| - epsilon)_+`."""
-        return np.maximum(_norms(r) - self.epsilon, 0)
+        return np.maximum(self._norms(r) - self.epsilon, 0)
 
     def price(self, v: Array) -> Array:
         """`||v||_2`."""
-        return _norms(v)
+        return self._norms(v)
 
     def conjugate(self, v: Array) -> Array:
         """`epsilon ||v||_2`."""
-        return self.epsilon * _norms(v)
+        return self.epsilon * self._norms(v)
 
     def cap(self, v: Array) -> Array:
         """Finite everywhere."""
-        return _unbounded(v)
+        return np.full(self._norms(v).shape, np.inf)
 
     def prox(self, r: Array, t: float) -> Array:
         """Projection onto the ball."""
-        return r * np.minimum(1, _ratio(self.epsilon, _norms(r)))
+        return r * np.minimum(1, _ratio(self.epsilon, self._norms(r)))
 
     def size(self, b: Array) -> Array:
         """`||b||_2`."""
-        return _norms(b)
+        return self._norms(b)
 
     def curvature(self, v: Array) -> Array:
         """0."""
-        return _zeros(v)
+        return np.zeros_like(self._norms(v))
 
     def subgradient(self, r: Array) -> Array:
         """r."""
@@ -176,7 +180,7 @@ class Ball:
 
     def state(self, cp: Any, u: Any, parameter: Parameter) -> tuple[list[Any], Any]:
         """`||u|| <= epsilon`."""
-        return [cp.norm(u, 2) <= parameter("epsilon")], 0
+        return [cp.norm(u, "fro" if self.joint else 2) <= parameter("epsilon")], 0
 
     def values(self, argument: float, objective: float) -> dict[str, Any]:
         """In units of the argument."""

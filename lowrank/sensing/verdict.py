@@ -14,6 +14,10 @@ from lowrank.sensing.result import Recovery, SolverResult
 from lowrank.status import Status
 
 
+ROUNDING = 1e-14
+"""Violation relative to the measurements that is none."""
+
+
 class Spent(NamedTuple):
     """What the solvers that were tried cost so far."""
 
@@ -49,9 +53,12 @@ def _zero_if_optimal(
             return None if np.any(problem.y) else (SolverResult(c, n_products=0), None, what)
         at_zero = not c.any()
         b = problem.target.reshape(len(problem.target), -1)
-        if at_zero and problem.loss.violation(b).max() > 0:
+        outside = problem.loss.violation(b) if at_zero else np.zeros(1)
+        if (outside > ROUNDING * problem.loss.size(b)).any():
             continue
         dual = problem.target if at_zero and not problem.loss.residual_is_dual else None
+        if problem.residual_bound is not None:  # nothing is less than 0
+            dual = np.zeros_like(problem.target)
         certificate = certify(problem, c, dual)
         if certificate.holds(min(tol, 1e-12)):
             return SolverResult(c, n_products=1), certificate, what

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.checks import checked_number
+from lowrank.sensing.problems.groups import (
+    GroupBPDN,
+    GroupLasso,
+    JointBPDN,
+    JointSparse,
+    SparseGroupLasso,
+)
 from lowrank.sensing.problems.l1 import (
     BPDN,
     BasisPursuit,
@@ -22,13 +29,7 @@ from lowrank.sensing.problems.losses import (
 )
 from lowrank.sensing.problems.nonconvex import MCP, SCAD
 from lowrank.sensing.problems.other import BestSubset, KSparse, OneBit, PosteriorMean
-from lowrank.sensing.problems.structured import (
-    Analysis,
-    AnalysisLasso,
-    GroupLasso,
-    JointSparse,
-    total_variation,
-)
+from lowrank.sensing.problems.structured import Analysis, AnalysisLasso, total_variation
 
 __all__ = [
     "BPDN",
@@ -41,8 +42,10 @@ __all__ = [
     "ConstrainedLasso",
     "DantzigSelector",
     "ElasticNet",
+    "GroupBPDN",
     "GroupLasso",
     "HuberLasso",
+    "JointBPDN",
     "JointSparse",
     "KSparse",
     "L1Fit",
@@ -53,6 +56,7 @@ __all__ = [
     "PosteriorMean",
     "Problem",
     "QuantileLasso",
+    "SparseGroupLasso",
     "SqrtLasso",
     "checked_number",
     "total_variation",

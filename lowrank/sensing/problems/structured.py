@@ -1,9 +1,9 @@
-"""Groups, several signals, and sparsity under an analysis operator."""
+"""Sparsity under an analysis operator."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,125 +14,11 @@ from lowrank.sensing import terms
 from lowrank.sensing.bases import finite_differences
 from lowrank.sensing.operators.arrays import MatrixLike
 from lowrank.sensing.operators.operator import Operator, as_operator
-from lowrank.sensing.problems.base import _AnalysisProblem, _InBasis
-from lowrank.sensing.problems.checks import _checked_weights, checked_number
+from lowrank.sensing.problems.base import _AnalysisProblem
+from lowrank.sensing.problems.checks import checked_number
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class GroupLasso(_InBasis):
-    """Group LASSO: `min 1/2 ||A Psi c - y||_2^2 + lam sum_g w_g ||c_g||_2`.
-
-    Args:
-        A: measurement operator (m, n).
-        y: measurements (m,) or (m, batch).
-        lam: penalty, > 0.
-        groups: label of each coefficient's group, integers (p,); every coefficient has one.
-        basis: `Psi` (n, p); None is the identity.
-        weights: `w_g` (number of groups,) in the order of the sorted labels, positive;
-            None is sqrt(size of the group).
-
-    Raises:
-        InputError: wrong shapes, NaN or Inf, lam not positive.
-
-    Example:
-        >>> GroupLasso(np.eye(4), np.ones(4), 0.1, [0, 0, 1, 1]).weights
-        array([1.41421356, 1.41421356])
-
-    Source: Yuan, Lin 2006, equation (2.1).
-    """
-
-    lam: float
-    groups: ArrayLike
-    weights: ArrayLike | None = field(default=None, kw_only=True)
-
-    def _check(self) -> None:
-        super()._check()
-        self._set("lam", checked_number("lam", self.lam))
-        labels = np.asarray(self.groups)
-        if labels.shape != (self.n_unknowns,) or labels.dtype.kind not in "iu":
-            problem = f"{labels.dtype} of shape {labels.shape} for {self.n_unknowns} coefficients"
-            raise InputError("groups", problem, "give one integer label per coefficient")
-        _, index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-        self._set("groups", index)
-        weights = np.sqrt(sizes) if self.weights is None else self.weights
-        self._set("weights", _checked_weights(weights, sizes.size))
-
-    @cached_property
-    def loss(self) -> terms.Loss:
-        """`1/2 ||M c - b||_2^2`."""
-        return terms.HalfSquare()
-
-    @cached_property
-    def penalty(self) -> terms.Penalty:
-        """`lam sum_g w_g ||c_g||_2`."""
-        return terms.Groups(np.asarray(self.groups), self.lam * np.asarray(self.weights)[:, None])
-
-    @property
-    def factor(self) -> float:
-        """`lam`."""
-        return self.lam
-
-    @cached_property
-    def lam_max(self) -> float:
-        """Smallest lam at which the answer is 0 (for every signal), whatever `lam` is."""
-        z = self.operator.adjoint(np.asarray(self.y)).reshape(self.n_unknowns, -1)
-        unit = terms.Groups(np.asarray(self.groups), np.asarray(self.weights)[:, None])
-        return float((unit.lengths(z) / unit.weights).max(initial=0.0))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class JointSparse(_InBasis):
-    """Joint-sparse MMV: `min 1/2 ||A Psi C - Y||_F^2 + lam sum_i w_i ||C[i, :]||_2`.
-
-    Args:
-        A: measurement operator (m, n).
-        y: measurements (m, L) of L signals with the same support.
-        lam: penalty, > 0.
-        basis: `Psi` (n, p); None is the identity.
-        weights: `w` (p,), positive; None is 1.
-
-    Raises:
-        InputError: wrong shapes, NaN or Inf, lam not positive, y not (m, L).
-
-    Example:
-        >>> JointSparse(np.eye(3), np.ones((3, 2)), 0.1).unknown_shape
-        (3, 2)
-
-    Source: Malioutov, Cetin, Willsky 2005, equation (16).
-    """
-
-    lam: float
-    weights: ArrayLike | None = field(default=None, kw_only=True)
-
-    coupled: ClassVar[bool] = True
-
-    def _check(self) -> None:
-        super()._check()
-        self._set("lam", checked_number("lam", self.lam))
-        self._set("weights", _checked_weights(self.weights, self.n_unknowns))
-        if np.ndim(self.y) != 2:
-            problem = f"shape {np.shape(self.y)} is not (m, L)"
-            raise InputError(
-                "y", problem, "stack the signals' measurements as columns, or use Lasso"
-            )
-
-    @cached_property
-    def loss(self) -> terms.Loss:
-        """`1/2 ||M c - b||_2^2`."""
-        return terms.HalfSquare()
-
-    @property
-    def penalty(self) -> terms.Penalty:
-        """`lam sum_i w_i ||C[i, :]||_2`."""
-        return terms.Rows(self.lam * np.asarray(self.weights)[:, None])
-
-    @property
-    def factor(self) -> float:
-        """`lam`."""
-        return self.lam
 
 
 @dataclass(frozen=True, eq=False, repr=False)

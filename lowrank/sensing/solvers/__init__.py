@@ -19,6 +19,7 @@ from lowrank.sensing.solvers.exact_l1 import ExactL1
 from lowrank.sensing.solvers.exact_l1_matrix_free import ExactL1MatrixFree
 from lowrank.sensing.solvers.fista import FISTA
 from lowrank.sensing.solvers.frisch_newton import FrischNewton
+from lowrank.sensing.solvers.group_newton import GroupNewton
 from lowrank.sensing.solvers.homotopy import Homotopy
 from lowrank.sensing.solvers.iht import IHT
 from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
@@ -52,6 +53,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "exact_l1_matrix_free": ExactL1MatrixFree,
     "fista": FISTA,
     "frisch_newton": FrischNewton,
+    "group_newton": GroupNewton,
     "homotopy": Homotopy,
     "iht": IHT,
     "interior_point": MehrotraInteriorPoint,
@@ -72,6 +74,7 @@ SOLVERS: dict[str, type[Solver]] = {
 
 AUTO: tuple[str, ...] = (
     "working_set",
+    "group_newton",
     "prox_newton",
     "outliers",
     "local_linear",

@@ -16,6 +16,13 @@ from lowrank.sensing.feasibility import Doubt
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.groups import (
+    GroupBPDN,
+    GroupLasso,
+    JointBPDN,
+    JointSparse,
+    SparseGroupLasso,
+)
 from lowrank.sensing.problems.l1 import (
     BPDN,
     BasisPursuit,
@@ -27,7 +34,7 @@ from lowrank.sensing.problems.l1 import (
     SqrtLasso,
 )
 from lowrank.sensing.problems.losses import HuberLasso, QuantileLasso
-from lowrank.sensing.problems.structured import Analysis, AnalysisLasso, GroupLasso, JointSparse
+from lowrank.sensing.problems.structured import Analysis, AnalysisLasso
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.scaling import equilibrated, scaled_start, unscaled
@@ -79,8 +86,11 @@ class ADMM:
         ElasticNet,
         SqrtLasso,
         L1Fit,
+        GroupBPDN,
         GroupLasso,
+        JointBPDN,
         JointSparse,
+        SparseGroupLasso,
         Analysis,
         AnalysisLasso,
         HuberLasso,
@@ -224,7 +234,7 @@ class _Split:
         if self.D is not None:
             rest = np.linalg.norm(back - self.D.adjoint(q)) * np.linalg.norm(c)
             dual = dual - scale * rest
-        size = np.linalg.norm(self.b, axis=0)
+        size = problem.loss.size(self.b)
         violation = problem.loss.violation(r)
         price = violation * problem.loss.price(scale * v)
         gap = relative_gap(primal + price, dual, gap_floor(problem))

@@ -20,6 +20,13 @@ from scipy.sparse import csr_array
 from lowrank.errors import InputError
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.groups import (
+    GroupBPDN,
+    GroupLasso,
+    JointBPDN,
+    JointSparse,
+    SparseGroupLasso,
+)
 from lowrank.sensing.problems.l1 import (
     BPDN,
     BasisPursuit,
@@ -37,7 +44,7 @@ from lowrank.sensing.problems.losses import (
     QuantileLasso,
 )
 from lowrank.sensing.problems.other import OneBit
-from lowrank.sensing.problems.structured import Analysis, AnalysisLasso, GroupLasso, JointSparse
+from lowrank.sensing.problems.structured import Analysis, AnalysisLasso
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.status import Status
@@ -109,8 +116,11 @@ class CVXPY:
         ElasticNet,
         SqrtLasso,
         L1Fit,
+        GroupBPDN,
         GroupLasso,
+        JointBPDN,
         JointSparse,
+        SparseGroupLasso,
         Analysis,
         AnalysisLasso,
         OneBit,

@@ -11,8 +11,12 @@ from lowrank.sensing.certificates import gap_floor, relative_gap, scaled_dual
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
+from lowrank.sensing.problems.groups import (
+    GroupLasso,
+    JointSparse,
+    SparseGroupLasso,
+)
 from lowrank.sensing.problems.l1 import ConstrainedLasso, ElasticNet, Lasso
-from lowrank.sensing.problems.structured import GroupLasso, JointSparse
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.scaling import equilibrated, scaled_start, unscaled
@@ -49,6 +53,7 @@ class FISTA:
         ElasticNet,
         GroupLasso,
         JointSparse,
+        SparseGroupLasso,
     )
 
     def refuses(self, problem: Problem) -> str | None:
