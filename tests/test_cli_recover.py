@@ -158,6 +158,19 @@ def test_several_signals_and_complex_ones():
     np.testing.assert_allclose(np.load("z_out.npy"), Z, atol=1e-5)
 
 
+def test_groups_and_signals_of_one_support():
+    np.savetxt("labels.csv", np.arange(N) // 3, fmt="%d")
+    np.save("block.npy", A[:, 3:6].sum(axis=1))
+    found = figures("--groups", "labels.csv", y="block.npy")
+    assert (found["status"], found["support"]) == ("optimal", [3, 4, 5])
+    np.save("two.npy", np.stack([A[:, 7], 2 * A[:, 7]], axis=1))
+    found = figures("--joint", "--noise", "0.01", y="two.npy")
+    assert (found["status"], found["support"]) == ("optimal", [7])
+    np.savetxt("half.csv", np.full(N, 0.5))
+    assert "not all labels of groups are whole numbers" in fails("--groups", "half.csv")
+    assert "exclude each other" in fails("--groups", "labels.csv", "--joint", code=2)
+
+
 def test_a_process_writes_json_alone_on_stdout():
     files = ["--matrix", "A.npy", "--measurements", "y.npy"]
     command = [sys.executable, "-m", "lowrank", "recover", *files, "--json"]

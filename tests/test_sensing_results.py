@@ -29,6 +29,13 @@ from lowrank.sensing import (
 MADE = {**PROBLEMS, **{name: lambda case=case: case()[0] for name, case in NOT_CONVEX.items()}}
 MADE |= {"best subset": RUNS["branch_and_bound"], "mcp": RUNS["local_linear"]}
 MADE["scad"] = lambda: SCAD(np.eye(3), np.ones(3), 0.1)
+MADE["group bpdn"] = lambda: problems.GroupBPDN(np.eye(3), np.ones(3), 0.1, [0, 0, 1])
+MADE["joint bpdn"] = lambda: problems.JointBPDN(np.eye(3), np.ones((3, 2)), 0.1)
+MADE["sparse groups"] = lambda: problems.SparseGroupLasso(np.eye(3), np.ones(3), 0.1, [0, 0, 1])
+MADE["slope"] = lambda: problems.SLOPE(np.eye(3), np.ones(3), 0.1, lower=0)
+MADE["overlap"] = lambda: problems.OverlappingGroupLasso(
+    np.eye(3), np.ones(3), 0.1, [[0, 1], [1, 2]]
+)
 ONE_A_KIND = {type(make()): name for name, make in MADE.items()}
 
 

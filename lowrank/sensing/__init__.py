@@ -34,6 +34,8 @@ from lowrank.sensing.problems.losses import (
 )
 from lowrank.sensing.problems.nonconvex import MCP, SCAD
 from lowrank.sensing.problems.other import BestSubset, KSparse, OneBit, PosteriorMean
+from lowrank.sensing.problems.overlap import OverlappingGroupLasso, latent_group_lasso
+from lowrank.sensing.problems.slope import SLOPE
 from lowrank.sensing.problems.structured import Analysis, AnalysisLasso, total_variation
 from lowrank.sensing.recover import recover
 from lowrank.sensing.result import Recovery, SolverResult
@@ -106,6 +108,7 @@ __all__ = [
     "BPDN",
     "MCP",
     "SCAD",
+    "SLOPE",
     "SOLVERS",
     "Analysis",
     "AnalysisLasso",
@@ -126,6 +129,7 @@ __all__ = [
     "LogisticLasso",
     "OneBit",
     "Operator",
+    "OverlappingGroupLasso",
     "PoissonLasso",
     "PosteriorMean",
     "Problem",
@@ -141,6 +145,7 @@ __all__ = [
     "bases",
     "certify",
     "gallery",
+    "latent_group_lasso",
     "operators",
     "problems",
     "recover",

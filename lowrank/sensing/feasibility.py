@@ -57,7 +57,7 @@ def distance_if_infeasible(problem: Problem, tol: float) -> float:
     distances = np.array([_distance(problem, column) for column in columns.T])
     sizes = np.linalg.norm(columns, axis=0)
     if problem.coupled:  # one bound for all of them
-        distances, sizes = (np.linalg.norm(v, keepdims=True) for v in (distances, sizes))
+        distances, sizes = (np.array([np.linalg.norm(v)]) for v in (distances, sizes))
     return float(distances[distances - allowed > tol * sizes].max(initial=0.0))
 
 

@@ -140,7 +140,7 @@ class Ball:
         return self.epsilon == 0
 
     def _norms(self, r: Array) -> Array:
-        return np.linalg.norm(r)[None] if self.joint else _norms(r)
+        return np.array([np.linalg.norm(r)]) if self.joint else _norms(r)
 
     def value(self, r: Array) -> Array:
         """0."""

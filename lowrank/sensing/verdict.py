@@ -13,7 +13,6 @@ from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.result import Recovery, SolverResult
 from lowrank.status import Status
 
-
 ROUNDING = 1e-14
 """Violation relative to the measurements that is none."""
 

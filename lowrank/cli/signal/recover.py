@@ -30,6 +30,8 @@ PICTURES = (".png", ".pdf", ".svg")
     lowrank recover --matrix A.npy --measurements y.npy -o x.npy
     lowrank recover --matrix A.npy --measurements y.npy --noise auto --plot recovery.png
     lowrank recover --matrix A.mtx --measurements y.csv --lam 5% --basis db4 --json
+    lowrank recover --matrix A.npy --measurements y.npy --noise 0.1 --groups labels.csv
+    lowrank recover --matrix A.npy --measurements Y.npy --joint
     lowrank recover --matrix A.npy --measurements y.npy --sparsity 10 --solver cosamp
     lowrank recover --matrix A.npy --measurements y.npy --sparsity 10 --exact --time-limit 60
 
@@ -62,6 +64,10 @@ PICTURES = (".png", ".pdf", ".svg")
 )
 @click.option("--nonneg", is_flag=True, help="The coefficients are 0 or more.")
 @click.option(
+    "--groups", type=FILE, metavar="FILE", help="An integer for each coefficient: its group."
+)
+@click.option("--joint", is_flag=True, help="The columns of y have one support.")
+@click.option(
     "--solver", type=SolverName(), default="auto", metavar="NAME", help="auto by default."
 )
 @click.option("--tol", type=float, metavar="GAP", help="Relative gap to reach; 1e-8 by default.")
@@ -89,6 +95,8 @@ def command(
         if path.resolve() in (matrix.resolve(), measurements.resolve()):
             raise InputError(str(path), "is what is read, and would be overwritten", "rename it")
     A, y = read_matrix(matrix), read_vector(measurements)
+    if "groups" in settings:
+        settings["groups"] = _labels(settings["groups"])
     found = run(A, y, settings)
     written = _write(found, y, {"output": output, "plot": plot, "report": report})
     if as_json:
@@ -123,6 +131,8 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError(f"--{' and --'.join(one)} exclude each other; give one of them")
     if options["sparsity"] is not None and options["nonneg"]:
         raise click.UsageError("--nonneg does not join --sparsity; give --noise or --lam")
+    if options["groups"] is not None and options["joint"]:
+        raise click.UsageError("--groups and --joint exclude each other; give one of them")
     if options["tol"] is not None and not 0 < options["tol"] < 1:
         raise click.UsageError(f"--tol {options['tol']} is not between 0 and 1; such as 1e-8")
     if options["exact"] and options["sparsity"] is None:
@@ -131,6 +141,14 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError("--ridge joins --exact alone")
     given = {k: v for k, v in options.items() if v is not None}
     return given | given.pop("lam", {})
+
+
+def _labels(path: Path) -> Any:
+    """The group of each coefficient."""
+    values = read_vector(path)
+    if not np.array_equal(values, np.round(values.real)):
+        raise InputError(str(path), "not all labels of groups are whole numbers", "pass integers")
+    return values.real.astype(int)
 
 
 def _check_files(output: Path | None, plot: Path | None, report: Path | None) -> None:

@@ -29,12 +29,15 @@ from lowrank.sensing.problems.losses import (
 )
 from lowrank.sensing.problems.nonconvex import MCP, SCAD
 from lowrank.sensing.problems.other import BestSubset, KSparse, OneBit, PosteriorMean
+from lowrank.sensing.problems.overlap import OverlappingGroupLasso, latent_group_lasso
+from lowrank.sensing.problems.slope import SLOPE
 from lowrank.sensing.problems.structured import Analysis, AnalysisLasso, total_variation
 
 __all__ = [
     "BPDN",
     "MCP",
     "SCAD",
+    "SLOPE",
     "Analysis",
     "AnalysisLasso",
     "BasisPursuit",
@@ -52,6 +55,7 @@ __all__ = [
     "Lasso",
     "LogisticLasso",
     "OneBit",
+    "OverlappingGroupLasso",
     "PoissonLasso",
     "PosteriorMean",
     "Problem",
@@ -59,5 +63,6 @@ __all__ = [
     "SparseGroupLasso",
     "SqrtLasso",
     "checked_number",
+    "latent_group_lasso",
     "total_variation",
 ]

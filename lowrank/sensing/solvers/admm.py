@@ -34,6 +34,8 @@ from lowrank.sensing.problems.l1 import (
     SqrtLasso,
 )
 from lowrank.sensing.problems.losses import HuberLasso, QuantileLasso
+from lowrank.sensing.problems.overlap import OverlappingGroupLasso
+from lowrank.sensing.problems.slope import SLOPE
 from lowrank.sensing.problems.structured import Analysis, AnalysisLasso
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
@@ -91,6 +93,8 @@ class ADMM:
         JointBPDN,
         JointSparse,
         SparseGroupLasso,
+        SLOPE,
+        OverlappingGroupLasso,
         Analysis,
         AnalysisLasso,
         HuberLasso,

@@ -44,6 +44,8 @@ from lowrank.sensing.problems.losses import (
     QuantileLasso,
 )
 from lowrank.sensing.problems.other import OneBit
+from lowrank.sensing.problems.overlap import OverlappingGroupLasso
+from lowrank.sensing.problems.slope import SLOPE
 from lowrank.sensing.problems.structured import Analysis, AnalysisLasso
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
@@ -121,6 +123,8 @@ class CVXPY:
         JointBPDN,
         JointSparse,
         SparseGroupLasso,
+        SLOPE,
+        OverlappingGroupLasso,
         Analysis,
         AnalysisLasso,
         OneBit,

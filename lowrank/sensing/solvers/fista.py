@@ -17,6 +17,7 @@ from lowrank.sensing.problems.groups import (
     SparseGroupLasso,
 )
 from lowrank.sensing.problems.l1 import ConstrainedLasso, ElasticNet, Lasso
+from lowrank.sensing.problems.slope import SLOPE
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.sensing.solvers.scaling import equilibrated, scaled_start, unscaled
@@ -54,6 +55,7 @@ class FISTA:
         GroupLasso,
         JointSparse,
         SparseGroupLasso,
+        SLOPE,
     )
 
     def refuses(self, problem: Problem) -> str | None:

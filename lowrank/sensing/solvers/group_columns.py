@@ -8,6 +8,7 @@ X_g. What a step would take through 0 stops there.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -331,7 +332,7 @@ def _by_columns(a: Array, k: Array, at: Index, u: Array, down: Array) -> Array:
     H = a @ a.T
     np.einsum("ii->i", H)[:] += k[at]
     ends = np.append(np.flatnonzero(np.diff(at, prepend=-1)), at.size)
-    for g, (i, j) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+    for g, (i, j) in enumerate(itertools.pairwise(ends)):
         H[i:j, i:j] -= np.outer(k[g] * u[i:j], u[i:j])
     return np.asarray(dpotrs(cholesky(H), down, lower=True)[0])
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lowrank.sensing.feasibility import distance_if_infeasible
 from lowrank.sensing.norms import Blocks
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
@@ -46,8 +47,19 @@ MAX_STEPS = 300
 EXACT = 1e-3
 """Share of `lam_max` at which exact measurements are met by adding back what is missed."""
 
+SLOW = 0.2
+"""Share of what was missed before, above which lam is made smaller."""
+
+FASTER = 0.1
+"""By how much."""
+
+PATIENCE = 5
+"""How often in turn that may be in vain."""
+
 FAINT = 1e-11
 """Share of `lam_max` below which no lam meets a bound on the residual: nothing does."""
+
+_KINDS = GroupLasso | SparseGroupLasso | JointSparse | GroupBPDN | JointBPDN
 
 Show = Callable[[Array], bool]
 """Told the coefficients of one signal, whether to stop."""
@@ -107,9 +119,8 @@ class GroupNewton:
         self, problem: Problem, *, x0: Array | None = None, callback: Callback | None = None
     ) -> SolverResult:
         """Minimise, signal by signal unless they share their support."""
-        assert isinstance(problem, self.solves)
         data, calls = _Data(problem), itertools.count(1)
-        Y = np.asarray(problem.y).reshape(len(problem.y), -1)
+        Y = np.asarray(problem.y).reshape(problem.operator.shape[0], -1)
         X, V = (
             np.zeros((problem.n_unknowns, Y.shape[1]), problem.dtype),
             np.zeros_like(Y, problem.dtype),
@@ -144,7 +155,7 @@ class _Data:
     """Real columns of the matrix, and the penalty: complex ones are two each, of two rows."""
 
     def __init__(self, problem: Problem) -> None:
-        assert isinstance(problem, GroupNewton.solves)
+        assert isinstance(problem, _KINDS)
         self.A: Operator = problem.operator
         self.complex, self.p = problem.is_complex, problem.n_unknowns
         blocks = problem.blocks
@@ -193,6 +204,7 @@ class _Run:
         self.Y = data.split(Y)
         self.at = Active(data.blocks, self.Y)
         self.slack = max(solver.tol / 50, 1e-14)
+        self.feasible: bool | None = None
         self.n_iter, self.stopped, self.reached = 0, False, np.inf
         self.pull = pulls(data.blocks, data.correlate(self.Y))
         self.top = float(self.pull.max(initial=0.0))
@@ -291,31 +303,40 @@ class _Run:
             low, high = (lam, high) if r < radius else (low, lam)
             bend = self.at.spread(lam)
             square = lam * lam - (r * r - radius * radius) / bend if bend > 0 else 0.0
+            if square <= 0 and low == 0 and self._is_infeasible():
+                return Status.INFEASIBLE
             guess = float(np.sqrt(square)) if square > 0 else 0.0
             inside = low < guess < high
             lam = guess if inside else (np.sqrt(low * high) if low > 0 else lam / 10)
             if high - low <= 1e-15 * high:
                 return Status.STALLED
-        return Status.MAX_ITER if self._ended else Status.INFEASIBLE
+        return Status.MAX_ITER if self._ended else Status.STALLED
+
+    def _is_infeasible(self) -> bool:
+        """Whether nothing meets the bound; asked once."""
+        if self.feasible is None:
+            self.feasible = not distance_if_infeasible(self.problem, self.solver.tol)
+        return not self.feasible
 
     def _to_nothing(self) -> Status:
-        """At a fixed lam, add back what is missed until nothing is."""
-        lam, last, size = EXACT * self.top, np.inf, float(np.linalg.norm(self.Y))
-        idle = 0
+        """Add back what is missed until nothing is, with a smaller lam where that goes slowly."""
+        lam, last, size, idle = EXACT * self.top, np.inf, float(np.linalg.norm(self.Y)), 0
         while not self._ended:
             self._down(lam)
             missed = self.Y - self.at.columns.T @ self.at.X
             r, v = float(np.linalg.norm(missed)), float(np.linalg.norm(self.at.residual))
             worth = float(((self.Y - missed) * self.at.residual).sum())
-            if (
-                r * max(v, size) <= 0.1 * self.solver.tol * max(worth, 0.0)
-                and r <= self.solver.tol * size / 10
-            ):
+            near = 0.1 * self.solver.tol
+            if r * v <= near * max(worth, 0.0) and r <= near * size:
                 return Status.OPTIMAL
-            idle = idle + 1 if r > 0.9 * last else 0
-            if idle >= 5:
-                return Status.STALLED if r < 1e-6 * size else Status.INFEASIBLE
-            last = min(r, last)
-            self.at.residual = self.at.residual + missed
+            idle = idle + 1 if r > SLOW * last else 0
+            if idle and self._is_infeasible():
+                return Status.INFEASIBLE
+            if idle > PATIENCE:
+                return Status.STALLED
+            less = FASTER if r > SLOW * last and lam > FAINT * self.top else 1.0
+            lam, last = lam * less, min(r, last)
+            self.at.residual = missed + less * self.at.residual  # the dual point stays
+            self.reached = np.inf if less < 1 else self.reached
             self._look()
         return Status.MAX_ITER
