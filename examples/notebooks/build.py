@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 MARK = "# %%"
 SHARP = '--InlineBackend.figure_formats={"retina"}'  # twice the pixels, shown at the same size
+INLINE = "module://matplotlib_inline.backend_inline"  # whatever the shell, or a test, draws with
 Cell = dict[str, Any]
 _ATTRIBUTE = re.compile(r'(\w+)=(\[[^]]*\]|"[^"]*")')
 
@@ -74,7 +76,7 @@ def execute(name: str) -> list[list[Cell]]:
     where = {"metadata": {"path": str(HERE)}}
     client = NotebookClient(book, timeout=3600, resources=where, record_timing=False)
     client.extra_arguments = [SHARP]
-    client.execute()
+    client.execute(env=os.environ | {"MPLBACKEND": INLINE})
     return [_merged([_clean(output) for output in cell.outputs]) for cell in book.cells]
 
 
