@@ -182,7 +182,7 @@ def tuned(dense: nn.Module, small: nn.Module, pictures: int) -> nn.Module:
     images, labels = fashion_mnist("train")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:pictures]
     data = images[order], labels[order]
-    return lowrank.finetune(small, teacher=dense, data=data, epochs=1, batch_size=64, lr=1e-3)
+    return lowrank.finetune(small, teacher=dense, data=data, epochs=1, batch_size=64)
 
 
 def shape(name: str) -> dict[str, float]:

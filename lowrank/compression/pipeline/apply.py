@@ -160,8 +160,7 @@ def narrowed(
     known = _known(whole, example, data, settings, settings.opened(), progress)
     assert known is not None
     small = narrowed_model(whole, plan.narrowed, known)
-    found = scan(small, known.few_of(known.batches[0]))
-    return small, cut_statistics(known, found, plan.narrowed), whole
+    return small, cut_statistics(known, small, plan.narrowed), whole
 
 
 def applied(

@@ -331,7 +331,7 @@ class _Setting:
         narrowed, data = self._narrowed(step), chooser.curves.data
         effort = EFFORTS["quick"] if short else None
         if data is not None:
-            data = cut_statistics(data, scan(small, chooser.example), narrowed, effort)
+            data = cut_statistics(data, small, narrowed, effort)
         if self._alone:
             return _bare(chooser.curves, small, data)
         curves = measured(

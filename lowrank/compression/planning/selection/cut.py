@@ -6,19 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrank.compression.calibration.effort import Effort
 from lowrank.compression.calibration.moments import Moments
 from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.network.channels.narrowing import Kept, Narrowed
-from lowrank.compression.network.scan import Scan
+from lowrank.compression.network.layers import LayerView, spec_of
 from lowrank.compression.network.stages import LayerSpec
 from lowrank.store import NOWHERE
 
 
 def cut_statistics(
-    data: Statistics, found: Scan, narrowed: Mapping[str, Narrowed], effort: Effort | None = None
+    data: Statistics,
+    small: nn.Module,
+    narrowed: Mapping[str, Narrowed],
+    effort: Effort | None = None,
 ) -> Statistics:
     """The statistics of a narrower model: those of its channels in the whole one.
 
@@ -27,21 +30,30 @@ def cut_statistics(
 
     Args:
         data: of the whole model.
-        found: the layers of the narrower one.
+        small: the narrower one, whose layers run on the same.
         narrowed: layer -> what stays of it.
         effort: what fits may take, where that is another.
     """
-    units = {u.layers[0].name: u for u in found.units}
+    modules = dict(small.named_modules())
+    units = {
+        name: unit.rebound([_of_module(view, modules[view.name]) for view in unit.layers])
+        for name, unit in data.units.items()
+    }
     layers = {
         name: cut_moments(moments, data.views[name].spec, narrowed[name])
         if name in narrowed
         else moments
         for name, moments in data.calibrated.layers.items()
-        if name in units
     }
     calibrated = replace(data.calibrated, layers=layers)
     effort = replace(effort or data.effort, probes=0.0)  # layers were probed in the whole model
     return replace(data, units=units, calibrated=calibrated, effort=effort, shelf=NOWHERE)
+
+
+def _of_module(view: LayerView, module: nn.Module) -> LayerView:
+    spec = spec_of(module)
+    assert spec is not None
+    return replace(view, module=module, spec=spec)
 
 
 def cut_moments(moments: Moments, spec: LayerSpec, what: Narrowed) -> Moments:
