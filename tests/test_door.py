@@ -435,3 +435,28 @@ def test_an_unknown_keyword_says_where_it_belongs() -> None:
         lowrank.compress(NET, X[:1], macs=0.5, skips="a")
     with pytest.raises(InputError, match=r"Rules has methods"):
         lowrank.compress(NET, X[:1], macs=0.5, bogus=3)
+
+
+@pytest.mark.parametrize("weighting", ["outputs", "gradients"])
+def test_data_that_the_model_refuses_are_called_so(weighting: Any) -> None:
+    wide, given = torch.randn(8, 17), lowrank.Calibration(weighting=weighting)
+    with pytest.raises(InputError, match=r"^data: the model refused a batch.*\(8, 17\)"):
+        lowrank.compress(NET, X[:1], params=0.7, data=wide, calibration=given)
+    with pytest.raises(InputError, match=r"^data: the model refused a batch.*\(8, 17\)"):
+        lowrank.finetune(Untouched(), teacher=NET, data=wide, epochs=1)
+    with pytest.raises(InputError, match=r"^example: the model refused the example.*\(8, 17\)"):
+        lowrank.compress(NET, wide, params=0.7)
+
+
+NO_MODULES = {
+    "an OrderedDict": NET.state_dict(),
+    "a class": Untouched,
+    "a str": "net.pt",
+    "a function": _score,
+}
+
+
+@pytest.mark.parametrize("what", NO_MODULES)
+def test_what_is_no_module_is_named(what: str) -> None:
+    with pytest.raises(InputError, match=f"^model: it is {what}; pass a torch.nn.Module"):
+        lowrank.compress(NO_MODULES[what], X[:1], params=0.7)  # type: ignore[arg-type]

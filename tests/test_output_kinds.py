@@ -43,6 +43,29 @@ def test_of_few_numbers_it_may_be_chance() -> None:
     assert is_scores(torch.cat([inside, torch.tensor([[1.5]])], dim=1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_largest_number_of_an_embedding_is_no_answer(dtype: torch.dtype) -> None:
+    unit = nn.functional.normalize(torch.randn(8, 9, dtype=torch.float64), dim=1)
+    assert not is_scores(unit.to(dtype))
+    assert is_scores(1.1 * unit.to(dtype))
+    assert is_scores(unit[:3].to(dtype))  # of few numbers it may be chance
+    assert is_scores(torch.eye(9, dtype=dtype))  # sure of its class
+
+
+@pytest.mark.parametrize("last", [nn.Sigmoid(), nn.Identity(), "length one"], ids=str)
+def test_same_answers_are_told_of_choices_alone(last: nn.Module | str) -> None:
+    end = _Normalized() if isinstance(last, str) else last
+    _, report = lowrank.compress(_net(end), X[:1], params=0.7, methods="channel_svd", data=X)
+    assert report.quality is not None
+    told = isinstance(end, nn.Identity)
+    assert (report.quality.agreement is not None) == ("same answer" in str(report)) == told
+
+
+class _Normalized(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x, dim=1)
+
+
 def test_logits_of_probabilities_have_their_softmax() -> None:
     p = torch.randn(16, 5).softmax(-1)
     torch.testing.assert_close(logits(p, is_distribution(p)).softmax(-1), p)

@@ -145,7 +145,21 @@ def test_a_loss_that_is_at_fault_is_named_and_a_model_is_not_blamed_for_data() -
     found = scan(net, X[:1])
     with pytest.raises(InputError, match=r"^loss: it does not depend on any layer"):
         Statistics.of(net, found.units, [X], loss=lambda y: torch.zeros(()))
-    with pytest.raises(InputError, match="refused the example"):
+    with pytest.raises(InputError, match=r"^data: the model refused a batch"):
         Statistics.of(net, found.units, [X[:, :3]])
     with pytest.raises(InputError, match=r'no gradients can be had.*weighting="outputs"'):
         calibrate(Net("numpy").eval(), scan(Net("numpy"), X[:1]).views, [X], gradients=True)
+
+
+def test_calls_are_made_under_inference_mode_and_on_models_made_there() -> None:
+    with torch.inference_mode():
+        made = Net("plain")
+        x = X.clone()
+        small, report = lowrank.compress(Net("plain"), x[:1], data=x, refine=2, **FEW)
+        again, _ = lowrank.apply(Net("plain"), report.plan, example=x[:1], data=x)
+        lowrank.finetune(small, teacher=made, data=x, epochs=1)
+        assert lowrank.sweep(made, x[:1], x, keeps=(0.6,), methods="channel_svd").points
+    assert not any(p.is_inference() for m in (small, again) for p in m.parameters())
+    _, report = lowrank.compress(made, x[:1], data=x, **FEW)
+    assert any("no gradients" in note for note in report.notes)
+    assert all(p.requires_grad for p in made.parameters())

@@ -254,3 +254,17 @@ def test_a_compiled_part_with_a_parametrized_weight_comes_back(
     lowrank.save(small, tmp_path / "small.safetensors")
     loaded = lowrank.load(tmp_path / "small.safetensors", into=build())
     assert torch.equal(loaded(x), small(x))
+
+
+COMPILED_AWAY = {
+    "scripted": lambda net: torch.jit.script(net),
+    "traced": lambda net: torch.jit.trace(net, X[:1]),
+    "exported": lambda net: torch.export.export(net, (X[:1],)).module(),
+}
+
+
+@pytest.mark.parametrize("how", COMPILED_AWAY)
+def test_what_was_made_from_a_module_sends_back_to_it(how: str) -> None:
+    net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    with pytest.raises(InputError, match=r"compress (the module that|what was)"):
+        lowrank.compress(COMPILED_AWAY[how](net), X[:1], params=0.7)

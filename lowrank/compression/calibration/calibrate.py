@@ -117,6 +117,7 @@ class Calibrated:
         return ""
 
 
+@torch.inference_mode(False)
 def calibrate(
     model: nn.Module,
     views: Sequence[LayerView],
@@ -169,7 +170,7 @@ def calibrate(
             given.add(_backward(model, views, batch, see, felt, loss, labels, words), batch)
         else:
             with evaluating(model), watching(views, see):
-                given.add(call(model, batch), batch)
+                given.add(call(model, batch, name="data"), batch)
     layers = {name: s.moments() for name, s in sums.items() if s.n}
     for name, m in layers.items():
         if not is_finite(m.C):
@@ -307,10 +308,10 @@ def _backward(
     with evaluating(model), _no_parameter_gradients(model), watching(views, both):
         with torch.enable_grad():
             try:
-                output = call(model, batch)
+                output = call(model, batch, name="data")
             except InputError as error:
                 with torch.no_grad():
-                    call(model, batch)  # refused for itself, if this is, too
+                    call(model, batch, name="data")  # refused for itself, if this is, too
                 raise _no_gradients(first_line(error.__cause__ or error)) from error
             total = loss(output) if loss else drawn_loss(output, generator, vocabularies(model))
         _check_loss(total, output)
@@ -340,7 +341,7 @@ def _check_loss(total: Any, output: Any) -> None:
 
 @contextmanager
 def _no_parameter_gradients(model: nn.Module) -> Iterator[None]:
-    wanted = [(p, p.requires_grad) for p in model.parameters()]
+    wanted = [(p, p.requires_grad) for p in model.parameters() if not p.is_inference()]
     try:
         for p, _ in wanted:
             p.requires_grad_(False)

@@ -178,7 +178,7 @@ def _estimate(
     seen = False
     with evaluating(model), _cumulative(norms) as several:
         for batch in inputs:
-            call(model, placed(batch, model))
+            call(model, placed(batch, model), name="data")
             seen = True
     if not seen:
         raise InputError("data", "it holds no batch", "pass at least one")

@@ -82,10 +82,10 @@ class Objective:
         """
         first, *others = [teacher] if isinstance(teacher, nn.Module) else teacher
         with evaluating(first), _captured(first, self._watched, "teacher") as wanted:
-            targets = [call(first, placed(batch.inputs, first))]
+            targets = [call(first, placed(batch.inputs, first), name="data")]
         for other in others:
             with evaluating(other):
-                targets.append(call(other, placed(batch.inputs, other)))
+                targets.append(call(other, placed(batch.inputs, other), name="data"))
         labels = batch.labels if self.label_weight else None
         with _captured(student, self._watched, "model") as features:
             output, label_loss = self._student(student, batch, labels)
@@ -110,14 +110,15 @@ class Objective:
         """The student's output, and its loss on the labels."""
         inputs = placed(batch.inputs, student)
         if labels is None:
-            return call(student, inputs), None
+            return call(student, inputs, name="data"), None
         if (
             isinstance(inputs, Mapping)
             and "labels" in inspect.signature(student.forward).parameters
         ):
-            output = dict(call(student, {**inputs, "labels": placed(labels, student)}))
+            inputs = {**inputs, "labels": placed(labels, student)}
+            output = dict(call(student, inputs, name="data"))
             return output, output.pop("loss")  # transformers: shifted by a token, masked, ...
-        output = call(student, inputs)
+        output = call(student, inputs, name="data")
         return output, self._label_loss(_floating(output)[0], labels)
 
     def _distillation(self, output: Any, target: Any) -> Tensor:

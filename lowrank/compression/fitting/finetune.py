@@ -81,6 +81,7 @@ def cosine(t: float) -> float:
     return rise * (1 + math.cos(math.pi * t)) / 2
 
 
+@torch.inference_mode(False)
 def finetune(
     model: nn.Module,
     *,

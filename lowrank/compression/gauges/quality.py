@@ -90,7 +90,8 @@ class Quality:
         relative_error: ||y' - y|| / ||y|| over all floating-point outputs.
         agreement: share of positions in [0, 1] at which the largest entry along the last
             (for pictures: channel) axis of the first output is the same; None where that
-            axis has one entry or is that of the examples.
+            axis has one entry or is that of the examples, and where outputs are no choice:
+            sigmoids, or embeddings of length one.
         kl: mean Kullback-Leibler divergence KL(dense || compressed) of the softmax over that
             axis, in nats; meaningful for classifiers.
         n_examples: how many examples the figures stand on.
@@ -214,7 +215,7 @@ class _Compared:
         self.kl = 0.0
         self.agree = self.positions = self.n = self.batches = 0
         self.seen = self.left = 0
-        self.scores = self.classes = self._shares = False
+        self.scores = self.classes = self._shares = self._choice = False
         self.why = "there is no floating-point tensor among them"
 
     def add(self, expected: Sequence[Tensor], got: Sequence[Tensor]) -> None:
@@ -239,8 +240,9 @@ class _Compared:
         if self.batches == 1:
             self.scores = is_scores(expected, self.words)
             self._shares = self.scores and is_distribution(expected)
+            self._choice = self.scores or not _no_choice(expected)
         p, q = (_scores(logits(x, self._shares)) for x in (expected, got))
-        self.classes = p.shape[-1] > 1
+        self.classes = self._choice and p.shape[-1] > 1
         self.agree += int((p.argmax(-1) == q.argmax(-1)).sum())
         self.positions += p[..., 0].numel()
         self.kl += float(
@@ -276,7 +278,8 @@ def is_scores(output: Tensor, words: Collection[int] = ()) -> bool:
 
     That is a matrix with more than one column, or for each place of a sequence as many
     numbers as the model knows words: logits, or probabilities whose rows sum to one. Numbers
-    within [0, 1] that sum to something else, as of sigmoids, are no choice among classes.
+    within [0, 1] that sum to something else, as of sigmoids, are no choice among classes, nor
+    are embeddings: rows of length one.
 
     Args:
         output: the first one of a model.
@@ -285,11 +288,29 @@ def is_scores(output: Tensor, words: Collection[int] = ()) -> bool:
     matrix = output.ndim == 2 and output.shape[1] > 1
     if not matrix and not scores_words(output, words):
         return False
-    return not is_shares(output) or is_distribution(output)
+    return not _no_choice(output)
+
+
+def _no_choice(output: Tensor) -> bool:
+    """Whether the largest number of a row is no answer: of sigmoids, or of unit vectors."""
+    return (is_shares(output) and not is_distribution(output)) or _is_unit(output)
+
+
+def _is_unit(output: Tensor) -> bool:
+    """Whether all rows of a matrix have length one, and are too many numbers for chance."""
+    if output.ndim != 2 or not output.is_floating_point() or output.numel() < _FEW:
+        return False
+    lengths = torch.linalg.vector_norm(output, dim=1, dtype=torch.float64)
+    return bool(((lengths - 1).abs() < _rounding(output)).all()) and not is_distribution(output)
+
+
+def _rounding(output: Tensor) -> float:
+    """How far sums of rows are from one by rounding, at most."""
+    return 1e-3 if output.dtype in (torch.float32, torch.float64) else 3e-2
 
 
 _FEW = 32
-"""Numbers below which it may be chance that all lie within [0, 1]."""
+"""Numbers below which it may be chance that all lie within [0, 1], or rows have length one."""
 
 
 def is_shares(output: Tensor) -> bool:
@@ -311,8 +332,7 @@ def is_distribution(output: Tensor) -> bool:
     """
     if not is_shares(output):
         return False
-    tol = 1e-3 if output.dtype in (torch.float32, torch.float64) else 3e-2
-    return bool(((_scores(output).sum(-1) - 1).abs() < tol).all())
+    return bool(((_scores(output).sum(-1) - 1).abs() < _rounding(output)).all())
 
 
 def logits(output: Tensor, distribution: bool) -> Tensor:

@@ -210,13 +210,14 @@ def count(passes: float) -> None:
         tally.passes += passes
 
 
-def call(model: nn.Module, example: Example, *, counted: bool = True) -> Any:
+def call(model: nn.Module, example: Example, *, counted: bool = True, name: str = "example") -> Any:
     """The model's output on a copy of the example, in whatever mode the model is.
 
     Args:
         model: any module.
         example: its inputs.
         counted: whether this is a whole pass to `tallying`.
+        name: what errors call the inputs.
 
     Raises:
         InputError: the model raised an exception, which the error names and chains.
@@ -227,7 +228,7 @@ def call(model: nn.Module, example: Example, *, counted: bool = True) -> Any:
     """
     if counted:
         count(batch_size(example))
-    return use_up(model, spare(example))
+    return use_up(model, spare(example), name)
 
 
 def spare(example: Example) -> Example:
@@ -248,7 +249,7 @@ def spare(example: Example) -> Example:
     return mapped(example, copy_of)
 
 
-def use_up(model: nn.Module, example: Example) -> Any:
+def use_up(model: nn.Module, example: Example, name: str = "example") -> Any:
     """The model's output on the example itself, which a model that works in place changes.
 
     Raises:
@@ -259,9 +260,10 @@ def use_up(model: nn.Module, example: Example) -> Any:
         return model(*args, **kwargs)
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
+        given = "the example" if name == "example" else "a batch"
         raise InputError(
-            "example",
-            f"the model refused the example: {reason}; given {describe(example)}",
+            name,
+            f"the model refused {given}: {reason}; given {describe(example)}",
             f"{_FORMS} that the model's forward takes",
         ) from error
 

@@ -229,11 +229,20 @@ def static_reason(module: nn.Module) -> str | None:
         return f"{kind} has no weights yet; run the model once"
     if spec_of(module) is None:
         matrix = any(p.ndim > 1 for p in own.values())
-        return f"{kind} is not a layer with one weight matrix" if matrix else "no weight matrix"
+        return _no_layer(module) if matrix else "no weight matrix"
     weight = own.get("weight")
     if weight is None:
         return f"its weight is recomputed from {', '.join(own)} by a hook; remove that first"
     return _weight_reason(module, weight, own)
+
+
+def _no_layer(module: nn.Module) -> str:
+    """Why what holds a matrix is none of the layers that are known."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is TorchScript; compress the module that was scripted or traced"
+    if type(module) is nn.Module:
+        return "its class was lost, as in what torch.export gives; compress what was exported"
+    return f"{type(module).__name__} is not a layer with one weight matrix"
 
 
 _TAKEN_APART = (
@@ -431,7 +440,9 @@ def require_module(model: object) -> None:
         InputError: says what it is.
     """
     if not isinstance(model, nn.Module):
-        raise InputError("model", f"it is a {type(model).__name__}", "pass a torch.nn.Module")
+        kind = "class" if isinstance(model, type) else type(model).__name__
+        article = "an" if kind[0] in "AEIOU" else "a"
+        raise InputError("model", f"it is {article} {kind}", "pass a torch.nn.Module")
 
 
 def refuse_valueless(name: str, module: nn.Module) -> None:

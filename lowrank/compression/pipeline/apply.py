@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from lowrank.compression.calibration.effort import effort_of
@@ -48,6 +49,7 @@ _IN_SHORT = 150
 """Iterations of a fit that only a trial of the refinement stands on."""
 
 
+@torch.inference_mode(False)
 def apply(
     model: nn.Module,
     plan: Plan,

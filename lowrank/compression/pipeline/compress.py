@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from lowrank.compression.calibration.effort import effort_of
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@torch.inference_mode(False)
 def compress(
     model: nn.Module,
     example: Example,

@@ -111,6 +111,7 @@ class Streamed:
             yield f"note: {remark}"
 
 
+@torch.inference_mode(False)
 def compress_folder(
     folder: str | Path,
     out: str | Path,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from lowrank.compression.calibration.settings import Calibration, calibration_of, check_progress
@@ -136,6 +137,7 @@ class Sweep:
         return ax
 
 
+@torch.inference_mode(False)
 def sweep(
     model: nn.Module,
     example: Example,
@@ -288,6 +290,7 @@ def _reaching(
     return chooser.reaching(budget)
 
 
+@torch.inference_mode(False)
 def smallest(
     model: nn.Module,
     curves: Curves,

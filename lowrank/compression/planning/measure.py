@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+import torch
 from torch import nn
 
 from lowrank.compression.calibration.effort import effort_of
@@ -70,6 +71,7 @@ _NOT_STOCK = "the methods that fit it take modules that torch does not have, whi
 """Why a layer stays dense that no method may replace."""
 
 
+@torch.inference_mode(False)
 def measure(
     model: nn.Module,
     example: Example,
