@@ -1,4 +1,4 @@
-"""`nn.LSTM` and `nn.GRU`: their matrices are layers like others, in a loop over time.
+"""Recurrent modules and cells: their matrices are layers like others, in a loop over time.
 
 They are taken apart where one of them is replaced, and only there.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +60,16 @@ def flat(value: Any) -> list[Tensor]:
 SETTINGS = list(itertools.product((1, 2), (False, True), (False, True), (False, True)))
 
 
-@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU])
-@pytest.mark.parametrize(("layers", "both", "first", "bias"), SETTINGS)
+CASES = [(cls, *row) for cls in (nn.LSTM, nn.GRU) for row in SETTINGS]
+CASES += [(nn.RNN, 2, True, True, True), (nn.RNN, 1, False, False, False)]
+
+
+@pytest.mark.parametrize(("cls", "layers", "both", "first", "bias"), CASES)
 def test_what_is_taken_apart_gives_the_same(
     cls: type[nn.RNNBase], layers: int, both: bool, first: bool, bias: bool
 ) -> None:
     for proj, batched, given, training in itertools.product((0, 4), *[(False, True)] * 3):
-        if proj and cls is nn.GRU:
+        if proj and cls is not nn.LSTM:
             continue
         torch.manual_seed(1)
         sizes = {"proj_size": proj} if proj else {}
@@ -80,7 +85,13 @@ def test_what_is_taken_apart_gives_the_same(
             hx = (hx, torch.randn(n, BATCH, HIDDEN)) if cls is nn.LSTM else hx
         if not batched:
             x = X[0]
-            hx = None if hx is None else hx[:, 0] if cls is nn.GRU else (hx[0][:, 0], hx[1][:, 0])
+            hx = (
+                None
+                if hx is None
+                else hx[:, 0]
+                if cls is not nn.LSTM
+                else (hx[0][:, 0], hx[1][:, 0])
+            )
         holder = apart(model)
         outs = []
         for net in (model, holder[0]):
@@ -118,6 +129,68 @@ def test_the_matrices_are_replaced_and_exact_at_full_rank(
     assert type(model.rnn) is cls
     with torch.no_grad():
         torch.testing.assert_close(small(X), model(X), rtol=1e-4, atol=1e-5)
+
+
+CELLS: list[Callable[..., nn.RNNCellBase]] = [
+    nn.LSTMCell, nn.GRUCell, nn.RNNCell, partial(nn.RNNCell, nonlinearity="relu")
+]  # fmt: skip
+
+
+class ReadStep(nn.Module):
+    """A cell that is called at every step, and a linear layer of its last state."""
+
+    def __init__(self, cls: Callable[..., nn.RNNCellBase]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.last = cls(IN, HIDDEN), nn.Linear(HIDDEN, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for step in x.unbind(1):
+            state = self.rnn(step, state)
+        return self.last(state[0] if isinstance(state, tuple) else state)
+
+
+@pytest.mark.parametrize("cls", CELLS)
+def test_cells_are_taken_apart_and_put_together(cls: Callable[..., nn.RNNCellBase]) -> None:
+    for bias, batched, given in itertools.product((False, True), repeat=3):
+        cell = cls(IN, HIDDEN, bias=bias)
+        shape = (BATCH, HIDDEN) if batched else (HIDDEN,)
+        hx: Any = torch.randn(shape) if given else None
+        if given and isinstance(cell, nn.LSTMCell):
+            hx = (hx, torch.randn(shape))
+        x, holder = X[:, 0] if batched else X[0, 0], apart(cell)
+        expected = flat(cell(x, hx))
+        for a, b in zip(expected, flat(holder[0](x, hx)), strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
+        with pytest.raises(InputError, match="states of shapes"):
+            holder[0](x, torch.zeros(2, 2, 2))
+        put_together(holder)
+        assert type(holder[0]) is type(cell)
+        assert vars(holder[0]).keys() == vars(cell).keys()
+        for a, b in zip(expected, flat(holder[0](x, hx)), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("cls", CELLS)
+def test_a_network_of_cells_goes_the_whole_way(
+    cls: Callable[..., nn.RNNCellBase], tmp_path: Path
+) -> None:
+    model = ReadStep(cls).eval()
+    small, report = lowrank.compress(model, X, params=0.8, data=[X], only="rnn.*")
+    assert report.kept("parameters") <= 0.8
+    assert set(report.plan.replaced) <= {"rnn.ih", "rnn.hh"}
+    with torch.no_grad():
+        expected = small(X)
+        lowrank.save(small, tmp_path / "small.safetensors")
+        loaded = lowrank.load(tmp_path / "small.safetensors", into=ReadStep(cls))
+        assert torch.equal(loaded.eval()(X), expected)
+        dense = lowrank.densify(small)
+        assert list(dense.state_dict()) == list(model.state_dict())
+        torch.testing.assert_close(dense(X), expected, rtol=1e-4, atol=1e-5)
+    lowrank.finetune(small, teacher=model, data=[X], loss="mse", epochs=1)
+    macs = [lowrank.profile(net, X, latency=False).macs for net in (model, dense)]
+    assert macs[0] == macs[1] == report.dense.macs
 
 
 @pytest.mark.parametrize("data", [None, [X]])
@@ -185,6 +258,10 @@ class Other(nn.LSTM):
     pass
 
 
+class OtherCell(nn.GRUCell):
+    pass
+
+
 class Packs(Read):
     def forward(self, x: Tensor) -> Tensor:
         lengths = torch.full((len(x),), STEPS)
@@ -203,7 +280,7 @@ class Reads(Read):
         (Read(Other), "Other may use its packed weights otherwise than LSTM"),
         (Packs(), "packed sequences"),
         (Reads(), "reads its weight_hh_l0 directly"),
-        (Read(nn.RNN), "fused kernel"),
+        (ReadStep(OtherCell), "OtherCell may use its packed weights otherwise than GRUCell"),
     ],
 )
 def test_what_is_used_otherwise_stays_with_a_reason(model: nn.Module, reason: str) -> None:

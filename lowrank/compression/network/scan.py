@@ -34,7 +34,9 @@ from lowrank.errors import InputError
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
-PACKED = (nn.MultiheadAttention, nn.LSTM, nn.GRU)
+PACKED = (
+    nn.MultiheadAttention, nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell,
+)  # fmt: skip
 """What a module of ours can stand for, with layers in place of packed weights; and transformers'
 experts, which are no class but have the marks of `is_packed_experts`."""
 
@@ -55,7 +57,7 @@ def is_packed(module: nn.Module, *, recurrent: bool = True) -> bool:
 
     Args:
         module: any.
-        recurrent: count LSTM and GRU in.
+        recurrent: count recurrent ones in.
     """
     return isinstance(module, PACKED if recurrent else PACKED[:1]) or is_packed_experts(module)
 
@@ -297,6 +299,8 @@ def _packed_names(module: nn.Module) -> list[str]:
     """The packed weights that a module must hold itself."""
     if isinstance(module, nn.RNNBase):
         return list(module._flat_weights_names)
+    if isinstance(module, nn.RNNCellBase):
+        return ["weight_ih", "weight_hh"]
     one = module._qkv_same_embed_dim
     return ["in_proj_weight"] if one else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
 
@@ -309,7 +313,7 @@ def packed_modules(
     Args:
         model: the network; left as it is.
         example: inputs of one forward pass, which show what else reads the packed weights.
-        recurrent: look for LSTM and GRU, too.
+        recurrent: look for recurrent ones, too.
     """
     found = {n: m for n, m in model.named_modules() if is_packed(m, recurrent=recurrent)}
     if not found:

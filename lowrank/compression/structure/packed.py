@@ -16,10 +16,21 @@ from lowrank.compression.structure.experts import (
     first_of,
 )
 from lowrank.compression.structure.plan import Plan
-from lowrank.compression.structure.recurrent import Recurrent, recurrent_apart, recurrent_together
+from lowrank.compression.structure.recurrent import (
+    Recurrent,
+    RecurrentCell,
+    cell_apart,
+    cell_together,
+    recurrent_apart,
+    recurrent_together,
+)
 from lowrank.compression.structure.swap import _put
 
-_FIRST = {nn.MultiheadAttention: "q_proj", nn.LSTM: "ih_l0", nn.GRU: "ih_l0"}
+_FIRST = {
+    nn.MultiheadAttention: "q_proj",
+    **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), "ih_l0"),
+    **dict.fromkeys((nn.LSTMCell, nn.GRUCell, nn.RNNCell), "ih"),
+}
 """The first layer of what stands in the place of each of torch's."""
 
 
@@ -34,6 +45,8 @@ def take_apart(model: nn.Module, names: Iterable[str]) -> None:
             _put(model, packed, attention_apart(packed))
         elif is_packed_experts(packed):
             _put(model, packed, experts_apart(packed))
+        elif isinstance(packed, nn.RNNCellBase):
+            _put(model, packed, cell_apart(packed))
         else:
             assert isinstance(packed, nn.RNNBase)
             _put(model, packed, recurrent_apart(packed))
@@ -47,7 +60,7 @@ def put_together(model: nn.Module, keep: Collection[str] = ()) -> None:
         keep: names of layers; what they stand in stays as it is.
     """
     for name, module in list(model.named_modules()):
-        if not isinstance(module, Attention | Recurrent | Experts):
+        if not isinstance(module, Attention | Recurrent | RecurrentCell | Experts):
             continue
         parts = _layers(name, module)
         dense = all(isinstance(child, nn.Linear) for child in parts.values())
@@ -56,6 +69,8 @@ def put_together(model: nn.Module, keep: Collection[str] = ()) -> None:
                 _put(model, module, attention_together(module))
             elif isinstance(module, Recurrent):
                 _put(model, module, recurrent_together(module))
+            elif isinstance(module, RecurrentCell):
+                _put(model, module, cell_together(module))
             else:
                 _put(model, module, experts_together(module))
 
