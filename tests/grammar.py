@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 from lowrank.compression import GroupedLinear
@@ -258,6 +258,17 @@ class Spectrum(nn.Module):
         return torch.fft.irfft(torch.fft.rfft(x.float()) * self.filter, n=x.shape[-1]).to(x.dtype)
 
 
+class Complex(nn.Module):
+    """A linear layer of complex weights, and the lengths of what it gives."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(i, o, dtype=torch.complex64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.to(torch.complex64)).abs().to(x.dtype)
+
+
 class Half(nn.Module):
     """A part in another precision, its input and output cast."""
 
@@ -327,12 +338,18 @@ def _to_map(g: Growth, x: Tensor) -> nn.Module | None:
 
 
 def _recurrent(g: Growth, x: Tensor) -> nn.Module:
-    cls = g.rng.choice((nn.LSTM, nn.GRU, nn.RNN))
+    cls, hidden = g.rng.choice((nn.LSTM, nn.GRU, nn.RNN)), g.rng.choice((3, 8))
+    projected = {"proj_size": 2} if cls is nn.LSTM and g.chance(0.3) else {}
     layer = cls(
-        x.shape[-1], g.rng.choice((3, 8)), g.rng.choice((1, 2)), batch_first=True,
-        bidirectional=g.chance(0.5),
+        x.shape[-1], hidden, g.rng.choice((1, 2)), batch_first=True,
+        bidirectional=g.chance(0.5), **projected,
     )  # fmt: skip
     return Call("first", layer)
+
+
+def _cell(g: Growth, x: Tensor) -> nn.Module:
+    cls = g.rng.choice((nn.LSTMCell, nn.GRUCell, nn.RNNCell))
+    return Call("cell over time", cls(x.shape[-1], g.rng.choice((3, 8)), bias=g.chance(0.7)))
 
 
 def _heads(x: Tensor) -> int | None:
@@ -376,19 +393,22 @@ def _conv_of(
     if g.chance(0.6):
         kernel = (kernel[0],) * n
     mode = g.rng.choice(("zeros", "zeros", "zeros", "reflect", "replicate", "circular"))
-    padding: Any = tuple(min(k // 2, size - 1) for k in kernel)
+    dilation = 2 if 2 * max(kernel) - 1 <= size and g.chance(0.2) else 1
+    padding: Any = tuple(min(dilation * (k // 2), size - 1) for k in kernel)
     stride = g.rng.choice((1, 1, 2))
     if g.chance(0.15):
         padding, stride = "same", 1
     transposed = classes is TRANSPOSED
+    more = {"output_padding": 1} if transposed and stride == 2 and g.chance(0.3) else {}
     return classes[n](
         x.shape[1], out or g.width() // groups * groups or groups, kernel,
         stride=stride,
         padding=tuple(k // 2 for k in kernel) if transposed else padding,
-        dilation=1,
+        dilation=dilation,
         groups=groups,
         bias=g.chance(0.7),
         padding_mode="zeros" if transposed else mode,
+        **more,
     )  # fmt: skip
 
 
@@ -487,6 +507,7 @@ def _over_last_axis(table: dict[str, Make]) -> dict[str, Make]:
         "weight read": lambda g, x: Call("weight read", nn.Linear(x.shape[-1], g.width())),
         "bare matrix": lambda g, x: Matrix(x.shape[-1], g.width(), buffer=g.chance(0.5)),
         "complex part": lambda g, x: Spectrum(x.shape[-1]) if x.shape[-1] > 1 else None,
+        "complex linear": lambda g, x: Complex(x.shape[-1], g.width()),
         "mixed precision": _half,
         "experts": lambda g, x: Experts(x.shape[-1]),
         "counting": lambda g, x: Counting(x.shape[-1]),
@@ -513,6 +534,7 @@ PIECES: dict[str, dict[str, Make]] = {
     "sequence": _over_last_axis(
         {
             "recurrent": _recurrent,
+            "cell": _cell,
             "fused attention": _fused_attention,
             "encoder layer": _encoder,
             "attention": _own_attention,
@@ -628,6 +650,14 @@ def _in_place_on_a_view(m: Call, x: Tensor) -> Tensor:
     return y
 
 
+def _cell_over_time(m: Call, x: Tensor) -> Tensor:
+    state, given = None, []
+    for step in x.unbind(1):
+        state = m.parts[0](step, state)
+        given.append(state[0] if isinstance(state, tuple) else state)
+    return torch.stack(given, 1)
+
+
 def _dense_sum(m: Call, x: Tensor) -> Tensor:
     states = [x]
     for _ in range(2):
@@ -711,6 +741,7 @@ RULES: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "branch by training": lambda m, x: m.parts[0 if m.training else 1](x),
     "sum of branches": lambda m, x: m.parts[0](x) + m.parts[1](x),
     "first alone": lambda m, x: m.parts[0](x),
+    "cell over time": _cell_over_time,
     "first": lambda m, x: m.parts[0](x)[0],
     "self attention": lambda m, x: m.parts[0](x, x, x, need_weights=m.settings["weights"])[0],
     "attention": _attention,
@@ -784,7 +815,10 @@ class Inputs:
 
     def first(self, g: Growth) -> Iterator[nn.Module]:
         """What makes numbers of words."""
-        if self.words:
+        if self.words and g.chance(0.15):
+            g.note("embedding bag")
+            yield nn.EmbeddingBag(self.words, g.width(), mode=g.rng.choice(("sum", "mean")))
+        elif self.words:
             yield nn.Embedding(self.words, g.width(), padding_idx=0 if g.chance(0.3) else None)
 
     def data(self) -> Any:
@@ -1054,6 +1088,36 @@ def _tied(g: Growth, model: nn.Module) -> nn.Module | None:
     return model
 
 
+def _one_memory(g: Growth, model: nn.Module) -> nn.Module | None:
+    """Two parameters over the same numbers."""
+    shapes: dict[Any, list[nn.Module]] = {}
+    for layer in _layers(model):
+        shapes.setdefault((layer.weight.shape, layer.weight.dtype), []).append(layer)
+    pairs = [ms for ms in shapes.values() if len(ms) > 1]
+    if not pairs:
+        return None
+    first, second = pairs[0][:2]
+    second.weight.data = first.weight.data
+    return model
+
+
+def _made_for_inference(g: Growth, model: nn.Module) -> nn.Module | None:
+    """Parameters and buffers as a model has them that was made under inference mode."""
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        return None
+    with torch.inference_mode():
+        made = {id(p): nn.Parameter(p.detach().clone(), p.requires_grad) for p in _valued(model)}
+        buffers = {id(b): b.clone() for b in model.buffers()}
+    for module in model.modules():
+        for held, new in ((module._parameters, made), (module._buffers, buffers)):
+            held.update({k: new[id(v)] for k, v in held.items() if id(v) in new})
+    return model
+
+
+def _valued(model: nn.Module) -> Iterator[nn.Parameter]:
+    return (p for p in model.parameters() if not nn.parameter.is_lazy(p))
+
+
 def _with_gradients(g: Growth, model: nn.Module) -> nn.Module:
     for p in model.parameters():
         if p.requires_grad and not isinstance(p, nn.UninitializedParameter):
@@ -1161,6 +1225,8 @@ DRESSES: dict[str, Callable[[Growth, nn.Module], nn.Module | None]] = {
         lambda m: parametrize.register_parametrization(m, "weight", Doubled())
     ),
     "tied": _tied,
+    "one memory": _one_memory,
+    "pruned": _on_a_layer(lambda m: prune.l1_unstructured(m, "weight", 0.5)),
     "gradients kept": _with_gradients,
     "looking hook": _on_a_layer(lambda m: m.register_forward_hook(_noted)),
     "changing hook": _on_a_layer(lambda m: m.register_forward_hook(_doubled)),
@@ -1171,6 +1237,7 @@ DRESSES: dict[str, Callable[[Growth, nn.Module], nn.Module | None]] = {
     "extra parameters": _extra_parameters,
     "bias of two": _bias_of_two,
     "second name": _second_name,
+    "made for inference": _made_for_inference,
     "lock": _lock,
     "held in a list": _listed,
     "channels last": _channels_last,

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 import lowrank
 from lowrank.compression.calibration.calibrate import drawn_loss
 from lowrank.compression.fitting.distillation import Objective, relative_mse, softened_kl
-from lowrank.compression.gauges.quality import compare_outputs, is_distribution, is_scores, logits
+from lowrank.compression.gauges.quality import (
+    compare_outputs,
+    is_distribution,
+    is_scores,
+    logits,
+    no_choice,
+)
 from lowrank.compression.network.batches import Batch
 
 
@@ -59,6 +65,45 @@ def test_same_answers_are_told_of_choices_alone(last: nn.Module | str) -> None:
     assert report.quality is not None
     told = isinstance(end, nn.Identity)
     assert (report.quality.agreement is not None) == ("same answer" in str(report)) == told
+
+
+class _Detector(nn.Module):
+    """Boxes first, and probabilities of two classes beside them."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.net, self.boxes, self.kind = _net(seed=seed), nn.Linear(9, 4), nn.Linear(9, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.net(x)
+        return self.boxes(h) / 8, self.kind(h).softmax(-1)
+
+
+def test_boxes_beside_probabilities_of_classes_are_no_scores() -> None:
+    boxes, kind = torch.randn(32, 4), torch.randn(32, 2).softmax(-1)
+    assert is_scores(boxes)
+    assert not is_scores(boxes, others=[kind])
+    assert is_scores(boxes, others=[torch.rand(32, 2), kind[:8], kind[:, None], torch.ones(32, 1)])
+    assert is_scores(boxes, others=[boxes.softmax(-1)])  # its own probabilities
+    assert is_scores(boxes.softmax(-1), others=[kind])
+    maps, kinds = torch.randn(4, 4, 6, 6), torch.randn(4, 2, 6, 6).softmax(1)
+    assert no_choice(maps, [kinds])
+    assert not no_choice(maps, [kinds[..., 1:]])
+    assert not no_choice(maps)
+
+
+def test_a_detector_is_compared_and_trained_on_its_boxes() -> None:
+    dense, small = _Detector(), _Detector(seed=1)
+    found = compare_outputs(dense, small, None, X)
+    assert found is not None
+    assert found.agreement is None
+    assert not found.scores
+    target, batch = dense(X), Batch(X, None)
+    loss = Objective(loss="kl").terms(small, dense, batch)["distillation"]
+    torch.testing.assert_close(loss, relative_mse(small(X), target))
+    free = drawn_loss(small(X), torch.Generator().manual_seed(0))
+    (small.boxes.weight.grad,) = torch.autograd.grad(free, [small.boxes.weight])
+    assert small.boxes.weight.grad.norm() > 0
 
 
 class _Normalized(nn.Module):

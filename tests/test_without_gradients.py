@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,3 +164,46 @@ def test_calls_are_made_under_inference_mode_and_on_models_made_there() -> None:
     _, report = lowrank.compress(made, x[:1], data=x, **FEW)
     assert any("no gradients" in note for note in report.notes)
     assert all(p.requires_grad for p in made.parameters())
+
+
+class PassedOn(nn.Module):
+    """What a layer gives is passed on under inference mode by a module that does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.nothing, self.b = nn.Linear(16, 48), nn.Dropout(0.1), nn.Linear(48, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        with torch.inference_mode():
+            return self.b(self.nothing(h))
+
+
+def test_what_is_passed_on_under_inference_mode_is_fitted_in_sequence() -> None:
+    outputs = lowrank.Calibration(weighting="outputs", fit="sequential")
+    both: Any = {"a": lowrank.ChannelSVD(4), "b": lowrank.ChannelSVD(8)}
+    _, report = lowrank.compress(
+        PassedOn().eval(), X[:1], params=10**6, overrides=both, data=X, calibration=outputs
+    )
+    assert set(report.plan.replaced) == set(both)
+
+
+def test_what_was_saved_is_loaded_into_a_model_made_for_inference(tmp_path: Path) -> None:
+    small, _ = lowrank.compress(Net("plain"), X[:1], **FEW)
+    lowrank.save(small, tmp_path / "small.safetensors")
+    with torch.inference_mode():
+        into = Net("plain")
+    loaded = lowrank.load(tmp_path / "small.safetensors", into=into)
+    with torch.no_grad():
+        assert torch.equal(loaded(X), small(X))
+
+
+def test_buffers_that_cannot_change_are_left() -> None:
+    with torch.inference_mode():
+        net = nn.Sequential(nn.Linear(16, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 8))
+    small, _ = lowrank.compress(net, X, data=X, **FEW)
+    lowrank.finetune(small, teacher=net, data=X, epochs=1)
+    with torch.inference_mode():
+        hooked = nn.Sequential(nn.utils.spectral_norm(nn.Linear(16, 16)), nn.Linear(16, 16)).eval()
+    lowrank.compress(hooked, X[:1], data=X, params=0.8, methods="channel_svd")

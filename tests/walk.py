@@ -99,7 +99,7 @@ REFUSALS = (
         frozenset({"mixed precision"}),
     ),
     Refusal("labels", r"^InputError: data: labels .* do not fit the output"),
-    Refusal("no gradients", r"^InputError: model: no gradients can be had: \w+"),
+    Refusal("no gradients", r"^InputError: (model|epoch \d+, .+): no gradients can be had: \w+"),
     Refusal(
         "no numbers",
         r"^InputError: model: it returns no floating-point tensor, but",

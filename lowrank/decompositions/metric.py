@@ -25,7 +25,7 @@ _FORMED = 6144
 """Most inputs whose second moment is written out."""
 
 
-def _changes(W: Tensor) -> int:
+def changes(W: Tensor) -> int:
     """How often W was changed in place; what inference mode made stays as it is outside of it."""
     return 0 if W.is_inference() else W._version
 
@@ -42,7 +42,7 @@ class _Last:
     def is_of(self, W: Tensor) -> bool:
         """Whether this is that very weight, unchanged."""
         same = self.weight.shape == W.shape and self.weight.stride() == W.stride()
-        same = same and self.weight.dtype == W.dtype and self.version == _changes(W)
+        same = same and self.weight.dtype == W.dtype and self.version == changes(W)
         return same and self.weight.data_ptr() == W.data_ptr()
 
 
@@ -245,7 +245,7 @@ class Metric:
 
     def _last_of(self, W: Tensor) -> _Last:
         if not self._asked or not self._asked[-1].is_of(W):
-            self._asked[:] = [_Last(W, _changes(W))]
+            self._asked[:] = [_Last(W, changes(W))]
         return self._asked[-1]
 
     @cached_property

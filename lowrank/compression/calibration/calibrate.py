@@ -368,7 +368,7 @@ def drawn_loss(output: Any, generator: torch.Generator, words: Collection[int] =
     first, *others = [y for y in found if y.requires_grad] or found[:1]
     if not all(map(is_finite, (first, *others))):
         raise InputError("model", "its output on the data holds NaN or Inf", "check both")
-    if not is_scores(first, words):
+    if not is_scores(first, words, others):
         return sum((_projected(y, generator) for y in others), _projected(first, generator))
     logs = logits(first, is_distribution(first)).flatten(0, -2).log_softmax(-1)
     drawn = torch.multinomial(logs.detach().exp().cpu(), 1, generator=generator)

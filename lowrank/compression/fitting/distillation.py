@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank.compression.gauges.quality import is_distribution, is_shares, logits
+from lowrank.compression.gauges.quality import is_distribution, logits, no_choice
 from lowrank.compression.network.batches import Batch, placed
 from lowrank.compression.network.example import call, evaluating
 from lowrank.compression.network.tensors import describe, flatten
@@ -47,9 +47,9 @@ class Objective:
         loss: distillation term. "kl": T^2 KL(softmax(teacher / T) || softmax(student / T)),
             mean over positions, of the first output, whose classes are on its last axis (for
             pictures, on its channel axis), and `relative_mse` of the others, and of the first
-            where it has no such axis, or one class, or holds shares as of sigmoids; probabilities
-            are taken as such. "mse": that of every output. Or a function of
-            the student's and the teacher's output.
+            where it has no such axis, or one class, or its largest number is no answer (see
+            `no_choice`); probabilities are taken as such. "mse": that of every output. Or a
+            function of the student's and the teacher's output.
         temperature: T, above 0.
         label_weight: in [0, 1]. The label term is cross-entropy (for "kl" and for whole-number
             labels), else `relative_mse`; a model whose forward takes `labels` computes it.
@@ -125,11 +125,10 @@ class Objective:
         if callable(self.loss):
             return self.loss(output, target)
         ours, theirs = _floating(output), _floating(target)
-        if self.loss == "mse" or _n_classes(theirs[0]) < 2:
+        first, *others = theirs
+        if self.loss == "mse" or _n_classes(first) < 2 or no_choice(first, others):
             return relative_mse(ours, theirs)
-        shares = is_distribution(theirs[0])
-        if not shares and is_shares(theirs[0]):  # each by itself, as of sigmoids
-            return relative_mse(ours, theirs)
+        shares = is_distribution(first)
         student, teacher = (logits(y[0], shares) for y in (ours, theirs))
         divergence = softened_kl(student, teacher, self.temperature)
         return divergence + relative_mse(ours[1:], theirs[1:]) if ours[1:] else divergence

@@ -91,7 +91,7 @@ class Quality:
         agreement: share of positions in [0, 1] at which the largest entry along the last
             (for pictures: channel) axis of the first output is the same; None where that
             axis has one entry or is that of the examples, and where outputs are no choice:
-            sigmoids, or embeddings of length one.
+            sigmoids, embeddings of length one, or boxes beside probabilities of classes.
         kl: mean Kullback-Leibler divergence KL(dense || compressed) of the softmax over that
             axis, in nats; meaningful for classifiers.
         n_examples: how many examples the figures stand on.
@@ -234,13 +234,13 @@ class _Compared:
             self.lost[k] = self.lost.get(k, 0.0) + _energy(a - b.to(a))
             self.energy[k] = self.energy.get(k, 0.0) + _energy(a)
             if not k:
-                self._add_first(a, b)
+                self._add_first(a, b, expected[1:])
 
-    def _add_first(self, expected: Tensor, got: Tensor) -> None:
+    def _add_first(self, expected: Tensor, got: Tensor, others: Sequence[Tensor]) -> None:
         if self.batches == 1:
-            self.scores = is_scores(expected, self.words)
+            self.scores = is_scores(expected, self.words, others)
             self._shares = self.scores and is_distribution(expected)
-            self._choice = self.scores or not _no_choice(expected)
+            self._choice = self.scores or not no_choice(expected, others)
         p, q = (_scores(logits(x, self._shares)) for x in (expected, got))
         self.classes = self._choice and p.shape[-1] > 1
         self.agree += int((p.argmax(-1) == q.argmax(-1)).sum())
@@ -273,7 +273,7 @@ def _ratio(lost: float, energy: float) -> float:
     return lost / energy if energy else lost
 
 
-def is_scores(output: Tensor, words: Collection[int] = ()) -> bool:
+def is_scores(output: Tensor, words: Collection[int] = (), others: Sequence[Tensor] = ()) -> bool:
     """Whether an output is taken for class scores.
 
     That is a matrix with more than one column, or for each place of a sequence as many
@@ -284,16 +284,38 @@ def is_scores(output: Tensor, words: Collection[int] = ()) -> bool:
     Args:
         output: the first one of a model.
         words: from `vocabularies`.
+        others: its outputs behind the first.
     """
     matrix = output.ndim == 2 and output.shape[1] > 1
     if not matrix and not scores_words(output, words):
         return False
-    return not _no_choice(output)
+    return not no_choice(output, others)
 
 
-def _no_choice(output: Tensor) -> bool:
-    """Whether the largest number of a row is no answer: of sigmoids, or of unit vectors."""
-    return (is_shares(output) and not is_distribution(output)) or _is_unit(output)
+def no_choice(output: Tensor, others: Sequence[Tensor] = ()) -> bool:
+    """Whether the largest number of a row is no answer.
+
+    That is so for sigmoids, for unit vectors, and where another output has the answer: the
+    boxes of a detector that gives probabilities of classes beside them.
+
+    Args:
+        output: the first one of a model.
+        others: its outputs behind the first.
+    """
+    if is_distribution(output):
+        return False
+    return is_shares(output) or _is_unit(output) or any(_answers(y, output) for y in others)
+
+
+def _answers(output: Tensor, first: Tensor) -> bool:
+    """Whether an output holds probabilities of classes, other than the softmax of the first."""
+    if output.ndim != first.ndim or output.ndim not in (2, 4, 5) or not is_distribution(output):
+        return False
+    p, x = _scores(output), _scores(first)
+    if p.shape[-1] < 2 or p.shape[:-1] != x.shape[:-1]:
+        return False
+    tol = _rounding(output)
+    return p.shape != x.shape or not torch.allclose(wide(p), wide(x).softmax(-1), rtol=0, atol=tol)
 
 
 def _is_unit(output: Tensor) -> bool:

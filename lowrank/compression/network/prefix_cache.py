@@ -112,8 +112,9 @@ class _Held:
     """
 
     def __init__(self, output: Any, *, copy: bool) -> None:
-        self.counted = isinstance(output, torch.Tensor) and not output.is_inference()
-        self.value = copied(output) if copy or not self.counted else output.detach()
+        counted = isinstance(output, torch.Tensor) and not output.is_inference()
+        self.value = copied(output) if copy or not counted else output.detach()
+        self.counted = counted and not self.value.is_inference()  # a copy may be made there
         self._version = self.value._version if self.counted else 0
 
     @property

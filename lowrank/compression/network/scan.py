@@ -526,7 +526,7 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
 def _training(model: nn.Module) -> Iterator[None]:
     """Training mode without gradients; flags, buffers and the random state come back after."""
     flags = [(part, part.training) for part in model.modules()]
-    buffers = [(b, b.clone()) for b in model.buffers()]
+    buffers = [(b, b.clone()) for b in model.buffers() if not b.is_inference()]
     try:
         for part, _ in flags:
             part.training = True

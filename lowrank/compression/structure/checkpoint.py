@@ -137,7 +137,8 @@ def load(path: str | Path, *, into: ModelT) -> ModelT:
     for at, plan in plans:
         build_structure(part_of(model, at), plan)
     settle_fused(model)  # of what holds the parts, too
-    model.load_state_dict(tensors, strict=True)
+    with torch.inference_mode(any(t.is_inference() for _, t in _state(model))):
+        model.load_state_dict(tensors, strict=True)
     write_int8(model, coarse)
     return into
 

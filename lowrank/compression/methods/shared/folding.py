@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.decompositions.metric import Metric, add_gram, input_directions, whitened
+from lowrank.decompositions.metric import Metric, add_gram, changes, input_directions, whitened
 
 
 def marginal(metric: Metric, spec: LayerSpec, axes: Sequence[int]) -> Metric:
@@ -44,7 +44,7 @@ def places(spec: LayerSpec, axes: Sequence[int]) -> Tensor:
 
 def weighted(metric: Metric, weight: Tensor) -> Tensor:
     """G^1/2 W (groups, o, d) of a canonical weight, remembered for the last one."""
-    key = ("weighted", weight._version)
+    key = ("weighted", changes(weight))
     kept = metric.asides.get(key)
     if kept is None or kept[0] is not weight:
         made = metric.left(metric.cast(weight.flatten(2)))
@@ -66,7 +66,7 @@ def nested_stages(
         (groups, o, blocks * places off the axes).
     """
     reads = places(spec, axes)
-    key, width = ("nested", weight._version, spec.weight_shape, *axes), len(reads)
+    key, width = ("nested", changes(weight), spec.weight_shape, *axes), len(reads)
     kept = metric.asides.get(key)
     if kept is None or kept[0] is not weight or kept[1].shape[-1] < blocks * width:
         V = first_stage(spec, weight, metric, axes, blocks)
