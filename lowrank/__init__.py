@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lowrank.compression.gauges.profile_table import Profile
     from lowrank.compression.methods import (
         CP,
+        AdaptiveEmbedding,
         BiClustering,
         ChannelSVD,
         DepthwiseSeparable,
@@ -57,6 +58,7 @@ _HOME = {
     "BiClustering": "lowrank.compression.methods",
     "CP": "lowrank.compression.methods",
     "Calibration": "lowrank.compression.calibration.settings",
+    "AdaptiveEmbedding": "lowrank.compression.methods",
     "ChannelSVD": "lowrank.compression.methods",
     "Curves": "lowrank.compression.planning.curves",
     "Dense": "lowrank.compression.structure.choices",

@@ -160,7 +160,7 @@ class Moments:
         if self.rows is not None:
             return self._by_rows(centred, seen)
         if C.ndim == 2:  # word counts: an embedding has no bias
-            return Metric(C + (0.0 if seen else DAMPING) * C.mean(-1, keepdim=True))
+            return Metric(C if seen else _with_unseen_words(C, self.n))
         if not centred:
             C = C + self.mean[:, :, None] * self.mean[:, None, :]
         return Metric(C if seen else damped(C, self.share))
@@ -202,6 +202,19 @@ class Moments:
         scaled = damped(self.G / size.mean(), share)
         eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
         return Weight(torch.where(_felt(size)[:, None, None], scaled, eye))
+
+
+def _with_unseen_words(C: Tensor, n: int) -> Tensor:
+    """Frequencies of words (groups, words) of n, with what those that never came may be expected
+    to have: together the share of the words that came once.
+
+    Source: Good 1953, "The population frequencies of species and the estimation of population
+    parameters" (by Turing).
+    """
+    once = (C * n > 0.5) & (C * n < 1.5)
+    unseen = C * n < 0.5
+    each = (C * once).sum(-1, keepdim=True) / unseen.sum(-1, keepdim=True).clamp_min(1)
+    return C + torch.where(unseen, each, 0.0) + DAMPING * C.mean(-1, keepdim=True)
 
 
 def _felt(size: Tensor) -> Tensor:

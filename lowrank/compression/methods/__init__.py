@@ -20,12 +20,14 @@ from lowrank.compression.methods.shared_input import SharedInputSVD
 from lowrank.compression.methods.spatial_svd import SpatialSVD
 from lowrank.compression.methods.tensor_train import TensorTrain
 from lowrank.compression.methods.tucker2 import Tucker2
+from lowrank.compression.methods.words.adaptive_embedding import AdaptiveEmbedding
 from lowrank.errors import InputError
 
 __all__ = [
     "CP",
     "METHODS",
     "RARE",
+    "AdaptiveEmbedding",
     "BiClustering",
     "ChannelSVD",
     "DepthwiseSeparable",
@@ -62,6 +64,7 @@ METHODS: dict[str, type[Method]] = {
     "biclustering": BiClustering,
     "legonet": LegoNet,
     "shared_input_svd": SharedInputSVD,
+    "adaptive_embedding": AdaptiveEmbedding,
 }
 """Every method of the library by the name that plans and the command line use."""
 
@@ -75,6 +78,7 @@ RARE = frozenset(
         "monochromatic",
         "biclustering",
         "legonet",
+        "adaptive_embedding",
     )
 )
 """Methods that seldom win: tried where they are named, or with thorough effort."""

@@ -1,0 +1,1 @@
+"""Tables of words whose rows are stored in different ways."""
