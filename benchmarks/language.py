@@ -35,6 +35,7 @@ import torch
 from torch import nn
 
 import lowrank
+from lowrank.compression.fitting.words import distil_words
 from lowrank.evaluate import Perplexity, calibration_text, perplexity
 
 HANDBOOK = Path("/usr/share/doc/debian-handbook/html/en-US")
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("--fit", help="sequential or parallel; by default the effort's")
     parser.add_argument("--methods", nargs="*", help="by default all")
     parser.add_argument("--refine", type=int, nargs="?", const=True, default=False, help="steps")
+    parser.add_argument("--distil", type=int, help="steps end to end alone, a window in each")
     parser.add_argument("--windows", type=int, default=24, help="for calibration")
     parser.add_argument("--test-windows", type=int, default=24, help="of each book")
     parser.add_argument("--seed", type=int, default=0)
@@ -183,13 +185,17 @@ def main() -> None:
     for keep in args.keep:
         names = ("effort", "weighting", "fit", "methods", "refine", "windows", "test_windows")
         settings = {"keep": keep, **{n: getattr(args, n) for n in (*names, "seed")}}
-        settings |= {} if args.exponent is None else {"exponent": args.exponent}
+        more = {"exponent": args.exponent, "distil": args.distil}
+        settings |= {name: value for name, value in more.items() if value is not None}
         began = time.process_time()
         plan = curves.plan(params=budget(net, keep))
         small, report = lowrank.apply(
             net, plan, data=curves.data, val=shown, calibration=calibration,
             refine=args.refine, progress=told,
         )  # fmt: skip
+        if args.distil is not None:
+            layers = [*dict.fromkeys((*plan.replaced, *plan.narrowed))]
+            distil_words(small, net, data.split(1), layers, steps=args.distil, progress=told)
         seconds = shared + time.process_time() - began
         figures = row(measured(small, tokenizer, tests), dense)
         for name, figure in figures.items():
