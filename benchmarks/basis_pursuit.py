@@ -13,14 +13,9 @@ is the peer's CPU time over ours: above 1 we are faster.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
-import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +23,13 @@ import celer
 import numpy as np
 import spgl1
 from sklearn.linear_model import lars_path
-from threadpoolctl import threadpool_limits
 
 from lowrank.sensing import BPDN, BasisPursuit, Lasso, Problem, certify, solve
+
+if __package__:
+    from benchmarks.records import one_thread, write
+else:
+    from records import one_thread, write
 
 FAILED = 1e-6  # a gap above this is no answer
 Answer = tuple[np.ndarray, np.ndarray | None]  # coefficients and, where there is one, a dual point
@@ -174,23 +173,13 @@ def main() -> None:
     cases = [("basis pursuit", *c) for c in EXACT]
     cases += [(task, *c) for task in ("BPDN", "LASSO") for c in NOISY]
     rows = []
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peers warn where they do not converge
+    with one_thread():
         for case in cases:
             if args.only in " ".join(map(str, case)):
                 rows.append(measure(*case, seeds=args.seeds))
                 show(rows[-1])
     packages = ("lowrank-kit", "numpy", "scipy", "spgl1", "scikit-learn", "celer", "cvxpy")
-    record = {
-        "versions": {p: version(p) for p in packages} | {"python": platform.python_version()},
-        "threads": 1,
-        "seeds": args.seeds,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "rows": rows,
-    }
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    write(args.out, rows, packages, seeds=args.seeds)
 
 
 if __name__ == "__main__":

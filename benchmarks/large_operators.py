@@ -11,26 +11,25 @@ is least squares on the true support. Times are CPU seconds of one thread. `--hu
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import resource
 import statistics
 import time
-import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import spgl1
 from scipy.sparse.linalg import LinearOperator, lsqr
-from threadpoolctl import threadpool_limits
 
 from lowrank import recover
 from lowrank.sensing import Operator
 from lowrank.sensing.operators import partial_dct
+
+if __package__:
+    from benchmarks.records import one_thread, write
+else:
+    from records import one_thread, write
 
 # signal, n, m, k, relative noise
 CASES = [
@@ -172,8 +171,7 @@ def main() -> None:
     parser.add_argument("--huge", action="store_true")
     args = parser.parse_args()
     rows = []
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peers warn where they do not converge
+    with one_thread():
         recover(partial_dct(4096, m=1024, seed=0), np.ones(1024))  # what is imported is not timed
         for case in CASES:
             rows.append(measure(case, args.seeds))
@@ -182,16 +180,7 @@ def main() -> None:
             rows.append(huge())
             print(rows[-1])
     packages = ("lowrank-kit", "numpy", "scipy", "spgl1")
-    record = {
-        "versions": {p: version(p) for p in packages} | {"python": platform.python_version()},
-        "threads": 1,
-        "seeds": args.seeds,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "rows": rows,
-    }
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    write(args.out, rows, packages, seeds=args.seeds)
 
 
 if __name__ == "__main__":

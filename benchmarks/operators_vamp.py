@@ -11,25 +11,24 @@ which a busy machine hardly disturbs; wall seconds stand beside them.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
-import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import spgl1
 from scipy.sparse.linalg import LinearOperator, lsqr
-from threadpoolctl import threadpool_limits
 
 from lowrank.sensing import Operator, PosteriorMean, solve
 from lowrank.sensing.operators.operator import from_matrix
 from lowrank.sensing.operators.subsampled import partial_dct
+
+if __package__:
+    from benchmarks.records import one_thread, write
+else:
+    from records import one_thread, write
 
 # operator, signal, n, m, k, relative noise
 CASES = [
@@ -137,22 +136,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     rows = []
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peers warn where they do not converge
+    with one_thread():
         for case in CASES:
             rows.append(measure(case, args.seeds))
             show(rows[-1])
     packages = ("lowrank-kit", "numpy", "scipy", "spgl1")
-    record = {
-        "versions": {p: version(p) for p in packages} | {"python": platform.python_version()},
-        "threads": 1,
-        "seeds": args.seeds,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "rows": rows,
-    }
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    write(args.out, rows, packages, seeds=args.seeds)
 
 
 if __name__ == "__main__":

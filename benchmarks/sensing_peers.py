@@ -20,14 +20,9 @@ run at the larger size, where a call takes minutes: CVXPY, and coordinate descen
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
-import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +33,13 @@ import pylops
 import skglm
 import sklearn.linear_model as sk
 import spgl1
-from threadpoolctl import threadpool_limits
 
 from lowrank.sensing import BPDN, BasisPursuit, Lasso, Problem, solve
+
+if __package__:
+    from benchmarks.records import one_thread, write
+else:
+    from records import one_thread, write
 
 SIZES = [(1024, 256, 40), (4096, 1024, 150)]
 ENOUGH = 1e-6
@@ -208,8 +207,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of the task's name and size")
     args = parser.parse_args()
     rows = []
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peers warn where they do not converge
+    with one_thread():
         for size in SIZES:
             for task in ("basis pursuit", "BPDN", "LASSO"):
                 if args.only in f"{task} {size[0]}":
@@ -217,17 +215,7 @@ def main() -> None:
                     show(rows[-1], args.seeds)
     packages = ("lowrank-kit", "numpy", "scipy", "cvxpy", "clarabel", "scs", "spgl1", "pylops")
     packages += ("scikit-learn", "celer", "skglm")
-    record = {
-        "versions": {p: version(p) for p in packages} | {"python": platform.python_version()},
-        "threads": 1,
-        "seeds": args.seeds,
-        "accuracy": ENOUGH,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "rows": rows,
-    }
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    write(args.out, rows, packages, seeds=args.seeds, accuracy=ENOUGH)
 
 
 if __name__ == "__main__":
