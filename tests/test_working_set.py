@@ -5,6 +5,9 @@ import pytest
 import scipy.sparse as sp
 
 from lowrank.sensing import ElasticNet, Lasso, Status, recover, solve
+from lowrank.sensing.solvers.designs import HELD, QUICK, DenseDesign, SparseDesign
+from lowrank.sensing.solvers.exact_l1 import NEAR, ExactL1
+from lowrank.sensing.solvers.working_set import LEAST, WHOLE, Fit
 
 KINDS = {
     "random": lambda rng, m, n: rng.standard_normal((m, n)),
@@ -95,9 +98,76 @@ def test_nan_in_sparse_data_is_refused():
         recover(A, np.ones(2), lam=0.1)
 
 
-def test_many_active_columns_of_a_wide_matrix_go_by_the_exact_path():
+@pytest.mark.parametrize("fraction", [0.1, 1e-3])
+def test_many_active_columns_of_a_wide_matrix_go_by_the_exact_path(fraction):
     rng = np.random.default_rng(0)
-    A, y = rng.standard_normal((60, 300)), rng.standard_normal(60)
-    found = recover(A, y, lam_fraction=1e-3, solver="working_set")
+    A, y = rng.standard_normal((60, 900)), rng.standard_normal(60)
+    found = recover(A, y, lam_fraction=fraction, solver="working_set")
     assert found.status is Status.OPTIMAL
-    assert "exact path" in found.why
+    assert ("exact path" in found.why) == (fraction < 0.1)
+
+
+def fit_to(A):
+    n = A.shape[1]
+    return Fit(A, np.ones(len(A)), np.ones(n), np.full(n, -np.inf), np.full(n, np.inf))
+
+
+def test_many_columns_that_took_part_call_for_the_exact_path_too():
+    fit = fit_to(np.random.default_rng(0).standard_normal((20, 2 * LEAST)))
+    fit._admit(np.arange(LEAST))
+    assert not fit.crowded
+    fit._admit(np.array([LEAST]))
+    assert fit.crowded
+    fit.done = True
+    assert not fit.crowded
+
+
+def test_tall_matrices_go_by_the_gram_matrix_of_all_columns_once_many_take_part():
+    A = np.random.default_rng(0).standard_normal((60, 20))
+    few = int(WHOLE * 20)
+    fit = fit_to(A)
+    fit._admit(np.arange(few))
+    assert not fit.whole
+    fit._admit(np.array([few]))
+    assert fit.whole
+    assert fit.taking.size == 20
+    wide = fit_to(A[:19])
+    wide._admit(np.arange(few + 1))
+    assert not wide.whole
+
+
+@pytest.mark.parametrize("scale", [1, 10])
+def test_sparse_columns_are_those_of_the_dense_matrix(scale):
+    rng = np.random.default_rng(0)
+    m, n = 200 * scale, 60 * scale
+    A = sp.random(m, n, density=0.05, format="csc", random_state=0)
+    u, v = rng.standard_normal(m), rng.standard_normal(n)
+    new = rng.permutation(n)
+    assert (A.nnz > QUICK) == (n > HELD) == (scale == 10)
+    for shift in (None, (u, v)):
+        sparse = SparseDesign(A, shift)
+        dense = DenseDesign(A.toarray() - (0 if shift is None else np.outer(u, v)))
+        for part in np.split(new, [n // 3]):
+            sparse.admit(part)
+            dense.admit(part)
+        x, r, free = rng.standard_normal(n), rng.standard_normal(m), np.arange(0, n, 4)
+        np.testing.assert_allclose(sparse.norms, dense.norms)
+        np.testing.assert_allclose(sparse.combine(x), dense.combine(x), atol=1e-10)
+        np.testing.assert_allclose(sparse.correlate(r), dense.correlate(r), atol=1e-10)
+        np.testing.assert_allclose(sparse.curve(x), dense.curve(x), atol=1e-10)
+        steps = [d.newton(free, x[free], np.full(free.size, 0.1), 1e-12) for d in (sparse, dense)]
+        np.testing.assert_allclose(*steps, atol=1e-9)
+
+
+@pytest.mark.parametrize("times", [0.8 * NEAR, 3 * NEAR])
+def test_the_exact_path_goes_on_from_a_point_of_a_larger_lam(times):
+    rng = np.random.default_rng(0)
+    A, y = rng.standard_normal((30, 90)), rng.standard_normal(30)
+    lam = 0.05 * float(np.abs(A.T @ y).max())
+    x0 = recover(A, y, lam=times * lam, tol=1e-12).x
+    found = solve(Lasso(A, y, lam), ExactL1(tol=1e-10), x0=x0)
+    alone = solve(Lasso(A, y, lam), ExactL1(tol=1e-10))
+    assert found.status is Status.OPTIMAL
+    assert ("x0" in found.why) == (times < NEAR)
+    assert found.n_products < alone.n_products
+    np.testing.assert_allclose(found.x, alone.x, atol=1e-8)

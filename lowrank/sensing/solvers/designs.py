@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dpotrs
-from scipy.sparse import hstack
+from scipy.sparse import csc_array
 
 Array = NDArray[np.float64]
 
@@ -27,9 +27,12 @@ FEW = 200
 """Sparse columns up to this number go by their Gram matrix, more by conjugate gradients."""
 
 
-SOLVED = 1e-4
-"""Residual, relative to the right-hand side, at which conjugate gradients end: the right-hand side
-of a further Newton step is smaller by as much."""
+HELD = 400
+"""Up to this number their Gram matrix is held."""
+
+
+QUICK = 2**15
+"""Entries of the columns up to which NumPy multiplies with them at less cost than SciPy asks."""
 
 
 MAX_PRODUCTS = 400
@@ -54,8 +57,11 @@ class Design(Protocol):
     def curve(self, d: Array) -> Array:
         """`A_W^T A_W d`."""
 
-    def newton(self, free: Index, g: Array, ridge: Array) -> Array:
-        """`(A_F^T A_F + ridge)^-1 g` for the columns F, or near it where they are dependent."""
+    def newton(self, free: Index, g: Array, ridge: Array, accuracy: float) -> Array:
+        """`(A_F^T A_F + ridge)^-1 g` for the columns F, or near it where they are dependent.
+
+        An iteration may end at this residual, relative to g.
+        """
 
     entering: tuple[int, float]
     """How many zeros may move in one step: this many, or this share of what is not zero."""
@@ -105,9 +111,46 @@ class DenseDesign:
 
     def curve(self, d: Array) -> Array:
         """`A_W^T A_W d`."""
+        if self._size > 2 * self._columns.shape[1]:
+            return self.correlate(self.combine(d))
         return self._gram[: self._size, : self._size] @ d
 
-    def newton(self, free: Index, g: Array, ridge: Array) -> Array:
+    def newton(self, free: Index, g: Array, ridge: Array, accuracy: float) -> Array:
+        """By Cholesky."""
+        return cholesky_step(self._gram[free[:, None], free], g, ridge)
+
+
+class WholeDesign:
+    """All columns of a tall array (m, n), in a given order, with their Gram matrix."""
+
+    entering = (150, 2.0)
+
+    def __init__(self, A: Array, order: Index) -> None:
+        gram = np.asarray(A.T @ A)[order[:, None], order]
+        self.A, self._order, self.norms = A, order, np.sqrt(np.einsum("ii->i", gram))
+        self.norms[self.norms == 0] = 1.0
+        self._gram = gram / self.norms
+        self._gram /= self.norms[:, None]
+
+    def admit(self, new: Index) -> None:
+        """They are all there."""
+        assert not new.size
+
+    def combine(self, x: Array) -> Array:
+        """`A x`."""
+        plain = np.empty(x.size)
+        plain[self._order] = x / self.norms
+        return np.asarray(self.A @ plain)
+
+    def correlate(self, r: Array) -> Array:
+        """`A^T r`."""
+        return np.asarray(self.A.T @ r)[self._order] / self.norms
+
+    def curve(self, d: Array) -> Array:
+        """`A^T A d`."""
+        return self._gram @ d
+
+    def newton(self, free: Index, g: Array, ridge: Array, accuracy: float) -> Array:
         """By Cholesky."""
         return cholesky_step(self._gram[free[:, None], free], g, ridge)
 
@@ -119,61 +162,112 @@ class SparseDesign:
 
     def __init__(self, A: Any, shift: tuple[Array, Array] | None = None) -> None:
         self.A, self.shift, self.norms = A, shift, np.empty(0)
-        self._columns: Any = None
-        self._rows: Any = None
+        self._data, self._row = np.empty(0), np.empty(0, np.intp)
+        self._counts = np.empty(0, np.intp)
         self._v = np.empty(0)
+        self._gram: Array | None = np.empty((0, 0))
+        self._matrix: Any = None
+        self._transposed: Any = None
 
     def admit(self, new: Index) -> None:
         """Gather the columns."""
-        columns = self.A[:, new]
-        counts = np.diff(columns.indptr)
-        squares = np.bincount(np.repeat(np.arange(new.size), counts), columns.data**2, new.size)
+        row, data, counts = self._entries(new)
+        column = np.repeat(np.arange(new.size), counts)
+        squares = np.zeros(new.size)
+        squares += np.bincount(column, data**2, new.size)
         if self.shift is not None:
             u, v = self.shift[0], self.shift[1][new]
-            squares = squares - 2 * v * (columns.T @ u) + v**2 * (u @ u)
+            squares += v**2 * (u @ u) - 2 * v * np.bincount(column, data * u[row], new.size)
         norms = np.sqrt(np.where(squares > 0, squares, 1.0))
-        columns.data /= np.repeat(norms, counts)
+        data /= norms[column]
         if self.shift is not None:
             self._v = np.concatenate([self._v, v / norms])
-        joined = [columns] if self._columns is None else [self._columns, columns]
-        self._columns = hstack(joined, format="csc")
-        self._rows = self._columns.T
+        self._data, self._row = np.concatenate([self._data, data]), np.concatenate([self._row, row])
+        self._counts = np.concatenate([self._counts, counts])
+        self._ends = np.cumsum(self._counts)
+        self._full = self._counts > 0
         self.norms = np.concatenate([self.norms, norms])
+        self._matrix = self._transposed = None
+        if self._gram is not None:
+            self._gram = self._grown(new.size) if self.norms.size <= HELD else None
+
+    def _entries(self, new: Index) -> tuple[Index, Array, Index]:
+        """Rows and values of columns, and how many each has."""
+        starts = self.A.indptr[new].astype(np.intp)
+        counts = self.A.indptr[new + 1] - starts
+        ends = np.cumsum(counts)
+        at = np.arange(ends[-1]) + np.repeat(starts - ends + counts, counts)
+        return self.A.indices[at].astype(np.intp), self.A.data[at], counts
+
+    def _grown(self, count: int) -> Array:
+        """The Gram matrix, with that of the last columns."""
+        assert self._gram is not None
+        size, old = self.norms.size, self.norms.size - count
+        gram = np.empty((size, size))
+        gram[:old, :old] = self._gram
+        columns = self._columns
+        block = (columns.T @ columns[:, old:]).toarray()
+        if self.shift is not None:
+            u, v = self.shift[0], self._v
+            along = columns.T @ u
+            block += (u @ u) * np.outer(v, v[old:])
+            block -= np.outer(along, v[old:]) + np.outer(v, along[old:])
+        gram[:, old:] = block
+        gram[old:, :old] = block[:old].T
+        return gram
+
+    @property
+    def _columns(self) -> Any:
+        if self._matrix is None:
+            shape = (self.A.shape[0], self.norms.size)
+            start = np.concatenate([[0], self._ends])
+            self._matrix = csc_array((self._data, self._row, start), shape=shape)
+        return self._matrix
+
+    @property
+    def _rows(self) -> Any:
+        if self._transposed is None:
+            self._transposed = self._columns.T
+        return self._transposed
 
     def combine(self, x: Array) -> Array:
         """`A_W x`."""
-        Ax = np.asarray(self._columns @ x)
+        if self._data.size <= QUICK:
+            weights = self._data * np.repeat(x, self._counts)
+            Ax: Array = np.bincount(self._row, weights, self.A.shape[0]).astype(np.float64)
+        else:
+            Ax = np.asarray(self._columns @ x)
         return Ax if self.shift is None else Ax - (self._v @ x) * self.shift[0]
 
     def correlate(self, r: Array) -> Array:
         """`A_W^T r`."""
-        c = np.asarray(self._rows @ r)
+        if self._data.size <= QUICK:
+            c = np.zeros(self.norms.size)
+            starts = (self._ends - self._counts)[self._full]
+            if starts.size:
+                c[self._full] = np.add.reduceat(self._data * r[self._row], starts)
+        else:
+            c = np.asarray(self._rows @ r)
         return c if self.shift is None else c - (self.shift[0] @ r) * self._v
 
     def curve(self, d: Array) -> Array:
         """`A_W^T A_W d`."""
-        return self.correlate(self.combine(d))
+        return self.correlate(self.combine(d)) if self._gram is None else self._gram @ d
 
-    def newton(self, free: Index, g: Array, ridge: Array) -> Array:
+    def newton(self, free: Index, g: Array, ridge: Array, accuracy: float) -> Array:
         """By Cholesky for few columns, by conjugate gradients for many."""
-        if free.size <= FEW:
-            return cholesky_step(self._gram(free), g, ridge)
+        if self._gram is not None:
+            gram = self._gram[free[:, None], free]
+            if free.size <= FEW:
+                return cholesky_step(gram, g, ridge)
+            return conjugate_gradients(lambda d: gram @ d + ridge * d, g, accuracy)
         full = np.zeros(self.norms.size)
 
         def curve(d: Array) -> Array:
             full[free] = d
             return self.curve(full)[free] + ridge * d
 
-        return conjugate_gradients(curve, g)
-
-    def _gram(self, free: Index) -> Array:
-        columns = self._columns[:, free]
-        gram = np.asarray((columns.T @ columns).toarray())
-        if self.shift is not None:
-            u, v = self.shift[0], self._v[free]
-            along = columns.T @ u
-            gram += (u @ u) * np.outer(v, v) - np.outer(along, v) - np.outer(v, along)
-        return gram
+        return conjugate_gradients(curve, g, accuracy)
 
 
 def cholesky_step(gram: Array, g: Array, ridge: Array) -> Array:
@@ -189,11 +283,11 @@ def cholesky_step(gram: Array, g: Array, ridge: Array) -> Array:
     return np.asarray(dpotrs(L, g, lower=True)[0])
 
 
-def conjugate_gradients(curve: Any, g: Array) -> Array:
-    """`curve^-1 g`, to rounding or as far as `MAX_PRODUCTS` go."""
+def conjugate_gradients(curve: Any, g: Array, accuracy: float) -> Array:
+    """`curve^-1 g`, to this relative residual or as far as `MAX_PRODUCTS` go."""
     d, r = np.zeros_like(g), g.copy()
     p, size = r.copy(), float(r @ r)
-    goal = SOLVED**2 * size
+    goal = accuracy**2 * size
     for _ in range(MAX_PRODUCTS):
         Hp = curve(p)
         bend = float(p @ Hp)

@@ -44,6 +44,10 @@ STRIDE = 0.4
 REPEATED = 0.1
 
 
+# A start whose lam is this many times the one asked for is a point of the path above it.
+NEAR = 1.5
+
+
 # Message passing stops at this share of ||y||; from there the active set is faster.
 REACH = 0.1
 
@@ -151,16 +155,22 @@ def by_distinct_columns(pool: ColumnPool, goal: Goal, tol: float) -> Answer | No
     return answer._replace(x=x, gap=gap, infeasibility=infeasibility)
 
 
-def by_start(pool: ColumnPool, goal: Goal, x0: Array) -> Answer | None:
-    """The active set from support and signs of a point near the solution."""
+def by_start(pool: ColumnPool, goal: Goal, x0: Array) -> tuple[Answer | None, Settled | None]:
+    """The active set from support and signs of a point near the solution; or a start for the path
+    where the point is one of a larger lam.
+    """
     support = np.flatnonzero(x0 > 0 if pool.nonneg else x0)
+    signs, target = np.sign(x0[support]), goal.target()
     lam = 0.0  # the line itself says where to stop, but for basis pursuit, which may be far off
-    if not (goal.lam or goal.epsilon):
-        lam = 1.0 + float(pool.violation(pool.multiply_adjoint(pool.y - pool.A @ x0)).max())
-    found = descend(pool, support, np.sign(x0[support]), lam, goal.target())
-    if found is None or not found.solves(goal.target()):
-        return None
-    return answer_of(pool, goal, found, "active set from x0")
+    if not goal.epsilon:
+        reached = 1.0 + float(pool.violation(pool.multiply_adjoint(pool.y - pool.A @ x0)).max())
+        lam = 0.0 if goal.lam else reached
+    if goal.lam and reached > NEAR * goal.lam:
+        return None, settle(pool, support, signs, reached, target, 12)
+    found = descend(pool, support, signs, lam, target)
+    if found is None or not found.solves(target):
+        return None, None
+    return answer_of(pool, goal, found, "active set from x0"), None
 
 
 def first_proven(
@@ -173,11 +183,13 @@ def first_proven(
     """
     start: Settled | None = None
     answers: list[Answer] = []
-    if x0 is not None and x0.any() and (answer := by_start(pool, goal, x0)) is not None:
-        answers.append(answer)
+    if x0 is not None and x0.any():
+        answer, start = by_start(pool, goal, x0)
+        answers += [answer] if answer else []
     if not _proven(answers, tol) and (answer := by_distinct_columns(pool, goal, tol)) is not None:
         answers.append(answer)
-    if not _proven(answers, tol) and float(pool.weights.max()) < ALIKE * float(pool.weights.min()):
+    alike = float(pool.weights.max()) < ALIKE * float(pool.weights.min())
+    if start is None and not _proven(answers, tol) and alike:
         answer, start = by_message_passing(pool, goal)
         answers += [answer] if answer else []
     path, again = lambda: by_path(pool, goal, start), lambda: by_perturbed_path(pool, goal)

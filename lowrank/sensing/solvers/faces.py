@@ -22,6 +22,11 @@ PATIENCE = 3
 """Steps that end at the first change of sign, before proximal steps are taken."""
 
 
+SOLVED, ROUGHLY = 1e-6, 1e-2
+"""Residual of a Newton step, relative to the gradient, where it need not be exact: of one on the
+face of the step before, and of one that may change the face."""
+
+
 DELTAS = np.repeat(10.0 ** -np.arange(1, 9), 2)
 """Their factors, for unit columns."""
 
@@ -100,7 +105,7 @@ def minimise(design: Design, face: Face, slack: float, most: int = MAX_STEPS) ->
 
 def _newton(design: Design, face: Face, slack: float, most: int, patience: int) -> tuple[int, bool]:
     """At most so many steps, and more cautious ones; how many it took, and if it was impatient."""
-    last = np.inf
+    last, whole = np.inf, False
     for step in range(most):
         s = face.signs(slack)
         s = _strongest(face, s, *design.entering)
@@ -108,7 +113,8 @@ def _newton(design: Design, face: Face, slack: float, most: int, patience: int) 
         off = float((np.abs(g[free]) / face.slopes[free]).max(initial=0.0))
         if off <= slack or (off >= last and off < 1e-6):
             return step, False
-        whole, cautious = _move(design, face, s, g, free)
+        accuracy = min(max(SOLVED, slack / 10), ROUGHLY) if whole else ROUGHLY
+        whole, cautious = _move(design, face, s, g, free, accuracy)
         patience -= cautious
         if patience < 0:
             return step + 1, True
@@ -126,11 +132,13 @@ def _strongest(face: Face, s: Array, few: int, share: float) -> Array:
     return s
 
 
-def _move(design: Design, face: Face, s: Array, g: Array, free: Index) -> tuple[bool, bool]:
+def _move(
+    design: Design, face: Face, s: Array, g: Array, free: Index, accuracy: float
+) -> tuple[bool, bool]:
     """One step; whether it was a whole Newton step, after which only rounding is left, or one of
     those that end at the first change of sign.
     """
-    d = design.newton(free, g[free], face.ridge[free])
+    d = design.newton(free, g[free], face.ridge[free], accuracy)
     low, high = face.room(s, free)
     goal = face.x[free] + d
     if np.all((goal >= low) & (goal <= high)):
@@ -144,7 +152,7 @@ def _move(design: Design, face: Face, s: Array, g: Array, free: Index) -> tuple[
             if promised - float((goal - face.x[free]) @ bend[free]) / 2 > 1e-3 * promised:
                 _shift(face, free, goal, bend)
                 return False, False
-    _careful(design, face, s, g, free)
+    _careful(design, face, s, g, free, accuracy)
     return False, True
 
 
@@ -160,7 +168,7 @@ def _shift(face: Face, free: Index, goal: Array, bend: Array) -> None:
     face.c -= bend
 
 
-def _careful(design: Design, face: Face, s: Array, g: Array, free: Index) -> None:
+def _careful(design: Design, face: Face, s: Array, g: Array, free: Index, accuracy: float) -> None:
     """Towards the minimum on the entries within their room, up to the first that leaves it.
 
     Where these are at their minimum, the one at an end of its room that pulls most comes in alone:
@@ -172,7 +180,7 @@ def _careful(design: Design, face: Face, s: Array, g: Array, free: Index) -> Non
     if off[within].max(initial=0.0) <= 1e-9 and not within.all():
         within[np.argmax(np.where(within, 0, off))] = True
     inner, low, high = free[within], low[within], high[within]
-    d = design.newton(inner, g[inner], face.ridge[inner])
+    d = design.newton(inner, g[inner], face.ridge[inner], accuracy)
     start = face.x[inner]
     with np.errstate(divide="ignore", invalid="ignore"):
         reach = np.where(d > 0, (high - start) / d, np.where(d < 0, (low - start) / d, np.inf))

@@ -12,7 +12,14 @@ import numpy as np
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.l1 import ElasticNet, Lasso
 from lowrank.sensing.result import SolverResult
-from lowrank.sensing.solvers.designs import Array, DenseDesign, Design, Index, SparseDesign
+from lowrank.sensing.solvers.designs import (
+    Array,
+    DenseDesign,
+    Design,
+    Index,
+    SparseDesign,
+    WholeDesign,
+)
 from lowrank.sensing.solvers.exact_l1 import ExactL1
 from lowrank.sensing.solvers.faces import MAX_STEPS, Face, minimise
 from lowrank.sensing.solvers.protocol import Callback
@@ -26,9 +33,25 @@ ROUGH = 1e-3
 """How far the gradient may be off there, relative to the slopes."""
 
 
+LAST = 1e-7
+"""Down to here products with the Gram matrix of all columns are as good as with the columns."""
+
+
 CROWDED = 0.8
 """Share of the rows from which on so many coefficients of a wide dense matrix are not zero that the
 faces are hardly independent, and the exact path takes over."""
+
+
+TRIED, LEAST = 2.0, 512
+"""Columns that take part, relative to the rows, and in number, from which on it takes over too."""
+
+
+WHOLE = 0.4
+"""Share of the columns of a tall matrix from which on the Gram matrix of all costs less."""
+
+
+PULLED = 0.9
+"""Share of its columns that lam lets correlate with y from which on that is sure to come."""
 
 
 MAX_ENTRIES = 2**28
@@ -50,8 +73,10 @@ class Fit:
     Attributes:
         x: coefficients of the columns that take part.
         taking: which columns these are.
+        b: `A^T y`, (n,).
         c: `A^T (y - A x) - ridge x`, (n,).
         reached: lam of the last stage.
+        done: whether that is the lam asked for, and nothing is left out that should take part.
         n_products: products with the whole matrix.
         n_steps: Newton steps.
     """
@@ -73,10 +98,11 @@ class Fit:
         self._rows, self._shift = A.T, shift
         self.taking: Index = np.empty(0, np.intp)
         self._bounded = bool(np.isfinite(lower).any() or np.isfinite(upper).any())
-        self.x, self.residual = np.empty(0), y
+        self.x = np.empty(0)
+        self._residual: Array | None = y
         self.n_products = self.n_steps = 0
-        self.c = self._correlate(y)
-        self.reached = np.inf
+        self.b = self.c = self._correlate(y)
+        self.reached, self.done = np.inf, False
         self._foretold: tuple[float, Array] | None = None
 
     def begin(self, x: Array) -> None:
@@ -84,8 +110,39 @@ class Fit:
         support = np.flatnonzero(x)
         self._admit(support)
         self.x[:] = np.clip(x, self.lower, self.upper)[support]
-        self.residual = self.y - self.design.combine(self.x * self.design.norms)
+        self._residual = None
         self._correlate_residual()
+
+    def move(self, x: Array, c: Array) -> None:
+        """Go to a point (w,) of the columns that took part first, with what belongs to it."""
+        self.x = np.concatenate([x, np.zeros(self.taking.size - x.size)])
+        self._residual, self.c = None, c
+        self.reached, self._foretold = np.inf, None
+
+    @property
+    def tall(self) -> bool:
+        """Whether the Gram matrix of all columns is smaller than the matrix."""
+        m, n = self.A.shape
+        return isinstance(self.A, np.ndarray) and m >= n
+
+    @property
+    def whole(self) -> bool:
+        """Whether all columns take part, with their Gram matrix."""
+        return isinstance(self.design, WholeDesign)
+
+    def take_all(self) -> None:
+        """Let all columns take part, with their Gram matrix; those that did stay the first."""
+        rest = np.delete(np.arange(self.weights.size), self.taking)
+        self.taking = np.concatenate([self.taking, rest])
+        self.x = np.concatenate([self.x, np.zeros(rest.size)])
+        self.design = WholeDesign(self.A, self.taking)
+
+    @property
+    def residual(self) -> Array:
+        """`y - A x`, (m,)."""
+        if self._residual is None:
+            self._residual = self.y - self.design.combine(self.x * self.design.norms)
+        return self._residual
 
     def _correlate_residual(self) -> None:
         self.c = self._correlate(self.residual)
@@ -97,21 +154,25 @@ class Fit:
         c = np.asarray(self._rows @ r)
         return c if self._shift is None else c - (self._shift[0] @ r) * self._shift[1]
 
-    def pull(self, c: Array) -> Array:
-        """`|c_j| / w_j` of columns that take no part, on the side where they may move; else 0."""
+    def pull(self, c: Array, taking: bool = False) -> Array:
+        """`|c_j| / w_j` on the side where they may move, 0 of columns that take part already (of
+        those that are not zero, if `taking`).
+        """
         if self._bounded:
             up, down = np.where(self.upper > 0, c, 0), np.where(self.lower < 0, -c, 0)
             size = np.maximum(np.maximum(up, down), 0) / self.weights
         else:
             size = np.abs(c) / self.weights
-        size[self.taking] = 0.0
+        size[self.taking[self.x != 0] if taking else self.taking] = 0.0
         return np.asarray(size)
 
     @property
     def crowded(self) -> bool:
-        """Whether the faces of a wide dense matrix are hardly independent any more."""
+        """Whether faces of a wide dense matrix are hardly independent, and there is more to do."""
         m, n = self.A.shape
-        return isinstance(self.A, np.ndarray) and m < n and self.n_active > CROWDED * m
+        if self.done or not isinstance(self.A, np.ndarray) or m >= n:
+            return False
+        return self.n_active > CROWDED * m or self.taking.size > max(TRIED * m, LEAST)
 
     @property
     def n_active(self) -> int:
@@ -126,6 +187,10 @@ class Fit:
         `lam` until nothing pulls more than it.
         """
         at, before = self.reached, self._foretold
+        if self.tall and not self.whole:
+            pulled = np.count_nonzero(self.pull(self.c) > lam)
+            if pulled > PULLED * self.weights.size:
+                self.take_all()
         while True:
             here, new = self._next(lam * (1 + slack), at, before)
             last = here <= lam * (1 + slack)
@@ -133,11 +198,13 @@ class Fit:
             before, at = (at, self.c), here
             self._admit(new)
             self._minimise(here, slack if last else ROUGH, MAX_STEPS if last else STEPS)
-            self._correlate_residual()
+            if not self.whole:
+                self._correlate_residual()
             self._foretold = before if before is not None and before[0] > here else None
             self.reached = here
+            self.done = last and not (self.pull(self.c) > lam * (1 + slack)).any()
             yield here
-            if last and not (self.pull(self.c) > lam * (1 + slack)).any():
+            if self.done:
                 return
 
     def _next(
@@ -147,14 +214,15 @@ class Fit:
 
         Correlations change linearly between stages, nearly: the last two foretell who pulls there.
         """
-        pull = self.pull(self.c)
+        pull = self.pull(self.c, taking=self.whole)
         new = np.flatnonzero(pull > lam)
         few, share = self.design.entering
         limit = max(few, int(share * self.n_active))
         if new.size <= limit:
             if before is not None and lam < at < before[0] < np.inf:
                 ahead = self.c + (self.c - before[1]) * ((at - lam) / (before[0] - at))
-                new = np.union1d(new, np.flatnonzero(self.pull(ahead) > lam))
+                size = self.pull(ahead)
+                new = np.union1d(new, _largest(size, np.flatnonzero(size > lam), limit))
             return lam, new
         order = np.argpartition(pull[new], new.size - limit - 1)
         here = float(pull[new[order[new.size - limit - 1]]])
@@ -162,12 +230,12 @@ class Fit:
             return here, new[order[new.size - limit :]]
         ahead = self.pull(self.c + (self.c - before[1]) * ((at - here) / (before[0] - at)))
         new = np.flatnonzero(ahead > here)
-        if new.size > 2 * limit:
-            new = new[np.argpartition(ahead[new], new.size - limit)[new.size - limit :]]
-        return here, new
+        return here, _largest(ahead, new, limit) if new.size > 2 * limit else new
 
     def _admit(self, new: Index) -> None:
-        if new.size:
+        if self.tall and not self.whole and self.taking.size + new.size > WHOLE * self.A.shape[1]:
+            self.take_all()
+        elif new.size and not self.whole:
             self.design.admit(new)
             self.taking = np.concatenate([self.taking, new])
             self.x = np.concatenate([self.x, np.zeros(new.size)])
@@ -186,19 +254,29 @@ class Fit:
             self.ridge / norms**2,
         )
         self.n_steps += minimise(self.design, face, slack, most)
-        self.residual = self.y - self.design.combine(face.x)
-        for _ in range(2 if most == MAX_STEPS else 0):  # what the Gram matrix's rounding has left
+        self.x, self._residual = face.x / norms, None
+        exact = most == MAX_STEPS and not (self.whole and slack > LAST)
+        for _ in range(2 if exact else 0):  # what the Gram matrix's rounding has left
             face.c = self.design.correlate(self.residual) - face.ridge * face.x
             if not minimise(self.design, face, slack):
                 break
-            self.residual = self.y - self.design.combine(face.x)
-        self.x = face.x / norms
+            self.x, self._residual = face.x / norms, None
+        if self.whole:
+            self.c = np.empty_like(self.c)
+            self.c[J] = face.c * norms
 
     def coefficients(self) -> Array:
         """Of all columns, (n,)."""
         full = np.zeros(self.weights.size)
         full[self.taking] = self.x
         return np.clip(full, self.lower, self.upper) if self._bounded else full
+
+
+def _largest(size: Array, among: Index, most: int) -> Index:
+    """Those of the largest size, at most so many."""
+    if among.size <= most:
+        return among
+    return among[np.argpartition(size[among], among.size - most)[among.size - most :]]
 
 
 def matrix_of(problem: Problem) -> Any:
@@ -269,7 +347,8 @@ class WorkingSet:
                 stop = show is not None and show(k, X.copy().reshape(problem.unknown_shape))
                 if not stop and k < self.max_iter and path_takes and fit.crowded:
                     rest = ExactL1(self.tol, self.max_iter - most)
-                    return _joined(fits, most, rest.solve(problem, callback=show))
+                    found = rest.solve(problem, x0=X.reshape(problem.unknown_shape), callback=show)
+                    return _joined(fits, most, found)
                 ended = bool(stop) or k >= self.max_iter
                 if ended:
                     break
