@@ -5,7 +5,17 @@ import pytest
 import scipy.sparse as sp
 
 from lowrank.errors import InputError
-from lowrank.sensing import BasisPursuit, Status, bases, lasso_path, recover, solve
+from lowrank.sensing import (
+    BasisPursuit,
+    Lasso,
+    Status,
+    bases,
+    certify,
+    lasso_path,
+    recover,
+    solve,
+)
+from lowrank.sensing.path import MANY, points
 
 
 @pytest.mark.parametrize("shape", [(30, 90), (90, 30), (30, 30)])
@@ -65,3 +75,21 @@ def test_bad_grids_are_refused(wrong):
 def test_several_signals_are_refused():
     with pytest.raises(InputError, match="one signal"):
         lasso_path(np.eye(3), np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("shape", [(30, 90), (90, 30)])
+@pytest.mark.parametrize("form", [np.asarray, sp.csc_array])
+@pytest.mark.parametrize("bounds", [{}, {"lower": 0.0}, {"lower": -0.2, "upper": 0.3}])
+@pytest.mark.parametrize("n_lams", [MANY, MANY + 30])
+def test_lines_between_solutions_keep_the_gap_that_is_measured(shape, form, bounds, n_lams):
+    rng = np.random.default_rng(2)
+    A = rng.standard_normal(shape) * (rng.random(shape) < 0.5)
+    y = A[:, :5].sum(axis=1) + rng.standard_normal(shape[0])
+    problem = Lasso(form(A), y, 1.0, weights=0.5 + rng.random(shape[1]), **bounds)
+    lams = problem.lam_max * np.geomspace(1, 1e-3, n_lams)
+    tol = 1e-3
+    for lam, (c, gap) in zip(lams, points(problem, lams, tol, share=1.0), strict=True):
+        proof = certify(Lasso(form(A), y, lam, weights=problem.weights, **bounds), c)
+        assert gap <= tol
+        assert proof.infeasibility == 0
+        assert proof.objective - proof.dual_objective <= 1.01 * tol * float(y @ y) / 2

@@ -16,12 +16,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from lowrank.errors import InputError
-from lowrank.sensing import Status, recover
+from lowrank.sensing import Status, estimators, recover
 from lowrank.sensing.estimators import (
     BPDN,
     BPDNCV,
     OMP,
     OMPCV,
+    TALL,
     BasisPursuit,
     ElasticNet,
     GroupLasso,
@@ -250,6 +251,28 @@ def test_the_path_of_a_fold_is_that_of_scikit_learn(data):
     theirs = sklearn.linear_model.LassoCV(**options).fit(X, y)
     np.testing.assert_allclose(mine.mse_path_, theirs.mse_path_, rtol=1e-2)
     np.testing.assert_allclose(mine.lam_ / 60, theirs.alpha_)
+
+
+@pytest.mark.parametrize("rows", [10 * TALL - 1, 10 * TALL])
+@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("twice", [True, False], ids=["a column twice", "independent"])
+def test_folds_of_tall_matrices_share_moments(rows, centre, weighted, twice, monkeypatch):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((rows, 10)) + 3
+    X[:, 9] = X[:, 8] if twice else X[:, 9]
+    y = X[:, 3] - X[:, 8] + 0.3 * rng.standard_normal(rows) + 5
+    weights = 0.5 + rng.random(rows) if weighted else None
+    monkeypatch.setattr(estimators, "FOLD_TOL", 1e-9)
+    found, made = [], []
+    of = estimators._Moments.of
+    monkeypatch.setattr(estimators._Moments, "of", lambda *a: made.append(1) or of(*a))
+    for tall in (TALL, np.inf):
+        monkeypatch.setattr(estimators, "TALL", tall)
+        model = LassoCV(n_lams=12, fit_intercept=centre)
+        found.append(model.fit(X, y, sample_weight=weights).mse_path_)
+        assert len(made) == (6 if rows == 10 * TALL else 0)
+    np.testing.assert_allclose(*found, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

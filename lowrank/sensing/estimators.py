@@ -9,11 +9,12 @@ import importlib
 import math
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import lstsq
+from scipy.linalg import lstsq, solve_triangular
+from scipy.linalg.lapack import dpotrf
 from scipy.sparse import diags_array, issparse
 from scipy.sparse.linalg import lsqr
 
@@ -478,7 +479,9 @@ class _CrossValidated(_SparseRegressor):
         rows = _Rows(A, b, roots, self.fit_intercept)
         self.grid_ = self._grid(rows.A, rows.b)
         splits = list(check_cv(self.cv).split(np.empty((len(b), 1)), b))
+        self._begin_folds(A, b, roots)
         errors = [self._errors(A, b, roots, kept, out) for kept, out in splits]
+        self._begin_folds(None, b, roots)
         self.mse_path_ = np.stack(errors, axis=1)
         best = int(self.mse_path_.mean(axis=1).argmin())
         self._choose(best)
@@ -491,12 +494,22 @@ class _CrossValidated(_SparseRegressor):
 
     def _errors(self, A: Any, b: Array, roots: Array | None, kept: Array, out: Array) -> Array:
         """Mean squared error of each point of the fold's path on the rows left out."""
+        C, levels = self._fold(A, b, roots, kept, out)
+        misses = A[out] @ C + levels - b[out][:, None]
+        shares = None if roots is None else roots[out] ** 2
+        return np.asarray(np.average(misses**2, axis=0, weights=shares))
+
+    def _fold(
+        self, A: Any, b: Array, roots: Array | None, kept: Array, out: Array
+    ) -> tuple[Array, Array]:
+        """Coefficients (n, grid) and intercepts (grid,) of the path of the rows that are kept."""
         inner = None if roots is None else roots[kept] / math.sqrt(float(np.mean(roots[kept] ** 2)))
         rows = _Rows(A[kept], b[kept], inner, self.fit_intercept)
         C = self._path(rows.A, rows.b, len(kept) / len(b))
-        misses = A[out] @ C + (rows.level - rows.middle @ C) - b[out][:, None]
-        shares = None if roots is None else roots[out] ** 2
-        return np.asarray(np.average(misses**2, axis=0, weights=shares))
+        return C, rows.level - rows.middle @ C
+
+    def _begin_folds(self, A: Any, b: Array, roots: Array | None) -> None:
+        """Hook: what the folds share; A is None after the last."""
 
     def _grid(self, A: Any, b: Array) -> Array:
         """What there is to choose from."""
@@ -511,8 +524,60 @@ class _CrossValidated(_SparseRegressor):
         raise NotImplementedError
 
 
-FOLD_TOL = 1e-5
-"""Relative gap of the points of a fold's path: far below what errors of prediction tell apart."""
+TALL = 4
+"""Rows to a column of a dense matrix from which on the folds of `LassoCV` share moments."""
+
+
+INDEPENDENT = 1e-8
+"""Smallest pivot of their Gram matrices, relative to the largest entry, for which that serves."""
+
+
+class _Moments(NamedTuple):
+    """Weighted sums over rows: of squares and products, of the rows, and of the weights."""
+
+    gram: Array
+    along: Array
+    rows: Array
+    level: float
+    weight: float
+
+    @classmethod
+    def of(cls, A: Array, b: Array, roots: Array | None) -> _Moments:
+        """Over these rows of the data."""
+        u = np.ones(len(b)) if roots is None else roots
+        scaled = A if roots is None else u[:, None] * A
+        gram, y = np.asarray(scaled.T @ scaled), u * b
+        return cls(gram, y @ scaled, u @ scaled, float(u @ y), float(u @ u))
+
+    def without(self, other: _Moments) -> _Moments:
+        """Of the other rows."""
+        return _Moments(
+            self.gram - other.gram,
+            self.along - other.along,
+            self.rows - other.rows,
+            self.level - other.level,
+            self.weight - other.weight,
+        )
+
+    def rows_alike(self, count: int, centre: bool) -> tuple[Array, Array, Array, float] | None:
+        """A triangular matrix and data with the moments of `count` rows of mean weight 1, centred
+        if asked for, and the means; None where columns are nearly dependent.
+        """
+        middle, level = self.rows / self.weight, self.level / self.weight
+        if not centre:
+            middle, level = np.zeros_like(middle), 0.0
+        gram = self.gram - self.weight * np.outer(middle, middle)
+        along = self.along - self.weight * level * middle
+        scale = count / self.weight
+        R, info = dpotrf(scale * gram, lower=False)
+        if info or R.diagonal().min() ** 2 < INDEPENDENT * scale * self.gram.diagonal().max():
+            return None
+        return R, solve_triangular(R, scale * along, trans=1), middle, level
+
+
+FOLD_TOL = 1e-4
+"""Gap of the points of a fold's path, relative to the objective of 0: half of what scikit-learn
+asks of them, and far below what errors of prediction tell apart."""
 
 
 class LassoCV(_CrossValidated):
@@ -575,8 +640,25 @@ class LassoCV(_CrossValidated):
     def _problem(self, A: Any, b: Array) -> problems.Lasso:
         return problems.Lasso(A, b, 1.0, lower=0.0 if self.nonneg else -np.inf)
 
+    def _begin_folds(self, A: Any, b: Array, roots: Array | None) -> None:
+        shared = isinstance(A, np.ndarray) and A.shape[0] >= TALL * A.shape[1]
+        self._moments = _Moments.of(A, b, roots) if shared else None
+
+    def _fold(
+        self, A: Any, b: Array, roots: Array | None, kept: Array, out: Array
+    ) -> tuple[Array, Array]:
+        whole = self._moments
+        if whole is not None and len(kept) + len(out) == len(b):
+            left = _Moments.of(A[out], b[out], None if roots is None else roots[out])
+            alike = whole.without(left).rows_alike(len(kept), self.fit_intercept)
+            if alike is not None:
+                R, y, middle, level = alike
+                C = self._path(R, y, len(kept) / len(b))
+                return C, level - middle @ C
+        return super()._fold(A, b, roots, kept, out)
+
     def _path(self, A: Any, b: Array, share: float) -> Array:
-        found = points(self._problem(A, b), self.grid_ * share, FOLD_TOL)
+        found = points(self._problem(A, b), self.grid_ * share, FOLD_TOL, share=1.0)
         return np.stack([c for c, _ in found], axis=1)
 
     def _choose(self, best: int) -> None:
@@ -641,7 +723,7 @@ class BPDNCV(_CrossValidated):
         """Coefficients (n, k) and residuals (m, k), of falling norm."""
         problem = problems.Lasso(A, b, 1.0, lower=0.0 if self.nonneg else -np.inf)
         lams = checked_grid(None, problem.lam_max, self.n_lams, self.smallest)
-        C = np.stack([c for c, _ in points(problem, lams, FOLD_TOL)], axis=1)
+        C = np.stack([c for c, _ in points(problem, lams, FOLD_TOL / 10)], axis=1)
         return C, b[:, None] - problem.operator.forward(C)
 
     def _grid(self, A: Any, b: Array) -> Array:
@@ -802,7 +884,7 @@ class GroupLassoCV(_CrossValidated):
         problem, found = self._problem(A, b), [np.zeros(A.shape[1])]
         for lam in self.grid_ * share:
             at = replace(problem, lam=float(lam))
-            found.append(np.asarray(solve(at, self.solver, tol=FOLD_TOL, x0=found[-1]).x))
+            found.append(np.asarray(solve(at, self.solver, tol=FOLD_TOL / 10, x0=found[-1]).x))
         return np.stack(found[1:], axis=1)
 
     def _choose(self, best: int) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.sparse.linalg import lsqr
 
 from lowrank.errors import InputError
-from lowrank.sensing.certificates import gap_floor, relative_gap, scaled_dual
+from lowrank.sensing.certificates import scaled_dual
 from lowrank.sensing.limits import TOL
 from lowrank.sensing.operators.arrays import Array, MatrixLike
 from lowrank.sensing.operators.chunked import reduced_rows
@@ -19,8 +19,19 @@ from lowrank.sensing.problems.checks import checked_number, not_bool
 from lowrank.sensing.problems.l1 import BasisPursuit, Lasso
 from lowrank.sensing.solve import solve
 from lowrank.sensing.solvers.exact_l1 import ExactL1
-from lowrank.sensing.solvers.working_set import Fit, WorkingSet, fit_of, matrix_of
+from lowrank.sensing.solvers.working_set import WorkingSet, fit_of, matrix_of
 from lowrank.status import Status
+
+LOOSE = 0.03
+"""Most that the gradient of a point of a path may be off, relative to the slopes."""
+
+
+ROUNDING = 1e-14
+"""What rounding may take from a gap that comes from correlations alone, relative to `||y||^2`."""
+
+
+MANY = 10
+"""Penalties from which on a path of a tall matrix takes all its columns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,35 +137,160 @@ def checked_grid(lams: ArrayLike | None, top: float, n_lams: int, smallest: floa
     return np.sort(grid)[::-1]
 
 
-def points(problem: Lasso, lams: Array, tol: float) -> Iterator[tuple[Array, float]]:
-    """Solutions with their gaps at descending positive lams."""
-    c = np.zeros(problem.unknown_shape, problem.dtype)
-    fit: Fit | None = None
+def points(
+    problem: Lasso, lams: Array, tol: float, *, share: float = 0.0
+) -> Iterator[tuple[Array, float]]:
+    """Solutions with their gaps at descending positive lams.
+
+    Args:
+        problem: the LASSO, whatever its lam.
+        lams: penalties, (k,).
+        tol: gap to reach, relative to the objective.
+        share: of the objective of 0, that the gap is measured against at least.
+    """
+    floor = share * float(np.linalg.norm(np.asarray(problem.y))) ** 2 / 2
+    first = 0
     if WorkingSet().refuses(problem) is None:
-        fit = fit_of(problem, matrix_of(problem), np.asarray(problem.y, dtype=np.float64))
+        for point in _Walk(problem, lams, tol, floor):
+            yield point
+            first += 1
+    c = np.zeros(problem.unknown_shape, problem.dtype)
     exact = "exact_l1" if ExactL1().refuses(problem) is None else "auto"
-    for lam in lams:
-        at = replace(problem, lam=float(lam))
-        if fit is not None:
-            for _ in fit.descend(float(lam), max(tol / 50, 1e-14)):
-                if exact == "exact_l1" and fit.crowded:
-                    fit = None
-                    break
-        if fit is not None:
-            c = fit.coefficients()
-            yield c, _gap(at, fit, c)
-        else:
-            found = solve(at, exact, tol=tol, x0=c)
-            c = np.asarray(found.coefficients)
-            yield c, float("inf" if found.gap is None else found.gap)
+    for lam in lams[first:]:
+        found = solve(replace(problem, lam=float(lam)), exact, tol=tol, x0=c)
+        c = np.asarray(found.coefficients)
+        yield c, float("inf" if found.gap is None else found.gap)
 
 
-def _gap(problem: Lasso, fit: Fit, c: Array) -> float:
-    """From the product with the matrix that the fit has made of its residual."""
-    r = fit.residual[:, None]
-    primal = problem.loss.value(r) + problem.penalty.value(c[:, None])
-    _, dual = scaled_dual(problem, r, fit.c[:, None])
-    return float(relative_gap(primal, dual, gap_floor(problem)).max())
+class _Point(NamedTuple):
+    """Where a fit stood: its lam, `x` of the columns that took part, and `A^T (y - A x)`."""
+
+    lam: float
+    x: Array
+    c: Array
+    gap: float = np.inf
+
+    def towards(self, other: _Point, lam: float) -> _Point:
+        """On the line to a later point, at a lam between the two; the gap is unknown."""
+        t = (self.lam - lam) / (self.lam - other.lam)
+        x = np.zeros(max(self.x.size, other.x.size))
+        x[: self.x.size] = (1 - t) * self.x
+        x[: other.x.size] += t * other.x
+        return _Point(lam, x, (1 - t) * self.c + t * other.c)
+
+
+class _Walk:
+    """Down a grid in strides: between two solutions a line is taken where its gaps are small.
+
+    The path is piecewise linear, and correlations are linear in the coefficients, so that the gap
+    of a point of the line costs no product. Where one is too large, the middle of the stride is
+    solved for, from the line's point.
+    """
+
+    def __init__(self, problem: Lasso, lams: Array, tol: float, floor: float) -> None:
+        self.problem, self.lams, self.tol, self.floor = problem, lams, tol, floor
+        y = np.asarray(problem.y, dtype=np.float64)
+        self.fit = fit_of(problem, matrix_of(problem), y)
+        self.exact = ExactL1().refuses(problem) is None
+        self.energy = float(y @ y)
+        self.size = self.energy / 2
+        """Objective of the last solution."""
+        if self.fit.tall and lams.size > MANY:
+            self.fit.take_all()
+
+    def __iter__(self) -> Iterator[tuple[Array, float]]:
+        """Solutions with their gaps; ends early where the exact path had better take over."""
+        at, stride = -1, 1.0
+        last: _Point | None = None
+        while at < self.lams.size - 1:
+            to = min(at + max(1, int(stride)), self.lams.size - 1)
+            here = self._solved(to, last)
+            if here is None:
+                return
+            worst = 0.0
+            for point in () if last is None else self._between(at, to, last, here):
+                if point is None:
+                    return
+                worst = max(worst, point.gap)
+                yield self._coefficients(point.x), point.gap
+            yield self._coefficients(here.x), here.gap
+            at, last = to, here
+            stride = self._next_stride(stride, worst)
+
+    def _next_stride(self, stride: float, worst: float) -> float:
+        """The gap of a line grows with the square of its length."""
+        if stride < 2:
+            return 2.0 * stride
+        return stride * min(max((0.3 * self.tol / max(worst, 1e-300)) ** 0.5, 0.25), 2.0)
+
+    def _between(
+        self, first: int, last: int, above: _Point, below: _Point
+    ) -> Iterator[_Point | None]:
+        """The points between two solutions; None where the exact path has to take over."""
+        line = [above.towards(below, float(lam)) for lam in self.lams[first + 1 : last]]
+        line = [self._judged(point) for point in line]
+        if all(point.gap <= self.tol for point in line):
+            yield from line
+            return
+        middle = (first + last) // 2
+        here = self._solved(middle, line[middle - first - 1])
+        if here is None:
+            yield None
+            return
+        yield from self._between(first, middle, above, here)
+        yield here
+        yield from self._between(middle, last, here, below)
+
+    def _solved(self, k: int, start: _Point | None) -> _Point | None:
+        """The solution at a point of the grid; None where the exact path has to take over."""
+        fit, lam = self.fit, float(self.lams[k])
+        if start is not None and start.lam != fit.reached:
+            fit.move(start.x, start.c)
+        slack = max(self.tol / 5 * max(1.0, self.floor / self.size), 1e-14)
+        while True:
+            for _ in fit.descend(lam, min(slack, LOOSE)):
+                if self.exact and not self.floor and fit.crowded:
+                    return None
+            here = self._judged(_Point(lam, fit.x.copy(), fit.c), exact=not self.floor)
+            if here.gap <= self.tol or slack <= 1e-14:
+                return here
+            slack = max(min(slack, LOOSE) / 10, 1e-14)
+
+    def _judged(self, point: _Point, exact: bool = False) -> _Point:
+        """With its gap; the residual's products with itself and y come from the correlations, or
+        where the fit stands there from itself, which is exact.
+        """
+        fit, taking = self.fit, self.fit.taking[: point.x.size]
+        along = self.energy - float(fit.b[taking] @ point.x)
+        square = max(along - float(point.c[taking] @ point.x), 0.0)
+        unsure = ROUNDING * self.energy
+        if exact:
+            along, square = float(fit.residual @ fit.y), float(fit.residual @ fit.residual)
+            unsure = 0.0
+        primal = square / 2 + point.lam * float(fit.weights[taking] @ np.abs(point.x))
+        dual = self._dual(point, along, square)
+        self.size = primal
+        gap = (abs(primal - dual) + unsure) / max(abs(primal), abs(dual), self.floor, 1e-300)
+        return point._replace(gap=gap)
+
+    def _dual(self, point: _Point, along: float, square: float) -> float:
+        """Of the best multiple of the residual that is feasible; bounds other than `c >= 0` make
+        every multiple so, at a price.
+        """
+        if self.problem.bounded and not self.problem.nonneg:
+            problem = replace(self.problem, lam=point.lam)
+            r = self.fit.y - self.problem.operator.forward(self._coefficients(point.x))
+            return float(scaled_dual(problem, r[:, None], point.c[:, None])[1][0])
+        size = point.c if self.problem.nonneg else np.abs(point.c)
+        most = float((size / self.fit.weights).max())
+        a = point.lam / most if most > 0 else np.inf
+        a = min(a, max(along, 0.0) / square) if square > 0 else min(a, 1.0)
+        return a * along - a * a * square / 2
+
+    def _coefficients(self, x: Array) -> Array:
+        full = np.zeros(self.problem.unknown_shape)
+        full[self.fit.taking[: x.size]] = x
+        return np.clip(full, self.fit.lower, self.fit.upper) if self.problem.bounded else full
 
 
 def _end(problem: Lasso, tol: float) -> tuple[Array, float]:
