@@ -171,3 +171,13 @@ def test_the_exact_path_goes_on_from_a_point_of_a_larger_lam(times):
     assert ("x0" in found.why) == (times < NEAR)
     assert found.n_products < alone.n_products
     np.testing.assert_allclose(found.x, alone.x, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(40, 20), (20, 40)])
+def test_a_start_may_have_all_columns(shape):
+    rng = np.random.default_rng(0)
+    A, y, x0 = rng.standard_normal(shape), rng.standard_normal(shape[0]), np.ones(shape[1])
+    lam = 0.1 * float(np.abs(A.T @ y).max())
+    found = solve(Lasso(A, y, lam), "working_set", x0=x0)
+    assert found.status is Status.OPTIMAL
+    np.testing.assert_allclose(found.x, recover(A, y, lam=lam).x, atol=1e-6)

@@ -107,9 +107,8 @@ class Fit:
 
     def begin(self, x: Array) -> None:
         """Start from these coefficients, (n,)."""
-        support = np.flatnonzero(x)
-        self._admit(support)
-        self.x[:] = np.clip(x, self.lower, self.upper)[support]
+        self._admit(np.flatnonzero(x))
+        self.x[:] = np.clip(x, self.lower, self.upper)[self.taking]
         self._residual = None
         self._correlate_residual()
 
