@@ -199,6 +199,19 @@ def test_what_was_saved_is_loaded_into_a_model_made_for_inference(tmp_path: Path
         assert torch.equal(loaded(X), small(X))
 
 
+def test_buffers_that_change_under_inference_mode_alone_come_back() -> None:
+    class Own(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return super().forward(x)
+
+    with torch.inference_mode():
+        net = Own(nn.Linear(16, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 8)).eval()
+    before = {k: v.clone() for k, v in net.named_buffers()}
+    lowrank.compress(net, X, **FEW)
+    assert all(torch.equal(v, before[k]) for k, v in net.named_buffers())
+
+
 def test_buffers_that_cannot_change_are_left() -> None:
     with torch.inference_mode():
         net = nn.Sequential(nn.Linear(16, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 8))

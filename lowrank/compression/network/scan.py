@@ -526,7 +526,7 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
 def _training(model: nn.Module) -> Iterator[None]:
     """Training mode without gradients; flags, buffers and the random state come back after."""
     flags = [(part, part.training) for part in model.modules()]
-    buffers = [(b, b.clone()) for b in model.buffers() if not b.is_inference()]
+    buffers = [(b, b.clone()) for b in model.buffers()]
     try:
         for part, _ in flags:
             part.training = True
@@ -536,8 +536,8 @@ def _training(model: nn.Module) -> Iterator[None]:
     finally:
         for part, flag in flags:
             part.training = flag
-        with torch.no_grad():
-            for buffer, value in buffers:
+        for buffer, value in buffers:
+            with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                 buffer.copy_(value)
 
 
