@@ -24,7 +24,7 @@ from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAMP
 from lowrank.sensing.solvers.column_pool import ColumnPool
 from lowrank.sensing.solvers.dense_l1 import Goal
 from lowrank.sensing.solvers.exact_l1 import ExactL1, by_linear_program
-from lowrank.sensing.solvers.exact_l1_matrix_free import ExactL1MatrixFree, _formed
+from lowrank.sensing.solvers.exact_l1_matrix_free import ExactL1MatrixFree, formed
 from lowrank.sensing.solvers.homotopy import Homotopy, by_path, by_perturbed_path
 from lowrank.sensing.solvers.interior_point import MehrotraInteriorPoint
 from lowrank.sensing.solvers.simplex import pivot_to_optimum
@@ -541,9 +541,9 @@ def test_wide_operators_of_few_rows_are_formed(how: str | int | None) -> None:
 def test_operator_with_a_wrong_adjoint_is_formed_by_its_columns() -> None:
     M = np.random.default_rng(0).standard_normal((4, 9))
     A = operators.from_functions((4, 9), lambda x: M @ x, lambda y: 2 * M.T @ y)
-    np.testing.assert_allclose(_formed(A), M, atol=1e-12)
+    np.testing.assert_allclose(formed(A), M, atol=1e-12)
     np.testing.assert_allclose(
-        _formed(operators.partial_dct(9, m=4, seed=0)),
+        formed(operators.partial_dct(9, m=4, seed=0)),
         operators.partial_dct(9, m=4, seed=0).to_dense(),
         atol=1e-12,
     )

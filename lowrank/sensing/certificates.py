@@ -44,8 +44,9 @@ class Certificate:
         dual_objective: proven lower bound of the minimum, summed over a batch.
         gap: `|P + price - D| / max(|P|, |D|)`, the worst over a batch; the price is what the
             violation of a data constraint would cost at the dual point, `||v|| (||r|| - epsilon)`,
-            so that no infeasible point looks optimal. The constrained LASSO, whose minimum may be
-            0, is measured against `1/2 ||b||^2`.
+            so that no infeasible point looks optimal. Where the minimum may be 0 it is measured
+            against `Problem.gap_floor` at least: `1/2 ||b||^2` for the constrained LASSO, a
+            millionth of it for penalised analysis, 1e-5 of `||D|| ||b|| / ||A||` for constrained.
         infeasibility: violation of the constraints relative to the measurements, the worst over a
             batch.
         dual: the feasible dual point, of the shape of the loss's argument; None where branch and
@@ -151,10 +152,7 @@ def relative_gap(primal: Array, dual: Array, floor: Any = 0.0) -> Array:
 
 def gap_floor(problem: Problem) -> Array:
     """What a gap is measured against at least, (batch,): not 0 where the minimum may be 0."""
-    if not problem.floor_share:
-        return np.zeros(1)
-    sizes = np.linalg.norm(_columns(problem.target), axis=0)
-    return np.asarray(problem.floor_share * sizes**2 / 2)
+    return problem.gap_floor
 
 
 def _certificate(

@@ -20,6 +20,8 @@ TOL = 1e-8
 """Default accuracy: relative duality gap and relative violation of the constraints."""
 COARSE = 1e-5
 """Accuracy that operators in single precision are asked for, where the user names none."""
+FORMED_COMPLEX = 2**20
+"""Entries of a complex matrix up to which measurements of single precision are fitted exactly."""
 ROUNDED = 1e-6
 """Accuracy that measurements in single precision are fitted to exactly, by large operators."""
 
@@ -71,9 +73,7 @@ def judged(problem: Problem, tol: float | None) -> tuple[Problem, float | None]:
         done = "solved with the matrix of its products instead" if small else "do not trust this"
         warnings.warn(f"{text}; {done}, and correct rmatvec", stacklevel=4)
         return (problem.with_operator(from_matrix(A.to_dense())) if small else problem), tol
-    if A.is_dense:
-        return problem, tol
-    if not is_single(A):
+    if A.is_dense or not is_single(A):
         return problem, _for_rounded_data(problem, tol)
     if (tol or TOL) >= 1e-6:
         return problem, tol
@@ -89,7 +89,9 @@ def _for_rounded_data(problem: Problem, tol: float | None) -> float | None:
     """The tolerance of an exact fit with a large operator, where y is of single precision."""
     A, y = problem.operator, np.asarray(problem.y)
     exact = problem.residual_bound == 0 and tol is None
-    if not exact or A.shape[0] * A.shape[1] <= FORMED or not rounded(y):
+    cheap = A.shape[0] * A.shape[1] <= (FORMED_COMPLEX if problem.is_complex else FORMED)
+    real_matrix = A.is_dense and not problem.is_complex
+    if not exact or cheap or real_matrix or not rounded(y):
         return tol
     text = f"y is rounded to single precision, and is fitted to {ROUNDED:g} of its size"
     warnings.warn(f"{text}; pass noise= for a looser fit, or tol= for a closer one", stacklevel=5)

@@ -83,12 +83,13 @@ def solve(
     tried: list[str] = []
     best: Recovery | None = None
     later, spent = 0, Spent()  # where those tried after the best begin, and what all cost
-    for name, candidate, why in candidates:
+    for name, candidate, why, share in candidates:
         if best is not None and clock.passed:
             break
         ready, unheard = _with(clock.given(candidate), tol=tol, max_iter=max_iter)
         seen = len(calls)
-        result, seconds = _run(ready, problem, start, watched)
+        limited = _up_to(share if max_iter is None else None, watched)
+        result, seconds = _run(ready, problem, start, limited)
         if callback is not None and len(calls) == seen and result.n_iter:
             unheard.append("callback")
         spent = spent.plus(result, seconds)
@@ -156,6 +157,13 @@ def _watched(callback: Callback, calls: list[bool]) -> Callback:
         return calls[-1]
 
     return call
+
+
+def _up_to(share: int | None, callback: Callback | None) -> Callback | None:
+    """The callback, which stops after that many iterations, too."""
+    if share is None:
+        return callback
+    return lambda k, c: bool(callback and callback(k, c)) or k >= share
 
 
 def reweighted(

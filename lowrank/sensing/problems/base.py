@@ -175,6 +175,14 @@ class Problem:
         return np.asarray(self.y)
 
     @property
+    def gap_floor(self) -> Array:
+        """What a gap is measured against at least, (batch,): not 0 where the minimum may be 0."""
+        if not self.floor_share:
+            return np.zeros(1)
+        sizes = np.linalg.norm(self.target.reshape(len(self.target), -1), axis=0)
+        return np.asarray(self.floor_share * sizes**2 / 2)
+
+    @property
     def n_unknowns(self) -> int:
         """Number p of coefficients."""
         return int(self.operator.shape[1])

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
 from lowrank.errors import InputError
 from lowrank.sensing import terms
 from lowrank.sensing.bases import finite_differences
-from lowrank.sensing.operators.arrays import MatrixLike
+from lowrank.sensing.operators.arrays import Array, MatrixLike
 from lowrank.sensing.operators.operator import Operator, as_operator
 from lowrank.sensing.problems.base import _AnalysisProblem
 from lowrank.sensing.problems.checks import checked_number
@@ -46,6 +46,8 @@ class Analysis(_AnalysisProblem):
     epsilon: float = 0.0
     components: int = 1
 
+    floor_share: ClassVar[float] = 1e-5
+
     def _check(self) -> None:
         self._set("epsilon", checked_number("epsilon", self.epsilon, zero=True))
         self._set("D", _checked_analysis(self.A, self.D, self.components))
@@ -65,6 +67,12 @@ class Analysis(_AnalysisProblem):
     def residual_bound(self) -> float | None:
         """`epsilon`."""
         return self.epsilon
+
+    @cached_property
+    def gap_floor(self) -> Array:
+        """A share of what `||D x||` would be of a signal without any structure."""
+        size = float(np.linalg.norm(np.asarray(self.y))) / (self.operator.norm() or 1.0)
+        return np.array([self.floor_share * size * cast(Operator, self.D).norm()])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,7 +100,7 @@ class AnalysisLasso(_AnalysisProblem):
     lam: float
     components: int = 1
 
-    floor_share: ClassVar[float] = 1e-8
+    floor_share: ClassVar[float] = 1e-6
 
     def _check(self) -> None:
         self._set("lam", checked_number("lam", self.lam))

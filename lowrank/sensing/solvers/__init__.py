@@ -10,6 +10,7 @@ from lowrank.sensing.solvers.admm import ADMM
 from lowrank.sensing.solvers.amp import AMP
 from lowrank.sensing.solvers.bg_amp import BernoulliGaussianAMP
 from lowrank.sensing.solvers.branch_and_bound import BranchAndBound
+from lowrank.sensing.solvers.by_penalty import ByPenalty
 from lowrank.sensing.solvers.cone import ConeL1
 from lowrank.sensing.solvers.cosamp import CoSaMP
 from lowrank.sensing.solvers.cross_bouquet import CrossBouquet
@@ -44,6 +45,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "amp": AMP,
     "bg_amp": BernoulliGaussianAMP,
     "branch_and_bound": BranchAndBound,
+    "by_penalty": ByPenalty,
     "cone": ConeL1,
     "cosamp": CoSaMP,
     "cross_bouquet": CrossBouquet,
@@ -78,6 +80,7 @@ AUTO: tuple[str, ...] = (
     "prox_newton",
     "outliers",
     "local_linear",
+    "by_penalty",
     "exact_l1",
     "frisch_newton",
     "cross_bouquet",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 from lowrank.errors import InputError
 from lowrank.sensing.problems.base import Problem
@@ -16,8 +16,21 @@ from lowrank.sensing.solvers.protocol import (
     with_settings,
 )
 
-Candidate: TypeAlias = tuple[str, Solver, str]
-"""A solver to try: its name, itself, and why."""
+SHARE = 500
+"""Iterations of ADMM before CVXPY has its turn, where that is cheap; it goes on after that."""
+ANALYSIS_SHARE = 60
+"""The same for analysis problems, which seldom end in a few hundred."""
+CHEAP = 2**18
+"""Entries of a matrix up to which CVXPY costs about as much as that many iterations."""
+
+
+class Candidate(NamedTuple):
+    """A solver to try: its name, itself, why, and how many iterations it has; None is its own."""
+
+    name: str
+    solver: Solver
+    why: str
+    share: int | None = None
 
 
 def _candidates(problem: Problem, solver: str | Solver) -> Iterable[Candidate]:
@@ -25,9 +38,10 @@ def _candidates(problem: Problem, solver: str | Solver) -> Iterable[Candidate]:
     if not isinstance(solver, str):
         solver = checked_solver(solver)
         name = type(solver).__name__
-        return [(name, _accepting(name, solver, problem), "asked for")]
+        return [Candidate(name, _accepting(name, solver, problem), "asked for")]
     if solver != "auto":
-        return [(solver, _accepting(solver, _named(solver), problem), "asked for by name")]
+        named = _accepting(solver, _named(solver), problem)
+        return [Candidate(solver, named, "asked for by name")]
     return _in_order(problem)
 
 
@@ -36,19 +50,34 @@ def _in_order(problem: Problem) -> Iterator[Candidate]:
     kind = type(problem)
     reasons: list[str] = []
     any_fits = False
-    for name in AUTO:
+    order = _shared(problem)
+    for i, name in enumerate(order):
         if kind not in SOLVERS[name].solves:
             continue
         candidate = SOLVERS[name]()
         reason = candidate.refuses(problem)
         if reason is None:
             any_fits = True
-            yield name, candidate, _why(problem, name, reasons)
+            share = None
+            if name == "admm" and name in order[i + 1 :]:
+                share = SHARE if problem.analysis is None else ANALYSIS_SHARE
+            why = f"{name}, to its own limit" if name in order[:i] else ""
+            yield Candidate(name, candidate, why or _why(problem, name, reasons), share)
         else:
             reasons.append(f"{name} {reason}")
     if not any_fits:
         text = f"no solver takes this {kind.__name__} ({'; '.join(reasons) or 'none lists it'})"
         raise InputError("solver", text, "change the formulation or pass A as a matrix")
+
+
+def _shared(problem: Problem) -> tuple[str, ...]:
+    """The order in which solvers are tried: ADMM, CVXPY and ADMM where CVXPY is cheap."""
+    m, p = problem.operator.shape
+    if m * p > CHEAP or SOLVERS["cvxpy"]().refuses(problem) is not None:
+        return AUTO
+    after = AUTO.index("admm") + 1
+    rest = (name for name in AUTO[after:] if name != "cvxpy")
+    return (*AUTO[:after], "cvxpy", "admm", *rest)
 
 
 def _named(name: str) -> Solver:

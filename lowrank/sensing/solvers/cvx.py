@@ -67,12 +67,15 @@ SIMPLEX_ELEMENTS = 2**15
 """Linear programs up to this m x n go to SciPy's simplex, whose answers are exact vertices."""
 
 
-_NAMES: dict[str, tuple[tuple[str, ...], str]] = {
-    "CLARABEL": (("tol_gap_abs", "tol_gap_rel", "tol_feas"), "max_iter"),
-    "SCS": (("eps_abs", "eps_rel"), "max_iters"),
-    "OSQP": (("eps_abs", "eps_rel"), "max_iter"),
+_NAMES: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "CLARABEL": (("tol_gap_abs", "tol_gap_rel", "tol_feas"), "max_iter", "time_limit"),
+    "SCS": (("eps_abs", "eps_rel"), "max_iters", "time_limit_secs"),
+    "OSQP": (("eps_abs", "eps_rel"), "max_iter", "time_limit"),
 }
-"""Backends' own names of their tolerances and of the limit of iterations."""
+"""Backends' own names of their tolerances and of the limits of iterations and of seconds."""
+
+
+_NAMELESS: tuple[tuple[str, ...], str, str] = ((), "", "")
 
 
 _STATUS = {
@@ -94,6 +97,7 @@ class CVXPY:
             `solver="cvxpy:scs"` says the same.
         tol: relative gap that the certificate must show; the backend is asked for a hundredth.
         max_iter: limit of the backend's iterations for each signal; None is its own.
+        time_limit: seconds for each signal and backend, where that has such a limit; None is none.
         verbose: let the backend print its log.
 
     Example:
@@ -107,6 +111,7 @@ class CVXPY:
     backend: str | None = None
     tol: float = 1e-8
     max_iter: int | None = None
+    time_limit: float | None = None
     verbose: bool = False
 
     solves: ClassVar[tuple[type[Problem], ...]] = (
@@ -183,7 +188,7 @@ class CVXPY:
         backend, status = names[0], ""
         for backend in names:
             status = self._attempt(compiled.statement, backend)
-            if status == "optimal" or (status == "user_limit" and self.max_iter):
+            if status == "optimal" or (status == "user_limit" and self._is_limited):
                 break
         stats = compiled.statement.solver_stats
         value = compiled.unknown.value
@@ -202,13 +207,17 @@ class CVXPY:
             note=f"CVXPY with {backend} said {status}{self._unheard(backend)}",
         )
 
+    @property
+    def _is_limited(self) -> bool:
+        return self.max_iter is not None or self.time_limit is not None
+
     def _unheard(self, backend: str) -> str:
         """That the backend runs without the limit asked for, if it does."""
-        heard = self.max_iter is None or _NAMES.get(backend, ((), ""))[1]
+        heard = self.max_iter is None or _NAMES.get(backend, _NAMELESS)[1]
         return "" if heard else f"; {backend} is given no limit of iterations"
 
     def _attempt(self, statement: Any, backend: str) -> str:
-        options = _accuracy(backend, self.tol / 100, self.max_iter)
+        options = _accuracy(backend, self.tol / 100, self.max_iter, self.time_limit)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # inaccuracy is the certificate's to tell
             try:
@@ -399,10 +408,13 @@ def _stacked(duals: list[Array | None], columns: int) -> Array | None:
     return known[0] if columns == 1 else np.stack(known, axis=1)
 
 
-def _accuracy(backend: str, tol: float, max_iter: int | None) -> dict[str, Any]:
-    """The tolerance and the limit under the backend's own names."""
-    tolerances, limit = _NAMES.get(backend, ((), ""))
+def _accuracy(
+    backend: str, tol: float, max_iter: int | None, seconds: float | None
+) -> dict[str, Any]:
+    """The tolerance and the limits under the backend's own names."""
+    tolerances, limit, clock = _NAMES.get(backend, _NAMELESS)
     options: dict[str, Any] = dict.fromkeys(tolerances, tol)
-    if limit and max_iter is not None:
-        options[limit] = max_iter
+    for name, value in ((limit, max_iter), (clock, seconds)):
+        if name and value is not None:
+            options[name] = value
     return options

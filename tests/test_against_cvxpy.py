@@ -1,0 +1,220 @@
+"""Every convex problem on degenerate data: no answer is called optimal that CVXPY betters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from lowrank.sensing import (
+    BPDN,
+    AnalysisLasso,
+    BasisPursuit,
+    ConstrainedLasso,
+    DantzigSelector,
+    ElasticNet,
+    GroupLasso,
+    JointSparse,
+    L1Fit,
+    Lasso,
+    OneBit,
+    Problem,
+    Recovery,
+    SqrtLasso,
+    certify,
+    solve,
+    total_variation,
+)
+from lowrank.sensing.certificates import gap_floor
+from lowrank.sensing.problems.structured import Analysis
+from lowrank.status import Status
+
+WORSE = 1e-6
+"""How much the objective of an answer that is called optimal may be above CVXPY's, relative."""
+
+Rng = np.random.Generator
+
+
+def _correlated(m: int, n: int, rng: Rng) -> np.ndarray:
+    shared = rng.standard_normal((m, 1))
+    return np.asarray(shared + 0.1 * rng.standard_normal((m, n)))
+
+
+def _zeroed(m: int, n: int, rng: Rng) -> np.ndarray:
+    A = rng.standard_normal((m, n))
+    A[:, rng.random(n) < 0.3] = 0
+    A[rng.random(m) < 0.2] = 0
+    return A
+
+
+DESIGNS: dict[str, Callable[[int, int, Rng], np.ndarray]] = {
+    "random": lambda m, n, rng: rng.standard_normal((m, n)),
+    "correlated": _correlated,
+    "one row": lambda m, n, rng: rng.standard_normal((1, n)),
+    "one row of ones": lambda m, n, rng: np.ones((1, n)),
+    "repeated rows": lambda m, n, rng: rng.standard_normal((m, n))[rng.integers(0, m, m)],
+    "repeated columns": lambda m, n, rng: rng.standard_normal((m, n))[:, rng.integers(0, n, n)],
+    "signs": lambda m, n, rng: rng.choice([-1.0, 1.0], (m, n)),
+    "integers": lambda m, n, rng: rng.integers(-2, 3, (m, n)).astype(float),
+    "zero rows and columns": _zeroed,
+    "rank one": lambda m, n, rng: np.outer(rng.standard_normal(m), rng.standard_normal(n)),
+    "rows that sum to 0": lambda m, n, rng: (lambda A: A - A.mean(axis=1, keepdims=True))(
+        rng.standard_normal((m, n))
+    ),
+    "scaled columns": lambda m, n, rng: rng.standard_normal((m, n)) * 10 ** rng.uniform(-2, 2, n),
+    "identity-like": lambda m, n, rng: np.eye(m, n),
+    "tall": lambda m, n, rng: rng.standard_normal((m + n, n)),
+    "small": lambda m, n, rng: 1e-6 * rng.standard_normal((m, n)),
+    "large": lambda m, n, rng: 1e6 * rng.standard_normal((m, n)),
+}
+
+
+def _signal(n: int, rng: Rng) -> np.ndarray:
+    x = np.zeros(n)
+    kind = rng.integers(5)
+    if kind == 0:
+        return x
+    if kind == 1:
+        return np.ones(n)
+    support = rng.permutation(n)[: int(rng.integers(1, max(2, n // 2)))]
+    x[support] = rng.standard_normal(support.size) if kind < 4 else rng.choice([-1.0, 1.0])
+    return x
+
+
+class Data:
+    """A matrix, measurements, and what the penalties scale with."""
+
+    def __init__(self, seed: int, *, complex_: bool = False) -> None:
+        self.rng = rng = np.random.default_rng(seed)
+        self.design = list(DESIGNS)[seed % len(DESIGNS)]
+        m, n = int(rng.integers(1, 12)), int(rng.integers(2, 20))
+        self.A = DESIGNS[self.design](m, n, rng)
+        self.x = _signal(n, rng)
+        if complex_:
+            self.A = self.A + 1j * DESIGNS[self.design](m, n, rng)
+            self.x = self.x * np.exp(2j * np.pi * rng.random(n))
+        self.m, self.n = self.A.shape
+        self.clean = self.A @ self.x
+        noise = rng.standard_normal(self.m) * rng.choice([0.0, 0.01, 0.3])
+        self.y = self.clean + noise * np.linalg.norm(self.clean) / np.sqrt(self.m)
+        self.size = float(np.linalg.norm(self.y)) or 1.0
+        self.top = float(np.abs(self.A.conj().T @ self.y).max()) or 1.0
+        self.share = float(10 ** rng.uniform(-3, 0))
+        self.weights = 10 ** rng.uniform(-1, 1, self.n)
+
+    def constrained(self, **more: object) -> Problem:
+        """Basis pursuit, or BPDN with a bound that may be 0."""
+        if self.rng.random() < 0.5:
+            return BasisPursuit(self.A, self.clean, **more)  # type: ignore[arg-type]
+        return BPDN(self.A, self.y, 0.3 * self.share * self.size, **more)  # type: ignore[arg-type]
+
+
+def _shape(n: int, rng: Rng) -> tuple[int, ...]:
+    sides = [(a, n // a) for a in range(2, n) if n % a == 0]
+    return sides[rng.integers(len(sides))] if sides and rng.random() < 0.6 else (n,)
+
+
+def _tv(d: Data) -> Problem:
+    shape, isotropic = _shape(d.n, d.rng), bool(d.rng.random() < 0.5)
+    if d.rng.random() < 0.6:
+        lam = 0.3 * d.share * d.top
+        return total_variation(d.A, d.y, shape, lam=lam, isotropic=isotropic)
+    return total_variation(
+        d.A, d.y, shape, epsilon=0.3 * d.share * d.size, isotropic=isotropic
+    )  # fmt: skip
+
+
+def _analysis(d: Data) -> Problem:
+    q = int(d.rng.integers(1, 2 * d.n))
+    D = DESIGNS[str(d.rng.choice(["random", "signs", "zero rows and columns"]))](q, d.n, d.rng)
+    if d.rng.random() < 0.6:
+        return AnalysisLasso(d.A, d.y, D, 0.3 * d.share * d.top)
+    return Analysis(d.A, d.y, D, 0.3 * d.share * d.size)
+
+
+def _joint(d: Data, Y: np.ndarray) -> Problem:
+    top = float(np.linalg.norm(d.A.conj().T @ Y, axis=1).max()) or 1.0
+    return JointSparse(d.A, Y, d.share * top)
+
+
+def _batch(d: Data) -> np.ndarray:
+    return np.stack([d.y, -d.y[::-1], d.rng.standard_normal(d.m)], axis=1)
+
+
+TYPES: dict[str, Callable[[Data], Problem]] = {
+    "basis pursuit": lambda d: BasisPursuit(d.A, d.clean),
+    "bpdn": lambda d: BPDN(d.A, d.y, 0.5 * d.share * d.size),
+    "lasso": lambda d: Lasso(d.A, d.y, d.share * d.top),
+    "weighted": lambda d: d.constrained(weights=d.weights),
+    "weighted lasso": lambda d: Lasso(d.A, d.y, d.share * d.top, weights=d.weights),
+    "non-negative": lambda d: d.constrained(lower=0.0),
+    "non-negative lasso": lambda d: Lasso(d.A, d.y, d.share * d.top, lower=0.0),
+    "boxed": lambda d: d.constrained(lower=-np.abs(d.x) - 0.1, upper=np.abs(d.x)),
+    "bounds that may forbid": lambda d: d.constrained(lower=-0.5, upper=0.7),
+    "boxed lasso": lambda d: Lasso(d.A, d.y, d.share * d.top, lower=-0.2, upper=0.4),
+    "constrained lasso": lambda d: ConstrainedLasso(
+        d.A, d.y, 2 * d.share * float(np.abs(d.x).sum())
+    ),
+    "dantzig": lambda d: DantzigSelector(d.A, d.y, d.share * d.top),
+    "elastic net": lambda d: ElasticNet(d.A, d.y, d.share * d.top, 0.1 * d.top),
+    "square-root lasso": lambda d: SqrtLasso(d.A, d.y, d.share * d.top / d.size),
+    "l1 fit": lambda d: L1Fit(d.A, d.y, d.share * d.top / d.size),
+    "group lasso": lambda d: GroupLasso(d.A, d.y, d.share * d.top, np.arange(d.n) // 3),
+    "joint sparse": lambda d: _joint(d, _batch(d)),
+    "total variation": _tv,
+    "analysis": _analysis,
+    "one bit": lambda d: OneBit(d.A, np.where(d.y < 0, -1.0, 1.0), 1 + float(d.rng.random())),
+}
+
+COMPLEX = (
+    "basis pursuit", "bpdn", "lasso", "weighted", "dantzig", "elastic net", "square-root lasso",
+    "l1 fit", "group lasso", "joint sparse", "total variation", "analysis",
+)  # fmt: skip
+
+CASES = [(name, False) for name in TYPES] + [(name, True) for name in COMPLEX]
+
+
+def made(name: str, seed: int, complex_: bool) -> Problem:
+    """A problem of that type, of the design that is the seed's turn."""
+    return TYPES[name](Data(seed, complex_=complex_))
+
+
+def compared(problem: Problem) -> tuple[str, Recovery]:
+    """What is wrong with the answer, or how it ended: "optimal", "infeasible", "unproven"."""
+    found = solve(problem)
+    reference = solve(problem, "cvxpy")
+    # what is certified bounds the minimum from below, and what is feasible from above
+    size = max(abs(reference.objective), abs(found.objective), 1e-300)
+    floor = 1e-8 * float(gap_floor(problem).sum()) + 1e-9 * size
+    feasible = reference.infeasibility is not None and reference.infeasibility <= 1e-9
+    if feasible and reference.status is not Status.INFEASIBLE:
+        slack = WORSE * size + floor
+        if found.status.ok and found.objective > reference.objective + slack:
+            return "worse than CVXPY", found
+        if found.dual_objective is not None and found.dual_objective > reference.objective + slack:
+            return "a bound above CVXPY's point", found
+        if found.status is Status.INFEASIBLE:
+            return "called infeasible, and is not", found
+    if not found.status.ok:
+        return found.status.name.lower(), found
+    again = certify(problem, found.coefficients, found.dual)
+    if again.infeasibility > WORSE:
+        return "infeasible and called optimal", found
+    return "optimal", found
+
+
+FINE = ("optimal", "infeasible")
+
+
+@pytest.mark.parametrize(("name", "complex_"), CASES)
+def test_a_degenerate_problem_of_each_type(name: str, complex_: bool) -> None:
+    ended, found = compared(made(name, 4, complex_))
+    assert ended in FINE, found
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize(("name", "complex_"), CASES)
+def test_a_thousand_problems_of_each_type(name: str, complex_: bool) -> None:
+    ends = {seed: compared(made(name, seed, complex_))[0] for seed in range(1000)}
+    assert {seed: ended for seed, ended in ends.items() if ended not in FINE} == {}
