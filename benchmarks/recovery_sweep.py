@@ -111,8 +111,10 @@ def instance(design, size, precision, name):
     if complex_ and name in SIGNED:
         return None
     A = DESIGNS[design](rng, m, n)
-    if complex_:
-        A = operators.partial_fourier(n, m=m, seed=0) if design == "dct" else A + 1j * DESIGNS[design](rng, m, n)  # fmt: skip # noqa: E501
+    if complex_ and design == "dct":
+        A = operators.partial_fourier(n, m=m, seed=0)
+    elif complex_:
+        A = A + 1j * DESIGNS[design](rng, m, n)
     if design != "dct":
         A = A.astype(precision)
     m, n = A.shape

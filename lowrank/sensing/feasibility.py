@@ -82,10 +82,11 @@ def _distance(problem: Problem, y: Array) -> float:
 
 
 def _closest(problem: Problem, y: Array) -> Array:
-    """Least squares."""
+    """Least squares, in units in which columns are of one length."""
     A = problem.operator
     if _is_small(problem):
-        return np.asarray(np.linalg.lstsq(A.to_dense(), y, rcond=None)[0])
+        norms = np.where((own := A.column_norms()) > 0, own, 1.0)
+        return np.asarray(np.linalg.lstsq(A.to_dense() / norms, y, rcond=None)[0] / norms)
     return np.asarray(lsqr(_system(problem, y), y, atol=1e-14, btol=1e-14, iter_lim=2000)[0])
 
 

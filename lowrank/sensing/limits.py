@@ -20,10 +20,12 @@ TOL = 1e-8
 """Default accuracy: relative duality gap and relative violation of the constraints."""
 COARSE = 1e-5
 """Accuracy that operators in single precision are asked for, where the user names none."""
+FORMED_ALWAYS = 2**18
+"""Entries of a matrix up to which analysis problems, and those within bounds, have it formed."""
 FORMED_COMPLEX = 2**20
 """Entries of a complex matrix up to which measurements of single precision are fitted exactly."""
 ROUNDED = 1e-6
-"""Accuracy that measurements in single precision are fitted to exactly, by large operators."""
+"""Accuracy that measurements in single precision are fitted to, where not to the last digit."""
 
 
 class Deadline:
@@ -64,15 +66,18 @@ def judged(problem: Problem, tol: float | None) -> tuple[Problem, float | None]:
     """The problem and its tolerance, with a warning where the operator's products are not right.
 
     Where that is small its matrix stands in for an operator with another's adjoint, or one in
-    single precision.
+    single precision; and for any that only first-order methods would take.
     """
     A = problem.operator
-    small = A.shape[0] * A.shape[1] <= FORMED
+    size = A.shape[0] * A.shape[1]
+    small = size <= FORMED
     if not A.trusted and (error := A.dot_test) > ADJOINT:
         text = f"{A.name}: the adjoint fails the dot test with relative error {error:.1e}"
         done = "solved with the matrix of its products instead" if small else "do not trust this"
         warnings.warn(f"{text}; {done}, and correct rmatvec", stacklevel=4)
         return (problem.with_operator(from_matrix(A.to_dense())) if small else problem), tol
+    if not A.is_dense and size <= FORMED_ALWAYS and _wants_matrix(problem):
+        return problem.with_operator(from_matrix(A.to_dense())), tol
     if A.is_dense or not is_single(A):
         return problem, _for_rounded_data(problem, tol)
     if (tol or TOL) >= 1e-6:
@@ -85,13 +90,19 @@ def judged(problem: Problem, tol: float | None) -> tuple[Problem, float | None]:
     return problem, tol or COARSE
 
 
+def _wants_matrix(problem: Problem) -> bool:
+    """Whether first-order methods are all that takes it without one, and are slow on it."""
+    analysis = problem.analysis is not None and problem.operator.facts.column_gram is None
+    return analysis or (problem.bounded and not problem.nonneg)
+
+
 def _for_rounded_data(problem: Problem, tol: float | None) -> float | None:
-    """The tolerance of an exact fit with a large operator, where y is of single precision."""
+    """The tolerance of an exact fit where y is of single precision: large operators, tall ones."""
     A, y = problem.operator, np.asarray(problem.y)
     exact = problem.residual_bound == 0 and tol is None
     cheap = A.shape[0] * A.shape[1] <= (FORMED_COMPLEX if problem.is_complex else FORMED)
-    real_matrix = A.is_dense and not problem.is_complex
-    if not exact or cheap or real_matrix or not rounded(y):
+    digits = cheap or (A.is_dense and not problem.is_complex)  # that can be fitted to the last
+    if not exact or (digits and A.shape[0] <= A.shape[1]) or not rounded(y):
         return tol
     text = f"y is rounded to single precision, and is fitted to {ROUNDED:g} of its size"
     warnings.warn(f"{text}; pass noise= for a looser fit, or tol= for a closer one", stacklevel=5)

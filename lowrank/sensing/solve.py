@@ -86,10 +86,10 @@ def solve(
     for name, candidate, why, share in candidates:
         if best is not None and clock.passed:
             break
-        ready, unheard = _with(clock.given(candidate), tol=tol, max_iter=max_iter)
+        ready, unheard = _with(candidate, tol=tol, max_iter=max_iter)
         seen = len(calls)
         limited = _up_to(share if max_iter is None else None, watched)
-        result, seconds = _run(ready, problem, start, limited)
+        result, seconds = _run(clock.given(ready), problem, start, limited)
         if callback is not None and len(calls) == seen and result.n_iter:
             unheard.append("callback")
         spent = spent.plus(result, seconds)

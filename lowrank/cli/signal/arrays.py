@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
+import gzip
+import io
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -11,16 +12,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.io import mmread
+from scipy.io import loadmat, mmread
 from scipy.sparse import issparse, load_npz
 
+from lowrank.cli.signal.text import read_text
 from lowrank.cli.targets import saving
 from lowrank.errors import InputError
 
 Array = NDArray[Any]
 
 
-READS = ".npy, .npz, .mtx, .csv or .txt"
+READS = ".npy, .npz, .mtx, .mat, .csv or .txt"
 
 
 def read_matrix(path: Path) -> Any:
@@ -53,7 +55,7 @@ def write_vector(path: Path, values: Array) -> None:
 
 
 def _read(path: Path) -> Any:
-    name = path.name.removesuffix(".gz")
+    name = path.name.lower().removesuffix(".gz")
     reader = _READERS.get(Path(name).suffix)
     if reader is None:
         raise InputError(str(path), "it is no kind of array that is read", f"give {READS}")
@@ -73,6 +75,9 @@ _DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFil
 
 
 def _npy(path: Path) -> Array:
+    if path.suffix.lower() == ".gz":
+        with gzip.open(path) as opened:
+            return np.asarray(np.load(io.BytesIO(opened.read()), allow_pickle=False))
     return np.asarray(np.load(path, allow_pickle=False))
 
 
@@ -87,21 +92,24 @@ def _npz(path: Path) -> Any:
     raise InputError(str(path), f"it holds {held}", "save one array, or one SciPy sparse matrix")
 
 
-def _text(path: Path) -> Array:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # NumPy only warns of an empty file
-        try:
-            delimiter = "," if ".csv" in path.suffixes else None
-            # spreadsheets put a byte-order mark first
-            return np.loadtxt(path, delimiter=delimiter, ndmin=2, encoding="utf-8-sig")
-        except UserWarning as warning:
-            raise ValueError(str(warning)) from warning
+def _mat(path: Path) -> Any:
+    try:
+        found = loadmat(path)
+    except NotImplementedError as error:
+        text = "it is of MATLAB's version 7.3"
+        raise InputError(str(path), text, "save it with save('A.mat', 'A', '-v7')") from error
+    arrays = {name: value for name, value in found.items() if not name.startswith("__")}
+    if len(arrays) != 1:
+        held = ", ".join(arrays) or "nothing"
+        raise InputError(str(path), f"it holds {held}", "save one matrix or vector")
+    return next(iter(arrays.values()))
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
     ".npy": _npy,
     ".npz": _npz,
     ".mtx": mmread,
-    ".csv": _text,
-    ".txt": _text,
+    ".mat": _mat,
+    ".csv": read_text,
+    ".txt": read_text,
 }

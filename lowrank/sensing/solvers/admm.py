@@ -111,7 +111,7 @@ class ADMM:
         """Iterate until gap and residuals are within tol."""
         problem, S = equilibrated(problem)
         split, rho = _Split(problem), _first_penalty(problem)
-        doubt, stands = Doubt(problem, self.tol), Standstill()
+        doubt, stands = Doubt(problem, self.tol), Standstill.by(problem.operator)
         c = scaled_start(problem, x0, S)
         z = Kc = split.forward(c)
         epoch: _Epoch | None = None

@@ -16,7 +16,7 @@ from lowrank.sensing.solvers.protocol import (
     with_settings,
 )
 
-SHARE = 500
+SHARE = 1000
 """Iterations of ADMM before CVXPY has its turn, where that is cheap; it goes on after that."""
 ANALYSIS_SHARE = 60
 """The same for analysis problems, which seldom end in a few hundred."""

@@ -46,7 +46,7 @@ class Denoise:
 
     tol: float = 1e-8
     max_iter: int = 20_000
-    hand_over: int = 500
+    hand_over: int = 200
     check_every: int = 20
 
     solves: ClassVar[tuple[type[Problem], ...]] = (AnalysisLasso,)

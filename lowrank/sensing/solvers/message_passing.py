@@ -159,13 +159,17 @@ class MessagePassing:
         calls = itertools.count(1)
         notes: dict[str, None]
         show = callback and (lambda k, c: callback(next(calls), c.reshape(shape).copy()))
+        counts: list[int] = []
+        problem = problem.counting(counts.append)
         probed, n_iter, notes = probe(problem.operator), 0, {}
+        twin = Twin(probed.A, problem.dtype) if probed else None
         status, known = Status.OPTIMAL if probed else Status.STALLED, probed is not None
         for j, column in enumerate(columns.T if probed else ()):
             assert probed is not None
+            assert twin is not None
             watch, found = _Watch(c, j, self.max_iter, show), _Found(None, False, "")
             try:
-                found = self._column(problem, probed, column, watch)
+                found = self._column(problem, probed, twin, column, watch)
             except _Stopped:
                 status = Status.MAX_ITER
             n_iter, notes[found.note] = max(n_iter, watch.n_iter), None
@@ -181,17 +185,20 @@ class MessagePassing:
             dual=duals.reshape(y.shape) if known else None,
             status=status,
             n_iter=n_iter,
+            n_products=sum(counts) + (twin.products if twin else 0),
             note="; ".join(filter(None, notes)),
             warm=status is Status.STALLED and bool(c.any()),
         )
 
-    def _column(self, problem: Problem, probed: Probed, y: Array, watch: _Watch) -> _Found:
+    def _column(
+        self, problem: Problem, probed: Probed, twin: Twin, y: Array, watch: _Watch
+    ) -> _Found:
         """A dual point of one signal, whose coefficients the watch holds; and what was done."""
         bound = problem.residual_bound
         if np.linalg.norm(y) <= (bound or 0.0):
             return _Found(np.zeros_like(y), True, "")
         find = self._exact if bound == 0 else self._penalised
-        return find(problem, probed, Twin(probed.A, problem.dtype), y / probed.length, watch)
+        return find(problem, probed, twin, y / probed.length, watch)
 
     def _exact(
         self, problem: Problem, probed: Probed, twin: Twin, y: Array, watch: _Watch

@@ -25,6 +25,8 @@ MARGIN = 0.04
 """How far below its bound a correlation off the support is brought, so that it may stray."""
 ROUNDS = 30
 """Sets of correlations at their bounds that are tried for a dual point."""
+COPIED = 2**16
+"""Entries of a matrix from which on a copy in single precision pays."""
 OUTLIER = 5.0
 """Correlations with the residual above this many times their usual size belong to the support."""
 
@@ -33,31 +35,47 @@ class Twin:
     """Products of an operator in single precision, where its functions keep that, else in double.
 
     Args:
-        A: the operator.
+        A: the operator; of a large matrix a copy is made.
         dtype: of the vectors in double precision.
+
+    Attributes:
+        products: those with the copy, which the operator does not see.
     """
 
     def __init__(self, A: Operator, dtype: np.dtype[Any]) -> None:
-        self.A, self.shape = A, A.shape
+        self.A, self.shape, self.products = A, A.shape, 0
         self.dtype = _single(A, dtype)
         self.accuracy = DOUBLE if self.dtype == dtype else SINGLE
+        self.copy = A.to_dense().astype(self.dtype) if _is_copied(A) else None
 
     def forward(self, x: Array) -> Array:
         """`A x`, in the twin's precision."""
+        if self.copy is not None:
+            self.products += 1
+            return np.asarray(self.copy @ x.astype(self.dtype, copy=False))
         return self.A.forward(x.astype(self.dtype, copy=False)).astype(self.dtype, copy=False)
 
     def adjoint(self, y: Array) -> Array:
         """`A^H y`, in the twin's precision."""
+        if self.copy is not None:
+            self.products += 1
+            return np.asarray((self.copy.T @ y.conj().astype(self.dtype, copy=False)).conj())
         return self.A.adjoint(y.astype(self.dtype, copy=False)).astype(self.dtype, copy=False)
 
 
 def _single(A: Operator, double: np.dtype[Any]) -> np.dtype[Any]:
     """Single precision, where the operator is one of ours and both products stay in it."""
     single = np.dtype(np.complex64 if double.kind == "c" else np.float32)
-    if not A.trusted or A.is_dense:
+    if A.is_dense:
+        return single if _is_copied(A) else double
+    if not A.trusted:
         return double
     back = A.adjoint(np.zeros(A.shape[0], single))
     return single if back.dtype == single and A.forward(back).dtype == single else double
+
+
+def _is_copied(A: Operator) -> bool:
+    return A.is_dense and A.shape[0] * A.shape[1] >= COPIED
 
 
 class Solution(NamedTuple):

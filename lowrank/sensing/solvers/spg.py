@@ -83,7 +83,7 @@ class SPG:
         ball = L1Ball(0.0, weights, problem.nonneg)
         point = _Point(np.zeros(A.shape[1], problem.dtype), y, -A.adjoint(y), 0)
         dual, gaps = y, []
-        doubt, stands = Doubt(problem, self.tol), Standstill()
+        doubt, stands = Doubt(problem, self.tol), Standstill.by(A)
 
         def seen(k: int, c: Array) -> bool:
             shown = callback is not None and callback(k, unscaled(problem, c[:, None], S))
@@ -134,7 +134,7 @@ class SPG:
         g, k = -A.adjoint(r), start.n_iter
         values = [np.vdot(r, r).real / 2]
         step = float(np.vdot(g, g).real / max(_square(A.forward(g)), 1e-300))
-        enough, stands = self.tol / 10 * float(np.linalg.norm(y)), Standstill()
+        enough, stands = self.tol / 10 * float(np.linalg.norm(y)), Standstill.by(A)
         while k < self.max_iter:
             rnorm = float(np.sqrt(2 * values[-1]))
             line = rnorm + _slope(ball, g, c, 0 * c) / max(rnorm, 1e-300)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from lowrank.sensing.operators.operator import Operator
+
+PATIENCE = 2000
+"""Iterations that are not asked about, where products are in single precision."""
 PROGRESS = 0.9
 """Share of the least error so far that a new one must be below to count."""
 LOW = 0.1
@@ -13,8 +17,10 @@ LOW = 0.1
 class Standstill:
     """Tells a run whose error has not fallen by a tenth in the later half of its iterations.
 
+    In double precision a first-order method may stand for thousands of iterations and then go on.
+
     Args:
-        patience: iterations before it is asked.
+        patience: iterations before it is asked; inf is never.
 
     Example:
         >>> stands = Standstill(patience=4)
@@ -22,8 +28,14 @@ class Standstill:
         [False, False, False, False, False, False, False, True]
     """
 
-    def __init__(self, patience: int = 2000) -> None:
+    def __init__(self, patience: float = PATIENCE) -> None:
         self.patience, self.least, self.last = patience, np.inf, 0
+
+    @staticmethod
+    def by(A: Operator) -> Standstill:
+        """That of a run with products of this operator."""
+        single = not A.is_dense and A.dtype in (np.float32, np.complex64)
+        return Standstill(PATIENCE if single else np.inf)
 
     def __call__(self, k: int, error: float) -> bool:
         """Whether iteration k, of this error, is one too many."""
