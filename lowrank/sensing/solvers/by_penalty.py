@@ -14,7 +14,7 @@ from lowrank.sensing.problems.l1 import BPDN, Lasso
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.designs import Index
 from lowrank.sensing.solvers.protocol import Callback
-from lowrank.sensing.solvers.working_set import CROWDED, Fit, WorkingSet, fit_of, matrix_of
+from lowrank.sensing.solvers.working_set import Fit, WorkingSet, fit_of, matrix_of
 from lowrank.status import Status
 
 MAX_DENSE = 2**20
@@ -133,12 +133,8 @@ class _Search:
         """Solve at lam, and say which; then choose the next."""
         lam = self.lam
         for _ in self.fit.descend(lam, 1e-14):
-            if self._crowded:
-                break
+            pass
         excess = float(np.linalg.norm(self.fit.residual)) - self.epsilon
-        if self._crowded and excess > 0:
-            self.ended = True
-            return lam
         if abs(excess) <= self.close and (excess <= 0 or excess < 1e-13 * self.epsilon):
             self.found = self.ended = True
             return lam
@@ -170,11 +166,6 @@ class _Search:
         fit = self.fit
         lower, upper = fit.lower[fit.taking], fit.upper[fit.taking]
         return np.flatnonzero((fit.x != 0) & (fit.x > lower) & (fit.x < upper))
-
-    @property
-    def _crowded(self) -> bool:
-        """Whether so many columns move that they are hardly independent any more."""
-        return self._free.size > CROWDED * len(self.fit.y)
 
     def _slope(self) -> Array:
         """`dr / dlam`: `A_F (A_F^T A_F)^-1 w s`, for the columns F that are free to move."""

@@ -20,6 +20,8 @@ SHARE = 1000
 """Iterations of ADMM before CVXPY has its turn, where that is cheap; it goes on after that."""
 ANALYSIS_SHARE = 60
 """The same for analysis problems, which seldom end in a few hundred."""
+COMPLEX = 4
+"""How many times as much CVXPY costs where numbers are complex."""
 CHEAP = 2**18
 """Entries of a matrix up to which CVXPY costs about as much as that many iterations."""
 
@@ -61,6 +63,7 @@ def _in_order(problem: Problem) -> Iterator[Candidate]:
             share = None
             if name == "admm" and name in order[i + 1 :]:
                 share = SHARE if problem.analysis is None else ANALYSIS_SHARE
+                share *= COMPLEX if problem.is_complex else 1
             why = f"{name}, to its own limit" if name in order[:i] else ""
             yield Candidate(name, candidate, why or _why(problem, name, reasons), share)
         else:
