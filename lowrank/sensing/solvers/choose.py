@@ -76,7 +76,8 @@ def _in_order(problem: Problem) -> Iterator[Candidate]:
 def _shared(problem: Problem) -> tuple[str, ...]:
     """The order in which solvers are tried: ADMM, CVXPY and ADMM where CVXPY is cheap."""
     m, p = problem.operator.shape
-    if m * p > CHEAP or SOLVERS["cvxpy"]().refuses(problem) is not None:
+    both = {"admm", "cvxpy"} <= set(AUTO)
+    if not both or m * p > CHEAP or SOLVERS["cvxpy"]().refuses(problem) is not None:
         return AUTO
     after = AUTO.index("admm") + 1
     rest = (name for name in AUTO[after:] if name != "cvxpy")
