@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -43,6 +44,20 @@ _DAMPED = 1e-2
 
 WORDS_DAMPED = 0.1
 """Likewise of a language model, whose few directions of large gradients are those of rare words."""
+
+
+_HELD_OUT = 4
+"""Of so many draws from the data, one is held out of regressions that are tried."""
+
+
+_STRENGTHS = (1.0, 0.5, 0.0)
+"""How strongly a regression may be drawn to the weight as it was, from as much as is left to chance
+to the least: powers of the share between the two."""
+
+
+_FAR = 0.9
+"""Share of the way from the weight to a regression that has to be worth going for a weaker pull to
+be tried."""
 
 
 _PIECES = 8
@@ -241,52 +256,117 @@ def damped(C: Tensor, share: float | Tensor = DAMPING) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Fold:
+    """Sums over some of the positions, all of shifted inputs and targets.
+
+    Args:
+        n: positions.
+        s: of the inputs (groups, d).
+        S: of their products (groups, d, d).
+        sy: of the targets (groups, o).
+        Q: of targets times inputs (groups, o, d).
+    """
+
+    n: int
+    s: Tensor
+    S: Tensor
+    sy: Tensor
+    Q: Tensor
+
+    def __add__(self, other: Fold) -> Fold:
+        return self._with(other, 1)
+
+    def __sub__(self, other: Fold) -> Fold:
+        return self._with(other, -1)
+
+    def _with(self, other: Fold, sign: int) -> Fold:
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return Fold(*(a + sign * b for a, b in pairs))
+
+    def products(self, around: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Mean products of targets and inputs (groups, o, d), and of inputs (groups, d, d).
+
+        Args:
+            around: what inputs and targets lack of what they were before the shift; None takes
+                them around their means.
+        """
+        x, y = self.s / self.n, self.sy / self.n
+        Q, C = _centred(self.Q / self.n, y, x), _centred(self.S / self.n, x, x)
+        if around is None:
+            return Q, C
+        x, y = x + around[0], y + around[1]
+        return Q + y[:, :, None] * x[:, None, :], C + x[:, :, None] * x[:, None, :]
+
+
+@dataclass(frozen=True, eq=False)
 class Regression:
     """Targets against inputs, over all positions.
 
     Args:
         Q: centred products of targets and inputs (groups, o, d).
         mean: of the targets (groups, o).
-        size: their centred squared norm (groups,).
+        folds: those products and the inputs' own, of most positions and of the others, on which
+            solutions are tried; None where all come from a single draw.
     """
 
     Q: Tensor
     mean: Tensor
-    size: Tensor
-
-    def uncentred(self, mean: Tensor) -> Regression:
-        """The same with products as they are; `mean` is that of the inputs (groups, d)."""
-        Q = self.Q + self.mean[:, :, None] * mean[:, None, :]
-        return Regression(Q, self.mean, self.size + self.mean.square().sum(1))
+    folds: tuple[tuple[Tensor, Tensor], ...] | None = None
 
     def solution(self, W: Tensor, C: Tensor, share: Tensor) -> Tensor:
         """The map that comes closest to the targets, drawn towards W (groups, o, d).
 
-        By as much of `share` as the targets' distance from W x is unexplained: where inputs
-        explain it, chance has no part in it.
+        By how much of `share`, and how far the way from W is gone, is what does best on
+        positions that were held out.
 
         Args:
             W: the map as it is.
             C: moment of the inputs (groups, d, d).
             share: of C that is left to chance (groups,).
         """
-        found = self._drawn(W, C, share)
-        if not bool((share > DAMPING).any()):
-            return found
-        gap = self.Q - W @ C  # products of what W x misses with the inputs
-        whole = self.size - (W * (self.Q + gap)).sum((1, 2))
-        step = found - W
-        explained = (step * (2 * gap - step @ C)).sum((1, 2))
-        tiny = torch.finfo(C.dtype).tiny
-        rest = (1 - explained / whole.clamp_min(tiny)).clamp(0, 1)
-        rest = torch.where(whole > 1e-12 * self.size, rest, 1.0)  # W x misses nothing
-        return self._drawn(W, C, (share * rest).clamp_min(DAMPING))
+        found = share, torch.ones_like(share)
+        if self.folds is not None and bool((share > DAMPING).any()):
+            (Q, most), (held, rest) = self.folds
+            gap = held - W @ rest
 
-    def _drawn(self, W: Tensor, C: Tensor, share: Tensor) -> Tensor:
-        rho = share[:, None, None].to(C)
-        ridge = rho * C.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-        L = torch.linalg.cholesky(damped(C, share))
-        return torch.cholesky_solve(((1 - rho) * self.Q + ridge * W).mT, L).mT
+            def gained(rho: Tensor) -> tuple[Tensor, Tensor]:
+                step = _drawn(Q, W, most, rho) - W
+                return (step * gap).sum((1, 2)), (step * (step @ rest)).sum((1, 2))
+
+            found = _tried(share, gained)
+        rho, way = found
+        return W + way[:, None, None] * (_drawn(self.Q, W, C, rho) - W)
+
+
+def _drawn(Q: Tensor, W: Tensor, C: Tensor, share: Tensor) -> Tensor:
+    rho = share[:, None, None].to(C)
+    ridge = rho * C.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    L = torch.linalg.cholesky(damped(C, share))
+    return torch.cholesky_solve(((1 - rho) * Q + ridge * W).mT, L).mT
+
+
+def _tried(
+    share: Tensor, gained: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """How strongly a map is drawn to what it was, and how far it goes, (groups,) each.
+
+    Args:
+        share: the strongest.
+        gained: from a strength to the products, on positions held out, of a step with what
+            was missed there, and with itself.
+    """
+    rho, way, most = share, torch.zeros_like(share), torch.zeros_like(share)
+    for power in _STRENGTHS:
+        drawn = DAMPING * (share / DAMPING) ** power
+        along, size = (t.to(share) for t in gained(drawn))
+        far = (along / size.clamp_min(torch.finfo(size.dtype).tiny)).clamp(0, 1)
+        gain = far * (2 * along - far * size)
+        better = gain > most
+        rho, way = torch.where(better, drawn, rho), torch.where(better, far, way)
+        most = torch.where(better, gain, most)
+        if bool((far < _FAR).all()):  # drawn less, they would go farther astray
+            break
+    return rho, way
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,11 +377,16 @@ class Missed:
         rows: centred inputs (groups, n, d) over the root of their number.
         errors: likewise what the map misses, (groups, n, o).
         mean: of the targets (groups, o).
+        held: positions (n,) on which solutions are tried; None where all come from a single
+            draw.
+        centred: errors of the mean do not count.
     """
 
     rows: Tensor
     errors: Tensor
     mean: Tensor
+    held: Tensor | None = None
+    centred: bool = True
 
     def uncentred(self, W: Tensor, mean: Tensor) -> Missed:
         """The same with products as they are.
@@ -311,32 +396,44 @@ class Missed:
             mean: of the inputs (groups, d).
         """
         left = self.mean - (W @ mean[..., None]).squeeze(-1)
-        rows = torch.cat([self.rows, mean[:, None, :].to(self.rows)], dim=1)
-        errors = torch.cat([self.errors, left[:, None, :].to(self.errors)], dim=1)
-        return Missed(rows, errors, self.mean)
+        root = self.rows.shape[1] ** 0.5
+        rows = self.rows + (mean / root)[:, None, :].to(self.rows)
+        errors = self.errors + (left / root)[:, None, :].to(self.errors)
+        return Missed(rows, errors, self.mean, self.held, centred=False)
 
     def solution(self, W: Tensor, share: Tensor) -> Tensor:
         """`Regression.solution`, in the span of the positions."""
-        step = self._step(share)
-        if bool((share > DAMPING).any()):
-            seen = self.rows @ step.mT  # (g, n, o)
-            explained = (seen * (2 * self.errors - seen)).sum((1, 2))
-            whole = self.errors.square().sum((1, 2))
-            tiny = torch.finfo(whole.dtype).tiny
-            rest = (1 - explained / whole.clamp_min(tiny)).clamp(0, 1)
-            step = self._step((share * rest).clamp_min(DAMPING))
-        return W + step
+        found = share, torch.ones_like(share)
+        if self.held is not None and bool((share > DAMPING).any()):
+            most, rest = self._of(~self.held), self._of(self.held)
 
-    def _step(self, share: Tensor) -> Tensor:
-        R = self.rows
-        rho = share[:, None, None].to(R)
-        size = R.square().sum((1, 2)) / R.shape[-1]
-        floor = torch.finfo(R.dtype).tiny ** 0.5
-        ridge = (rho * size[:, None, None]).clamp_min(floor)
-        gram = (1 - rho) * R @ R.mT + ridge * torch.eye(R.shape[1], dtype=R.dtype, device=R.device)
-        scale, L = scaled_cholesky(gram)
-        dual = scale[:, :, None] * torch.cholesky_solve(scale[:, :, None] * self.errors, L)
-        return (1 - rho) * dual.mT @ R
+            def gained(rho: Tensor) -> tuple[Tensor, Tensor]:
+                seen = rest[0] @ _step(*most, rho).mT  # (g, n, o)
+                return (seen * rest[1]).sum((1, 2)), seen.square().sum((1, 2))
+
+            found = _tried(share, gained)
+        rho, way = found
+        return W + way[:, None, None].to(W) * _step(self.rows, self.errors, rho)
+
+    def _of(self, some: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and errors at some positions (n,), around their means if they are centred."""
+        parts = self.rows[:, some], self.errors[:, some]
+        if not self.centred:
+            return parts
+        rows, errors = (X - X.mean(1, keepdim=True) for X in parts)
+        return rows, errors
+
+
+def _step(R: Tensor, errors: Tensor, share: Tensor) -> Tensor:
+    """(groups, o, d) towards the errors of rows R."""
+    rho = share[:, None, None].to(R)
+    size = R.square().sum((1, 2)) / R.shape[-1]
+    floor = torch.finfo(R.dtype).tiny ** 0.5
+    ridge = (rho * size[:, None, None]).clamp_min(floor)
+    gram = (1 - rho) * R @ R.mT + ridge * torch.eye(R.shape[1], dtype=R.dtype, device=R.device)
+    scale, L = scaled_cholesky(gram)
+    dual = scale[:, :, None] * torch.cholesky_solve(scale[:, :, None] * errors, L)
+    return (1 - rho) * dual.mT @ R
 
 
 @dataclass(frozen=True, eq=False)
@@ -398,6 +495,8 @@ class Sums:
         self._look: Look | None = None
         self._rows: list[Tensor] = []
         self._goals: list[Tensor] = []
+        self._out: list[Tensor] = []
+        self._held: Fold | None = None
         self._shift: Tensor | None = None
         self._shift_y: Tensor | None = None
 
@@ -439,11 +538,23 @@ class Sums:
             assert self._shift_y is not None
             Y = (wide(Y) - self._shift_y.to(X.dtype)).movedim(0, 1)  # (g, p, o)
             self.sy += Y.sum(1)
-            self.syy += Y.square().sum(1).sum(1, dtype=self.dtype)
-            if self.form == "rows":
-                self._goals.append(Y)
-            else:
-                self.Q += (Y.mT @ X).to(self.dtype)
+            for part, goal in zip(X.split(added.rows, 1), Y.split(added.rows, 1), strict=True):
+                self._add_goal(part, goal)
+
+    def _add_goal(self, X: Tensor, Y: Tensor) -> None:
+        """Add products of the targets (g, p, o) of a draw of patches; one of four is held out."""
+        self._n_draws += 1
+        out = self._n_draws % _HELD_OUT == 2  # of two, too, there is one
+        if self.form == "rows":
+            self._goals.append(Y)
+            self._out.append(X.new_full((X.shape[1],), out, dtype=torch.bool))
+            return
+        Q = (Y.mT @ X).to(self.dtype)
+        self.Q += Q
+        if out:
+            s, sy, S = (t.to(self.dtype) for t in (X.sum(1), Y.sum(1), X.mT @ X))
+            fold = Fold(X.shape[1], s, S, sy, Q)
+            self._held = fold if self._held is None else self._held + fold
 
     def _added(self, X: Tensor, rows: int) -> _Added:
         """What patches (positions, groups, d) add, unless it is known."""
@@ -517,13 +628,20 @@ class Sums:
         share = self.share(_squared(plain), _squared(R @ R.mT))
         return Moments(self.n, seen, mean, R.square().sum(1), share, R)
 
-    def regression(self) -> Regression:
-        """The targets against the inputs, where these are summed."""
+    def regression(self, *, centred: bool = True) -> Regression:
+        """The targets against the inputs, where these are summed.
+
+        Args:
+            centred: errors of the mean do not count.
+        """
+        assert self._shift is not None
         assert self._shift_y is not None
-        offset, offset_y = self.s / self.n, self.sy / self.n
-        size = self.syy / self.n - offset_y.square().sum(1)
-        Q = _centred(self.Q / self.n, offset_y, offset)
-        return Regression(Q, self._shift_y + offset_y, size)
+        whole = Fold(self.n, self.s, self.S, self.sy, self.Q)
+        around = None if centred else (self._shift, self._shift_y)
+        parts = () if self._held is None else (whole - self._held, self._held)
+        folds = tuple(part.products(around) for part in parts) or None
+        mean = self._shift_y + self.sy / self.n
+        return Regression(whole.products(around)[0], mean, folds)
 
     def missed(self, W: Tensor) -> Missed:
         """What a map misses of the targets at every position, where these are held.
@@ -535,8 +653,9 @@ class Sums:
         offset, offset_y = self.s / self.n, self.sy / self.n
         X = torch.cat(self._rows, dim=1).to(self.dtype) - offset[:, None, :]
         Y = torch.cat(self._goals, dim=1).to(self.dtype) - offset_y[:, None, :]
-        root = self.n**0.5
-        return Missed(X / root, (Y - X @ W.mT) / root, self._shift_y + offset_y)
+        root, out = self.n**0.5, torch.cat(self._out)
+        errors = (Y - X @ W.mT) / root
+        return Missed(X / root, errors, self._shift_y + offset_y, out if out.any() else None)
 
     def _begin(self, X: Tensor, Y: Tensor | None) -> None:
         g, o, *_ = self.spec.weight_shape
@@ -547,11 +666,10 @@ class Sums:
         if self.form == "full":
             self.S = new((g, d, d), dtype=self.dtype)
         self._norms = new((g,), dtype=torch.float64)
-        self._draws = 0
+        self._draws = self._n_draws = 0
         if Y is not None:
             self._shift_y = wide(Y).mean(0).to(self.dtype)
             self.sy = new((g, o), dtype=self.dtype)
-            self.syy = new((g,), dtype=self.dtype)
             if self.form == "full":
                 self.Q = new((g, o, d), dtype=self.dtype)
 

@@ -250,11 +250,9 @@ def _goal(view: LayerView, sums: Sums, felt: Weight | None, centred: bool) -> Go
         best = missed.solution(W, moments.share).reshape(weight.shape)
         metric = moments.metric(centred=centred).weighed(felt)
         return Goal(best, metric, moments.mean, missed.mean, centred)
-    found = sums.regression()
-    C = moments.C
+    found, C = sums.regression(centred=centred), moments.C
     if not centred:
         C = C + moments.mean[:, :, None] * moments.mean[:, None, :]
-        found = found.uncentred(moments.mean)
     best = found.solution(W, C, moments.share.to(C)).reshape(weight.shape)
     metric = Metric(damped(C, moments.share)).weighed(felt)
     return Goal(best, metric, moments.mean, found.mean, centred)
