@@ -55,7 +55,8 @@ def fake_clock(monkeypatch):
 def test_time_that_factors_alone_do_not_reach(fake_clock, methods, effort):
     """Each stage costs a fee, so that only fewer channels make it half as long."""
     model, how = net(width=12), {"data": X[:16], "effort": effort}
-    with pytest.raises(BudgetError, match="smallest is latency"):
+    advised = r'smallest is latency.*or let channels go, too: select="'
+    with pytest.raises(BudgetError, match=advised):
         lowrank.compress(model, X[:2], latency=0.2, methods="channel_svd", **how)
     small, report = lowrank.compress(model, X[:2], latency=0.2, methods=methods, **how)
     assert work(small) <= 0.2 * work(model)
@@ -88,8 +89,9 @@ def test_budgets_are_met_and_spent(methods, budget):
 
 @pytest.mark.parametrize("methods", WAYS)
 def test_below_one_channel_a_unit_the_smallest_is_named(methods):
-    with pytest.raises(BudgetError, match="smallest"):
+    with pytest.raises(BudgetError, match="smallest") as caught:
         compressed(net(), methods, params=10)
+    assert "let channels go" not in str(caught.value)  # they were asked for
 
 
 @pytest.mark.slow

@@ -303,7 +303,27 @@ def _planned(
     budget: Mapping[str, float | None],
     exponent: float,
 ) -> tuple[Plan, Timed | None]:
-    """The plan, and under a latency budget what its structure took."""
+    """The plan, and under a latency budget what its structure took.
+
+    Raises:
+        BudgetError: factors do not reach it; channels may, if there is none of memory.
+    """
+    try:
+        return _by_factors(model, example, curves, budget, exponent)
+    except BudgetError as error:
+        if budget["memory"] is not None:
+            raise
+        advice = f'{error.advice}, or let channels go, too: select="lasso"'
+        raise BudgetError(error.where, error.problem, advice) from None
+
+
+def _by_factors(
+    model: nn.Module,
+    example: Example,
+    curves: Curves,
+    budget: Mapping[str, float | None],
+    exponent: float,
+) -> tuple[Plan, Timed | None]:
     wanted = budget["latency"]
 
     def within(limit: float | None) -> Plan:
