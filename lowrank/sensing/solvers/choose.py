@@ -19,7 +19,7 @@ from lowrank.sensing.solvers.protocol import (
 SHARE = 1000
 """Iterations of ADMM before CVXPY has its turn, where that is cheap; it goes on after that."""
 ANALYSIS_SHARE = 60
-"""The same for analysis problems, which seldom end in a few hundred."""
+"""The same for analysis problems with fewer rows than columns, which take thousands."""
 COMPLEX = 4
 """How many times as much CVXPY costs where numbers are complex."""
 CHEAP = 2**18
@@ -62,7 +62,8 @@ def _in_order(problem: Problem) -> Iterator[Candidate]:
             any_fits = True
             share = None
             if name == "admm" and name in order[i + 1 :]:
-                share = SHARE if problem.analysis is None else ANALYSIS_SHARE
+                m, p = problem.operator.shape
+                share = ANALYSIS_SHARE if problem.analysis is not None and m < p else SHARE
                 share *= COMPLEX if problem.is_complex else 1
             why = f"{name}, to its own limit" if name in order[:i] else ""
             yield Candidate(name, candidate, why or _why(problem, name, reasons), share)
