@@ -239,6 +239,7 @@ def _best_dual(problem: Problem, candidates: list[Array], primal: Array) -> tupl
             break
         if not np.isfinite(v).all():
             continue
+        v = problem.admissible(v)
         scale, value = scaled_dual(problem, v, _columns(problem.design.adjoint(v)))
         better = value > values
         best = np.where(better, scale * v, best)

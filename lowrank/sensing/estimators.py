@@ -22,7 +22,7 @@ from lowrank.errors import InputError
 from lowrank.sensing import problems
 from lowrank.sensing.operators.algebra import centred_sparse
 from lowrank.sensing.operators.arrays import Array
-from lowrank.sensing.operators.operator import as_operator
+from lowrank.sensing.operators.operator import Operator, as_operator
 from lowrank.sensing.path import checked_grid, points
 from lowrank.sensing.problems.checks import checked_number
 from lowrank.sensing.recover import recover, share_of
@@ -32,6 +32,12 @@ from lowrank.sensing.solvers import Solver
 from lowrank.status import Status
 
 if TYPE_CHECKING:
+    from lowrank.sensing.loss_estimators import (
+        HuberLasso,
+        LogisticLasso,
+        PoissonLasso,
+        QuantileLasso,
+    )
     from lowrank.sensing.matrix_estimators import RobustPCA, SoftImpute
 
 __all__ = [
@@ -43,17 +49,27 @@ __all__ = [
     "ElasticNet",
     "GroupLasso",
     "GroupLassoCV",
+    "HuberLasso",
     "Lasso",
     "LassoCV",
+    "LogisticLasso",
+    "PoissonLasso",
+    "QuantileLasso",
     "RobustPCA",
     "SoftImpute",
 ]
 
 
 def __getattr__(name: str) -> object:
-    if name not in ("RobustPCA", "SoftImpute"):  # those of matrices import torch
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("lowrank.sensing.matrix_estimators"), name)
+    return getattr(importlib.import_module(f"lowrank.sensing.{_HOME[name]}"), name)
+
+
+_HOME = dict.fromkeys(("RobustPCA", "SoftImpute"), "matrix_estimators")  # which import torch
+_HOME |= dict.fromkeys(
+    ("HuberLasso", "LogisticLasso", "PoissonLasso", "QuantileLasso"), "loss_estimators"
+)
 
 
 try:
@@ -64,6 +80,18 @@ try:
 except ImportError as error:
     missing = "lowrank.sensing.estimators: scikit-learn 1.6 or later is not installed"
     raise ImportError(f"{missing}; pip install 'lowrank-kit[sklearn]'") from error
+
+
+def no_operator(X: Any) -> None:
+    """Refuse operators, of which scikit-learn knows no rows.
+
+    Raises:
+        InputError: X has products with vectors, but no entries.
+    """
+    if hasattr(X, "matvec") or isinstance(X, Operator):
+        kind = f"{type(X).__module__.split('.')[0]}'s {type(X).__name__}"
+        text = f"{kind} is an operator, and estimators take rows"
+        raise InputError("X", text, "pass X @ np.eye(X.shape[1]), or the operator to recover")
 
 
 class _SparseRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -98,6 +126,7 @@ class _SparseRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None
     ) -> tuple[Any, Array, Array | None]:
         """The data in double precision, and the roots of the weights."""
+        no_operator(X)
         options: dict[str, Any] = {"y_numeric": True, "dtype": np.float64, "accept_sparse": "csc"}
         A, b = validate_data(self, X, y, **options)
         b = b.astype(np.float64)
@@ -120,6 +149,7 @@ class _SparseRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             Predictions (m,).
         """
         check_is_fitted(self)
+        no_operator(X)
         X = validate_data(self, X, reset=False, dtype=np.float64, accept_sparse="csr")
         return np.asarray(X @ self.coef_ + self.intercept_)
 
@@ -373,7 +403,8 @@ class GroupLasso(_SparseRegressor):
     """Group LASSO: `min 1/2 ||X c - y||_2^2 + lam sum_g sqrt(|g|) ||c_g||_2`, certified.
 
     Args:
-        groups: integer label of each column's group, (n,); None makes each a group of its own.
+        groups: integer label of each column's group, (n,), or the indices of each group; None makes
+            each column a group of its own.
         lam: penalty, > 0; None is `lam_fraction` of the smallest at which all are zero.
         lam_fraction: that share, in (0, 1]; not used with lam.
         fit_intercept: centre X and y first, and predict with the mean put back.
@@ -409,7 +440,7 @@ class GroupLasso(_SparseRegressor):
         self.max_iter = max_iter
 
     def _recover(self, X: Any, y: Array) -> Recovery:
-        groups = np.arange(X.shape[1]) if self.groups is None else np.asarray(self.groups)
+        groups = np.arange(X.shape[1]) if self.groups is None else self.groups
         problem = problems.GroupLasso(X, y, 1.0, groups)
         lam = share_of(self.lam_fraction, problem.lam_max) if self.lam is None else self.lam
         return solve(replace(problem, lam=lam), **self._options())
@@ -827,7 +858,8 @@ class GroupLassoCV(_CrossValidated):
     """The group LASSO with lam chosen by cross-validation, along one path for each fold.
 
     Args:
-        groups: integer label of each column's group, (n,); None makes each a group of its own.
+        groups: integer label of each column's group, (n,), or the indices of each group; None makes
+            each column a group of its own.
         lams: penalties > 0, (k,); None is a geometric grid from `lam_max` down.
         n_lams: length of that grid.
         smallest: its end as a share of `lam_max`.
@@ -871,7 +903,7 @@ class GroupLassoCV(_CrossValidated):
         self.max_iter = max_iter
 
     def _problem(self, A: Any, b: Array) -> problems.GroupLasso:
-        groups = np.arange(A.shape[1]) if self.groups is None else np.asarray(self.groups)
+        groups = np.arange(A.shape[1]) if self.groups is None else self.groups
         return problems.GroupLasso(A, b, 1.0, groups)
 
     def _grid(self, A: Any, b: Array) -> Array:

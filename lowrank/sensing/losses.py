@@ -6,14 +6,16 @@ where the loss holds the labels or counts itself. Arrays are (size, batch), as i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import expit, wrightomega, xlogy
 
 from lowrank.sensing.operators.arrays import Array
-from lowrank.sensing.terms import Parameter
+from lowrank.sensing.terms import Loss, Parameter
 
 STEPS = 40
 """Safeguarded Newton steps of a proximal point of the logistic loss."""
@@ -120,11 +122,10 @@ class Poisson(_Unconstrained):
 
     def value(self, r: Array) -> Array:
         """Half the deviance: 0 where `exp(r) = y`."""
-        return np.asarray((np.exp(r) - self.y * r).sum(axis=0) + self._constant)
-
-    @property
-    def _constant(self) -> float:
-        return float((xlogy(self.y, self.y) - self.y).sum())
+        some = self.y > 0
+        off = r - np.log(np.where(some, self.y, 1.0))  # to full precision where little is lost
+        lost = np.where(some, self.y * (np.expm1(off) - off), np.exp(r))
+        return np.asarray(lost.sum(axis=0))
 
     def subgradient(self, r: Array) -> Array:
         """`exp(r) - y`, exactly."""
@@ -136,8 +137,12 @@ class Poisson(_Unconstrained):
 
     def conjugate(self, v: Array) -> Array:
         """`sum w log w - w`, less the constant, with `w = v + y >= 0`."""
+        y, some = np.where(self.y > 0, self.y, 1.0), self.y > 0
         w = np.maximum(v + self.y, 0)
-        return np.asarray((xlogy(w, w) - w).sum(axis=0) - self._constant)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            grown = np.where(w > 0, w * np.log1p(np.maximum(v / y, -1.0)), 0.0)
+        gain = np.where(some, grown - (w - self.y) + v * np.log(y), xlogy(w, w) - w)
+        return np.asarray(gain.sum(axis=0))
 
     def cap(self, v: Array) -> Array:
         """`min y / -v` over negative v."""
@@ -244,3 +249,131 @@ class Pinball(_Unconstrained):
     def values(self, argument: float, objective: float) -> dict[str, Any]:
         """The prices."""
         return {"up": 1 - self.tau, "down": self.tau}
+
+
+def balanced(v: Array) -> Array:
+    """v with the side that outweighs the other shrunk, so that each column sums to 0.
+
+    Every entry goes towards 0, where the conjugates of all losses here are finite.
+    """
+    up, down = np.maximum(v, 0).sum(axis=0), np.maximum(-v, 0).sum(axis=0)
+    least = np.minimum(up, down)
+    return np.where(v > 0, v * _share(least, up), v * _share(least, down))
+
+
+def _share(part: Array, whole: Array) -> Array:
+    return np.divide(part, whole, out=np.ones_like(whole), where=whole > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class WithIntercept:
+    """`min_b f(r + b)` for one of the losses here, column by column.
+
+    Its conjugate is that of f where v sums to 0, and infinite elsewhere: `balanced` makes it so.
+    """
+
+    inner: Loss
+
+    @property
+    def degree(self) -> int:
+        """That of f."""
+        return self.inner.degree
+
+    @property
+    def has_unit(self) -> bool:
+        """Whether f has one."""
+        return self.inner.has_unit
+
+    @property
+    def residual_is_dual(self) -> bool:
+        """Whether it is f's."""
+        return self.inner.residual_is_dual
+
+    @property
+    def is_linear_program(self) -> bool:
+        """Whether f is."""
+        return self.inner.is_linear_program
+
+    @property
+    def is_ray_linear(self) -> bool:
+        """Whether f is."""
+        return self.inner.is_ray_linear
+
+    def level(self, r: Array) -> Array:
+        """The best b of each column, (batch,)."""
+        return np.array([_root(self._pull, column[:, None]) for column in r.T])
+
+    def _pull(self, r: Array) -> float:
+        return float(self.inner.subgradient(r).sum())
+
+    def value(self, r: Array) -> Array:
+        """f at the best b."""
+        return self.inner.value(r + self.level(r))
+
+    def violation(self, r: Array) -> Array:
+        """0."""
+        return np.zeros(r.shape[1])
+
+    def price(self, v: Array) -> Array:
+        """Nothing can be violated."""
+        return np.zeros(v.shape[1])
+
+    def size(self, b: Array) -> Array:
+        """That of f."""
+        return self.inner.size(b)
+
+    def curvature(self, v: Array) -> Array:
+        """That of f."""
+        return self.inner.curvature(v)
+
+    def subgradient(self, r: Array) -> Array:
+        """f's at the best b; where a kink leaves the choice, the one that sums to 0."""
+        at = r + self.level(r)
+        slope = self.inner.subgradient(at)
+        kinks = np.abs(at) <= KINK * np.abs(r).max(initial=1e-300)
+        return balanced(slope - kinks * (slope.sum(axis=0) / np.maximum(kinks.sum(axis=0), 1)))
+
+    def conjugate(self, v: Array) -> Array:
+        """f's, for v that sums to 0."""
+        return self.inner.conjugate(v)
+
+    def cap(self, v: Array) -> Array:
+        """f's."""
+        return self.inner.cap(v)
+
+    def prox(self, r: Array, t: float) -> Array:
+        """f's of `r + b`, less b, for the b at which nothing is gained by another."""
+
+        def pull(z: Array) -> float:
+            return float((z - self.inner.prox(z, t)).sum())
+
+        b = np.array([_root(pull, column[:, None]) for column in r.T])
+        return self.inner.prox(r + b, t) - b
+
+    def state(self, cp: Any, u: Any, parameter: Parameter) -> tuple[list[Any], Any]:
+        """f's, with a variable more."""
+        return self.inner.state(cp, u + cp.Variable(), parameter)
+
+    def values(self, argument: float, objective: float) -> dict[str, Any]:
+        """f's."""
+        return self.inner.values(argument, objective)
+
+
+KINK = 1e-12
+"""Size, relative to the largest, of what counts as 0 at a kink."""
+
+
+def _root(pull: Callable[[Array], float], r: Array) -> float:
+    """The b at which a pull that grows with `r + b` changes its sign."""
+    low, high, step = -float(r.max()), -float(r.min()), 1.0
+    while pull(r + low) > 0:
+        low, step = low - step, 2 * step
+    step = 1.0
+    while pull(r + high) < 0:
+        high, step = high + step, 2 * step
+    if low == high or pull(r + low) == 0:
+        return low
+    if pull(r + high) == 0:
+        return high
+    b = brentq(lambda b: pull(r + b), low, high, xtol=1e-300, rtol=4 * np.finfo(float).eps)
+    return float(b)

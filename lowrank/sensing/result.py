@@ -83,6 +83,7 @@ class Recovery:
             mean; None for an optimum.
         stationarity: of a concave penalty, how far the gradient is from what the penalty allows,
             relative to its slope at 0; None for all else.
+        intercept: constant that is added to `A x`, where the problem has one; else None.
     """
 
     x: Any
@@ -105,6 +106,7 @@ class Recovery:
     message: str
     estimated_error: float | None = None
     stationarity: float | None = None
+    intercept: float | None = None
 
     def __repr__(self) -> str:
         why_none = "not convex" if self.dual_objective is None else self.status.name.lower()
@@ -121,7 +123,7 @@ class Recovery:
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON values: everything but the vectors."""
         names = ["objective", "residual_norm", "gap", "infeasibility", "dual_objective"]
-        names += ["stationarity"] * (self.stationarity is not None)
+        names += [n for n in ("stationarity", "intercept") if getattr(self, n) is not None]
         counts = ("n_iter", "n_products", "seconds", "solver", "why", "message")
         return {
             "status": self.status.name.lower(),

@@ -111,6 +111,7 @@ def _finish(
         why=why,
         message=f"{detail}{advice}",
         stationarity=stationarity,
+        intercept=problem.level(c),
     )
 
 

@@ -34,6 +34,7 @@ from lowrank.sensing.operators.arrays import (
     to_numpy,
     to_tensor,
 )
+from lowrank.sensing.operators.carried import Carried
 from lowrank.sensing.operators.facts import ROUNDING, Facts
 from lowrank.sensing.operators.foreign import FORMED, Foreign, each_vector, is_map
 
@@ -976,8 +977,8 @@ def from_functions(
         recipe=partial(
             from_functions,
             shape,
-            forward,
-            adjoint,
+            Carried(forward),
+            Carried(adjoint),
             dtype=dtype,
             norm=norm,
             row_orthonormal=row_orthonormal,

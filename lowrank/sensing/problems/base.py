@@ -211,6 +211,14 @@ class Problem:
         """How far a point is from stationary, where that is what a solver seeks; None elsewhere."""
         return None
 
+    def level(self, coefficients: Array) -> float | None:
+        """The intercept that goes with the coefficients; None where there is none."""
+        return None
+
+    def admissible(self, v: Array) -> Array:
+        """A dual candidate (size, batch), moved to where the loss's conjugate may be finite."""
+        return v
+
     def signal(self, coefficients: Array) -> Array:
         """The signal `x = Psi c`."""
         return coefficients if self.synthesis is None else self.synthesis.forward(coefficients)

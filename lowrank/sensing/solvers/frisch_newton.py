@@ -72,6 +72,8 @@ class FrischNewton:
         A, y = problem.operator.to_dense(), np.asarray(problem.y)
         tau, unit = (problem.tau, 1.0) if isinstance(problem, QuantileLasso) else (0.5, 2.0)
         X = np.concatenate([A, np.diag(2 / unit * problem.lam * np.asarray(problem.weights))])
+        if isinstance(problem, QuantileLasso) and problem.intercept:
+            X = np.concatenate([X, (np.arange(len(X)) < len(y)).astype(float)[:, None]], axis=1)
         taus = np.concatenate([np.full(len(y), tau), np.full(A.shape[1], 0.5)])
         columns = y.reshape(len(y), -1).T
         found, duals = np.zeros((A.shape[1], len(columns))), np.zeros((len(y), len(columns)))
@@ -79,7 +81,7 @@ class FrischNewton:
 
         def shown(j: int) -> Callable[[int, Array], bool]:
             def show(k: int, c: Array) -> bool:
-                found[:, j] = c
+                found[:, j] = c[: len(found)]
                 answer = found.reshape(problem.unknown_shape).copy()
                 return bool(callback and callback(done[0] + k, answer))
 
@@ -88,8 +90,8 @@ class FrischNewton:
         longest, products, status = 0, 0, Status.OPTIMAL
         for j, column in enumerate(columns):
             b = np.concatenate([column, np.zeros(A.shape[1])])
-            end = least_quantiles(X, b, taus, self.tol, self.max_iter, shown(j))
-            found[:, j], duals[:, j] = end.c, unit * end.v[: len(y)]
+            end = least_quantiles(X, b, taus, len(y), self.tol, self.max_iter, shown(j))
+            found[:, j], duals[:, j] = end.c[: len(found)], unit * end.v[: len(y)]
             longest, products = max(longest, end.n_iter), products + end.products
             done[0] += end.n_iter
             status = status if end.status is Status.OPTIMAL else end.status
@@ -148,6 +150,7 @@ def least_quantiles(
     X: Array,
     b: Array,
     taus: Array,
+    m: int,
     tol: float,
     max_iter: int,
     show: Callable[[int, Array], bool],
@@ -155,9 +158,11 @@ def least_quantiles(
     """Minimise `sum_i rho_i(b_i - (X c)_i)`, `rho_i(r) = max(tau_i r, (tau_i - 1) r)`.
 
     Args:
-        X: matrix of full column rank, (rows, p), whose last p rows are diagonal.
+        X: matrix of full column rank, (rows, p), in whose rows from m on, the penalty's, each
+            column has one entry at the most.
         b: data, (rows,).
         taus: in (0, 1), (rows,).
+        m: number of rows of data.
         tol: relative gap to reach.
         max_iter: limit of the steps.
         show: called with each step and its coefficients; true stops.
@@ -183,7 +188,7 @@ def least_quantiles(
         now = now.moved(step, *now.reach(step))
         products += 7
         for c, v in _answers(X, b, taus, now):
-            gap = _gap(X, b, taus, c, v)
+            gap = _gap(X, b, taus, m, c, v)
             best = min(best, (gap, c, v), key=lambda found: found[0])
         stopped = show(k, best[1])
         if best[0] <= tol / 10 or stopped or not np.isfinite(now.c).all():
@@ -239,12 +244,12 @@ def _answers(X: Array, b: Array, taus: Array, now: _Box) -> Iterator[tuple[Array
         yield c, v
 
 
-def _gap(X: Array, b: Array, taus: Array, c: Array, v: Array) -> float:
+def _gap(X: Array, b: Array, taus: Array, m: int, c: Array, v: Array) -> float:
     """Relative duality gap, of the best feasible multiple of v."""
-    m = len(X) - X.shape[1]
-    u, free, r = v[:m], X[m:].diagonal() / 2, b - X @ c
+    u, free, r = v[:m], X[m:].sum(axis=0) / 2, b - X @ c
+    priced = free > 0
     over = float((u / np.where(u > 0, taus[:m], taus[:m] - 1)).max())
-    cap = 1 / max(over, float((np.abs(u @ X[:m]) / free).max()), 1.0)
+    cap = 1 / max(over, float((np.abs(u @ X[:m])[priced] / free[priced]).max()), 1.0)
     primal, dual = float(np.maximum(taus * r, (taus - 1) * r).sum()), cap * float(b[:m] @ u)
     gap = abs(primal - dual) / max(primal, 1e-300)
     return gap if np.isfinite(gap) else np.inf

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.sparse import csc_array, eye_array, hstack
 
+from lowrank.sensing.operators.algebra import centred_sparse
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.l1 import Lasso
@@ -55,8 +56,13 @@ class Outliers:
         assert isinstance(problem, HuberLasso)
         m, p = problem.operator.shape
         ones, price = np.ones(m), np.full(m, problem.delta / problem.lam)
+        matrix, y = _beside_identity(matrix_of(problem)), np.asarray(problem.y)
+        if problem.intercept:  # the best one takes the means away
+            means, y = np.asarray(matrix.mean(axis=0)).ravel(), y - y.mean()
+            dense = isinstance(matrix, np.ndarray)
+            matrix = matrix - means if dense else centred_sparse(matrix, ones, means)
         wide = Lasso(
-            _beside_identity(matrix_of(problem)), problem.y, problem.lam,
+            matrix, y, problem.lam,
             weights=np.concatenate([np.asarray(problem.weights), price]),
             lower=np.concatenate([np.asarray(problem.lower), -np.inf * ones]),
             upper=np.concatenate([np.asarray(problem.upper), np.inf * ones]),
@@ -73,7 +79,7 @@ class Outliers:
 
 def _outliers(problem: HuberLasso, c: Array) -> Array:
     """The best ones beside c."""
-    r = np.asarray(problem.y) - problem.operator.forward(c)
+    r = np.asarray(problem.y) - problem.operator.forward(c) - (problem.level(c) or 0.0)
     return np.asarray(r - np.clip(r, -problem.delta, problem.delta))
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank.sensing.certificates import relative_gap, scaled_dual
+from lowrank.sensing.certificates import gap_floor, relative_gap, scaled_dual
 from lowrank.sensing.losses import Logistic, Poisson
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.problems.base import Problem
@@ -93,8 +93,8 @@ class _Point:
 
     def __init__(self, problem: LogisticLasso | PoissonLasso, x0: Array | None) -> None:
         self.problem, self.operator = problem, problem.operator
-        assert isinstance(problem.loss, Logistic | Poisson)
-        self.loss: Logistic | Poisson = problem.loss
+        assert isinstance(problem.plain_loss, Logistic | Poisson)
+        self.plain, self.loss = problem.plain_loss, problem.loss
         self.weights = np.asarray(problem.weights)
         self.lower, self.upper = np.asarray(problem.lower), np.asarray(problem.upper)
         self.c = np.zeros(problem.n_unknowns) if x0 is None else np.array(x0, dtype=float)
@@ -136,7 +136,7 @@ class _Point:
         """Relative duality gap."""
         primal = np.array([self.value(self.eta, self.c[self.J])])
         dual = scaled_dual(self.problem, self.v, self.z[:, None])[1]
-        return float(relative_gap(primal, dual)[0])
+        return float(relative_gap(primal, dual, gap_floor(self.problem))[0])
 
     def step(self) -> bool:
         """One Newton step over J; whether it lowered the objective."""
@@ -144,11 +144,15 @@ class _Point:
         if not J.size:
             return False
         gradient = -self.v[:, 0]
-        curvature = self.loss.curvatures(self.eta)
+        curvature = self.plain.curvatures(self.eta + (self.problem.level(self.c) or 0.0))
         curvature = np.maximum(curvature, FLATTEST * float(curvature.max()) or FLATTEST)
         root = np.sqrt(curvature)
+        rows, goal = root[:, None] * self.columns, root * self.eta - gradient / root
+        if self.problem.intercept:  # which is minimised over, too
+            along = root / np.linalg.norm(root)
+            rows, goal = rows - np.outer(along, along @ rows), goal - along * (along @ goal)
         fit = Fit(
-            np.asfortranarray(root[:, None] * self.columns), root * self.eta - gradient / root,
+            np.asfortranarray(rows), goal,
             self.weights[J], self.lower[J], self.upper[J],
         )  # fmt: skip
         fit.begin(before)
