@@ -1,5 +1,7 @@
 """Logistic, Poisson, Huber and quantile losses: terms by definition, answers against CVXPY."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
@@ -113,9 +115,22 @@ PROBLEMS = {
 }
 
 
-def checked(name, kind, seed):
+def with_intercept(problem):
+    """The problem with an intercept, and lam anew; None where there is no finite one."""
+    try:
+        other = replace(problem, intercept=True)
+    except InputError:
+        return None
+    share = problem.lam / (problem.lam_max or 1.0)
+    return replace(other, lam=share * (other.lam_max or 1.0))
+
+
+def checked(name, kind, seed, intercept=False):
     """Our answer and CVXPY's, each held against the other's bound."""
     problem = made(name, kind, seed)
+    problem = with_intercept(problem) if intercept else problem
+    if problem is None:
+        return
     found, reference = solve(problem), solve(problem, "cvxpy")
     size = max(abs(found.objective), 1e-9)
     assert found.status is Status.OPTIMAL, (found, problem)
@@ -134,11 +149,64 @@ def test_the_answer_is_cvxpy_s(name):
         checked(name, kind, seed)
 
 
-@pytest.mark.fuzz
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_the_answer_is_cvxpy_s_at_length(name):
-    for seed in range(1000):
-        checked(name, DESIGNS[seed % len(DESIGNS)], seed)
+def test_the_answer_with_an_intercept_is_cvxpy_s(name):
+    for seed in (0, 3, 6, 10):
+        checked(name, DESIGNS[seed % len(DESIGNS)], seed, intercept=True)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_answer_is_cvxpy_s_at_length(name, intercept):
+    for seed in range(300 if intercept else 1000):
+        checked(name, DESIGNS[seed % len(DESIGNS)], seed, intercept)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_best_intercept_is_the_best(name):
+    loss, rng = losses.WithIntercept(LOSSES[name]), np.random.default_rng(2)
+    for _ in range(5):
+        r, t = 3 * rng.standard_normal((3, 1)), float(rng.uniform(0.1, 5))
+        direct = minimize_scalar(lambda b, r=r: float(LOSSES[name].value(r + b)[0])).fun
+        assert loss.value(r)[0] == pytest.approx(direct, abs=1e-7)
+        assert loss.value(r)[0] <= direct + 1e-12
+        assert abs(loss.subgradient(r).sum()) < 1e-12
+        p = loss.prox(r, t)
+        worse = [p, *(p + 1e-3 * rng.standard_normal((9, 3, 1)))]
+        gains = [float(t * loss.value(u)[0] + ((u - r) ** 2).sum() / 2) for u in worse]
+        assert gains[0] == min(gains)
+
+
+def test_a_constant_goes_into_the_intercept():
+    A = RNG.standard_normal((60, 10))
+    y = 5 + A[:, 0] + 0.1 * RNG.standard_normal(60)
+    for problem in (
+        HuberLasso(A, y, 0.5, delta=0.2, intercept=True),
+        QuantileLasso(A, y, 0.5, tau=0.5, intercept=True),
+    ):
+        found = solve(problem)
+        assert found.status is Status.OPTIMAL
+        assert found.intercept == pytest.approx(5, abs=0.1)
+        assert abs(found.dual.sum()) < 1e-10
+        shifted = solve(replace(problem, y=y + 100))
+        assert shifted.intercept == pytest.approx(found.intercept + 100, abs=1e-4)
+    assert solve(HuberLasso(A, y, 0.5, delta=0.2)).intercept is None
+    assert "intercept" in found.to_dict()
+
+
+def test_an_intercept_for_sparse_designs_and_operators():
+    import scipy.sparse
+
+    A = scipy.sparse.random(40, 60, 0.2, random_state=0, format="csc")
+    y = 3 + A @ np.eye(60)[4] * 2 + 0.01 * RNG.standard_normal(40)
+    D = operators.from_functions(A.shape, lambda x: A @ x, lambda v: A.T @ v)
+    for kind in (A, D):
+        found = solve(HuberLasso(kind, y, 0.05, delta=0.1, intercept=True))
+        assert found.status is Status.OPTIMAL
+        assert found.intercept == pytest.approx(3, abs=0.2)
+        labels = np.where(y > 3, 1.0, -1.0)
+        assert solve(LogisticLasso(kind, labels, 0.1, intercept=True)).status is Status.OPTIMAL
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -228,6 +296,9 @@ EYE, ONES = np.eye(3), np.ones(3)
         (lambda: QuantileLasso(EYE, ONES, 1.0, 0.0), "tau: 0.0 is not positive"),
         (lambda: PoissonLasso(EYE, ONES, 0.0), "lam: 0.0 is not positive"),
         (lambda: HuberLasso(EYE, np.ones((3, 2)), 1.0, 1.0), "one signal at a time"),
+        (lambda: LogisticLasso(EYE, ONES, 1.0, intercept=True), "all labels are alike"),
+        (lambda: PoissonLasso(EYE, 0 * ONES, 1.0, intercept=True), "all counts are 0"),
+        (lambda: HuberLasso(EYE, ONES, 1.0, 1.0, intercept=1), "1 is neither True nor False"),
         (lambda: LogisticLasso(1j * EYE, ONES, 1.0), "LogisticLasso is of real data"),
         (lambda: LogisticLasso(EYE, [1, np.nan, 1], 1.0), "NaN"),
         (lambda: solve(PoissonLasso(EYE, ONES, 0.1), debias=True), "least squares do not fit"),

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from lowrank.errors import InputError
-from lowrank.sensing import Status, estimators, recover
+from lowrank.sensing import Status, estimators, operators, recover
 from lowrank.sensing.estimators import (
     BPDN,
     BPDNCV,
@@ -27,8 +27,12 @@ from lowrank.sensing.estimators import (
     ElasticNet,
     GroupLasso,
     GroupLassoCV,
+    HuberLasso,
     Lasso,
     LassoCV,
+    LogisticLasso,
+    PoissonLasso,
+    QuantileLasso,
 )
 
 ALL = (BasisPursuit(), BPDN(), Lasso(), ElasticNet(), GroupLasso(), OMP())
@@ -281,3 +285,63 @@ def test_folds_of_tall_matrices_share_moments(rows, centre, weighted, twice, mon
 def test_grids_that_are_none_are_refused(estimator, data):
     with pytest.raises(InputError):
         estimator.fit(*data[:2])
+
+
+BEYOND_SQUARES = (LogisticLasso(), PoissonLasso(), HuberLasso(), QuantileLasso())
+
+
+@pytest.mark.slow
+@parametrize_with_checks(list(BEYOND_SQUARES))
+def test_scikit_learns_own_checks_of_losses(estimator, check):
+    check(estimator)
+
+
+def test_losses_are_those_of_scikit_learn(data):
+    X, y, _ = data
+    X = X[:, :20]
+    labels = np.where(X[:, 3] - X[:, 7] > 0, "up", "down")
+    mine = LogisticLasso(lam=2.0).fit(X, labels)
+    more = {"solver": "saga", "tol": 1e-10, "max_iter": 100_000}
+    theirs = sklearn.linear_model.LogisticRegression(C=0.5, l1_ratio=1.0, **more)
+    theirs.fit(X, labels)
+    np.testing.assert_allclose(mine.coef_, theirs.coef_[0], atol=1e-4)
+    np.testing.assert_allclose(mine.predict_proba(X), theirs.predict_proba(X), atol=1e-4)
+    assert (mine.predict(X) == theirs.predict(X)).all()
+    median = QuantileLasso(lam=2.0).fit(X, y)
+    alpha = 2.0 / len(y)
+    theirs = sklearn.linear_model.QuantileRegressor(quantile=0.5, alpha=alpha).fit(X, y)
+    np.testing.assert_allclose(median.predict(X), theirs.predict(X), atol=1e-4)
+    counts = np.round(np.exp(X[:, 3] / 2))
+    assert PoissonLasso().fit(X, counts).score(X, counts) > 0.8
+    wrong = y.copy()
+    wrong[::9] += 1e4
+    assert HuberLasso(lam_fraction=0.01).fit(X, wrong).recovery_.status is Status.OPTIMAL
+
+
+def test_one_class_is_no_classification(data):
+    X, y, _ = data
+    with pytest.raises(InputError, match="1 class; give two classes"):
+        LogisticLasso().fit(X, np.ones(len(y)))
+    with pytest.raises(InputError, match="Only binary classification is supported, not 3"):
+        LogisticLasso().fit(X, np.arange(len(y)) % 3)
+
+
+def test_operators_are_no_rows(data):
+    X, y, _ = data
+    pylops = pytest.importorskip("pylops")
+    for A in (pylops.MatrixMult(X), operators.gaussian(60, 90, seed=0)):
+        for estimator in (Lasso(), LassoCV(), HuberLasso(), LogisticLasso()):
+            with pytest.raises(InputError, match="is an operator, and estimators take rows; pass"):
+                estimator.fit(A, y)
+        with pytest.raises(InputError, match="is an operator"):
+            Lasso().fit(X, y).predict(A)
+
+
+def test_groups_are_sets_of_indices_too(data):
+    X, y, _ = data
+    labels = np.arange(90) // 3
+    sets = [np.flatnonzero(labels == g).tolist() for g in range(30)]
+    by_sets, by_labels = (GroupLasso(g, lam_fraction=0.2).fit(X, y) for g in (sets, labels))
+    np.testing.assert_array_equal(by_sets.coef_, by_labels.coef_)
+    with pytest.raises(InputError, match="coefficient 89 is in no group"):
+        GroupLasso([list(range(89))]).fit(X, y)

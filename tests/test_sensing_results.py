@@ -2,11 +2,12 @@
 
 import dataclasses
 import pickle
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
-from sensing_cases import NOT_CONVEX, PROBLEMS, RUNS
+from sensing_cases import NOT_CONVEX, OPERATORS, PROBLEMS, RUNS
 
 from lowrank.errors import InputError
 from lowrank.sensing import (
@@ -18,7 +19,9 @@ from lowrank.sensing import (
     OneBit,
     Status,
     certify,
+    lasso_path,
     noise,
+    operators,
     problems,
     recover,
     reweighted,
@@ -241,3 +244,29 @@ def test_advice_is_not_what_was_just_done():
 def test_a_callback_that_is_no_function_gets_a_sentence(wrong):
     with pytest.raises(InputError, match=r"^callback: .* is no function"):
         recover(np.eye(3)[:2], np.ones(2), callback=wrong)
+
+
+def test_every_kind_of_object_pickles():
+    """Operators and adjoints, those of lambdas, what is made of them, problems and answers."""
+    made = {name: make() for name, make in OPERATORS.items()}
+    A, B = made["gaussian"], np.random.default_rng(0).standard_normal((30, 40))
+    free = operators.from_functions((30, 40), lambda x: B @ x, lambda v: B.T @ v)
+    made |= {"free": free, "scaled": 2 * A, "sum": A + A, "slice": A[:, :5], "of": free @ free.H}
+    made |= {"stacked": operators.hstack([A, A]), "block": operators.block_diag([A, A])}
+    for name, operator in made.items():
+        for one in (operator, operator.H):
+            twin, x = pickle.loads(pickle.dumps(one)), np.ones(one.shape[1])
+            np.testing.assert_allclose(twin @ x, one @ x, err_msg=name)
+    found = recover(free, free @ np.eye(40)[3], lam=0.1)
+    path = lasso_path(B, B[:, 3], n_lams=3)
+    others = [found, path, certify(Lasso(B, B[:, 3], 0.1), np.zeros(40)), Lasso(free, B[:, 3], 0.1)]
+    others += [make() for make in SOLVERS.values()]
+    for thing in others:
+        assert type(pickle.loads(pickle.dumps(thing))) is type(thing)
+
+
+def test_a_lambda_without_cloudpickle_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    free = operators.from_functions((3, 3), lambda x: x, lambda v: v)
+    with pytest.raises(pickle.PicklingError, match="define it at the top of a module"):
+        pickle.dumps(free)

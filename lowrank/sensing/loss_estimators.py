@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,8 @@ class LogisticLasso(ClassifierMixin, _LossEstimator):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike) -> Array:
         """The likelier class of each row, (m,)."""
-        return np.asarray(self.classes_[(self._linear(X) > 0).astype(int)])
+        second = self._linear(X) > 0
+        return np.asarray(self.classes_[second.astype(int)])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -259,7 +261,7 @@ class HuberLasso(_LossRegressor):
         self.max_iter = max_iter
 
     def _problem(self) -> Callable[..., Any]:
-        return lambda *data, **more: problems.HuberLasso(*data, delta=self.delta, **more)
+        return partial(problems.HuberLasso, delta=self.delta)
 
 
 class QuantileLasso(_LossRegressor):
@@ -305,4 +307,4 @@ class QuantileLasso(_LossRegressor):
         self.max_iter = max_iter
 
     def _problem(self) -> Callable[..., Any]:
-        return lambda *data, **more: problems.QuantileLasso(*data, tau=self.tau, **more)
+        return partial(problems.QuantileLasso, tau=self.tau)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 from typing import Any
+
+import numpy as np
 
 from lowrank.sensing.operators.arrays import Array
 
@@ -19,7 +22,8 @@ class Carried:
         self.function = function
 
     def __call__(self, x: Array) -> Array:
-        return self.function(x)  # type: ignore[no-any-return]
+        """The function's value."""
+        return np.asarray(self.function(x))
 
     def __reduce__(self) -> tuple[Any, ...]:
         try:
@@ -31,7 +35,7 @@ class Carried:
 
 def _by_cloudpickle(function: Any) -> tuple[Any, ...]:
     try:
-        import cloudpickle
+        cloudpickle = importlib.import_module("cloudpickle")
     except ImportError as error:
         text = "an operator holds a lambda or a local function, which does not pickle"
         advice = "define it at the top of a module, or pip install cloudpickle"
