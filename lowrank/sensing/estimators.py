@@ -20,16 +20,16 @@ from scipy.sparse.linalg import lsqr
 
 from lowrank.errors import InputError
 from lowrank.sensing import problems
+from lowrank.sensing.estimator_checks import judge, no_operator
 from lowrank.sensing.operators.algebra import centred_sparse
 from lowrank.sensing.operators.arrays import Array
-from lowrank.sensing.operators.operator import Operator, as_operator
+from lowrank.sensing.operators.operator import as_operator
 from lowrank.sensing.path import checked_grid, points
 from lowrank.sensing.problems.checks import checked_number
 from lowrank.sensing.recover import recover, share_of
 from lowrank.sensing.result import Recovery
 from lowrank.sensing.solve import solve
 from lowrank.sensing.solvers import Solver
-from lowrank.status import Status
 
 if TYPE_CHECKING:
     from lowrank.sensing.loss_estimators import (
@@ -74,24 +74,11 @@ _HOME |= dict.fromkeys(
 
 try:
     from sklearn.base import BaseEstimator, RegressorMixin
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import check_cv
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
     missing = "lowrank.sensing.estimators: scikit-learn 1.6 or later is not installed"
     raise ImportError(f"{missing}; pip install 'lowrank-kit[sklearn]'") from error
-
-
-def no_operator(X: Any) -> None:
-    """Refuse operators, of which scikit-learn knows no rows.
-
-    Raises:
-        InputError: X has products with vectors, but no entries.
-    """
-    if hasattr(X, "matvec") or isinstance(X, Operator):
-        kind = f"{type(X).__module__.split('.')[0]}'s {type(X).__name__}"
-        text = f"{kind} is an operator, and estimators take rows"
-        raise InputError("X", text, "pass X @ np.eye(X.shape[1]), or the operator to recover")
 
 
 class _SparseRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -115,7 +102,7 @@ class _SparseRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         A, b, roots = self._checked(X, y, sample_weight)
         rows = _Rows(A, b, roots, self.fit_intercept)
         found = self._recover(rows.A, rows.b)
-        _judge(type(self).__name__, found)
+        judge(type(self).__name__, found)
         self.recovery_, self.status_ = found, found.status
         self.n_iter_ = max(1, found.n_iter)  # scikit-learn counts an answer without steps as one
         self.coef_ = np.asarray(found.x)
@@ -191,14 +178,6 @@ class _Rows:
     def intercept(self, c: Array) -> float:
         """What is to be added to `X c`."""
         return float(self.level - self.middle @ c)
-
-
-def _judge(name: str, found: Recovery) -> None:
-    if found.status in (Status.INFEASIBLE, Status.UNBOUNDED, Status.DIVERGED):
-        raise InputError(name, found.status.name.lower(), found.message)
-    if not found.status.ok:
-        text = f"{name}: {found.status.name.lower()}, {found.message}"
-        warnings.warn(text, ConvergenceWarning, stacklevel=3)
 
 
 class BasisPursuit(_SparseRegressor):
@@ -517,7 +496,7 @@ class _CrossValidated(_SparseRegressor):
         best = int(self.mse_path_.mean(axis=1).argmin())
         self._choose(best)
         found = self._recover(rows.A, rows.b)
-        _judge(type(self).__name__, found)
+        judge(type(self).__name__, found)
         self.recovery_, self.status_ = found, found.status
         self.n_iter_, self.coef_ = max(1, found.n_iter), np.asarray(found.x)
         self.intercept_ = rows.intercept(self.coef_)

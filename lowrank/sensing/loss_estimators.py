@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lowrank.errors import InputError
 from lowrank.sensing import problems
-from lowrank.sensing.estimators import _judge, no_operator
+from lowrank.sensing.estimator_checks import judge, no_operator
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.recover import share_of
 from lowrank.sensing.result import Recovery
@@ -33,7 +33,7 @@ class _LossEstimator(BaseEstimator):  # type: ignore[misc]
         lam = share_of(self.lam_fraction, problem.lam_max) if self.lam is None else self.lam
         at = replace(problem, lam=lam)
         found = solve(at, self.solver, tol=self.tol, max_iter=self.max_iter)
-        _judge(type(self).__name__, found)
+        judge(type(self).__name__, found)
         self.recovery_: Recovery = found
         self.status_, self.n_iter_ = found.status, max(1, found.n_iter)
         self.coef_, self.intercept_ = np.asarray(found.x), found.intercept or 0.0
