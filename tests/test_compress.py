@@ -248,7 +248,7 @@ def test_bad_examples() -> None:
 
 def test_nothing_to_replace() -> None:
     with pytest.raises(InputError, match="none of its 1 layers can be replaced"):
-        lowrank.compress(nn.Sequential(nn.RNN(3, 4)), torch.randn(2, 5, 3), params=0.5)
+        lowrank.compress(nn.Sequential(nn.EmbeddingBag(9, 4)), torch.tensor([[1, 2]]), params=0.5)
     with pytest.raises(InputError, match="holds no parameters"):
         lowrank.compress(nn.Sequential(nn.ReLU()), torch.randn(2, 5), params=0.5)
 
@@ -351,7 +351,7 @@ LEFT_DENSE = {
     "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), "parametrized"),
     "old weight norm": (lambda: nn.utils.spectral_norm(nn.Linear(8, 8)), "recomputed"),
     "pruned": (lambda: _pruned(), "recomputed"),
-    "rnn": (lambda: _First(nn.RNN(8, 8)), "fused kernel"),
+    "bag": (lambda: nn.EmbeddingBag(9, 8), "not a layer with one weight matrix"),
     "max norm": (lambda: nn.Embedding(9, 8, max_norm=1.0), "max_norm"),
     "own forward": (lambda: _Scaled(8, 8), "more than its base class"),
     "complex": (lambda: nn.Linear(8, 8, dtype=torch.complex64), "not a real floating type"),
@@ -362,15 +362,6 @@ def _pruned() -> nn.Module:
     from torch.nn.utils import prune
 
     return prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5)
-
-
-class _First(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x)[0]
 
 
 class _Scaled(nn.Linear):
@@ -388,6 +379,8 @@ def test_layers_that_cannot_be_replaced_stay_dense_with_the_reason(name: str) ->
     x = torch.randn(4, 8)
     if name == "max norm":
         x = torch.randint(0, 9, (4,))
+    if name == "bag":
+        x = torch.randint(0, 9, (4, 2))
     if name == "complex":
         x = torch.randn(4, 8, dtype=torch.complex64)
     found = scan(model, x)

@@ -140,7 +140,7 @@ def recover(
         problem = _penalised(A, y, 1.0 if lam is None else lam, groups, joint, shared)
         if lam_fraction is not None:
             lam, said = _fraction(lam_fraction, problem.lam_max)
-            problem = replace(problem, lam=lam)
+            problem = _penalised(A, y, lam, groups, joint, shared)  # of A and y as they came
     else:
         bound = 0.0 if noise is None else checked_number("noise", noise, zero=True)
         problem = _constrained(A, y, bound, groups, joint, shared)
