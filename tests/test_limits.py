@@ -170,3 +170,19 @@ def test_the_time_limit_and_the_callback_both_stop() -> None:
 def test_no_time_is_refused(seconds: float) -> None:
     with pytest.raises(InputError, match="time_limit"):
         Deadline(seconds)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([0.5, -1.5, 2.0]), False),
+        (np.array([1 + 2.0**-11, 0.5]), False),
+        (np.array([1 + 2.0**-12, 0.5]), True),
+        (np.array([1 + 2.0**-12 + 1e-12, 0.5]), False),
+        (np.array([3.0, 2.0**20 + 1.0]), False),
+        (np.array([0.5, 1j * (1 + 2.0**-12)]), True),
+        (np.array([0.5, 1j * 1.5]), False),
+    ],
+)
+def test_what_counts_as_rounded_uses_more_digits_than_half(values, expected):
+    assert rounded(values) is expected

@@ -109,11 +109,20 @@ def _for_rounded_data(problem: Problem, tol: float | None) -> float | None:
     return ROUNDED
 
 
+HALF_OF_SINGLE = 12
+"""Binary digits, half of those that single precision has."""
+
+
 def rounded(y: Array) -> bool:
-    """Whether values are of single precision, and not whole numbers, which are exact in it."""
+    """Whether values are of single precision, and use more than half of its digits: whole
+    numbers, halves and the like are exact in it."""
     single: Any = np.complex64 if np.iscomplexobj(y) else np.float32
     with np.errstate(over="ignore"):
-        return bool((y.astype(single) == y).all() and (np.rint(y) != y).any())
+        if not (y.astype(single) == y).all():
+            return False
+    parts = np.frexp(np.stack([y.real, y.imag]) if np.iscomplexobj(y) else y)[0]
+    few = np.ldexp(parts, HALF_OF_SINGLE)
+    return bool((np.rint(y) != y).any() and (np.rint(few) != few).any())
 
 
 def is_single(A: Operator) -> bool:
