@@ -5,7 +5,16 @@ import pytest
 
 from lowrank import recover
 from lowrank.errors import InputError
-from lowrank.sensing import BPDN, BasisPursuit, Status, bases, operators, solve, total_variation
+from lowrank.sensing import (
+    BPDN,
+    BasisPursuit,
+    Status,
+    bases,
+    limits,
+    operators,
+    solve,
+    total_variation,
+)
 from lowrank.sensing.gallery import GALLERY, radial_phantom, shepp_logan
 
 SMALL = {
@@ -77,8 +86,9 @@ def test_phantom_from_radial_lines():
 
 
 @pytest.mark.parametrize("mean_measured", [True, False])
-def test_circulant_steps_give_the_same_tv(mean_measured):
+def test_circulant_steps_give_the_same_tv(mean_measured, monkeypatch):
     """With and without the spectra that precondition; the border does not wrap around."""
+    monkeypatch.setattr(limits, "FORMED_ALWAYS", 0)  # a matrix needs no such steps
     mask = operators.variable_density_mask((12, 10), 40, seed=0)
     mask[0, 0] = mean_measured
     F = operators.partial_fourier((12, 10), mask=mask)
@@ -89,6 +99,16 @@ def test_circulant_steps_give_the_same_tv(mean_measured):
     assert fast.status is slow.status is Status.OPTIMAL
     assert fast.objective == pytest.approx(slow.objective, rel=1e-7)
     assert fast.n_products < slow.n_products / 2
+
+
+def test_a_small_operator_is_formed_unless_its_steps_are_known():
+    F = operators.partial_fourier((12, 10), m=40, seed=0)
+    plain = operators.from_functions(F.shape, F.forward, F.adjoint, dtype=complex, norm=1.0)
+    formed = []
+    for A in (F, plain):
+        problem = total_variation(A, np.ones(A.shape[0]), epsilon=0.1, shape=(12, 10))
+        formed.append(limits.judged(problem, None)[0].operator.is_dense)
+    assert formed == [False, True]
 
 
 def test_gram_spectra_are_those_of_the_gram():

@@ -92,7 +92,9 @@ def judged(problem: Problem, tol: float | None) -> tuple[Problem, float | None]:
 
 def _wants_matrix(problem: Problem) -> bool:
     """Whether first-order methods are all that takes it without one, and are slow on it."""
-    analysis = problem.analysis is not None and problem.operator.facts.column_gram is None
+    facts = problem.operator.facts
+    solved = facts.column_gram is not None or facts.gram_spectrum is not None
+    analysis = problem.analysis is not None and not solved
     return analysis or (problem.bounded and not problem.nonneg)
 
 
