@@ -26,7 +26,6 @@ from lowrank.sensing import (
     solve,
     total_variation,
 )
-from lowrank.sensing.certificates import gap_floor
 from lowrank.sensing.problems.structured import Analysis
 from lowrank.status import Status
 
@@ -186,7 +185,7 @@ def compared(problem: Problem) -> tuple[str, Recovery]:
     reference = solve(problem, "cvxpy")
     # what is certified bounds the minimum from below, and what is feasible from above
     size = max(abs(reference.objective), abs(found.objective), 1e-300)
-    floor = 1e-8 * float(gap_floor(problem).sum()) + 1e-9 * size
+    floor = 1e-8 * float(problem.gap_floor.sum()) + 1e-9 * size
     feasible = reference.infeasibility is not None and reference.infeasibility <= 1e-9
     if feasible and reference.status is not Status.INFEASIBLE:
         slack = WORSE * size + floor

@@ -131,7 +131,7 @@ def bounded(problem: BestSubset, coefficients: Array, bound: float) -> Certifica
         The certificate, with the objective computed here, and without dual point.
     """
     objective = problem.value(coefficients)
-    floor = gap_floor(problem)
+    floor = problem.gap_floor
     gap = relative_gap(np.array([objective]), np.array([bound]), floor)
     residual = problem.operator.forward(coefficients) - problem.target
     return Certificate(
@@ -150,11 +150,6 @@ def relative_gap(primal: Array, dual: Array, floor: Any = 0.0) -> Array:
     return np.asarray(np.abs(primal - dual) / np.where(scale > 0, scale, 1))
 
 
-def gap_floor(problem: Problem) -> Array:
-    """What a gap is measured against at least, (batch,): not 0 where the minimum may be 0."""
-    return problem.gap_floor
-
-
 def _certificate(
     problem: Problem,
     primal: Array,
@@ -164,7 +159,7 @@ def _certificate(
     residual: Array,
     price: Array | float = 0.0,
 ) -> Certificate:
-    floor = gap_floor(problem)
+    floor = problem.gap_floor
     gap = relative_gap(primal + price, dual, floor)
     finite = np.isfinite(gap) & np.isfinite(violation)
     return Certificate(

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.methods.channel_svd import ChannelSVD
-from lowrank.compression.methods.shared.base import Method, depthwise, lost_energy, rank_grid
+from lowrank.compression.methods.shared.base import (
+    Method,
+    depthwise,
+    is_whole,
+    lost_energy,
+    rank_grid,
+)
 from lowrank.compression.methods.shared.error_curves import refined_curve
 from lowrank.compression.methods.shared.folding import even
 from lowrank.compression.network.own_stages import Branches, SelectStage, SparseStage
@@ -139,7 +145,7 @@ class LowRankSparse(Method):
         if not self.rank and not kept:
             return f"rank 0 and density {self.density} keep nothing"
         full, rank = _full(spec, kept, self.sparsity), self.rank
-        if isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank <= full:
+        if is_whole(rank) and 0 <= rank <= full:
             return None
         return f"rank {rank!r} is outside 0..{full} beside density {self.density}"
 

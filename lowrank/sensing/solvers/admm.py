@@ -11,7 +11,7 @@ from scipy.fft import fftn, ifftn
 from scipy.linalg import cho_factor, eigh, get_lapack_funcs
 from scipy.sparse.linalg import LinearOperator, cg
 
-from lowrank.sensing.certificates import gap_floor, relative_gap, scaled_dual
+from lowrank.sensing.certificates import relative_gap, scaled_dual
 from lowrank.sensing.feasibility import Doubt
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
@@ -241,7 +241,7 @@ class _Split:
         size = problem.loss.size(self.b)
         violation = problem.loss.violation(r)
         price = violation * problem.loss.price(scale * v)
-        gap = relative_gap(primal + price, dual, gap_floor(problem))
+        gap = relative_gap(primal + price, dual, problem.gap_floor)
         return float(max(gap.max(), (violation / np.where(size > 0, size, 1)).max()))
 
 

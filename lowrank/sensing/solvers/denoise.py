@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.sparse import csr_array
 
-from lowrank.sensing.certificates import gap_floor, relative_gap
+from lowrank.sensing.certificates import relative_gap
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.structured import AnalysisLasso
@@ -110,7 +110,7 @@ class _Case:
         primal = g * float(np.linalg.norm(x - self.b)) ** 2 / 2 + variation
         dual = g * (float(np.linalg.norm(self.b)) ** 2 - float(np.linalg.norm(x)) ** 2) / 2
         both = np.array([primal + self.outside]), np.array([dual + self.outside])
-        return float(relative_gap(*both, gap_floor(self.problem))[0])
+        return float(relative_gap(*both, self.problem.gap_floor)[0])
 
     def interior(self, Ds: list[csr_array]) -> Iterator[Array]:
         """Steps of the interior point, in the units of p."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank.sensing.certificates import gap_floor, relative_gap, scaled_dual
+from lowrank.sensing.certificates import relative_gap, scaled_dual
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
@@ -131,4 +131,4 @@ def _gap(problem: Problem, c: Array, r: Array) -> float:
     values = problem.loss.value(r)
     primal = (values.sum() if problem.coupled else values) + problem.penalty.value(c)
     _, dual = scaled_dual(problem, -r, problem.operator.adjoint(-r))
-    return float(relative_gap(primal, dual, gap_floor(problem)).max())
+    return float(relative_gap(primal, dual, problem.gap_floor).max())

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank.sensing.certificates import gap_floor, relative_gap, scaled_dual
+from lowrank.sensing.certificates import relative_gap, scaled_dual
 from lowrank.sensing.losses import Logistic, Poisson
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.problems.base import Problem
@@ -136,7 +136,7 @@ class _Point:
         """Relative duality gap."""
         primal = np.array([self.value(self.eta, self.c[self.J])])
         dual = scaled_dual(self.problem, self.v, self.z[:, None])[1]
-        return float(relative_gap(primal, dual, gap_floor(self.problem))[0])
+        return float(relative_gap(primal, dual, self.problem.gap_floor)[0])
 
     def step(self) -> bool:
         """One Newton step over J; whether it lowered the objective."""

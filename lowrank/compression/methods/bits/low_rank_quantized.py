@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.methods.channel_svd import ChannelSVD
-from lowrank.compression.methods.shared.base import Method, rank_grid
+from lowrank.compression.methods.shared.base import Method, is_whole, rank_grid
 from lowrank.compression.methods.shared.folding import even
 from lowrank.compression.network.bits.quantized import PLANES, QuantizedStage
 from lowrank.compression.network.own_stages import Branches
@@ -116,10 +116,10 @@ class LowRankQuantized(Method):
             return (
                 f"factor_bits {self.factor_bits!r} is none of {', '.join(map(str, PLANES))}, None"
             )
-        if not _is_whole(self.group) or self.group < 1:
+        if not is_whole(self.group) or self.group < 1:
             return f"group {self.group!r} is not a whole number from 1 up"
         full = 0 if spec.kind == "embedding" else _full(spec)
-        if not _is_whole(self.rank) or not 0 <= self.rank <= full:
+        if not is_whole(self.rank) or not 0 <= self.rank <= full:
             return f"rank {self.rank!r} is outside 0..{full} beside {self.bits} bits"
         return None
 
@@ -187,10 +187,6 @@ def _layer(stage: Stage) -> LayerSpec:
 def _full(spec: LayerSpec) -> int:
     _, o, *rest = spec.weight_shape
     return min(o, torch.Size(rest).numel())
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _ranks(spec: LayerSpec, round_to: int) -> list[int]:

@@ -180,9 +180,14 @@ def require(method: Method, unit: Unit) -> None:
         raise RankError(name, wrong, "change it, or leave the layer out of the plan")
 
 
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def outside(what: str, rank: int, full: int, spec: LayerSpec) -> str | None:
     """The complaint about a rank outside 1..full, or None."""
-    if isinstance(rank, int) and not isinstance(rank, bool) and 1 <= rank <= full:
+    if is_whole(rank) and 1 <= rank <= full:
         return None
     g, o, i, *kernel = spec.weight_shape
     shape = (g * o, i, *kernel)

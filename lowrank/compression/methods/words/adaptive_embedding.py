@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowrank.compression.methods.shared.base import Method, lost_energy, rank_grid
+from lowrank.compression.methods.shared.base import Method, is_whole, lost_energy, rank_grid
 from lowrank.compression.methods.shared.folding import even
 from lowrank.compression.network.stages import Factor, LayerSpec, Stage
 from lowrank.compression.network.words.split_table import SplitTableStage
@@ -80,12 +80,13 @@ class AdaptiveEmbedding(Method):
     ) -> Iterable[tuple[AdaptiveEmbedding, float]]:
         metric = identity(weight) if metric is None else metric.formed
         W = metric.cast(weight.flatten(2))
-        moment = _moment(W, metric)
+        X, often = metric.left(W), metric.C
+        moment = _moment(X, often)
         whole = float(moment.diagonal(dim1=1, dim2=2).sum()) or 1.0
-        order = _order(spec, W, metric, moment, _full(spec, 1) // 4)
+        order = _order(spec, X, often, moment, _full(spec, 1) // 4)
         for kept in _offered(spec):
             most = _worthwhile(spec, kept)
-            rest = moment - _moment(*_of(W, metric, order[:kept]))
+            rest = moment - _moment(X[:, :, order[:kept]], often[:, order[:kept]])
             values = torch.linalg.eigvalsh((rest + rest.mT) / 2).flip(-1).clamp_min(0)
             left = float(values.sum()) / whole
             lost = lost_energy(values.sqrt())
@@ -93,10 +94,10 @@ class AdaptiveEmbedding(Method):
                 yield cls(rank, kept), left * lost[rank - 1]
 
     def check(self, spec: LayerSpec) -> str | None:
-        if not _is_whole(self.kept) or not 1 <= self.kept < spec.in_channels:
+        if not is_whole(self.kept) or not 1 <= self.kept < spec.in_channels:
             return f"kept {self.kept!r} is outside 1..{spec.in_channels - 1}"
         full = _full(spec, self.kept)
-        if not _is_whole(self.rank) or not 1 <= self.rank <= full:
+        if not is_whole(self.rank) or not 1 <= self.rank <= full:
             return f"rank {self.rank!r} is outside 1..{full} beside {self.kept} whole words"
         return None
 
@@ -114,19 +115,16 @@ class AdaptiveEmbedding(Method):
     ) -> tuple[Factor, ...]:
         metric = identity(weight) if metric is None else metric.formed
         W = metric.cast(weight.flatten(2))
-        order = _order(spec, W, metric, _moment(W, metric), self.rank)
+        X, often = metric.left(W), metric.C
+        order = _order(spec, X, often, _moment(X, often), self.rank)
         frequent = _sorted(spec, order[: self.kept])
         others = order[self.kept :].sort().values
-        basis, rare = best_map(*_of(W, metric, others), self.rank)
+        basis, rare = best_map(W[:, :, others], replace(metric, C=often[:, others]), self.rank)
         rare, basis = even(rare, basis)
         place = torch.empty(spec.in_channels, dtype=torch.int64, device=W.device)
         place[torch.cat([frequent, others])] = torch.arange(spec.in_channels, device=W.device)
         rows = weight.flatten(2)[0].mT
         return ((place, rows[frequent], rare[0].mT.to(rows), basis[0].to(rows)),)
-
-
-def _is_whole(n: object) -> bool:
-    return isinstance(n, int) and not isinstance(n, bool)
 
 
 def _full(spec: LayerSpec, kept: int) -> int:
@@ -148,23 +146,16 @@ def _worthwhile(spec: LayerSpec, kept: int) -> int:
     return min(_full(spec, kept), left // one)
 
 
-def _of(W: Tensor, metric: Metric, words: Tensor) -> tuple[Tensor, Metric]:
-    """The rows of some words, and the metric on them."""
-    return W[:, :, words], replace(metric, C=metric.C[:, words])
+def _moment(X: Tensor, often: Tensor) -> Tensor:
+    """(G^1/2 W) C (G^1/2 W)^T, (1, features, features), of X = G^1/2 W and the diagonal of C."""
+    return (X * often[:, None, :]) @ X.mT
 
 
-def _moment(W: Tensor, metric: Metric) -> Tensor:
-    """(G^1/2 W) C (G^1/2 W)^T, (1, features, features), of however few words."""
-    X = metric.left(W)
-    return (X * metric.C[:, None, :]) @ X.mT
-
-
-def _order(spec: LayerSpec, W: Tensor, metric: Metric, moment: Tensor, rank: int) -> Tensor:
+def _order(spec: LayerSpec, X: Tensor, often: Tensor, moment: Tensor, rank: int) -> Tensor:
     """The words by what a low rank would miss of them, most first; before all the padding."""
-    X = metric.left(W)
     E = torch.linalg.eigh((moment + moment.mT) / 2)[1][:, :, -max(1, rank) :]
     missed = X.square().sum(1) - (E.mT @ X).square().sum(1)
-    score = (missed.clamp_min(0) * metric.C)[0]
+    score = (missed.clamp_min(0) * often)[0]
     if spec.padding_idx is not None:
         score[spec.padding_idx] = torch.inf
     return score.argsort(descending=True, stable=True)
