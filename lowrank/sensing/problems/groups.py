@@ -86,6 +86,26 @@ class _Structured(_InBasis):
         return (np.asarray(self.lower), np.asarray(self.upper)) if self.bounded else None
 
 
+class _Penalised(_Structured):
+    """Least squares and `lam` times the norm; what inherits declares lam."""
+
+    lam: float
+
+    def _check(self) -> None:
+        super()._check()
+        self._set("lam", checked_number("lam", self.lam))
+
+    @cached_property
+    def loss(self) -> terms.Loss:
+        """`1/2 ||M c - b||_2^2`."""
+        return terms.HalfSquare()
+
+    @property
+    def factor(self) -> float:
+        """`lam`."""
+        return self.lam
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class _Grouped(_Structured):
     """With groups that do not overlap; the field `groups` is the subclass's."""
@@ -111,7 +131,7 @@ class _Grouped(_Structured):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GroupLasso(_Grouped):
+class GroupLasso(_Penalised, _Grouped):
     """Group LASSO: `min 1/2 ||A Psi c - y||_2^2 + lam sum_g w_g ||c_g||_2`.
 
     Args:
@@ -142,20 +162,6 @@ class GroupLasso(_Grouped):
     groups: ArrayLike
 
     asked_by: ClassVar[str] = "groups= and lam="
-
-    def _check(self) -> None:
-        super()._check()
-        self._set("lam", checked_number("lam", self.lam))
-
-    @cached_property
-    def loss(self) -> terms.Loss:
-        """`1/2 ||M c - b||_2^2`."""
-        return terms.HalfSquare()
-
-    @property
-    def factor(self) -> float:
-        """`lam`."""
-        return self.lam
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -208,7 +214,7 @@ class GroupBPDN(_Grouped):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SparseGroupLasso(_Grouped):
+class SparseGroupLasso(_Penalised, _Grouped):
     """Sparse-group LASSO: few groups, and few coefficients in them.
 
     `min 1/2 ||A Psi c - y||_2^2 + lam ((1 - l1_share) sum_g w_g ||c_g||_2 + l1_share ||c||_1)`
@@ -242,21 +248,10 @@ class SparseGroupLasso(_Grouped):
 
     def _check(self) -> None:
         super()._check()
-        self._set("lam", checked_number("lam", self.lam))
         self._set("l1_share", checked_number("l1_share", self.l1_share, zero=True))
         if self.l1_share > 1:
             text = f"{self.l1_share} is outside [0, 1]"
             raise InputError("l1_share", text, "0 is the group LASSO, 1 the LASSO")
-
-    @cached_property
-    def loss(self) -> terms.Loss:
-        """`1/2 ||M c - b||_2^2`."""
-        return terms.HalfSquare()
-
-    @property
-    def factor(self) -> float:
-        """`lam`."""
-        return self.lam
 
     def norm(self, factor: float = 1.0) -> terms.Penalty:
         """`(1 - l1_share) sum_g w_g ||c_g||_2 + l1_share ||c||_1` within the bounds."""
@@ -298,7 +293,7 @@ class _Joint(_Structured):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class JointSparse(_Joint):
+class JointSparse(_Penalised, _Joint):
     """Joint-sparse MMV: `min 1/2 ||A Psi C - Y||_F^2 + lam sum_i w_i ||C[i, :]||_2`.
 
     Args:
@@ -324,20 +319,6 @@ class JointSparse(_Joint):
     lam: float
 
     asked_by: ClassVar[str] = "joint=True and lam="
-
-    def _check(self) -> None:
-        super()._check()
-        self._set("lam", checked_number("lam", self.lam))
-
-    @cached_property
-    def loss(self) -> terms.Loss:
-        """`1/2 ||M c - b||_2^2`."""
-        return terms.HalfSquare()
-
-    @property
-    def factor(self) -> float:
-        """`lam`."""
-        return self.lam
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from scipy.special import ndtri
@@ -12,15 +11,15 @@ from lowrank.errors import InputError
 from lowrank.sensing import terms
 from lowrank.sensing.norms import Sorted
 from lowrank.sensing.operators.arrays import as_double, to_numpy
-from lowrank.sensing.problems.checks import checked_number, not_bool
-from lowrank.sensing.problems.groups import _Structured
+from lowrank.sensing.problems.checks import not_bool
+from lowrank.sensing.problems.groups import _Penalised
 
 FALSE_DISCOVERIES = 0.1
 """Rate of false discoveries that the default weights aim at."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SLOPE(_Structured):
+class SLOPE(_Penalised):
     """Sorted L1: `min 1/2 ||A Psi c - y||_2^2 + lam sum_i w_i |c|_(i)`.
 
     `|c|_(1) >= |c|_(2) >= ...` are the moduli in descending order, so that the largest pays the
@@ -54,7 +53,6 @@ class SLOPE(_Structured):
 
     def _check(self) -> None:
         super()._check()
-        self._set("lam", checked_number("lam", self.lam))
         p = self.n_unknowns
         if self.weights is None:
             self._set("weights", ndtri(1 - FALSE_DISCOVERIES * np.arange(1, p + 1) / (2 * p)))
@@ -71,13 +69,3 @@ class SLOPE(_Structured):
     def norm(self, factor: float = 1.0) -> terms.Penalty:
         """`sum_i w_i |c|_(i)` within the bounds."""
         return self._sided(Sorted(factor * np.asarray(self.weights)[:, None]))
-
-    @cached_property
-    def loss(self) -> terms.Loss:
-        """`1/2 ||M c - b||_2^2`."""
-        return terms.HalfSquare()
-
-    @property
-    def factor(self) -> float:
-        """`lam`."""
-        return self.lam
