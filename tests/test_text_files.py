@@ -6,7 +6,6 @@ import gzip
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.io import savemat
 
@@ -21,6 +20,12 @@ def joined(separator: str, point: str = ".") -> str:
     return "\n".join(separator.join(f"{v:.6g}".replace(".", point) for v in row) for row in A)
 
 
+def numbered(header: str) -> str:
+    """As `DataFrame.to_csv` writes it: the index is a column without a name."""
+    rows = [f"{i},{row}" for i, row in enumerate(joined(",").splitlines())]
+    return "\n".join([header, *rows]) + "\n"
+
+
 TEXTS = {
     "commas": joined(","),
     "spaces": joined("  "),
@@ -31,8 +36,8 @@ TEXTS = {
     "a header": "a,b,c\n" + joined(","),
     "a quoted header": '"a","b","c"\r\n' + joined(",").replace("\n", "\r\n"),
     "numbered columns": "0,1,2\n" + joined(","),
-    "numbered rows and columns": pd.DataFrame(A).to_csv(),
-    "numbered rows": pd.DataFrame(A, columns=list("xyz")).to_csv(),
+    "numbered rows and columns": numbered(",0,1,2"),
+    "numbered rows": numbered(",x,y,z"),
     "blank lines and comments": "# made by hand\n\n" + joined(",").replace("\n", "\n\n") + "\n\n",
 }
 
