@@ -1,6 +1,7 @@
 """Budgets, masks and networks that are compressed already, with channels that may go."""
 
 import copy
+import dataclasses
 from math import inf
 
 import pytest
@@ -10,7 +11,8 @@ from torch.nn.utils import prune
 
 import lowrank
 from lowrank.compression import Stopwatch
-from lowrank.compression.pipeline.selecting import _Setting
+from lowrank.compression.calibration.statistics import Importance
+from lowrank.compression.pipeline.selecting import Chooser, _Setting
 from lowrank.errors import BudgetError, InputError
 from tests.test_latency import work
 
@@ -251,3 +253,19 @@ def test_channels_go_only_where_that_loses_less(monkeypatch) -> None:
         monkeypatch.setattr(_Setting, "lost", say)
         _, report = compressed(model, BOTH, macs=0.6)
         assert bool(report.plan.narrowed) == (worse > 0)
+
+
+def test_probes_of_factors_do_not_weigh_channels() -> None:
+    """What low rank does to a layer tells nothing of channels, which gradients weigh."""
+    model, settings = net(width=12), lowrank.Calibration(effort="quick")
+    curves = lowrank.measure(model, X[:2], data=X, calibration=settings)
+    probed = [
+        dataclasses.replace(c, importance=Importance(1.0, 10.0**k))
+        for k, c in enumerate(curves.curves)
+    ]
+    rules = lowrank.Rules(select="backward")
+    orders = [
+        Chooser.of(model, model, X[:2], known, 0.5, rules, settings, None).selection.path("macs")
+        for known in (curves, dataclasses.replace(curves, curves=tuple(probed)))
+    ]
+    assert [s.dropped for s in orders[0]] == [s.dropped for s in orders[1]]
