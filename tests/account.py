@@ -98,8 +98,7 @@ def _moved(
     wide = copy.deepcopy(small)
     widen(wide, what)
     faults = []
-    shapes = [p.shape for p in model.parameters()]
-    if [p.shape for p in wide.parameters()] != shapes:
+    if _shapes(wide) != _shapes(model):
         faults.append(f"{channels.units[0].name}: not as wide as before")
     _shake(wide, channels, gone)
     with evaluating(small), evaluating(wide):
@@ -112,6 +111,11 @@ def _moved(
         ):
             faults.append(f"channels {sorted(gone)[:4]} of {list(what)[:4]} move the output")
     return faults
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Of all parameters; what shares memory is one parameter in a copy."""
+    return {n: p.shape for n, p in model.named_parameters(remove_duplicate=False)}
 
 
 def _shake(wide: nn.Module, channels: Channels, gone: set[int]) -> None:
