@@ -9,6 +9,7 @@ from torch import nn
 
 import lowrank
 from lowrank.cli.network.values import Methods
+from lowrank.compression.gauges.counting import model_cost
 from lowrank.compression.network.channels.narrowing import narrow, widen
 from lowrank.compression.network.channels.units import find_channels
 from lowrank.compression.network.scan import scan
@@ -325,6 +326,28 @@ def test_every_score_orders_all_channels(score):
         assert sum(p.numel() for p in small.parameters()) < sum(
             p.numel() for p in model.parameters()
         )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stays_is_rounded_at_every_budget(kind):
+    """Layers go narrower by multiples, heads and groups by whole ones; a narrow layer stays."""
+    model, x, _ = KINDS[kind]
+    model = copy.deepcopy(model).eval()
+    layers, channels, _ = found(model, x)
+    makers, total = {n for u in channels.units for n in u.makers}, model_cost(model, x)
+    for round_to in (2, 3, 4, 8):
+        selection = select(model, layers, channels, total, None, round_to=round_to)
+        path = selection.path("params")
+        assert len(path) > 1 or all(u.width <= round_to for u in channels.units)
+        least = path[-1].cost.params
+        for share in (0.0, 0.1, 0.5, 0.77):
+            limit = least + share * (total.params - least)
+            step = selection.reach(path, {"params": limit})
+            assert step is not None
+            assert step.cost.params <= limit
+            narrowed = selection.narrowed(step.dropped)
+            for kept in (narrowed[name].outputs for name in makers & narrowed.keys()):
+                assert kept is None or len(kept.places) in range(0, kept.of, round_to)
 
 
 @pytest.mark.parametrize("kind", ["squeeze and excitation", "a concatenation", "heads"])

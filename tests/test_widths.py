@@ -20,7 +20,7 @@ from lowrank.compression.network.scan import scan
 from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.planning.curves import FEWER
 from lowrank.compression.planning.selection.readers import Reader
-from lowrank.compression.planning.selection.widths import Widths, fewer, find_widths
+from lowrank.compression.planning.selection.widths import Widths, fewer, find_widths, widths_of
 from lowrank.decompositions.metric import Metric
 
 transformers = pytest.importorskip("transformers")
@@ -360,3 +360,13 @@ def test_experts_beside_a_unit_that_goes_narrower() -> None:
     assert {n.split(".")[4] for n in report.plan.narrowed} == {"shared_expert"}
     assert any(".experts." in n for n in report.plan.replaced)
     torch.testing.assert_close(lowrank.densify(small)(X).logits, small(X).logits)
+
+
+@pytest.mark.parametrize("n", [64, 255, 256, 300, 1536])
+@pytest.mark.parametrize("round_to", [1, 8, 24])
+def test_widths_are_multiples(n: int, round_to: int) -> None:
+    """Of sixteen in large units, too."""
+    widths = widths_of(n, round_to)
+    assert widths == sorted(set(widths), reverse=True)
+    assert all(0 < w < n and w % round_to == 0 and (n < 256 or w % 16 == 0) for w in widths)
+    assert widths

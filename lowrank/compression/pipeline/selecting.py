@@ -150,7 +150,8 @@ class Chooser:
         channels, failed = proven(whole, example, channels)
         selection = select(
             whole, found, channels, curves.total, curves.data,
-            score=cast(Score, rules.select), exponent=exponent, seed=curves.calibration.seed,
+            score=cast(Score, rules.select), exponent=exponent,
+            round_to=rules.round_to, seed=curves.calibration.seed,
             importance=_felt(whole, curves), progress=progress,
         )  # fmt: skip
         staying = {**left_out, **channels.reasons, **failed}

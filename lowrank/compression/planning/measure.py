@@ -188,7 +188,9 @@ def measured(
         named = asked.measure(found, reasons, rows, progress)
         if known is not None and known.words and rules.free:
             free = {c.layer for c in rows.curves if not c.fixed}
-            widths = find_widths(model, example, found, known, free, progress=progress)
+            widths = find_widths(
+                model, example, found, known, free, round_to=rules.round_to, progress=progress
+            )
             rows.bare = replace(rows.bare, widths=widths)
         if latency:
             timing = _timed(model, example, named, rows.curves, rows.bare.joint, progress)

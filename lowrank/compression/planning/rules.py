@@ -69,7 +69,8 @@ class Rules:
         overrides: layer or pattern -> the method with its ranks to use there, or
             `Dense(reason)`. A pattern speaks of the layers that can be replaced among those
             it matches; where several match, a layer's own name comes first, then the last.
-        round_to: ranks are multiples of this, where the layer is large enough.
+        round_to: ranks are multiples of this, where the layer is large enough, and so are the
+            channels and neurons that stay where some go; layers no wider than this keep all.
         int8: linear layers, dense or factorized, may also be quantized to int8 (by torchao)
             after they are fitted: a quarter of their bytes in float32, and the error that
             rounding their weights adds. Convolutions stay in their type.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -58,12 +59,18 @@ class UnitCurve:
         ordered: its channels, those that go first first.
         gone: how many go, rising from 0.
         lost: for each, what the readers lose, as plans weigh it.
+        even: how many stay is a multiple of this.
     """
 
     unit: ChannelUnit
     ordered: tuple[int, ...]
     gone: tuple[int, ...]
     lost: tuple[float, ...]
+    even: int = 1
+
+    def rounded(self, gone: int) -> int:
+        """The least number of channels, from this up, after which what stays is even."""
+        return self.unit.width - (self.unit.width - gone) // self.even * self.even
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,9 +185,9 @@ class Selection:
         return found
 
     def _between(self, before: Step, after: Step, more: int, share: float) -> Step:
-        """The point of so many channels more than the one before."""
-        pairs = zip(before.gone, after.gone, strict=True)
-        counts = [a + more if b > a else a for a, b in pairs]
+        """The point of so many channels more than the one before, or a few more to be even."""
+        rows = zip(self.curves, before.gone, after.gone, strict=True)
+        counts = [c.rounded(a + more) if b > a else a for c, a, b in rows]
         dropped = self._dropped(counts)
         lost = before.lost + share * (after.lost - before.lost)
         return Step(dropped, lost, self.cost(dropped), tuple(counts))
@@ -276,6 +283,7 @@ def select(
     score: Score = "lasso",
     exponent: float = 0.5,
     importance: Mapping[str, Importance | None] | None = None,
+    round_to: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Selection:
@@ -290,6 +298,7 @@ def select(
         score: how channels are ordered; see `order`.
         exponent: how layers are weighed.
         importance: layer -> what its output counts, where that is known better.
+        round_to: layers that go narrower keep multiples of so many channels.
         seed: of what is drawn.
         progress: called as (unit, done, total).
     """
@@ -308,14 +317,37 @@ def select(
                 progress(f"selecting {unit.name}", done, len(channels.units))
             some = readers_of(unit, readers)
             ordered = order(score, model, unit, channels, some, seed=seed + done)
-            curves.append(_curve(unit, ordered, some))
+            curves.append(_curve(unit, ordered, some, _even(unit, channels, round_to)))
     return Selection(channels, views, tuple(curves), readers, total)
 
 
-def _curve(unit: ChannelUnit, ordered: Sequence[int], readers: Sequence[Reader]) -> UnitCurve:
-    n = len(ordered)
-    most = n - 1 if unit.width == n else n
-    gone = sorted({round(k * most / LEVELS) for k in range(LEVELS + 1)})
+def _even(unit: ChannelUnit, channels: Channels, round_to: int) -> int:
+    """Of how many channels a unit keeps a multiple, so that its layers do: one may be a whole head
+    of a layer, or one of each of its groups."""
+    mine = set(unit.channels)
+    each = [sum(m in mine for m in channels.sides[n, "out"]) for n in unit.makers]
+    return round_to // gcd(round_to, *(n // len(mine) for n in each))
+
+
+def _levels(n: int, width: int, even: int) -> list[int]:
+    """How many of the n channels go that may, of `width`: spread evenly, what stays even.
+
+    Example:
+        >>> _levels(16, 16, 4)
+        [0, 4, 8, 12]
+    """
+    most = n - 1 if n == width else n
+    if even == 1:
+        return sorted({round(k * most / LEVELS) for k in range(LEVELS + 1)})
+    allowed = [0, *(g for g in range(1, most + 1) if (width - g) % even == 0 and g < width)]
+    places = {round(k * (len(allowed) - 1) / LEVELS) for k in range(LEVELS + 1)}
+    return [allowed[k] for k in sorted(places)]
+
+
+def _curve(
+    unit: ChannelUnit, ordered: Sequence[int], readers: Sequence[Reader], even: int
+) -> UnitCurve:
+    gone = _levels(len(ordered), unit.width, even)
     lost = sum((r.lost(ordered, gone) for r in readers), np.zeros(len(gone)))
     lost = np.maximum.accumulate(lost).tolist()
-    return UnitCurve(unit, tuple(ordered), tuple(gone), tuple(lost))
+    return UnitCurve(unit, tuple(ordered), tuple(gone), tuple(lost), even)

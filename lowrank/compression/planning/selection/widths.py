@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 from typing import TypeAlias
 
 import torch
@@ -92,6 +93,7 @@ def find_widths(
     data: Statistics,
     free: Collection[str],
     *,
+    round_to: int = 1,
     progress: Progress | None = None,
 ) -> tuple[Widths, ...]:
     """The units of a model that may go narrower, each by its moments.
@@ -102,6 +104,7 @@ def find_widths(
         found: its layers.
         data: their moments.
         free: the layers that a plan may replace.
+        round_to: widths are multiples of this.
         progress: called as (unit, done, total).
     """
     left_out = {v.name: "it stays as it is" for v in found.views if v.name not in free}
@@ -118,7 +121,7 @@ def find_widths(
             if progress is not None:
                 progress(f"narrowing {unit.name}", done, len(units))
             reader = reader_of(model, views[unit.readers[0]], channels, data, 1.0)
-            options = tuple(_options(unit, channels, views, reader))
+            options = tuple(_options(unit, channels, views, reader, round_to))
             if options:
                 every.append(Widths(unit.makers, unit.readers[0], options))
     return tuple(every)
@@ -173,11 +176,15 @@ def _serves(unit: ChannelUnit, views: Mapping[str, LayerView], data: Statistics)
 
 
 def _options(
-    unit: ChannelUnit, channels: Channels, views: Mapping[str, LayerView], reader: Reader
+    unit: ChannelUnit,
+    channels: Channels,
+    views: Mapping[str, LayerView],
+    reader: Reader,
+    round_to: int,
 ) -> Iterator[Width]:
     names, n = {*unit.makers, *unit.readers}, len(unit.channels)
     mine = replace(channels, sides={s: row for s, row in channels.sides.items() if s[0] in names})
-    for kept, error, _ in fewer(reader, widths_of(n)):
+    for kept, error, _ in fewer(reader, widths_of(n, round_to)):
         stay = {int(reader.columns[k]) for k in kept}
         what = narrowed_by(mine, [mark for mark in unit.channels if mark not in stay])
         yield Width(
@@ -188,14 +195,14 @@ def _options(
         )
 
 
-def widths_of(n: int) -> list[int]:
-    """The widths that n neurons are offered at, widest first.
+def widths_of(n: int, round_to: int = 1) -> list[int]:
+    """The widths that n neurons are offered at, multiples of `round_to`, widest first.
 
     Example:
         >>> widths_of(8)
         [7, 6, 5, 4, 3, 2]
     """
-    even = _EVEN if n >= _EVEN_FROM else 1
+    even = lcm(_EVEN if n >= _EVEN_FROM else 1, round_to)
     return sorted({n * k // LEVELS // even * even for k in range(_LEAST, LEVELS)} - {0, n})[::-1]
 
 
