@@ -366,6 +366,40 @@ def _few_eigenvectors(S: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
+SKETCHED_FROM = 2048
+"""Size of a matrix from which the top of its spectrum is sketched where that is good enough: an
+eighth of it in a tenth of the time that all of it takes."""
+
+
+def sketched_eigenvectors(S: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Largest eigenvalues and their vectors from a few products with a random block.
+
+    What they hold of the trace falls short of the most that is possible by a tenth or so where the
+    spectrum is flat, by a few per cent or less where it falls.
+
+    Args:
+        S: symmetric, positive semidefinite (k, k).
+        rank: how many, 1..k.
+
+    Returns:
+        Eigenvalues (rank,), descending, none above the true one, and orthonormal vectors (k, rank).
+
+    Example:
+        >>> values, vectors = sketched_eigenvectors(torch.diag(torch.tensor([9.0, 4.0, 1.0])), 1)
+        >>> torch.allclose(values, torch.tensor([9.0]))
+        True
+
+    Source: Halko, Martinsson and Tropp 2011, algorithm 4.4, and Rayleigh-Ritz on what it finds.
+    """
+    k = len(S)
+    generator = torch.Generator().manual_seed(0)  # on the CPU: one answer on every device
+    probe = torch.randn(k, min(k, rank + 10), generator=generator, dtype=S.dtype).to(S.device)
+    Q = torch.linalg.qr(S @ probe).Q
+    Q = torch.linalg.qr(S @ Q).Q
+    values, vectors = torch.linalg.eigh(Q.mT @ (S @ Q))
+    return values.flip(-1)[:rank], Q @ vectors.flip(-1)[:, :rank]
+
+
 def soft_threshold(x: Tensor, tau: float | Tensor) -> Tensor:
     """Proximal map of tau ||x||_1: sign(x) max(|x| - tau, 0), element by element.
 

@@ -16,6 +16,7 @@ from lowrank.linalg import (
     mode_product,
     relative_error,
     singular_value_threshold,
+    sketched_eigenvectors,
     soft_threshold,
     unfold,
 )
@@ -150,3 +151,14 @@ def test_singular_value_threshold_is_optimal():
     slope = (W - X) / tau
     assert float(torch.linalg.matrix_norm(slope, 2)) <= 1 + ROUNDING
     assert float((slope * X).sum()) == pytest.approx(float(s.sum()), rel=1e-10)
+
+
+@pytest.mark.parametrize(("decay", "share"), [(0.0, 0.85), (0.7, 0.97), (2.0, 1 - 1e-6)])
+def test_a_sketch_holds_nearly_all_that_the_top_of_a_spectrum_does(decay, share):
+    S = gram(torch.arange(1.0, 201)[:, None] ** -decay * draw(200, 1200))
+    values, vectors = sketched_eigenvectors(S, 25)
+    best = leading_eigenvectors(S, 25)[0]
+    assert share * best.sum() <= values.sum() <= best.sum() * (1 + ROUNDING)
+    assert (values <= best * (1 + ROUNDING)).all()
+    assert torch.allclose(vectors.T @ vectors, torch.eye(25).double(), atol=ROUNDING)
+    assert torch.allclose((vectors * (S @ vectors)).sum(0), values)  # Rayleigh quotients

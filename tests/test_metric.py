@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from lowrank.decompositions.metric import (
     whitened,
 )
 from lowrank.errors import InputError
+from lowrank.linalg import leading_eigenvectors
 
 ROUNDING = 1e-9
 """Relative to the energy: float64, matrices of a few dozen rows, condition up to 1e6."""
@@ -318,3 +321,23 @@ def test_a_moment_with_nan_gets_a_sentence() -> None:
     weight = torch.ones(1, 2, 3, dtype=torch.float64)
     with pytest.raises(InputError, match="the moment C is far from positive"):
         nested_gains(weight, metric, weight, 1)
+
+
+@pytest.mark.parametrize("rank", [4, 5], ids=["a fifth", "more than a quarter"])
+@pytest.mark.parametrize("size", [18, 19], ids=["wide", "narrow"])
+def test_a_map_of_very_wide_layers_may_be_sketched(
+    rank: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.import_module("lowrank.decompositions.metric")
+    monkeypatch.setattr(found, "SKETCHED_FROM", size)
+    seen = []
+    monkeypatch.setattr(found, "sketched_eigenvectors", lambda S, r: seen.append(r) or _top(S, r))
+    W = torch.randn(1, 18, 30, generator=torch.Generator().manual_seed(0)).double()
+    metric = Metric(torch.ones(1, 30).double())
+    made = [torch.matmul(*best_map(W, metric, rank, sketched=s)) for s in (False, True)]
+    assert seen == ([4] if (rank, size) == (4, 18) else [])
+    assert torch.allclose(*made)
+
+
+def _top(S: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    return leading_eigenvectors(S, rank)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowrank.errors import InputError
-from lowrank.linalg import leading_eigenvectors
+from lowrank.linalg import SKETCHED_FROM, leading_eigenvectors, sketched_eigenvectors
 
 WORK = 2e11
 """Multiplications that one fit may take where nothing else is said."""
@@ -347,7 +347,12 @@ def _add_symmetric(S: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def best_map(
-    W: Tensor, metric: Metric, rank: int, *, product: Tensor | None = None
+    W: Tensor,
+    metric: Metric,
+    rank: int,
+    *,
+    product: Tensor | None = None,
+    sketched: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Best approximation of given rank in the metric, W' = U V.
 
@@ -359,6 +364,7 @@ def best_map(
         metric: the error that is minimised.
         rank: 1..min(o, d).
         product: W C, where it is known.
+        sketched: of very wide layers, nearly the best is good enough.
 
     Returns:
         U (groups, o, rank) and V (groups, rank, d), in the metric's type.
@@ -372,12 +378,17 @@ def best_map(
     Source: the solution of reduced-rank regression, Izenman 1975.
     """
     W = metric.cast(W)
-    U, F = output_maps(W, metric, rank, product=product)
+    U, F = output_maps(W, metric, rank, product=product, sketched=sketched)
     return U, F @ W
 
 
 def output_maps(
-    W: Tensor, metric: Metric, rank: int, *, product: Tensor | None = None
+    W: Tensor,
+    metric: Metric,
+    rank: int,
+    *,
+    product: Tensor | None = None,
+    sketched: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The U and F with which `best_map` is W' = U F W.
 
@@ -386,6 +397,7 @@ def output_maps(
         metric: the error that is minimised.
         rank: 1..min(o, d).
         product: W C, where it is known.
+        sketched: of very wide layers, nearly the best is good enough.
 
     Returns:
         U (groups, o, rank) and F (groups, rank, o), in the metric's type.
@@ -393,17 +405,23 @@ def output_maps(
     W = metric.cast(W)
     if W.shape[1] > W.shape[2]:  # the spectrum is that of the shorter side
         Q, R = torch.linalg.qr(metric.left(W))
-        return _around(Q @ _leading(metric.times(R) @ R.mT, rank), metric)
-    return output_maps_of(metric.gram(W) if product is None else product @ W.mT, metric, rank)
+        return _around(Q @ _leading(metric.times(R) @ R.mT, rank, sketched), metric)
+    moment = metric.gram(W) if product is None else product @ W.mT
+    return output_maps_of(moment, metric, rank, sketched=sketched)
 
 
-def output_maps_of(moment: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
+def output_maps_of(
+    moment: Tensor, metric: Metric, rank: int, *, sketched: bool = False
+) -> tuple[Tensor, Tensor]:
     """`output_maps` from the moment W C W^T (groups, o, o) alone."""
-    return _around(_leading(metric.left(metric.left(moment).mT), rank), metric)
+    return _around(_leading(metric.left(metric.left(moment).mT), rank, sketched), metric)
 
 
-def _leading(S: Tensor, rank: int) -> Tensor:
-    return leading_eigenvectors((S + S.mT) / 2, rank)[1]
+def _leading(S: Tensor, rank: int, sketched: bool) -> Tensor:
+    S = (S + S.mT) / 2
+    if sketched and len(S) == 1 and S.shape[-1] >= SKETCHED_FROM and 4 * rank <= S.shape[-1]:
+        return sketched_eigenvectors(S[0], rank)[1][None]
+    return leading_eigenvectors(S, rank)[1]
 
 
 def _around(E: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:

@@ -130,7 +130,7 @@ class ChannelSVD(Method):
                 seed=seed, max_iter=max_iter, reads=places(spec, ()),
             )  # fmt: skip
         if metric is not None:
-            U, V = best_map(weight.flatten(2), metric, self.rank)
+            U, V = best_map(weight.flatten(2), metric, self.rank, sketched=max_iter == 0)
             return self._folded(spec, *(f.to(weight.dtype) for f in reversed(even(V, U))))
         folded = _matrix(weight, self.fold)
         return self._folded(spec, *truncated_svd(folded, self.rank).balanced())

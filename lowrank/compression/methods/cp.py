@@ -22,12 +22,17 @@ from lowrank.compression.methods.shared.base import (
     rank_grid,
     worthwhile,
 )
-from lowrank.compression.methods.shared.error_curves import fitted_curve, likened_curve
+from lowrank.compression.methods.shared.error_curves import (
+    asks_rivals,
+    fitted_curve,
+    least_of_rivals,
+    likened_curve,
+)
 from lowrank.compression.methods.shared.search import CURVE, fit_error, fit_stages
 from lowrank.compression.network.stages import LayerSpec
 from lowrank.decompositions.cp import cp
 from lowrank.decompositions.factors import CPFactors
-from lowrank.decompositions.metric import WORK, Metric, energy
+from lowrank.decompositions.metric import WORK, Metric, changes, energy
 
 Kernel = Literal["separable", "whole"]
 
@@ -44,9 +49,13 @@ _DENSE = 256
 """Up to this rank the curve has most of its ranks; beyond it a few, to what saves weights."""
 
 
-_WIDE, _FAR = 96, 1.25
-"""Channels from which other methods are asked first whether fits are worth while, and the ratio
-of squared errors from which they are not."""
+_SEARCHED = 40
+"""Iterations of a fit for the curve in a metric."""
+
+
+_FARTHER, _FAR = 1.6, 1.25
+"""Ratios of squared errors from which other methods make a curve needless: before the search of
+its first fit, and after it."""
 
 
 _CHEAP = 12
@@ -110,26 +119,29 @@ class CP(Method):
     ) -> Iterable[tuple[CP, float]]:
         whole = None if metric is None else energy(weight, metric) or 1.0
 
-        def error(rank: int, kernel: Kernel) -> float:
+        @cache
+        def error(kernel: Kernel, most: int, rank: int) -> float:
             if metric is None or whole is None:
                 return _fit_error(weight, rank, kernel, seed)
             method = cls(rank, kernel)
-            return fit_error(method, spec, weight, metric, seed=seed, max_iter=40) / whole
+            return fit_error(method, spec, weight, metric, seed=seed, max_iter=most) / whole
 
         known: dict[int, float] = {}
         for kernel in _kernels(spec, metric):
             top = worthwhile(cls(1, kernel), spec, _full(spec, kernel))
             ranks = _ranks(top if metric is None else _fitted(weight, metric, top), round_to)
             if ranks:
-                curve = cache(partial(error, kernel=kernel))
+                curve = partial(error, kernel, _SEARCHED)
                 first = ranks[len(ranks) // 3]
-                if metric is not None and _hopeless(spec, weight, metric, first, kernel, curve):
-                    ranks = [first]
-                known = dict(
-                    likened_curve(ranks, known, curve, n_fits=_n_likened(metric))
-                    if known
-                    else fitted_curve(ranks, curve, n_fits=_n_fits(ranks, metric))
-                )
+                outdone = None
+                if metric is not None:
+                    outdone = _outdone(spec, weight, metric, first, kernel, error)
+                if outdone is not None:
+                    known = {first: outdone}
+                elif known:
+                    known = dict(likened_curve(ranks, known, curve, n_fits=_n_likened(metric)))
+                else:
+                    known = dict(fitted_curve(ranks, curve, n_fits=_n_fits(ranks, metric)))
                 yield from ((cls(rank, kernel), lost) for rank, lost in known.items())
 
     def check(self, spec: LayerSpec) -> str | None:
@@ -169,10 +181,14 @@ class CP(Method):
     def starts(
         self, spec: LayerSpec, weight: Tensor, metric: Metric, *, seed: int
     ) -> Iterator[Sequence[Tensor]]:
-        work = CURVE * metric.work
-        fits = [_quick(w, self.rank, self.kernel, seed, work) for w in weight]
-        columns = zip(*(f.balanced()[1:] for f in fits), strict=True)
-        yield [torch.stack(c).mT for c in columns]
+        key = ("cp", self, seed, changes(weight))
+        kept = metric.asides.get(key)
+        if kept is None or kept[0] is not weight:
+            work = CURVE * metric.work
+            fits = [_quick(w, self.rank, self.kernel, seed, work) for w in weight]
+            columns = zip(*(f.balanced()[1:] for f in fits), strict=True)
+            kept = metric.asides[key] = weight, *(torch.stack(c).mT for c in columns)
+        yield kept[1:]
 
     def weights(self, spec: LayerSpec, free: Sequence[Tensor], last: Tensor) -> tuple[Tensor, ...]:
         rows = [*free, last.mT]
@@ -212,26 +228,28 @@ def _n_likened(metric: Metric | None) -> int:
     return 2 if metric is not None and metric.work < WORK else 3
 
 
-def _hopeless(
+def _outdone(
     spec: LayerSpec,
     weight: Tensor,
     metric: Metric,
     rank: int,
     kernel: Kernel,
-    error: Callable[[int], float],
-) -> bool:
-    """Whether at a rank something else of as many weights is far closer: no curve is
-    needed. Narrow layers have one, as there searches gain most."""
-    if metric.work >= WORK or min(weight.shape[1:3]) < _WIDE:
-        return False
+    error: Callable[[Kernel, int, int], float],
+) -> float | None:
+    """The error at a rank where something else of as many weights is far closer, so that no curve
+    is needed; else None."""
+    if not asks_rivals(weight, metric):
+        return None
     size = _n_weights(CP(rank, kernel), spec)
-    others = [lost for n, lost in metric.rivals if n <= size]
-    lost = min(others, default=None)
-    if lost is None:
+    rival = least_of_rivals(metric, size)
+    if rival is None:
         ranks = lost_by_rank(weight, "kernel_first", metric)
         at = max(1, size // _n_weights(ChannelSVD(1), spec))
-        lost = ranks[min(len(ranks), at) - 1]
-    return error(rank) > _FAR * lost
+        rival = ranks[min(len(ranks), at) - 1]
+    for most, far in ((0, _FARTHER), (_SEARCHED, _FAR)):
+        if (lost := error(kernel, most, rank)) > far * rival:
+            return lost
+    return None
 
 
 def _n_weights(method: Method, spec: LayerSpec) -> int:

@@ -17,7 +17,13 @@ from lowrank.compression.methods.shared.base import (
     rank_grid,
     worthwhile,
 )
-from lowrank.compression.methods.shared.error_curves import n_refined, nested_curve, refined_curve
+from lowrank.compression.methods.shared.error_curves import (
+    asks_rivals,
+    least_of_rivals,
+    n_refined,
+    nested_curve,
+    refined_curve,
+)
 from lowrank.compression.methods.shared.folding import (
     affordable,
     even,
@@ -31,6 +37,9 @@ from lowrank.compression.methods.shared.search import affords_search, fit_error,
 from lowrank.compression.network.stages import LayerSpec
 from lowrank.decompositions.metric import Metric, energy
 from lowrank.decompositions.svd import singular_values, truncated_svd
+
+_FAR = 1.4
+"""Ratio of squared errors, before any search, from which another method makes a curve needless."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +163,18 @@ def _curve(
     most = affordable(metric, width, ranks[-1])
     ranks = [r for r in ranks if r <= most] or ranks[:1]
     reads = places(spec, [axis])
-    N = nested_stages(spec, weight, metric, [axis], ranks[-1])
-    nested = nested_curve(weight, metric, N, width)
+
+    def nested_to(rank: int) -> list[float]:
+        N = nested_stages(spec, weight, metric, [axis], rank)
+        return nested_curve(weight, metric, N, width)
+
+    if asks_rivals(weight, metric):
+        first = SpatialSVD(ranks[len(ranks) // 3], axis)
+        rival = least_of_rivals(metric, sum(s.n_weights for s in first.stages(spec)))
+        if rival is not None and (lost := nested_to(first.rank)[-1]) > _FAR * rival:
+            yield first, lost
+            return
+    nested = nested_to(ranks[-1])
     whole = energy(weight, metric) or 1.0
 
     def error(rank: int) -> float:

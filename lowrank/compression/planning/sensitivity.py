@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from functools import cache, partial
-from math import ceil
+from math import ceil, inf, prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,15 +23,18 @@ from lowrank.compression.gauges.quality import (
 )
 from lowrank.compression.methods import Method
 from lowrank.compression.methods.channel_svd import ChannelSVD, lost_by_rank
+from lowrank.compression.methods.shared.base import ranks_of
 from lowrank.compression.network.cutting import can_be_cut, cut, few_of
 from lowrank.compression.network.example import Example, batch_size, run
 from lowrank.compression.network.prefix_cache import MEMORY, PrefixCache, Reached
+from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.network.tensors import tensors
 from lowrank.compression.planning.candidates import Candidate, Curve, packed
 from lowrank.compression.planning.curves import Curves, all_dense
 from lowrank.compression.structure.plan import Plan
 from lowrank.compression.structure.swap import folded_weight
 from lowrank.errors import InputError
+from lowrank.linalg import SKETCHED_FROM
 from lowrank.progress import Progress
 from lowrank.store import NOWHERE, Kept, Shelf
 
@@ -239,16 +242,25 @@ def _stand_in(model: nn.Module, data: Statistics, curve: Curve, wanted: float) -
     or else by the candidate whose error is nearest."""
     nearest = min(curve.candidates, key=lambda c: abs(c.error - wanted))
     at_once = [c for c in curve.candidates if _is_found_at_once(c.method)]
-    if at_once:  # their ranks lie close enough for a probe
-        return min(at_once, key=lambda c: abs(c.error - wanted))
-    known = data.reason(curve.layer) is None and not curve.members
     view = data.views.get(curve.layer)
+    if at_once:  # their ranks lie close enough for a probe
+        most = inf if view is None else _most_probed(view.spec)
+        soon = [c for c in at_once if max(ranks_of(c.method)) <= most]
+        return min(soon or at_once, key=lambda c: abs(c.error - wanted))
+    known = data.reason(curve.layer) is None and not curve.members
     if not known or view is None or ChannelSVD.supports(view.spec) is not None:
         return nearest
     lost = lost_by_rank(view.weight(), "kernel_first", data.metric(model, view.name))
     rank = 1 + min(range(len(lost)), key=lambda k: abs(lost[k] - wanted))
     method = ChannelSVD(rank)
     return Candidate(view.name, method, view.cost(method.stages(view.spec)), lost[rank - 1])
+
+
+def _most_probed(spec: LayerSpec) -> float:
+    """The highest rank of a probe: of very wide layers an eighth of the full one."""
+    _, o, i, *kernel = spec.weight_shape
+    full = min(o, i * prod(kernel))
+    return full // 8 if full >= SKETCHED_FROM else inf
 
 
 def _is_found_at_once(method: Method) -> bool:

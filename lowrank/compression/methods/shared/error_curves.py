@@ -101,6 +101,23 @@ def refined_curve(
         yield rank, nested[rank - 1] * float(np.interp(rank, fitted, gains))
 
 
+_WIDE = 96
+"""Channels from which other methods are asked first whether a curve is worth while. Narrower layers
+have one: there searches gain most."""
+
+
+def asks_rivals(weight: Tensor, metric: Metric) -> bool:
+    """Whether a curve is spared where other methods are far closer: of wide layers, where work is
+    bounded."""
+    return metric.work < WORK and min(weight.shape[1:3]) >= _WIDE
+
+
+def least_of_rivals(metric: Metric, n_weights: int) -> float | None:
+    """The least relative squared error of what was found before with no more weights; None where
+    nothing was."""
+    return min((lost for n, lost in metric.rivals if n <= n_weights), default=None)
+
+
 def n_refined(metric: Metric) -> int:
     """How many fits a nested curve is refined by: where work is bounded, a single one."""
     return 3 if metric.work >= WORK else 1
