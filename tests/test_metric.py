@@ -14,6 +14,7 @@ from lowrank.decompositions.metric import (
     Metric,
     best_last,
     best_map,
+    inner_products,
     input_directions,
     moments_of,
     nested_gains,
@@ -321,6 +322,15 @@ def test_a_moment_with_nan_gets_a_sentence() -> None:
     weight = torch.ones(1, 2, 3, dtype=torch.float64)
     with pytest.raises(InputError, match="the moment C is far from positive"):
         nested_gains(weight, metric, weight, 1)
+
+
+@pytest.mark.parametrize(("n", "d"), [(9, 12), (9, 20), (9, 8)], ids=["bands", "few", "narrow"])
+def test_inner_products_are_those_of_the_columns(
+    n: int, d: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("lowrank.decompositions.metric"), "_BAND", 8)
+    X = _randn(2, n, d, seed=0)
+    assert torch.allclose(inner_products(X), X.mT @ X)
 
 
 @pytest.mark.parametrize("rank", [4, 5], ids=["a fifth", "more than a quarter"])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lowrank.compression.calibration.moments import Moments
 from lowrank.compression.network.stages import LayerSpec
+from lowrank.decompositions.metric import inner_products
 from lowrank.linalg import is_finite, wide
 
 _ROWS_FROM, _ROWS = 1024, 1152
@@ -78,7 +79,7 @@ class Gradients:
         if bool(size == 0):
             size = torch.ones_like(size)
         unit = rows / size
-        products = (unit.mT @ unit).double() * size.double() ** 2
+        products = inner_products(unit).double() * size.double() ** 2
         self._sum = products if self._sum is None else self._sum + products
 
     def _looked_at(self, n: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.network.stages import LayerSpec
-from lowrank.decompositions.metric import Metric, Weight, scaled_cholesky
+from lowrank.decompositions.metric import Metric, Weight, inner_products, scaled_cholesky
 from lowrank.linalg import wide
 
 Form = Literal["full", "diagonal", "rows"]
@@ -552,7 +552,7 @@ class Sums:
         Q = (Y.mT @ X).to(self.dtype)
         self.Q += Q
         if out:
-            s, sy, S = (t.to(self.dtype) for t in (X.sum(1), Y.sum(1), X.mT @ X))
+            s, sy, S = (t.to(self.dtype) for t in (X.sum(1), Y.sum(1), inner_products(X)))
             fold = Fold(X.shape[1], s, S, sy, Q)
             self._held = fold if self._held is None else self._held + fold
 
@@ -572,7 +572,7 @@ class Sums:
             if self.form == "rows":
                 product = part @ part.mT  # of the same norm as X^T X
             else:
-                product = (part.mT @ part).to(self.dtype)
+                product = inner_products(part).to(self.dtype)
                 S = product if S is None else S + product
             norms += torch.linalg.vector_norm(product, dim=(1, 2)).double().square()
         version = None if X.is_inference() else X._version

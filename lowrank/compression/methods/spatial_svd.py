@@ -38,8 +38,9 @@ from lowrank.compression.network.stages import LayerSpec
 from lowrank.decompositions.metric import Metric, energy
 from lowrank.decompositions.svd import singular_values, truncated_svd
 
-_FAR = 1.4
-"""Ratio of squared errors, before any search, from which another method makes a curve needless."""
+_FAR, _FAR_AS_IT_IS = 1.4, 1.1
+"""Ratios of squared errors from which other methods make a curve needless: where a search would
+follow, and where none is affordable."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,15 @@ def _curve(
     reads = places(spec, [axis])
 
     def nested_to(rank: int) -> list[float]:
-        N = nested_stages(spec, weight, metric, [axis], rank)
+        N = nested_stages(spec, weight, metric, [axis], rank, most=ranks[-1])
         return nested_curve(weight, metric, N, width)
 
+    searched = affords_search(SpatialSVD(max(1, ranks[-1] // 2), axis), spec, metric)
     if asks_rivals(weight, metric):
         first = SpatialSVD(ranks[len(ranks) // 3], axis)
         rival = least_of_rivals(metric, sum(s.n_weights for s in first.stages(spec)))
-        if rival is not None and (lost := nested_to(first.rank)[-1]) > _FAR * rival:
+        far = _FAR if searched else _FAR_AS_IT_IS
+        if rival is not None and (lost := nested_to(first.rank)[-1]) > far * rival:
             yield first, lost
             return
     nested = nested_to(ranks[-1])
@@ -182,9 +185,7 @@ def _curve(
         found = fit_error(method, spec, weight, metric, seed=seed, max_iter=10, reads=reads)
         return found / whole
 
-    search = (
-        error if affords_search(SpatialSVD(max(1, ranks[-1] // 2), axis), spec, metric) else None
-    )
+    search = error if searched else None
     for rank, lost in refined_curve(ranks, nested, search, n_fits=n_refined(metric)):
         yield SpatialSVD(rank, axis), lost
 

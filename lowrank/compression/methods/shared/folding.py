@@ -53,7 +53,13 @@ def weighted(metric: Metric, weight: Tensor) -> Tensor:
 
 
 def nested_stages(
-    spec: LayerSpec, weight: Tensor, metric: Metric, axes: Sequence[int], blocks: int
+    spec: LayerSpec,
+    weight: Tensor,
+    metric: Metric,
+    axes: Sequence[int],
+    blocks: int,
+    *,
+    most: int = 0,
 ) -> Tensor:
     """What nested first stages on `axes` explain of the output, block by block of features.
 
@@ -62,17 +68,29 @@ def nested_stages(
     the best last stage on these explains. Remembered for the last weight, as several methods
     begin with the same stage.
 
+    Args:
+        spec: the layer.
+        weight: canonical weight.
+        metric: the error.
+        axes: kernel axes that the first stage works on.
+        blocks: rows of it.
+        most: rows that may be asked for later, whose directions are found at the same time.
+
     Returns:
         (groups, o, blocks * places off the axes).
     """
     reads = places(spec, axes)
     key, width = ("nested", changes(weight), spec.weight_shape, *axes), len(reads)
     kept = metric.asides.get(key)
-    if kept is None or kept[0] is not weight or kept[1].shape[-1] < blocks * width:
-        V = first_stage(spec, weight, metric, axes, blocks)
-        N = whitened(*spread_products(V, reads, metric, weighted(metric, weight)))
-        kept = metric.asides[key] = weight, N
-    return kept[1][:, :, : blocks * width]
+    known = kept if kept is not None and kept[0] is weight else None
+    if known is None or known[1].shape[-1] < blocks * width:
+        if known is None or known[2].shape[1] < blocks:
+            V = first_stage(spec, weight, metric, axes, max(blocks, most))
+        else:
+            V = known[2]
+        products = spread_products(V[:, :blocks], reads, metric, weighted(metric, weight))
+        known = metric.asides[key] = weight, whitened(*products), V
+    return known[1][:, :, : blocks * width]
 
 
 def spread_products(V: Tensor, index: Tensor, metric: Metric, W: Tensor) -> tuple[Tensor, Tensor]:
