@@ -212,6 +212,14 @@ def test_a_degenerate_problem_of_each_type(name: str, complex_: bool) -> None:
     assert ended in FINE, found
 
 
+@pytest.mark.parametrize("seed", [699, 779])
+def test_a_huge_dual_point_bounds_no_more_than_its_rounding_allows(seed: int) -> None:
+    problem = made("boxed", seed, False)
+    found = solve(problem, "admm")
+    assert found.dual_objective is not None
+    assert found.dual_objective <= found.objective * (1 + 1e-9)
+
+
 @pytest.mark.fuzz
 @pytest.mark.parametrize(("name", "complex_"), CASES)
 def test_a_thousand_problems_of_each_type(name: str, complex_: bool) -> None:

@@ -6,7 +6,9 @@ import scipy.sparse as sp
 
 from lowrank.sensing import ElasticNet, Lasso, Status, recover, solve
 from lowrank.sensing.solvers.designs import HELD, QUICK, DenseDesign, SparseDesign
+from lowrank.sensing.solvers.dual_newton import approach
 from lowrank.sensing.solvers.exact_l1 import NEAR, ExactL1
+from lowrank.sensing.solvers.faces import Face
 from lowrank.sensing.solvers.working_set import LEAST, WHOLE, Fit
 
 KINDS = {
@@ -181,3 +183,23 @@ def test_a_start_may_have_all_columns(shape):
     found = solve(Lasso(A, y, lam), "working_set", x0=x0)
     assert found.status is Status.OPTIMAL
     np.testing.assert_allclose(found.x, recover(A, y, lam=lam).x, atol=1e-6)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("bound", [np.inf, 0.05])
+def test_many_sparse_columns_come_near_the_minimum_by_the_dual(shifted, bound):
+    rng = np.random.default_rng(8)
+    m, n, lam = 60, HELD + 20, 0.05
+    A = sp.random(m, n, density=0.1, format="csc", random_state=2)
+    shift = (np.ones(m), rng.standard_normal(n) / 50) if shifted else None
+    design, y = SparseDesign(A, shift), rng.standard_normal(m)
+    design.admit(np.arange(n))
+    assert design.many
+    ridge, bounds = np.full(n, 0.01), np.full(n, bound)
+    face = Face(np.zeros(n), design.correlate(y), np.full(n, lam), -bounds, bounds, ridge)
+    assert approach(design, face, y) > 0
+    r = y - design.combine(face.x)
+    np.testing.assert_allclose(face.c, design.correlate(r) - ridge * face.x, atol=1e-12)
+    step = face.x + face.c  # a point is optimal where a proximal step leads to itself
+    kept = np.clip(np.sign(step) * np.maximum(np.abs(step) - lam, 0), -bounds, bounds)
+    assert np.abs(kept - face.x).max() < 0.02 * np.abs(design.correlate(y)).max()

@@ -236,10 +236,18 @@ def _best_dual(problem: Problem, candidates: list[Array], primal: Array) -> tupl
             continue
         v = problem.admissible(v)
         scale, value = scaled_dual(problem, v, _columns(problem.design.adjoint(v)))
+        value = _sure(problem, value, scale * v)
         better = value > values
         best = np.where(better, scale * v, best)
         values = np.where(better, value, values)
     return values, best
+
+
+def _sure(problem: Problem, value: Array, v: Array) -> Array:
+    """Dual values, less what rounding of `<v, b>` may have added where v is huge."""
+    sizes = np.linalg.norm(v, axis=0) * np.linalg.norm(_columns(problem.target), axis=0)
+    unsure = np.finfo(float).eps * _summed(problem, sizes)
+    return np.asarray(value - np.where(unsure > CLOSED * np.abs(value), unsure, 0))
 
 
 def scaled_dual(problem: Problem, v: Array, z: Array) -> tuple[Array, Array]:
@@ -318,6 +326,7 @@ def _pair_value(problem: Problem, D: Operator, c: Array, v: Array, p: Array) -> 
     if not rest <= JOINED * M.norm() * float(np.linalg.norm(v)):
         return np.zeros(1), np.zeros_like(_columns(v))
     scale, value = scaled_dual(problem, _columns(v), _columns(p))
+    value = _sure(problem, value, scale * _columns(v))
     return value - scale * rest * np.linalg.norm(c), scale * _columns(v)
 
 

@@ -261,13 +261,22 @@ class SparseDesign:
             if free.size <= FEW:
                 return cholesky_step(gram, g, ridge)
             return conjugate_gradients(lambda d: gram @ d + ridge * d, g, accuracy)
-        full = np.zeros(self.norms.size)
+        forward, adjoint = self.products(free)
+        return conjugate_gradients(lambda d: adjoint(forward(d)) + ridge * d, g, accuracy)
 
-        def curve(d: Array) -> Array:
-            full[free] = d
-            return self.curve(full)[free] + ridge * d
+    def products(self, J: Index) -> tuple[Any, Any]:
+        """`A_J x` and `A_J^T r`, for many products with some of the columns."""
+        columns = self._columns[:, J]
+        rows = columns.T
+        if self.shift is None:
+            return columns.__matmul__, rows.__matmul__
+        u, v = self.shift[0], self._v[J]
+        return lambda x: columns @ x - (v @ x) * u, lambda r: rows @ r - (u @ r) * v
 
-        return conjugate_gradients(curve, g, accuracy)
+    @property
+    def many(self) -> bool:
+        """Whether Newton steps go by conjugate gradients, and no Gram matrix is held."""
+        return self._gram is None
 
 
 def cholesky_step(gram: Array, g: Array, ridge: Array) -> Array:

@@ -8,6 +8,7 @@ the objective fall.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +77,13 @@ class Face:
         return np.where(up, np.maximum(low, 0), low), np.where(up, high, np.minimum(high, 0))
 
 
-def minimise(design: Design, face: Face, slack: float, most: int = MAX_STEPS) -> int:
+def minimise(
+    design: Design,
+    face: Face,
+    slack: float,
+    most: int = MAX_STEPS,
+    approach: Callable[[Face], int] | None = None,
+) -> int:
     """Move the point to the minimum over the columns of the design; return the steps it took.
 
     Where columns are nearly dependent, whole faces are nearly flat and Newton steps end at the
@@ -88,8 +95,14 @@ def minimise(design: Design, face: Face, slack: float, most: int = MAX_STEPS) ->
         face: where to start; changed in place.
         slack: how far, relative to the slopes, the gradient may be off.
         most: limit of the steps.
+        approach: a way to about the right face, tried before proximal steps, that returns its
+            steps.
     """
     steps, stuck = _newton(design, face, slack, most, PATIENCE)
+    if stuck and approach is not None and steps < most:
+        steps += approach(face)
+        more, stuck = _newton(design, face, slack, most, PATIENCE)
+        steps += more
     for delta in DELTAS:
         if not stuck or steps >= most:
             break

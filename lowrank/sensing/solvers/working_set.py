@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from lowrank.sensing.solvers.designs import (
     SparseDesign,
     WholeDesign,
 )
+from lowrank.sensing.solvers.dual_newton import approach
 from lowrank.sensing.solvers.exact_l1 import ExactL1
 from lowrank.sensing.solvers.faces import MAX_STEPS, Face, minimise
 from lowrank.sensing.solvers.protocol import Callback
@@ -252,7 +254,10 @@ class Fit:
             self.upper[J] * norms,
             self.ridge / norms**2,
         )
-        self.n_steps += minimise(self.design, face, slack, most)
+        design, way = self.design, None
+        if isinstance(design, SparseDesign) and design.many:
+            way = partial(approach, design, y=self.y)
+        self.n_steps += minimise(design, face, slack, most, way)
         self.x, self._residual = face.x / norms, None
         exact = most == MAX_STEPS and not (self.whole and slack > LAST)
         for _ in range(2 if exact else 0):  # what the Gram matrix's rounding has left
@@ -342,15 +347,18 @@ class WorkingSet:
                 fit.begin(x0.reshape(X.shape)[:, j])
             fits.append(fit)
             for k, _ in enumerate(fit.descend(problem.lam, max(self.tol / 50, 1e-14)), 1):
-                X[:, j], R[:, j], most = fit.coefficients(), fit.residual, max(most, k)
+                most, crowded = max(most, k), path_takes and fit.crowded
+                if show is not None or crowded:
+                    X[:, j] = fit.coefficients()
                 stop = show is not None and show(k, X.copy().reshape(problem.unknown_shape))
-                if not stop and k < self.max_iter and path_takes and fit.crowded:
+                if not stop and k < self.max_iter and crowded:
                     rest = ExactL1(self.tol, self.max_iter - most)
                     found = rest.solve(problem, x0=X.reshape(problem.unknown_shape), callback=show)
                     return _joined(fits, most, found)
                 ended = bool(stop) or k >= self.max_iter
                 if ended:
                     break
+            X[:, j], R[:, j] = fit.coefficients(), fit.residual
             if ended:
                 break
         return SolverResult(
