@@ -385,3 +385,18 @@ def test_attention_that_is_taken_apart_can_be_scripted(need: bool) -> None:
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("settings", [{}, {"kdim": WIDTH, "vdim": OTHER}, {"bias": False}])
+def test_attention_that_was_made_for_inference(settings: dict[str, Any]) -> None:
+    """Its weights could never be trained; those of the result can."""
+    with torch.inference_mode():
+        model = Block(**settings).eval()
+    x, y = (
+        torch.randn(LENGTH, BATCH, WIDTH),
+        torch.randn(LENGTH, BATCH, settings.get("kdim", WIDTH)),
+    )
+    z = torch.randn(LENGTH, BATCH, settings.get("vdim", WIDTH))
+    small, report = lowrank.compress(model, (x, y, z), params=0.7)
+    assert report.plan.replaced
+    assert all(p.requires_grad and not p.is_inference() for p in small.parameters())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 
@@ -159,3 +159,17 @@ def distinct(found: Iterable[Tensor]) -> list[Tensor]:
         2
     """
     return list({memory_of(tensor): tensor for tensor in found}.values())
+
+
+def parameter_over(value: Tensor, trained: bool) -> nn.Parameter:
+    """A parameter on the same memory; on a copy of what was made for inference, which could
+    never be trained.
+
+    Example:
+        >>> import torch
+        >>> with torch.inference_mode():
+        ...     row = torch.ones(2)
+        >>> parameter_over(row, True).requires_grad
+        True
+    """
+    return nn.Parameter(value.clone() if value.is_inference() else value, requires_grad=trained)

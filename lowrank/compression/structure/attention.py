@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowrank.compression.network.tensors import parameter_over
 from lowrank.compression.structure.swap import _move_hooks
 from lowrank.errors import InputError
 
@@ -168,7 +169,7 @@ def attention_apart(packed: nn.MultiheadAttention) -> Attention:
     biases = (None,) * 3 if bias is None else _thirds(bias)
     for part, weight, b in zip(PARTS, weights, biases, strict=False):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        layer.weight = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
+        layer.weight = parameter_over(weight.detach(), weight.requires_grad)
         layer.register_parameter("bias", b)
         made.add_module(part, layer.train(packed.training))
     made.out_proj = packed.out_proj
@@ -179,7 +180,7 @@ def attention_apart(packed: nn.MultiheadAttention) -> Attention:
 
 def _thirds(parameter: Tensor) -> list[nn.Parameter]:
     parts = parameter.detach().chunk(3)
-    return [nn.Parameter(part, requires_grad=parameter.requires_grad) for part in parts]
+    return [parameter_over(part, parameter.requires_grad) for part in parts]
 
 
 def _take_biases(source: nn.Module, target: nn.Module) -> None:

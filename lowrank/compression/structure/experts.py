@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from lowrank.compression.network.tensors import parameter_over
 from lowrank.compression.structure.swap import _move_hooks
 
 DOWN = "down_proj"
@@ -128,10 +129,10 @@ def _layer(packed: nn.Module, weight: str, bias: str, e: int) -> nn.Linear:
     W = cast(nn.Parameter, packed._parameters[weight])
     matrix = W.detach()[e].mT if cast(Any, packed).is_transposed else W.detach()[e]
     layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(matrix, requires_grad=W.requires_grad)
+    layer.weight = parameter_over(matrix, W.requires_grad)
     b = packed._parameters.get(bias)
     if b is not None:
-        layer.register_parameter("bias", nn.Parameter(b.detach()[e], requires_grad=b.requires_grad))
+        layer.register_parameter("bias", parameter_over(b.detach()[e], b.requires_grad))
     return layer
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.network.layers import spec_of
+from lowrank.compression.pipeline.streaming.heap import give_back
 from lowrank.compression.structure.pretrained.building import tie, ties
 from lowrank.compression.structure.pretrained.reading import (
     class_of,
@@ -76,6 +77,7 @@ class Source:
             yield module
         finally:
             module.to("meta")
+            give_back()
 
     @contextmanager
     def front(self) -> Iterator[None]:
