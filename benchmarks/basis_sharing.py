@@ -89,9 +89,10 @@ class Shared:
         self.W, self.C = W, C
         self.WC = [w @ c for w, c in zip(W, C, strict=True)]
         self.whole = sum(float((wc * w).sum()) for wc, w in zip(self.WC, W, strict=True))
-        S = root(torch.stack(C).sum(0))
-        _, _, V = torch.linalg.svd(torch.cat(W) @ S, full_matrices=False)
-        self.basis = V @ torch.linalg.pinv(S, hermitian=True)
+        self.S = root(torch.stack(C).sum(0))
+        self.back = torch.linalg.pinv(self.S, hermitian=True)
+        _, _, V = torch.linalg.svd(torch.cat(W) @ self.S, full_matrices=False)
+        self.basis = V @ self.back
 
     def error(self, B: Tensor) -> Tensor:
         """By the best A_i of a basis (r, d)."""
@@ -105,22 +106,20 @@ class Shared:
         """As the paper has it, and after some steps of L-BFGS."""
         m, d = self.W[0].shape
         rank = min(numbers // (d + len(self.W) * m), *self.basis.shape)
-        S = root(torch.stack(self.C).sum(0))
         first = self.basis[:rank]
         began = float(self.error(first))
-        Z = (first @ S).clone().requires_grad_(True)  # well scaled
-        back = torch.linalg.pinv(S, hermitian=True)
+        Z = (first @ self.S).clone().requires_grad_(True)  # well scaled
         solver = torch.optim.LBFGS([Z], max_iter=steps, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             solver.zero_grad()
-            lost = self.error(Z @ back) / self.whole
+            lost = self.error(Z @ self.back) / self.whole
             lost.backward()  # type: ignore[no-untyped-call]
             return lost
 
         solver.step(closure)  # type: ignore[arg-type]
         with torch.no_grad():
-            return began, min(began, float(self.error(Z @ back)))
+            return began, min(began, float(self.error(Z @ self.back)))
 
 
 def main() -> None:
@@ -145,10 +144,7 @@ def main() -> None:
         for k in range(0, len(names) - 1, 2 * args.every):
             pair = names[k : k + 2]
             W = [model.get_submodule(n).weight.detach().double() for n in pair]
-            C = [
-                found[n] + 1e-6 * found[n].diagonal().mean() * torch.eye(len(found[n]))
-                for n in pair
-            ]
+            C = [made_definite(found[n]) for n in pair]
             shared, R = Shared(W, C), [root(c) for c in C]
             for keep in KEEPS:
                 numbers = int(keep * sum(w.numel() for w in W))

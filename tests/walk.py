@@ -30,7 +30,7 @@ from lowrank.compression import flatten, run
 from lowrank.compression.methods import METHODS
 from lowrank.compression.network.example import arguments, is_wrapper, unwrapped
 from lowrank.compression.network.scan import kind_of
-from lowrank.compression.network.tensors import tensors
+from lowrank.compression.network.tensors import distinct, tensors
 from lowrank.errors import BudgetError
 
 DONE, REFUSED, FAULT, SKIPPED = "done", "refused", "fault", "skipped"
@@ -456,8 +456,7 @@ def _profile(way: Way) -> None:
     } & set(way.net.features)
     if 2 * found.macs < total or (2 * found.macs != total and not more):
         raise Broken(f"{2 * found.macs} FLOPs of products, torch counts {total}")
-    numbers = {p.data_ptr() or id(p): p.numel() for p in way.model.parameters()}  # one memory, once
-    if found.parameters != sum(numbers.values()):
+    if found.parameters != sum(p.numel() for p in distinct(way.model.parameters())):
         raise Broken(f"{found.parameters} parameters")
 
 

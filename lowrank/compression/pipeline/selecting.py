@@ -13,7 +13,7 @@ from torch import nn
 from lowrank.compression.calibration.calibrate import Calibrated, outputs_of
 from lowrank.compression.calibration.effort import EFFORTS
 from lowrank.compression.calibration.settings import Calibration
-from lowrank.compression.calibration.statistics import Importance, Statistics
+from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.fitting.batchnorm import renormalise
 from lowrank.compression.fitting.layerwise import replace_layers
 from lowrank.compression.gauges.quality import Unmatched, compare_on
@@ -152,7 +152,7 @@ class Chooser:
             whole, found, channels, curves.total, curves.data,
             score=cast(Score, rules.select), exponent=exponent,
             round_to=rules.round_to, seed=curves.calibration.seed,
-            importance=_felt(whole, curves), progress=progress,
+            progress=progress,
         )  # fmt: skip
         staying = {**left_out, **channels.reasons, **failed}
         return cls(model, whole, example, curves, selection, staying, exponent, rules, settings)
@@ -422,22 +422,6 @@ class _Setting:
         if not known.outputs:
             known = replace(known, outputs=outputs_of([run(model, few[0])], few))
         return few, known
-
-
-def _felt(model: nn.Module, curves: Curves) -> dict[str, Importance | None]:
-    """What channels of each layer are weighed by: gradients, where there are some.
-
-    A probe replaces a layer by one of low rank. Channels that go do something else, and on the
-    bundled network a fifth of the MACs, weighed by probes, loses half as much again.
-    """
-    data = curves.data
-    if data is None:
-        return {c.layer: c.importance for c in curves.curves}
-    known = {c.layer for c in curves.curves} & data.views.keys() & data.calibrated.layers.keys()
-    return {
-        c.layer: data.importance(model, c.layer) if c.layer in known else c.importance
-        for c in curves.curves
-    }
 
 
 def _bare(curves: Curves, small: nn.Module, data: Statistics | None) -> Curves:

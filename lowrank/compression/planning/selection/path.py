@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lowrank.compression.calibration.statistics import Importance, Statistics
+from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.network.channels.narrowing import Kept, Narrowed
 from lowrank.compression.network.channels.units import Channels, ChannelUnit, Side
 from lowrank.compression.network.layers import LayerView
@@ -282,7 +282,6 @@ def select(
     *,
     score: Score = "lasso",
     exponent: float = 0.5,
-    importance: Mapping[str, Importance | None] | None = None,
     round_to: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
@@ -297,19 +296,13 @@ def select(
         data: its moments; without them weights alone count.
         score: how channels are ordered; see `order`.
         exponent: how layers are weighed.
-        importance: layer -> what its output counts, where that is known better.
         round_to: layers that go narrower keep multiples of so many channels.
         seed: of what is drawn.
         progress: called as (unit, done, total).
     """
     views = {v.name: v for v in found.views if (v.name, "in") in channels.sides}
     names = {name for unit in channels.units for name in unit.readers}
-    known = importance or {}
-    readers = {
-        n: reader_of(model, views[n], channels, data, exponent, known.get(n))
-        for n in views
-        if n in names
-    }
+    readers = {n: reader_of(model, views[n], channels, data, exponent) for n in views if n in names}
     curves = []
     with torch.inference_mode(False), torch.no_grad():
         for done, unit in enumerate(channels.units):
@@ -337,9 +330,7 @@ def _levels(n: int, width: int, even: int) -> list[int]:
         [0, 4, 8, 12]
     """
     most = n - 1 if n == width else n
-    if even == 1:
-        return sorted({round(k * most / LEVELS) for k in range(LEVELS + 1)})
-    allowed = [0, *(g for g in range(1, most + 1) if (width - g) % even == 0 and g < width)]
+    allowed = [0, *(g for g in range(1, most + 1) if (width - g) % even == 0)]
     places = {round(k * (len(allowed) - 1) / LEVELS) for k in range(LEVELS + 1)}
     return [allowed[k] for k in sorted(places)]
 

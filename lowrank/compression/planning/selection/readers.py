@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lowrank.compression.calibration.statistics import Importance, Statistics
+from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.network.channels.units import Channels, ChannelUnit
 from lowrank.compression.network.layers import LayerView
 from lowrank.decompositions.metric import Metric, identity
@@ -143,7 +143,6 @@ def reader_of(
     channels: Channels,
     data: Statistics | None,
     exponent: float,
-    importance: Importance | None = None,
 ) -> Reader:
     """A layer as a reader.
 
@@ -152,8 +151,8 @@ def reader_of(
         view: the layer.
         channels: those of the model.
         data: moments; without them the weights alone count.
-        exponent: how layers are weighed.
-        importance: of the layer, where it is known better than by its gradients.
+        exponent: how layers are weighed, by gradients: a probe replaces a layer by one of low rank,
+            which tells nothing of channels that go.
     """
     marks = torch.tensor(channels.sides[view.name, "in"])[: view.spec.weight_shape[2]]
     taps = view.weight().flatten(2).shape[2] // len(marks)
@@ -162,7 +161,7 @@ def reader_of(
     if not known or data is None:
         return Reader(view, columns, identity(view.weight()), 1.0)
     metric = metric_of(model, view.name, data)
-    counts = importance or data.importance(model, view.name)
+    counts = data.importance(model, view.name)
     return Reader(view, columns, metric, counts.weight(exponent))
 
 
