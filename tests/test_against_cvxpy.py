@@ -212,6 +212,69 @@ def test_a_degenerate_problem_of_each_type(name: str, complex_: bool) -> None:
     assert ended in FINE, found
 
 
+HARD = [
+    *((name, False, seed) for name in ("non-negative", "constrained lasso") for seed in (362, 650)),
+    ("boxed lasso", False, 666),
+    ("square-root lasso", False, 785),
+    ("total variation", False, 430),
+    ("dantzig", True, 560),
+    ("dantzig", True, 843),
+    *(("l1 fit", True, seed) for seed in (260, 362, 457)),
+]
+"""Problems whose first solvers all end short of the tolerance, or whose y is rounding."""
+
+
+@pytest.mark.parametrize(("name", "complex_", "seed"), HARD)
+def test_a_small_problem_is_solved_to_the_end(name: str, complex_: bool, seed: int) -> None:
+    ended, found = compared(made(name, seed, complex_))
+    assert ended in FINE, found
+
+
+@pytest.mark.parametrize("name", ["dantzig", "square-root lasso", "l1 fit", "total variation"])
+def test_cvxpys_own_answers_are_proven(name: str) -> None:
+    for seed in range(16):  # one of each design
+        found = solve(made(name, seed, True), "cvxpy")
+        assert found.status in (Status.OPTIMAL, Status.INFEASIBLE), (seed, found)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-16, 1e16])
+@pytest.mark.parametrize("seed", range(8))
+def test_how_a_problem_ends_does_not_depend_on_the_unit_of_y(seed: int, size: float) -> None:
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((8, 5))
+    y = A @ np.abs(rng.standard_normal(5)) if seed % 2 else rng.standard_normal(8)
+    for lower, upper in ((0.0, np.inf), (-3.0, 3.0)):
+        ends = [
+            solve(BasisPursuit(A, s * y, lower=s * lower, upper=s * upper)).status
+            for s in (1.0, size)
+        ]
+        assert ends[0] is ends[1]
+        assert (ends[0] is Status.INFEASIBLE) == (seed % 2 == 0)
+
+
+@pytest.mark.parametrize("far", [1.0, 1e3, 1e9])
+@pytest.mark.parametrize("seed", range(8))
+def test_bounds_that_are_far_off_cost_a_certificate_nothing(seed: int, far: float) -> None:
+    rng = np.random.default_rng(seed)
+    A, x = rng.standard_normal((10, 15)), np.zeros(15)
+    x[:4] = rng.standard_normal(4)
+    free = solve(Lasso(A, A @ x, 0.1))
+    size = far * np.abs(free.x).max()
+    boxed = Lasso(A, A @ x, 0.1, lower=-size, upper=size)
+    noise = 1 + 1e-12 * rng.standard_normal(10)
+    assert certify(boxed, free.x, noise * free.dual).gap < 1e-10
+
+
+@pytest.mark.parametrize("tau", [1.0, 1e6, 1e12, 1e16])
+def test_a_budget_far_beyond_the_data_is_no_obstacle(tau: float) -> None:
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((9, 4))
+    fitted = np.linalg.lstsq(A, y := rng.standard_normal(9), rcond=None)[0]
+    found = solve(ConstrainedLasso(A, y, tau * float(np.abs(fitted).sum())))
+    assert found.status is Status.OPTIMAL
+    np.testing.assert_allclose(found.x, fitted, rtol=1e-3 if tau > 1e7 else 1e-4)
+
+
 @pytest.mark.parametrize("seed", [699, 779])
 def test_a_huge_dual_point_bounds_no_more_than_its_rounding_allows(seed: int) -> None:
     problem = made("boxed", seed, False)

@@ -25,7 +25,7 @@ from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.other import BestSubset
-from lowrank.sensing.terms import Term
+from lowrank.sensing.terms import L1, Term
 
 JOINED = 1e-9
 """Size of `M^H v - D^H p`, relative to `||M|| ||v||`, up to which a pair counts as feasible."""
@@ -45,8 +45,9 @@ class Certificate:
         gap: `|P + price - D| / max(|P|, |D|)`, the worst over a batch; the price is what the
             violation of a data constraint would cost at the dual point, `||v|| (||r|| - epsilon)`,
             so that no infeasible point looks optimal. Where the minimum may be 0 it is measured
-            against `Problem.gap_floor` at least: `1/2 ||b||^2` for the constrained LASSO, a
-            millionth of it for penalised analysis, 1e-5 of `||D|| ||b|| / ||A||` for constrained.
+            against `Problem.gap_floor` at least: `1/2 ||b||^2` for the constrained LASSO, or 2e-8
+            of `tau max_j ||a_j|| ||b||` where that is more; a millionth of `1/2 ||b||^2` for
+            penalised analysis, 1e-5 of `||D|| ||b|| / ||A||` for constrained.
         infeasibility: violation of the constraints relative to the measurements, the worst over a
             batch.
         dual: the feasible dual point, of the shape of the loss's argument; None where branch and
@@ -278,7 +279,9 @@ def scaled_dual(problem: Problem, v: Array, z: Array) -> tuple[Array, Array]:
     found = []
     for j in range(v.shape[1]):
         bent: list[tuple[Term, Array]] = [(g, z)] if straight else [(g, z), (f, -v)]
-        found.append(_best_scale(slope[j], quadratic[j], cap[j], partial(_conjugates_at, bent, j)))
+        kinks = np.sort(g.kinks(z[:, j])) if isinstance(g, L1) else z[:0, j]
+        at = partial(_conjugates_at, bent, j)
+        found.append(_best_scale(slope[j], quadratic[j], cap[j], at, kinks))
     scales, values = np.array(found).T
     return scales, values
 
@@ -287,8 +290,14 @@ def _conjugates_at(bent: list[tuple[Term, Array]], j: int, a: float) -> float:
     return sum(float(term.conjugate(a * z[:, j : j + 1])[0]) for term, z in bent)
 
 
-def _best_scale(slope: float, quadratic: float, cap: float, conjugate: Any) -> tuple[float, float]:
-    """Maximise the concave `a slope - a^2 quadratic / 2 - g*(a z)` over 0 <= a <= cap."""
+def _best_scale(
+    slope: float, quadratic: float, cap: float, conjugate: Any, kinks: Array
+) -> tuple[float, float]:
+    """Maximise the concave `a slope - a^2 quadratic / 2 - g*(a z)` over 0 <= a <= cap.
+
+    A maximum is often where the conjugate bends, steeply where bounds are far off: no search by
+    values alone comes close enough, so the kinks, in ascending order, are tried too.
+    """
 
     def value(a: float) -> float:
         return a * slope - a * a * quadratic / 2 - float(conjugate(a))
@@ -299,6 +308,12 @@ def _best_scale(slope: float, quadratic: float, cap: float, conjugate: Any) -> t
     high = min(2 * high, cap)
     found = minimize_scalar(lambda a: -value(a), bounds=(0, high), method="bounded")
     tries = [0.0, min(1.0, high), high, float(found.x)]
+    first, last = 0, int(np.searchsorted(kinks, high)) - 1
+    while first < last:  # the function is concave along the kinks
+        middle = (first + last) // 2
+        rises = value(kinks[middle]) < value(kinks[middle + 1])
+        first, last = (middle + 1, last) if rises else (first, middle)
+    tries += [float(kinks[first])] if last >= 0 else []
     best = max(tries, key=value)
     return best, value(best)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 from scipy.optimize import lsq_linear
@@ -91,15 +92,22 @@ def _closest(problem: Problem, y: Array) -> Array:
 
 
 def _closest_in_box(problem: Problem, y: Array, box: tuple[Array, Array]) -> Array:
-    """Least squares within the bounds."""
-    A = problem.operator
+    """Least squares within the bounds, in units in which y and A are of size 1, as SciPy's
+    tolerance for the gradient is absolute.
+    """
+    A, size, length = problem.operator, _or_one(np.linalg.norm(y)), _or_one(problem.operator.norm())
+    b, ends = y / size, (box[0] * (length / size), box[1] * (length / size))
     if not _is_small(problem):
-        system = _system(problem, y)
-        found = lsq_linear(system, y, box, tol=1e-14, lsq_solver="lsmr", max_iter=100)
+        system = _system(problem, y) * (1 / length)
+        found = lsq_linear(system, b, ends, tol=1e-14, lsq_solver="lsmr", max_iter=100)
     else:
         method = "bvls" if A.shape[1] <= 1000 else "trf"
-        found = lsq_linear(A.to_dense(), y, box, tol=1e-14, method=method)
-    return np.asarray(found.x)
+        found = lsq_linear(A.to_dense() / length, b, ends, tol=1e-14, method=method)
+    return np.clip(found.x * (size / length), *box)
+
+
+def _or_one(size: Any) -> float:
+    return float(size) or 1.0
 
 
 def _is_small(problem: Problem) -> bool:

@@ -476,6 +476,10 @@ class L1:
         open_side = np.where(v > 0, self.upper, -self.lower) == np.inf
         return np.asarray(_ratio(1.0, (np.abs(v) * open_side / self.weights).max(axis=0)))
 
+    def kinks(self, v: Array) -> Array:
+        """The `a` at which the conjugate of `a v` bends, v (p,), where there is no ridge."""
+        return np.asarray(_ratio(self.weights[:, 0], np.abs(v)))
+
     def prox(self, c: Array, t: Any) -> Array:
         """Soft threshold, shrunk by the ridge, clipped to the box."""
         shrunk = soft(c, t * self.weights)

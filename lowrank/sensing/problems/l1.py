@@ -16,6 +16,9 @@ from lowrank.sensing.operators.operator import Operator
 from lowrank.sensing.problems.base import _L1Problem
 from lowrank.sensing.problems.checks import checked_number
 
+ROUNDED = 2e-8
+"""Share of the largest `||A c|| ||y||` below which a relative gap of 1e-8 is rounding."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BasisPursuit(_L1Problem):
@@ -191,6 +194,16 @@ class ConstrainedLasso(_L1Problem):
     def loss(self) -> terms.Loss:
         """`1/2 ||M c - b||_2^2`."""
         return terms.HalfSquare()
+
+    @property
+    def gap_floor(self) -> Array:
+        """`1/2 ||y||^2`; where tau is 1e7 times what y asks for, the share of the largest
+        `||A c|| ||y||` below which rounding hides all differences.
+        """
+        A, sizes = self.operator, np.linalg.norm(self.target.reshape(len(self.target), -1), axis=0)
+        norms = A.column_norms() if A.knows_column_norms else A.norm()
+        reach = self.tau * float((norms / np.asarray(self.weights)).max())
+        return np.maximum(super().gap_floor, ROUNDED * reach * sizes)
 
     @property
     def penalty(self) -> terms.Penalty:

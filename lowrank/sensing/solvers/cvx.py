@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from lowrank.errors import InputError
+from lowrank.sensing.certificates import certify
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.groups import (
@@ -67,6 +69,11 @@ SIMPLEX_ELEMENTS = 2**15
 """Linear programs up to this m x n go to SciPy's simplex, whose answers are exact vertices."""
 
 
+COARSE, FINE = 1e-2, 1e-5
+"""Shares of the tolerance that backends are asked for: first, and where the certificate, which
+makes the dual point feasible, proves less than the tolerance."""
+
+
 _NAMES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "CLARABEL": (("tol_gap_abs", "tol_gap_rel", "tol_feas"), "max_iter", "time_limit"),
     "SCS": (("eps_abs", "eps_rel"), "max_iters", "time_limit_secs"),
@@ -95,7 +102,8 @@ class CVXPY:
         backend: CVXPY's name of the solver, such as "CLARABEL", "SCS", "HIGHS"; None takes
             SciPy's HiGHS for small linear programs, Clarabel else, and SCS where that stops short.
             `solver="cvxpy:scs"` says the same.
-        tol: relative gap that the certificate must show; the backend is asked for a hundredth.
+        tol: relative gap that the certificate must show; the backend is asked for a hundredth,
+            and Clarabel for 1e-5 of it where that proves too little.
         max_iter: limit of the backend's iterations for each signal; None is its own.
         time_limit: seconds for each signal and backend, where that has such a limit; None is none.
         verbose: let the backend print its log.
@@ -183,13 +191,25 @@ class CVXPY:
         )
 
     def _solve_one(self, compiled: _Compiled, problem: Problem, y: Array) -> SolverResult:
-        units = compiled.assign(problem, y)
-        names = self._backends(compiled, problem)
-        backend, status = names[0], ""
-        for backend in names:
-            status = self._attempt(compiled.statement, backend)
-            if status == "optimal" or (status == "user_limit" and self._is_limited):
+        """The best of the attempts, by the certificate, up to the first that it proves."""
+        units, one = compiled.assign(problem, y), _of_signal(problem, y)
+        best, least = None, np.inf
+        for backend, tol in self._attempts(compiled, problem):
+            status = self._attempt(compiled.statement, backend, tol)
+            result = self._result(compiled, problem, units, backend, status)
+            with np.errstate(all="ignore"):
+                proof = certify(one, result.coefficients, result.dual, result.analysis_dual)
+            error = max(proof.gap, proof.infeasibility)
+            if best is None or error < least:
+                best, least = result, error
+            if proof.holds(self.tol) or (status == "user_limit" and self._is_limited):
                 break
+        assert best is not None  # there is always a backend
+        return best
+
+    def _result(
+        self, compiled: _Compiled, problem: Problem, units: _Units, backend: str, status: str
+    ) -> SolverResult:
         stats = compiled.statement.solver_stats
         value = compiled.unknown.value
         known = value is not None and np.isfinite(value).all()
@@ -216,8 +236,15 @@ class CVXPY:
         heard = self.max_iter is None or _NAMES.get(backend, _NAMELESS)[1]
         return "" if heard else f"; {backend} is given no limit of iterations"
 
-    def _attempt(self, statement: Any, backend: str) -> str:
-        options = _accuracy(backend, self.tol / 100, self.max_iter, self.time_limit)
+    def _attempts(self, compiled: _Compiled, problem: Problem) -> Iterator[tuple[str, float]]:
+        """Backends and their tolerances, in turn: that of an interior point costs little."""
+        for name in self._backends(compiled, problem):
+            yield name, COARSE * self.tol
+            if name == "CLARABEL":
+                yield name, FINE * self.tol
+
+    def _attempt(self, statement: Any, backend: str, tol: float) -> str:
+        options = _accuracy(backend, tol, self.max_iter, self.time_limit)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # inaccuracy is the certificate's to tell
             try:
@@ -318,18 +345,18 @@ class _Compiled:
         cp = self.cp = _cvxpy()
         s, problem = structure, structure.problem
         self.size = 1.0 if problem.only_dual is not None else _largest_column(s.matrix)
-        A = s.matrix / self.size
+        self.A = A = s.matrix / self.size
         self.square = problem.design is not problem.operator  # the Dantzig selector's Gram matrix
-        self.M = A.conj().T @ A if self.square else A
         self.inner = self.size if self.square else 1.0
         columns = (s.columns,) if s.columns else ()
         self.unknown = cp.Variable((A.shape[1], *columns), complex=s.is_complex)
-        self.target = cp.Parameter((self.M.shape[0], *columns), complex=s.is_complex)
+        rows = A.shape[1 if self.square else 0]
+        self.target = cp.Parameter((rows, *columns), complex=s.is_complex)
         self.parameters: dict[str, Any] = {}
+        self.structure = replace(s, problem=None, analysis=None)  # type: ignore[arg-type]
         constraints, objective = self._terms(problem, s)
         self.fit, self.analysis = constraints[0], constraints[1] if s.analysis is not None else None
         self.statement = cp.Problem(cp.Minimize(objective), constraints)
-        self.structure = replace(s, problem=None, analysis=None)  # type: ignore[arg-type]
         linear = problem.loss.is_linear_program and problem.penalty.is_linear_program
         self.is_linear = linear and not s.is_complex and s.analysis is None
 
@@ -338,16 +365,23 @@ class _Compiled:
         cp, x = self.cp, self.unknown
         inner, more, loss = x, list[Any](), 0
         if problem.residual_bound == 0 and s.analysis is None:
-            tied = [self.M @ x == self.target]
+            tied = [self.A @ x == self.target]
         else:
             r = cp.Variable(self.target.shape, complex=s.is_complex)
-            tied = [self.M @ x - r == self.target]
+            tied = self._fitted(x, r)
             more, loss = problem.loss.state(cp, r, self._parameter)
         if s.analysis is not None:
             inner = cp.Variable(s.analysis.shape[0], complex=s.is_complex)
             tied.append(s.analysis @ x == inner)
         within, penalty = problem.penalty.state(cp, inner, self._parameter)
         return [*tied, *more, *within], loss + penalty
+
+    def _fitted(self, x: Any, r: Any) -> list[Any]:
+        """`M x - r = b`; a Gram matrix by its factors, as squared it loses half of the digits."""
+        if not self.square:
+            return [self.A @ x - r == self.target]
+        t = self.cp.Variable((self.A.shape[0], *x.shape[1:]), complex=self.structure.is_complex)
+        return [self.A.conj().T @ t - r == self.target, self.A @ x == t]
 
     def _parameter(self, name: str, shape: tuple[int, ...] = (), **sign: bool) -> Any:
         cp = self.cp
@@ -389,6 +423,15 @@ class _Compiled:
         if self.analysis is None or self.analysis.dual_value is None:
             return None
         return np.asarray(self.analysis.dual_value) * units.objective / units.x
+
+
+def _of_signal(problem: Problem, y: Array) -> Problem:
+    """The problem of one signal of a batch."""
+    if y is problem.y or y.shape == np.shape(problem.y):
+        return problem
+    one = problem.with_operator(problem.operator)
+    one._set("y", y)
+    return one
 
 
 def _largest_column(A: Array) -> float:
