@@ -9,7 +9,7 @@ from lowrank.sensing.solvers.designs import HELD, QUICK, DenseDesign, SparseDesi
 from lowrank.sensing.solvers.dual_newton import approach
 from lowrank.sensing.solvers.exact_l1 import NEAR, ExactL1
 from lowrank.sensing.solvers.faces import Face
-from lowrank.sensing.solvers.working_set import LEAST, WHOLE, Fit
+from lowrank.sensing.solvers.working_set import FEW_ROWS, LEAST, WHOLE, Fit
 
 KINDS = {
     "random": lambda rng, m, n: rng.standard_normal((m, n)),
@@ -100,13 +100,36 @@ def test_nan_in_sparse_data_is_refused():
         recover(A, np.ones(2), lam=0.1)
 
 
-@pytest.mark.parametrize("fraction", [0.1, 1e-3])
-def test_many_active_columns_of_a_wide_matrix_go_by_the_exact_path(fraction):
+@pytest.mark.parametrize("rows", [60, FEW_ROWS + 40])
+@pytest.mark.parametrize("fraction", [0.2, 1e-3])
+def test_many_active_columns_of_a_wide_matrix_go_by_the_exact_path(rows, fraction):
     rng = np.random.default_rng(0)
-    A, y = rng.standard_normal((60, 900)), rng.standard_normal(60)
+    A, y = rng.standard_normal((rows, 1200)), rng.standard_normal(rows)
     found = recover(A, y, lam_fraction=fraction, solver="working_set")
     assert found.status is Status.OPTIMAL
-    assert ("exact path" in found.why) == (fraction < 0.1)
+    if rows > FEW_ROWS or fraction > 0.1:  # of few rows the dual is quick
+        assert ("exact path" in found.why) == (fraction < 0.1)
+
+
+@pytest.mark.parametrize("together", [0.0, 0.9, 0.999])
+@pytest.mark.parametrize("fraction", [0.3, 0.03, 1e-3, 1e-5])
+def test_few_rows_with_columns_that_go_together(together, fraction):
+    rng = np.random.default_rng(1)
+    shared = rng.standard_normal((40, 4)) @ rng.standard_normal((4, 800))
+    A = np.sqrt(1 - together) * rng.standard_normal((40, 800)) + np.sqrt(together) * shared
+    y = rng.standard_normal(40)
+    for terms in ({}, {"nonneg": True}, {"weights": 10 ** rng.uniform(-1, 1, 800)}):
+        found = recover(A, y, lam_fraction=fraction, solver="working_set", tol=1e-10, **terms)
+        assert found.status is Status.OPTIMAL
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.01, 1e-4])
+def test_a_tall_matrix_is_read_few_times(fraction):
+    rng = np.random.default_rng(2)
+    A = rng.standard_normal((2000, 50)) + 0.5 * rng.standard_normal((2000, 1))
+    found = recover(A, rng.standard_normal(2000), lam_fraction=fraction, tol=1e-10)
+    assert found.status is Status.OPTIMAL
+    assert found.n_products <= 4  # besides A^T y, the Gram matrix and the proof
 
 
 def fit_to(A):
@@ -197,7 +220,7 @@ def test_many_sparse_columns_come_near_the_minimum_by_the_dual(shifted, bound):
     assert design.many
     ridge, bounds = np.full(n, 0.01), np.full(n, bound)
     face = Face(np.zeros(n), design.correlate(y), np.full(n, lam), -bounds, bounds, ridge)
-    assert approach(design, face, y) > 0
+    assert approach(design, face, y, 1000) > 0
     r = y - design.combine(face.x)
     np.testing.assert_allclose(face.c, design.correlate(r) - ridge * face.x, atol=1e-12)
     step = face.x + face.c  # a point is optimal where a proximal step leads to itself

@@ -298,11 +298,29 @@ class _L1Problem(_InBasis):
     @cached_property
     def _correlation(self) -> float:
         """Largest `|a_j^H y| / w_j`, over the coefficients that are free to move that way."""
-        return self._strongest(np.asarray(self.y))
+        return self._strongest(np.asarray(self.y), self.correlations if self._has_matrix else None)
 
-    def _strongest(self, v: Array) -> float:
-        """Largest `|a_j^H v| / w_j`, over the coefficients that are free to move that way."""
-        z = self.operator.adjoint(v).reshape(self.n_unknowns, -1)
+    @cached_property
+    def correlations(self) -> Array:
+        """`(A Psi)^H y`, of the coefficients' shape."""
+        return self.operator.adjoint(np.asarray(self.y))
+
+    @property
+    def _has_matrix(self) -> bool:
+        """Whether a vector of coefficients is little beside A, and may be kept."""
+        return self.operator.is_dense or self.operator.sparse is not None
+
+    def counting(self, count: Callable[[int], None]) -> Problem:
+        """The same problem, whose operator reports its products; those with y are kept."""
+        twin = super().counting(count)
+        twin.__dict__.update({k: v for k, v in self.__dict__.items() if k == "correlations"})
+        return twin
+
+    def _strongest(self, v: Array, z: Array | None = None) -> float:
+        """Largest `|a_j^H v| / w_j`, over the coefficients that are free to move that way; `z` is
+        `(A Psi)^H v` where that is known.
+        """
+        z = (self.operator.adjoint(v) if z is None else z).reshape(self.n_unknowns, -1)
         if not self.bounded:
             size = np.abs(z)
         else:  # where c cannot move up, a positive correlation is no reason to

@@ -23,6 +23,10 @@ RIDGE = 1e-12
 """Added to the diagonal of a Gram matrix of unit columns where it has no Cholesky factor."""
 
 
+INDEPENDENT = 1e-6
+"""Squared pivots of unit columns from which on these are independent, and least squares hold."""
+
+
 FEW = 200
 """Sparse columns up to this number go by their Gram matrix, more by conjugate gradients."""
 
@@ -70,7 +74,7 @@ class Design(Protocol):
 class DenseDesign:
     """Columns of an array (m, n), with their Gram matrix."""
 
-    entering = (40, 0.5)
+    entering = (20, 0.5)
 
     def __init__(self, A: Array) -> None:
         self.A, self.norms, self._size = A, np.empty(0), 0
@@ -117,7 +121,7 @@ class DenseDesign:
 
     def newton(self, free: Index, g: Array, ridge: Array, accuracy: float) -> Array:
         """By Cholesky."""
-        return cholesky_step(self._gram[free[:, None], free], g, ridge)
+        return cholesky_step(self._gram[free].T[free], g, ridge)
 
 
 class WholeDesign:
@@ -150,9 +154,21 @@ class WholeDesign:
         """`A^T A d`."""
         return self._gram @ d
 
+    def for_signs(self, g: Array, slopes: Array, ridge: Array) -> tuple[Array, Array] | None:
+        """Signs of `x = (A^T A + ridge)^-1 g`, and x less what slopes of these signs take; None
+        where columns depend on each other, nearly.
+        """
+        gram = self._gram.copy()
+        np.einsum("ii->i", gram)[:] += ridge
+        L, info = dpotrf(gram.T, lower=True, clean=False)
+        if info or np.einsum("ii->i", L).min() ** 2 < INDEPENDENT:
+            return None
+        signs = np.sign(dpotrs(L, g, lower=True)[0])
+        return signs, np.asarray(dpotrs(L, g - slopes * signs, lower=True)[0])
+
     def newton(self, free: Index, g: Array, ridge: Array, accuracy: float) -> Array:
         """By Cholesky."""
-        return cholesky_step(self._gram[free[:, None], free], g, ridge)
+        return cholesky_step(self._gram[free].T[free], g, ridge)
 
 
 class SparseDesign:
@@ -257,7 +273,7 @@ class SparseDesign:
     def newton(self, free: Index, g: Array, ridge: Array, accuracy: float) -> Array:
         """By Cholesky for few columns, by conjugate gradients for many."""
         if self._gram is not None:
-            gram = self._gram[free[:, None], free]
+            gram = self._gram[free].T[free]
             if free.size <= FEW:
                 return cholesky_step(gram, g, ridge)
             return conjugate_gradients(lambda d: gram @ d + ridge * d, g, accuracy)
@@ -283,12 +299,12 @@ def cholesky_step(gram: Array, g: Array, ridge: Array) -> Array:
     """`(gram + ridge)^-1 g`; a little more ridge where columns depend on each other."""
     diagonal = np.einsum("ii->i", gram)
     diagonal += ridge
-    L, info = dpotrf(gram, lower=True, clean=False)
+    L, info = dpotrf(gram.T, lower=True, clean=False)  # the order that LAPACK wants
     more = RIDGE
     while info or np.einsum("ii->i", L).min() ** 2 < RIDGE / 10:
         diagonal += more
         more *= 10
-        L, info = dpotrf(gram, lower=True, clean=False)
+        L, info = dpotrf(gram.T, lower=True, clean=False)
     return np.asarray(dpotrs(L, g, lower=True)[0])
 
 

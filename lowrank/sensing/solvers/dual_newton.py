@@ -1,4 +1,4 @@
-"""Proximal points of a penalised fit by Newton's method on the dual, for many sparse columns.
+"""Proximal points of a penalised fit by Newton's method on the dual: many sparse columns, few rows.
 
 Where thousands of nearly dependent columns are not zero, Newton steps on faces end at the first
 change of sign. The proximal subproblem `+ 1/(2 sigma) ||x - x_before||^2` has a smooth dual in
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowrank.sensing.solvers.designs import Array, SparseDesign, conjugate_gradients
+from lowrank.sensing.solvers.designs import Array, Design, SparseDesign, conjugate_gradients
 from lowrank.sensing.solvers.faces import Face
 
 FIRST, GROWTH, MOST = 1.0, 3.0, 15
@@ -34,13 +34,14 @@ INEXACT = 0.1
 """How far the dual's gradient may be off at the end, relative to the step in x."""
 
 
-def approach(design: SparseDesign, face: Face, y: Array) -> int:
+def approach(design: Design, face: Face, y: Array, most: int) -> int:
     """Move the point near the minimum, until hardly an entry becomes zero any more.
 
     Args:
         design: the columns.
         face: where to start; changed in place.
         y: what `A_W x` is fitted to, (m,).
+        most: Newton steps after which no further sigma is tried.
 
     Returns:
         The Newton steps.
@@ -54,7 +55,7 @@ def approach(design: SparseDesign, face: Face, y: Array) -> int:
         u, more = _proximal(_Dual(design, face, y, sigma), u)
         steps += more
         changed = np.count_nonzero((face.x != 0) != before)
-        if changed <= SETTLED * np.count_nonzero(before):
+        if changed <= SETTLED * np.count_nonzero(before) or steps >= most:
             break
         sigma *= GROWTH
     face.c = design.correlate(y - design.combine(face.x)) - face.ridge * face.x
@@ -65,7 +66,7 @@ def approach(design: SparseDesign, face: Face, y: Array) -> int:
 class _Dual:
     """`phi(u) = 1/2 ||u||^2 - <y, u> + max_x <A^T u, x> - g(x) - 1/(2 sigma) ||x - anchor||^2`."""
 
-    design: SparseDesign
+    design: Design
     face: Face
     y: Array
     sigma: float
@@ -90,8 +91,12 @@ class _Dual:
         """
         face = self.face
         J = np.flatnonzero((x != 0) & (x > face.lower) & (x < face.upper))
-        forward, adjoint = self.design.products(J)
         scale = self.sigma / (1 + self.sigma * face.ridge[J])
+        if not isinstance(self.design, SparseDesign):  # by the Gram matrix of J, which is smaller
+            q = np.zeros_like(x)
+            q[J] = self.design.newton(J, self.design.correlate(g)[J], 1 / scale, accuracy)
+            return self.design.combine(q) - g
+        forward, adjoint = self.design.products(J)
         return -conjugate_gradients(lambda p: p + forward(scale * adjoint(p)), g, accuracy)
 
 

@@ -35,8 +35,9 @@ ROUGH = 1e-3
 """How far the gradient may be off there, relative to the slopes."""
 
 
-LAST = 1e-7
-"""Down to here products with the Gram matrix of all columns are as good as with the columns."""
+UNSURE = 2 * np.finfo(float).eps
+"""Rounding of products with the Gram matrix of all columns, relative to what they are of; the
+minimum that they lead to is refined by products with the columns where more is asked for."""
 
 
 CROWDED = 0.8
@@ -50,6 +51,20 @@ TRIED, LEAST = 2.0, 512
 
 WHOLE = 0.4
 """Share of the columns of a tall matrix from which on the Gram matrix of all costs less."""
+
+
+FEW_ROWS = 200
+"""Rows of a wide dense matrix up to which Newton's method on the dual takes over from the descent
+where many coefficients are not zero: its systems are no larger than that."""
+
+
+PATIENCE = 80
+"""Its Newton steps in a stage, after which the exact path takes over, if that can."""
+
+
+MOST = 0.2
+"""Share of the columns of a tall matrix from which on the descent begins with the signs of least
+squares."""
 
 
 PULLED = 0.9
@@ -71,6 +86,7 @@ class Fit:
         upper: bounds (n,), at least 0.
         ridge: factor of `1/2 ||x||^2`.
         shift: `(u, v)` where the matrix is `A - u v^T`.
+        b: `A^T y`, (n,), where that is known.
 
     Attributes:
         x: coefficients of the columns that take part.
@@ -79,6 +95,9 @@ class Fit:
         c: `A^T (y - A x) - ridge x`, (n,).
         reached: lam of the last stage.
         done: whether that is the lam asked for, and nothing is left out that should take part.
+        patience: Newton steps that a stage may take where rows are few; the dual is gone by there
+            only if something takes over from it.
+        tired: whether one has taken as many, and may not be at its minimum.
         n_products: products with the whole matrix.
         n_steps: Newton steps.
     """
@@ -92,6 +111,7 @@ class Fit:
         upper: Array,
         ridge: float = 0.0,
         shift: tuple[Array, Array] | None = None,
+        b: Array | None = None,
     ) -> None:
         self.A, self.y, self.weights, self.ridge = A, y, weights, ridge
         self.lower, self.upper = lower, upper
@@ -103,7 +123,9 @@ class Fit:
         self.x = np.empty(0)
         self._residual: Array | None = y
         self.n_products = self.n_steps = 0
-        self.b = self.c = self._correlate(y)
+        self.patience, self.tired = MAX_STEPS, False
+        self._stride = 1.0
+        self.b = self.c = self._correlate(y) if b is None else b
         self.reached, self.done = np.inf, False
         self._foretold: tuple[float, Array] | None = None
 
@@ -171,9 +193,23 @@ class Fit:
     def crowded(self) -> bool:
         """Whether faces of a wide dense matrix are hardly independent, and there is more to do."""
         m, n = self.A.shape
+        if self.tired:
+            return True
         if self.done or not isinstance(self.A, np.ndarray) or m >= n:
             return False
-        return self.n_active > CROWDED * m or self.taking.size > max(TRIED * m, LEAST)
+        full = self.n_active > CROWDED * m and not self._few_rows
+        return full or self.taking.size > max(TRIED * m, LEAST)
+
+    @property
+    def _full(self) -> bool:
+        """Whether half as many coefficients are not zero as there are rows, and these are few."""
+        return self._few_rows and self.n_active > self.A.shape[0] / 2
+
+    @property
+    def _few_rows(self) -> bool:
+        m, n = self.A.shape
+        ends = self.patience < MAX_STEPS
+        return ends and isinstance(self.A, np.ndarray) and m <= FEW_ROWS and m < n
 
     @property
     def n_active(self) -> int:
@@ -192,6 +228,8 @@ class Fit:
             pulled = np.count_nonzero(self.pull(self.c) > lam)
             if pulled > PULLED * self.weights.size:
                 self.take_all()
+        if self.whole and self.reached == np.inf and not self.x.any():
+            self._leap(lam)
         while True:
             here, new = self._next(lam * (1 + slack), at, before)
             last = here <= lam * (1 + slack)
@@ -203,10 +241,27 @@ class Fit:
                 self._correlate_residual()
             self._foretold = before if before is not None and before[0] > here else None
             self.reached = here
-            self.done = last and not (self.pull(self.c) > lam * (1 + slack)).any()
+            left = float(self.pull(self.c).max())
+            self.done = last and left <= lam * (1 + slack)
+            self._stride = _adapted(self._stride, left / here)
             yield here
             if self.done:
                 return
+
+    def _leap(self, lam: float) -> None:
+        """From 0 to the minimum for the signs of least squares, if most of them stay."""
+        design, norms, J = self.design, self.design.norms, self.taking
+        assert isinstance(design, WholeDesign)
+        ridge, slopes = self.ridge / norms**2, lam * self.weights[J] / norms
+        if (found := design.for_signs(self.b[J] / norms, slopes, ridge)) is None:
+            return
+        signs, x = found
+        stay = (x * signs > 0) & (x > self.lower[J] * norms) & (x < self.upper[J] * norms)
+        if np.count_nonzero(stay) < MOST * J.size:
+            return
+        x[~stay] = 0.0
+        self.x, self._residual, self.c = x / norms, None, self.b.copy()
+        self.c[J] -= norms * (design.curve(x) + ridge * x)
 
     def _next(
         self, lam: float, at: float, before: tuple[float, Array] | None
@@ -219,19 +274,19 @@ class Fit:
         new = np.flatnonzero(pull > lam)
         few, share = self.design.entering
         limit = max(few, int(share * self.n_active))
-        if new.size <= limit:
-            if before is not None and lam < at < before[0] < np.inf:
-                ahead = self.c + (self.c - before[1]) * ((at - lam) / (before[0] - at))
-                size = self.pull(ahead)
-                new = np.union1d(new, _largest(size, np.flatnonzero(size > lam), limit))
-            return lam, new
-        order = np.argpartition(pull[new], new.size - limit - 1)
-        here = float(pull[new[order[new.size - limit - 1]]])
+        if self._full:
+            return lam, _largest(pull, new, 2 * limit)
+        rank, here = int(limit * self._stride), lam
+        if new.size > rank:
+            order = np.argpartition(pull[new], new.size - rank - 1)
+            here = float(pull[new[order[new.size - rank - 1]]])
+            new = new[order[new.size - rank :]]
+        new = _largest(pull, new, limit)
         if before is None or not here < at < before[0] < np.inf:
-            return here, new[order[new.size - limit :]]
+            return here, new
         ahead = self.pull(self.c + (self.c - before[1]) * ((at - here) / (before[0] - at)))
-        new = np.flatnonzero(ahead > here)
-        return here, _largest(ahead, new, limit) if new.size > 2 * limit else new
+        foretold = _largest(ahead, np.flatnonzero(ahead > here), limit)
+        return here, np.union1d(new, foretold) if here == lam else foretold
 
     def _admit(self, new: Index) -> None:
         if self.tall and not self.whole and self.taking.size + new.size > WHOLE * self.A.shape[1]:
@@ -255,11 +310,16 @@ class Fit:
             self.ridge / norms**2,
         )
         design, way = self.design, None
-        if isinstance(design, SparseDesign) and design.many:
-            way = partial(approach, design, y=self.y)
-        self.n_steps += minimise(design, face, slack, most, way)
+        if self._full or (isinstance(design, SparseDesign) and design.many):
+            way = partial(approach, design, y=self.y, most=self.patience)
+        most = min(most, self.patience) if self._few_rows else most
+        steps = minimise(design, face, slack, most, way)
+        self.n_steps += steps
+        self.tired = self._few_rows and steps >= self.patience
         self.x, self._residual = face.x / norms, None
-        exact = most == MAX_STEPS and not (self.whole and slack > LAST)
+        size = max(float(np.abs(self.b[J] / norms).max()), float(np.linalg.norm(face.x)))
+        unsure = UNSURE * size / float(face.slopes.min()) if self.whole else np.inf
+        exact = most == MAX_STEPS and slack <= unsure
         for _ in range(2 if exact else 0):  # what the Gram matrix's rounding has left
             face.c = self.design.correlate(self.residual) - face.ridge * face.x
             if not minimise(self.design, face, slack):
@@ -274,6 +334,15 @@ class Fit:
         full = np.zeros(self.weights.size)
         full[self.taking] = self.x
         return np.clip(full, self.lower, self.upper) if self._bounded else full
+
+
+def _adapted(stride: float, left: float) -> float:
+    """How many of those that pull most the next stage may pass for each that it admits, where what
+    was left out pulls `left` times as much as it should: correlated columns hardly come in.
+    """
+    if left < 1.1:
+        return min(2 * stride, 32.0)
+    return max(stride / 2, 1.0) if left > 1.2 else stride
 
 
 def _largest(size: Array, among: Index, most: int) -> Index:
@@ -334,7 +403,7 @@ class WorkingSet:
         assert isinstance(problem, Lasso | ElasticNet)
         A, shape, calls = matrix_of(problem), np.shape(problem.y), itertools.count(1)
         columns = np.asarray(problem.y, dtype=np.float64).reshape(shape[0], -1).T
-        X, R = np.zeros((problem.n_unknowns, len(columns))), np.array(columns.T)
+        X = np.zeros((problem.n_unknowns, len(columns)))
         show: Callback | None = None
         if callback is not None:
             show = lambda _, c: callback(next(calls), c)  # noqa: E731
@@ -342,7 +411,9 @@ class WorkingSet:
         fits: list[Fit] = []
         most, ended = 0, False
         for j, column in enumerate(columns):
-            fit = fit_of(problem, A, np.ascontiguousarray(column))
+            b = np.ascontiguousarray(problem.correlations.reshape(X.shape)[:, j])
+            fit = fit_of(problem, A, np.ascontiguousarray(column), b)
+            fit.patience = PATIENCE if path_takes else MAX_STEPS
             if x0 is not None:
                 fit.begin(x0.reshape(X.shape)[:, j])
             fits.append(fit)
@@ -358,12 +429,11 @@ class WorkingSet:
                 ended = bool(stop) or k >= self.max_iter
                 if ended:
                     break
-            X[:, j], R[:, j] = fit.coefficients(), fit.residual
+            X[:, j] = fit.coefficients()
             if ended:
                 break
         return SolverResult(
             X.reshape(problem.unknown_shape),
-            dual=R.reshape(shape),
             status=Status.MAX_ITER if ended else Status.OPTIMAL,
             n_iter=most,
             n_products=sum(fit.n_products for fit in fits),
@@ -384,9 +454,9 @@ def _joined(fits: list[Fit], n_iter: int, found: SolverResult) -> SolverResult:
     return replace(found, n_iter=n_iter + found.n_iter, n_products=products, note=note)
 
 
-def fit_of(problem: Lasso | ElasticNet, A: Any, y: Array) -> Fit:
-    """The fit of one signal of a problem."""
+def fit_of(problem: Lasso | ElasticNet, A: Any, y: Array, b: Array | None = None) -> Fit:
+    """The fit of one signal of a problem; `b` is `A^T y` where that is known."""
     lower, upper = np.asarray(problem.lower), np.asarray(problem.upper)
     ridge = problem.ridge if isinstance(problem, ElasticNet) else 0.0
     shift = problem.operator.shift
-    return Fit(A, y, np.asarray(problem.weights), lower, upper, ridge, shift)
+    return Fit(A, y, np.asarray(problem.weights), lower, upper, ridge, shift, b)
