@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -95,12 +96,27 @@ def _place(item: pytest.Item) -> int:
     return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse ids that differ from process to process, or that hold a whole tensor; order files."""
+    """Leave cases to the slow suite; refuse ids that differ from process to process, or that hold
+    a whole tensor; order files."""
     for item in items:
         if " at 0x" in item.nodeid or len(item.nodeid) > LONGEST_ID:
             raise pytest.UsageError(f"{item.nodeid[:LONGEST_ID]}: give it a short id of its own")
+    _leave_to_slow(items)
     items.sort(key=_place)
+
+
+def _leave_to_slow(items: list[pytest.Item]) -> None:
+    """Mark slow, of the cases of a test that is marked `one_in(k)`, all but one in k.
+
+    Their names draw lots, so that no parameter goes with the lot.
+    """
+    for item in items:
+        mark = item.get_closest_marker("one_in")
+        lot = hashlib.blake2b(item.nodeid.encode(), digest_size=4).digest()
+        if mark is not None and int.from_bytes(lot, "big") % mark.args[0]:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -94,6 +94,7 @@ def same(model: nn.Module, other: nn.Module, args: Any, kwargs: Any, training: b
             torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kind", ["none", "padding", "bool", "float", "heads", "both"])
 @pytest.mark.parametrize(("first", "batched"), [(True, True), (False, True), (False, False)])
 def test_attention_that_is_taken_apart_gives_the_same(

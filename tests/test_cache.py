@@ -122,6 +122,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("kind", "way"), [
     *itertools.product(NETS, ["no data", "data", "quick"]),
     *itertools.product(["conv", "attention"], ["parallel", "outputs"]),

@@ -73,6 +73,7 @@ def masks(padded: bool, causal: bool, name: str = "mask") -> dict[str, Tensor]:
 ENCODERS = list(itertools.product((False, True), (False, True), ("relu", "gelu"), (0, 2)))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("first", "norm_first", "activation", "depth"), ENCODERS)
 def test_encoders_give_the_same_at_full_rank(
     first: bool, norm_first: bool, activation: str, depth: int

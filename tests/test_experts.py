@@ -102,6 +102,7 @@ def test_taken_apart_nothing_is_copied() -> None:
     assert apart.gate_up_proj[0].weight.data_ptr() == experts.gate_up_proj.data_ptr()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("data", [False, True], ids=["no data", "data"])
 def test_each_expert_is_a_layer(family: str, data: bool, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ OF_CONVOLUTIONS = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", OF_CONVOLUTIONS)
 def test_data_lowers_the_held_out_error(name: str, pictures: Pictures) -> None:
     """Three fits a layer of a real network: the iterative methods take over five seconds."""

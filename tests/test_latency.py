@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -32,7 +32,8 @@ from lowrank.compression import (
 )
 from lowrank.compression.gauges.timing import time_ratio
 from lowrank.compression.methods import CP, ChannelSVD, SpatialSVD, Tucker2
-from lowrank.compression.planning.clock import _next_limit
+from lowrank.compression.planning import clock as on_the_clock
+from lowrank.compression.planning.clock import MOST, _next_limit, plan_on_the_clock
 from lowrank.errors import BudgetError, InputError
 
 STAGE = 50.0
@@ -340,6 +341,28 @@ def test_a_missed_budget_is_planned_again_tighter(monkeypatch):
     assert check.measured.ratio <= 0.7
     assert check.predicted < 0.9 * check.measured.ratio
     assert 2 <= check.tries <= TRIES
+
+
+@pytest.mark.parametrize("least", [0.0, 0.5])
+@pytest.mark.parametrize("slow", [TRIES - 1, TRIES, MOST - 3, MOST])
+def test_more_plans_are_timed_while_none_meets_the_budget(monkeypatch, fake_clock, slow, least):
+    """The first plans are too slow, whatever they are, and below `least` there are none."""
+    model, example = nn.Sequential(*(nn.Linear(64, 64) for _ in range(8))), torch.ones(2, 64)
+    curves = lowrank.measure(model, example, latency=True)
+    once, ratios = time_ratio(model, model, example), iter([0.9] * slow + [0.5] * MOST)
+
+    def within(limit):
+        if limit < least:
+            raise BudgetError("latency", f"{limit} cannot be reached", "raise it")
+        return curves.plan(latency=max(limit, 0.3))
+
+    monkeypatch.setattr(
+        on_the_clock, "time_ratio", lambda *_, **__: replace(once, ratio=next(ratios))
+    )
+    found = plan_on_the_clock(model, example, curves, 0.6, within)
+    if least == 0.0:
+        assert (found.ratio <= 0.6) == (slow < MOST)
+    assert 1 < found.tries <= MOST  # it goes on where the proposed limit is out of reach
 
 
 @pytest.mark.parametrize("truth", [lambda p: 1.2 * p, lambda p: 0.9 * p + 0.1, lambda p: p**0.5])

@@ -51,6 +51,7 @@ def _grid() -> list[tuple[str, object]]:
     ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(("name", "method"), _grid(), ids=str)
 def test_full_rank_is_the_layer_itself(name: str, method: object, dtype: torch.dtype) -> None:
@@ -97,6 +98,7 @@ SHAPES = list(
 """A layer for each shape of weights, on which padding, stride and bias have no say."""
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", SHAPES)
 def test_candidates_promise_the_error_they_build(name: str) -> None:
     """The curve's error is the built one: exactly for SVDs, at least for Tucker-2 and TT."""

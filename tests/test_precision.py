@@ -93,6 +93,7 @@ KINDS = {
 CASES = [(name, kind) for name in METHODS for kind in KINDS.get(name, ("conv",))]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("width", WIDTHS, indirect=True)
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_every_method_serves_every_width(name: str, kind: str, width: torch.dtype) -> None:

@@ -65,6 +65,7 @@ FORMS = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_method_knows_what_it_is_made_of(form: str) -> None:
     spec, method, x = FORMS[form]

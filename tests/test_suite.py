@@ -13,8 +13,32 @@ import conftest
 TESTS = Path(__file__).parent
 
 
-def _items(*nodeids: str) -> list[Any]:
-    return [SimpleNamespace(nodeid=nodeid) for nodeid in nodeids]
+class Item(SimpleNamespace):
+    """A test that is marked `one_in(k)`, or with k = 0 not at all."""
+
+    k = 0
+
+    def get_closest_marker(self, name: str) -> Any:
+        return SimpleNamespace(args=(self.k,)) if name == "one_in" and self.k else None
+
+    def add_marker(self, mark: Any) -> None:
+        self.marked = mark.name
+
+
+def _items(*nodeids: str, k: int = 0) -> list[Any]:
+    return [Item(nodeid=nodeid, k=k) for nodeid in nodeids]
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 3, 5])
+def test_one_case_in_so_many_runs_by_default(k: int) -> None:
+    names = [f"{a}-{b}-{c}" for a in "abcde" for b in "fghij" for c in ("0", "1", "2", "3")]
+    items = _items(*(f"tests/test_a.py::test_f[{name}]" for name in names), k=k)
+    conftest.pytest_collection_modifyitems(items)
+    kept = [item.nodeid for item in items if not hasattr(item, "marked")]
+    assert {item.marked for item in items if hasattr(item, "marked")} <= {"slow"}
+    assert abs(len(kept) - len(names) / max(k, 1)) < (1 if k < 2 else 15)
+    for place, letter in ((2, c) for c in "0123"):  # no parameter goes with the lot
+        assert any(n[:-1].split("[")[1].split("-")[place] == letter for n in kept)
 
 
 @pytest.mark.parametrize(

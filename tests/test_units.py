@@ -269,6 +269,7 @@ NETS = {
 }  # fmt: skip
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("budget", ["params", "macs"])
 @pytest.mark.parametrize("name", NETS)
 def test_shared_factors_go_the_whole_way(name: str, budget: str, tmp_path: Path) -> None:

@@ -51,6 +51,10 @@ class CountMode(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # it is never compiled, and to keep it from that torch would load sympy
+
     def __init__(self) -> None:
         super().__init__()
         self.stack = [ROOT]

@@ -206,6 +206,10 @@ class MemoryMode(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # it is never compiled, and to keep it from that torch would load sympy
+
     def __init__(self) -> None:
         super().__init__()
         self.alive: dict[int, tuple[int, weakref.ref[Any]]] = {}

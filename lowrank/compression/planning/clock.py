@@ -23,8 +23,9 @@ from lowrank.compression.structure.history import build_structure, copy_model, h
 from lowrank.compression.structure.plan import Plan
 from lowrank.errors import BudgetError
 
-TRIES = 4
-"""Most plans that are timed as a whole."""
+TRIES, MOST = 4, 8
+"""Plans that are timed as a whole before the best of them is taken, and most of them while none
+meets the budget."""
 
 
 SHARPER = 3
@@ -65,8 +66,8 @@ def plan_on_the_clock(
     """The plan of least error whose structure meets a latency budget when it is timed.
 
     Each try times the chosen candidates themselves and plans anew with that, then times the
-    whole structure; the limit then moves by what was measured. A model that comes out no faster
-    stays dense.
+    whole structure; the limit then moves by what was measured, and more are tried while none
+    meets the budget. A model that comes out no faster stays dense.
 
     Args:
         model: the dense model.
@@ -88,18 +89,24 @@ def plan_on_the_clock(
     wanted = checked("latency", wanted)
     points: list[tuple[float, float]] = []
     limit = AIM * wanted
-    for attempt in range(1, TRIES + 1):
+    for attempt in range(1, MOST + 1):
+        met = any(t.ratio <= wanted for t in tried)
+        if met and attempt > TRIES:
+            break
         try:
             plan = _sharpened(curves, plan_within, limit)
         except BudgetError:
-            if tried:
+            if met:
                 break
+            if tried:  # between what is out of reach and what was too slow
+                limit = (limit + points[-1][0]) / 2
+                continue
             plan = _sharpened(curves, plan_within, wanted)
         if not plan.replaced and not plan.narrowed:
-            tried.append(Timed(plan, 1.0, 1.0, attempt - 1))
+            tried.append(Timed(plan, 1.0, 1.0, len(tried)))
             break
         found = time_ratio(model, structure(model, plan), example, timer=timer)
-        tried.append(Timed(plan, curves.timing.ratio(_keyed(plan)), found.ratio, attempt))
+        tried.append(Timed(plan, curves.timing.ratio(_keyed(plan)), found.ratio, len(tried) + 1))
         if SPENT * wanted <= found.ratio <= AIM * wanted:
             break
         points.append((limit, found.ratio))
