@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 import lowrank
 from lowrank.compression import LayerSpec, spec_of
 from lowrank.compression.methods import CP, DepthwiseSeparable
+from lowrank.compression.methods.shared import search
 from lowrank.compression.methods.shared.search import Searched, fit_factors
 from lowrank.compression.planning import weighting
 from lowrank.decompositions.metric import Metric, energy
@@ -33,6 +37,30 @@ def test_hops_come_closer_than_one_descent(method: Searched) -> None:
     assert many.error < 0.98 * one.error
     made = (many.last @ method.features(spec, many.free)).reshape(weight.shape)
     assert metric.error((weight - made).flatten(2)) == pytest.approx(many.error, rel=1e-6)
+
+
+@pytest.mark.parametrize(("gains", "n"), [
+    ([0.5] * 20, 12),
+    ([1.0] * 20, 3),
+    ([0.999] * 20, 3),
+    ([0.997] * 20, 12),
+    ([1.0, 1.1, 0.9] + [1.0] * 20, 6),
+])  # fmt: skip
+def test_hops_end_where_three_in_a_row_gain_little(
+    monkeypatch: pytest.MonkeyPatch, gains: list[float], n: int
+) -> None:
+    spec, weight, metric = _layer()
+    left, tried = iter(gains), []
+
+    def descent(*args: Any, level: float, **kwargs: Any) -> Any:
+        tried.append(level)
+        return replace(first, error=next(left) * level)
+
+    first = fit_factors(CP(5, "whole"), spec, weight, metric, seed=0, max_iter=0)
+    monkeypatch.setattr(search, "_descent", descent)
+    found = fit_factors(CP(5, "whole"), spec, weight, metric, seed=0)
+    assert len(tried) == n
+    assert found.error <= min(tried)
 
 
 def test_hops_are_those_of_the_seed() -> None:

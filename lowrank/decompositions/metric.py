@@ -650,13 +650,12 @@ def variable_projection(
     """
     W, energy = metric.cast(W), metric.energy(W)
     P = metric.times(W) if max_iter else W
-    free = [
-        metric.cast(s.detach()).clone(memory_format=torch.contiguous_format).requires_grad_()
-        for s in start
-    ]
+    free = [metric.cast(s.detach()) for s in start]
     best: list[Projected] = []
     if not max_iter:
         return _projected(W, metric, features, free, energy, products)
+    flat = torch.cat([f.flatten() for f in free])
+    free = _parts(flat, [f.shape for f in free])
 
     def evaluate() -> float:
         M = features(free)
@@ -668,13 +667,17 @@ def variable_projection(
             if not best or error < best[0].error:
                 best[:] = [Projected(tuple(f.detach().clone() for f in free), A, error)]
             slope = -2 * GA.mT @ (P - A @ MC) / max(energy, 1e-300)
-        for f, g in zip(free, torch.autograd.grad(M, free, slope), strict=True):
-            f.grad = g.contiguous()
+        flat.grad = torch.cat([g.flatten() for g in torch.autograd.grad(M, free, slope)])
         return error / max(energy, 1e-300)
 
     with torch.enable_grad():
         if energy > 0:
-            _descend(free, evaluate, max_iter)
+            with (
+                torch.no_grad()
+            ):  # unit scale: the size of features is arbitrary, A makes up for it
+                for f in free:
+                    f /= f.square().mean().sqrt().clamp_min(torch.finfo(f.dtype).tiny)
+            _descend(flat, evaluate, max_iter)
         else:
             evaluate()
     found = best[0]
@@ -697,12 +700,16 @@ def _projected(
     return Projected(tuple(f.detach() for f in free), A, max(error, 0.0))
 
 
-def _descend(free: list[Tensor], evaluate: Callable[[], float], max_iter: int) -> None:
-    with torch.no_grad():  # unit scale: the features' size is arbitrary, A makes up for it
-        for f in free:
-            f /= f.square().mean().sqrt().clamp_min(torch.finfo(f.dtype).tiny)
+def _parts(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Views of consecutive parts of a vector, each of which can be differentiated by."""
+    parts = flat.split([shape.numel() for shape in shapes])
+    return [p.view(shape).requires_grad_() for p, shape in zip(parts, shapes, strict=True)]
+
+
+def _descend(flat: Tensor, evaluate: Callable[[], float], max_iter: int) -> None:
+    """Minimise over a vector, in place: one vector, for the steps cost as much for each tensor."""
     search = torch.optim.LBFGS(
-        free,
+        [flat],
         max_iter=max_iter,
         max_eval=2 * max_iter,
         history_size=20,

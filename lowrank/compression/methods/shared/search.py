@@ -41,6 +41,11 @@ a factor's root mean square. On 3 x 3 kernels a dozen of them take a seventh off
 error, where as many iterations in a row take half of that."""
 
 
+_SLOW, _PATIENCE = 2e-3, 3
+"""After so many descents in a row that lower the squared error by less than this share, no further
+one is begun."""
+
+
 _SINGLE_FROM, _SINGLE_ERROR = 256, 3e-3
 """Fan-in and relative squared error from which a search is in float32."""
 
@@ -109,10 +114,14 @@ def fit_factors(
     best = variable_projection(W, metric, features, best.free, max_iter=min(_MOST, affordable))
     generator = torch.Generator().manual_seed(seed)
     exact = best.error <= _EXACT * energy(weight, metric)
+    slow = 0
     for _ in range(0 if exact else min(_HOPS, affordable // _MOST - 1)):
         near = [_near(f, generator) for f in best.free]
         found = _descent(W, metric, features, near, _MOST, level=best.error)
+        slow = slow + 1 if found.error > (1 - _SLOW) * best.error else 0
         best = min(best, found, key=lambda f: f.error)
+        if slow == _PATIENCE:
+            break
     return best
 
 
