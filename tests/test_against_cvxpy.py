@@ -214,6 +214,7 @@ def test_a_degenerate_problem_of_each_type(name: str, complex_: bool) -> None:
 
 HARD = [
     *((name, False, seed) for name in ("non-negative", "constrained lasso") for seed in (362, 650)),
+    ("boxed", False, 699),
     ("boxed lasso", False, 666),
     ("square-root lasso", False, 785),
     ("total variation", False, 430),

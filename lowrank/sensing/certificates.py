@@ -262,8 +262,8 @@ def scaled_dual(problem: Problem, v: Array, z: Array) -> tuple[Array, Array]:
     Returns:
         scales `a >= 0` and dual values `D(a v)`, each (batch,), or (1,) for a coupled problem.
     """
-    f, g = problem.loss, problem.penalty
-    correlation = _summed(problem, (v.conj() * _columns(problem.target)).real.sum(axis=0))
+    f, g, b = problem.loss, problem.penalty, _columns(problem.target)
+    correlation = _summed(problem, (v.conj() * b).real.sum(axis=0))
     cap = np.minimum(g.cap(z), f.cap(-v).min(keepdims=True) if problem.coupled else f.cap(-v))
     curvature, straight = f.curvature(-v), f.is_ray_linear
     linear = f.conjugate(-v) if straight else np.zeros(v.shape[1])
@@ -281,7 +281,10 @@ def scaled_dual(problem: Problem, v: Array, z: Array) -> tuple[Array, Array]:
         bent: list[tuple[Term, Array]] = [(g, z)] if straight else [(g, z), (f, -v)]
         kinks = np.sort(g.kinks(z[:, j])) if isinstance(g, L1) else z[:0, j]
         at = partial(_conjugates_at, bent, j)
-        found.append(_best_scale(slope[j], quadratic[j], cap[j], at, kinks))
+        # where the value rests, rounding, of which `_sure` makes a price, tells the least multiple
+        price = np.finfo(float).eps * float(np.linalg.norm(v[:, j]) * np.linalg.norm(b[:, j]))
+        a, value = _best_scale(slope[j] - price, quadratic[j], cap[j], at, kinks)
+        found.append((a, value + a * price))
     scales, values = np.array(found).T
     return scales, values
 
