@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import sklearn.linear_model
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, KFold, ShuffleSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -261,7 +261,12 @@ def test_the_path_of_a_fold_is_that_of_scikit_learn(data):
 @pytest.mark.parametrize("centre", [True, False])
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("twice", [True, False], ids=["a column twice", "independent"])
-def test_folds_of_tall_matrices_share_moments(rows, centre, weighted, twice, monkeypatch):
+@pytest.mark.parametrize(
+    ("cv", "sums"),
+    [(5, 5), (KFold(5, shuffle=True, random_state=0), 5), (ShuffleSplit(5, random_state=0), 6)],
+    ids=["in order", "shuffled", "that overlap"],
+)
+def test_folds_of_tall_matrices_share_moments(rows, centre, weighted, twice, cv, sums, monkeypatch):
     rng = np.random.default_rng(0)
     X = rng.standard_normal((rows, 10)) + 3
     X[:, 9] = X[:, 8] if twice else X[:, 9]
@@ -273,9 +278,9 @@ def test_folds_of_tall_matrices_share_moments(rows, centre, weighted, twice, mon
     monkeypatch.setattr(estimators._Moments, "of", lambda *a: made.append(1) or of(*a))
     for tall in (TALL, np.inf):
         monkeypatch.setattr(estimators, "TALL", tall)
-        model = LassoCV(n_lams=12, fit_intercept=centre)
+        model = LassoCV(n_lams=12, fit_intercept=centre, cv=cv)
         found.append(model.fit(X, y, sample_weight=weights).mse_path_)
-        assert len(made) == (6 if rows == 10 * TALL else 0)
+        assert len(made) == (sums if rows == 10 * TALL else 0)
     np.testing.assert_allclose(*found, rtol=1e-3)
 
 

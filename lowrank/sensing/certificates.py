@@ -283,8 +283,8 @@ def scaled_dual(problem: Problem, v: Array, z: Array) -> tuple[Array, Array]:
         at = partial(_conjugates_at, bent, j)
         # where the value rests, rounding, of which `_sure` makes a price, tells the least multiple
         price = np.finfo(float).eps * float(np.linalg.norm(v[:, j]) * np.linalg.norm(b[:, j]))
-        a, value = _best_scale(slope[j] - price, quadratic[j], cap[j], at, kinks)
-        found.append((a, value + a * price))
+        scale, least = _best_scale(slope[j] - price, quadratic[j], cap[j], at, kinks)
+        found.append((scale, least + scale * price))
     scales, values = np.array(found).T
     return scales, values
 

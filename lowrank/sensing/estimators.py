@@ -489,9 +489,9 @@ class _CrossValidated(_SparseRegressor):
         rows = _Rows(A, b, roots, self.fit_intercept)
         self.grid_ = self._grid(rows.A, rows.b)
         splits = list(check_cv(self.cv).split(np.empty((len(b), 1)), b))
-        self._begin_folds(A, b, roots)
+        self._begin_folds(A, b, roots, [out for _, out in splits])
         errors = [self._errors(A, b, roots, kept, out) for kept, out in splits]
-        self._begin_folds(None, b, roots)
+        self._begin_folds(None, b, roots, [])
         self.mse_path_ = np.stack(errors, axis=1)
         best = int(self.mse_path_.mean(axis=1).argmin())
         self._choose(best)
@@ -505,7 +505,7 @@ class _CrossValidated(_SparseRegressor):
     def _errors(self, A: Any, b: Array, roots: Array | None, kept: Array, out: Array) -> Array:
         """Mean squared error of each point of the fold's path on the rows left out."""
         C, levels = self._fold(A, b, roots, kept, out)
-        misses = A[out] @ C + levels - b[out][:, None]
+        misses = _taken(A, out) @ C + levels - b[out][:, None]
         shares = None if roots is None else roots[out] ** 2
         return np.asarray(np.average(misses**2, axis=0, weights=shares))
 
@@ -518,8 +518,10 @@ class _CrossValidated(_SparseRegressor):
         C = self._path(rows.A, rows.b, len(kept) / len(b))
         return C, rows.level - rows.middle @ C
 
-    def _begin_folds(self, A: Any, b: Array, roots: Array | None) -> None:
-        """Hook: what the folds share; A is None after the last."""
+    def _begin_folds(self, A: Any, b: Array, roots: Array | None, outs: list[Array]) -> None:
+        """Hook: what the folds share, with the rows that each leaves out; A is None after the
+        last.
+        """
 
     def _grid(self, A: Any, b: Array) -> Array:
         """What there is to choose from."""
@@ -559,6 +561,11 @@ class _Moments(NamedTuple):
         gram, y = np.asarray(scaled.T @ scaled), u * b
         return cls(gram, y @ scaled, u @ scaled, float(u @ y), float(u @ u))
 
+    @staticmethod
+    def total(parts: list[_Moments]) -> _Moments:
+        """Over the rows of all parts."""
+        return _Moments(*(sum(values) for values in zip(*parts, strict=True)))
+
     def without(self, other: _Moments) -> _Moments:
         """Of the other rows."""
         return _Moments(
@@ -583,6 +590,18 @@ class _Moments(NamedTuple):
         if info or R.diagonal().min() ** 2 < INDEPENDENT * scale * self.gram.diagonal().max():
             return None
         return R, solve_triangular(R, scale * along, trans=1), middle, level
+
+
+def _moments_of(A: Array, b: Array, roots: Array | None, rows: Array) -> _Moments:
+    return _Moments.of(_taken(A, rows), b[rows], None if roots is None else roots[rows])
+
+
+def _taken(A: Any, rows: Array) -> Any:
+    """Some rows of a matrix, without a copy where they follow on each other."""
+    first, count = int(rows[0]), len(rows)
+    if isinstance(A, np.ndarray) and np.array_equal(rows, np.arange(first, first + count)):
+        return A[first : first + count]
+    return A[rows]
 
 
 FOLD_TOL = 1e-4
@@ -650,16 +669,22 @@ class LassoCV(_CrossValidated):
     def _problem(self, A: Any, b: Array) -> problems.Lasso:
         return problems.Lasso(A, b, 1.0, lower=0.0 if self.nonneg else -np.inf)
 
-    def _begin_folds(self, A: Any, b: Array, roots: Array | None) -> None:
-        shared = isinstance(A, np.ndarray) and A.shape[0] >= TALL * A.shape[1]
-        self._moments = _Moments.of(A, b, roots) if shared else None
+    def _begin_folds(self, A: Any, b: Array, roots: Array | None, outs: list[Array]) -> None:
+        self._left: dict[bytes, _Moments] = {}
+        self._moments: _Moments | None = None
+        if not isinstance(A, np.ndarray) or A.shape[0] < TALL * A.shape[1]:
+            return
+        self._left = {out.tobytes(): _moments_of(A, b, roots, out) for out in outs}
+        once = np.array_equal(np.sort(np.concatenate(outs)), np.arange(len(b)))
+        parts = list(self._left.values())
+        self._moments = _Moments.total(parts) if once else _Moments.of(A, b, roots)
 
     def _fold(
         self, A: Any, b: Array, roots: Array | None, kept: Array, out: Array
     ) -> tuple[Array, Array]:
         whole = self._moments
         if whole is not None and len(kept) + len(out) == len(b):
-            left = _Moments.of(A[out], b[out], None if roots is None else roots[out])
+            left = self._left[out.tobytes()]
             alike = whole.without(left).rows_alike(len(kept), self.fit_intercept)
             if alike is not None:
                 R, y, middle, level = alike
