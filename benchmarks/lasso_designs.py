@@ -26,7 +26,8 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -209,10 +210,12 @@ def point(data: Data, repeats: int, settings: dict[str, float]) -> dict[str, Any
     return found
 
 
-def single(name: str, repeats: int, seed: int) -> Iterator[dict[str, Any]]:
+def single(
+    name: str, repeats: int, seed: int, fractions: Sequence[float] = FRACTIONS
+) -> Iterator[dict[str, Any]]:
     """A row for each penalty."""
     data, settings = Data(*DESIGNS[name](np.random.default_rng(seed))), dict[str, float]()
-    for fraction in FRACTIONS:
+    for fraction in fractions:
         data.at(fraction)
         methods = point(data, repeats, settings)
         peers = {p: q["cpu"] for p, q in methods.items() if p != "lowrank" and "cpu" in q}
@@ -264,9 +267,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--designs", nargs="+", default=list(DESIGNS), choices=list(DESIGNS))
+    parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS)
     parser.add_argument("--paths", action="store_true", help="cross-validation instead")
     args = parser.parse_args()
-    measure, rows = (crossed if args.paths else single), list[dict[str, Any]]()
+    at = partial(single, fractions=args.fractions)
+    measure, rows = (crossed if args.paths else at), list[dict[str, Any]]()
     packages = ("lowrank-kit", "numpy", "scipy", "celer", "skglm", "scikit-learn", "numba")
     more = {"seed": args.seed, "repeats": args.repeats, "gap": ENOUGH}
     with one_thread():

@@ -18,7 +18,10 @@ def solver(request, monkeypatch):
     """The `Solver` of a file, as benchopt loads it."""
     benchopt = ModuleType("benchopt")
     benchopt.BaseSolver = object
+    stopping = ModuleType("benchopt.stopping_criterion")
+    stopping.SufficientProgressCriterion = lambda **settings: settings
     monkeypatch.setitem(sys.modules, "benchopt", benchopt)
+    monkeypatch.setitem(sys.modules, "benchopt.stopping_criterion", stopping)
     spec = importlib.util.spec_from_file_location("benchopt_solver", FOLDER / request.param)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
