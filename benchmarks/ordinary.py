@@ -245,8 +245,6 @@ def table(rows: dict[str, Any]) -> Table:
             known["peak_gb"] = row["peak_bytes"] / 1e9
         cells = [cell.format(**known) if _names(cell) in known else "" for cell in COLUMNS.values()]
         grid.add_row(*cells)
-        if "failed" in row:
-            grid.add_row("", row["failed"].splitlines()[0][:80])
     return grid
 
 
@@ -277,7 +275,13 @@ def main() -> None:
                 print(name, effort, row, flush=True)
                 record = {"setting": setting(), "rows": rows}
                 args.out.write_text(json.dumps(record, indent=1) + "\n")
-    Console().print(table(rows))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(table(rows))
+    for key, row in rows.items():
+        if "failed" in row:
+            console.print(f"{key}: {row['failed'].splitlines()[0]}")
 
 
 if __name__ == "__main__":

@@ -139,12 +139,12 @@ def test_data_serves_on_both_sides_of_a_bound(
     assert _served(channels) == wanted  # a fan-in of 27 or of 36, and a bound of 32
 
 
-FULL = [(71, torch.float64), (72, torch.float32)]
-"""A fan-in of 639 or of 648, and the bound of 640."""
+FULL = [(35, torch.float64), (36, torch.float32)]
+"""A fan-in of 315 or of 324, and the bound of 320."""
 
 
 @pytest.mark.parametrize(("channels", "wanted"), FULL, ids=str)
-def test_the_bound_is_a_fan_in_of_640(channels: int, wanted: torch.dtype) -> None:
+def test_the_bound_is_a_fan_in_of_320(channels: int, wanted: torch.dtype) -> None:
     assert moments.working_dtype(_spec(nn.Conv2d(channels, 4, 3))) == wanted
 
 

@@ -30,7 +30,7 @@ _ROWS_FROM, _ROWS, _HELD = 512, 1152, 1 << 25
 positions, and most numbers, that are held."""
 
 
-DOUBLE = 640
+DOUBLE = 320
 """Up to so many inputs and outputs sums and fits are in float64, beyond it in float32."""
 
 
@@ -482,7 +482,7 @@ class Sums:
     """Sums over batches from which `Moments` follow, and the regression on targets.
 
     Products of a batch are in the layer's own precision, at least float32; the sums over
-    batches are float64, or float32 beyond a fan-in of 640. Inputs are shifted by the first
+    batches are float64, or float32 beyond a fan-in of 320. Inputs are shifted by the first
     batch's mean, so that subtracting the mean's square costs no digits.
     """
 
