@@ -25,16 +25,16 @@ from lowrank.errors import BudgetError
 
 TRIES, MOST = 4, 8
 """Plans that are timed as a whole before the best of them is taken, and most of them while none
-meets the budget."""
+meets the budget or those that do leave much of it."""
 
 
 SHARPER = 3
 """Most times that the candidates of a plan are timed themselves and the plan is made anew."""
 
 
-AIM, SPENT = 0.97, 0.92
-"""Shares of the budget: aimed at, for a clock never gives a figure twice, and below which a plan
-leaves quality on the table."""
+AIM, SPENT, MUCH = 0.97, 0.92, 0.8
+"""Shares of the budget: aimed at, for a clock never gives a figure twice; below which a plan leaves
+quality on the table; and below which it leaves so much that more plans are worth their time."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def plan_on_the_clock(
 
     Each try times the chosen candidates themselves and plans anew with that, then times the
     whole structure; the limit then moves by what was measured, and more are tried while none
-    meets the budget. A model that comes out no faster stays dense.
+    meets the budget or much of it is left. A model that comes out no faster stays dense.
 
     Args:
         model: the dense model.
@@ -90,8 +90,8 @@ def plan_on_the_clock(
     points: list[tuple[float, float]] = []
     limit = AIM * wanted
     for attempt in range(1, MOST + 1):
-        met = any(t.ratio <= wanted for t in tried)
-        if met and attempt > TRIES:
+        met = [t.ratio for t in tried if t.ratio <= AIM * wanted]
+        if attempt > TRIES and met and max(met) >= MUCH * wanted:
             break
         try:
             plan = _sharpened(curves, plan_within, limit)
@@ -117,7 +117,8 @@ def plan_on_the_clock(
 def _next_limit(points: list[tuple[float, float]], aim: float) -> float:
     """The predicted time to ask for, from what was asked for and measured so far.
 
-    At first in proportion; then on the line through the last two, where that rises.
+    At first in proportion; then on the line through the last two, where that rises; at most halfway
+    to nothing or to all of it.
     """
     limit, measured = points[-1]
     proposed = limit * aim / measured
@@ -126,7 +127,7 @@ def _next_limit(points: list[tuple[float, float]], aim: float) -> float:
         if (limit - before) * (measured - measured_before) > 0:
             slope = (measured - measured_before) / (limit - before)
             proposed = limit + (aim - measured) / slope
-    return min(max(proposed, limit / 2), 1.0)
+    return min(max(proposed, limit / 2), (1 + limit) / 2)
 
 
 def _best(curves: Curves, tried: list[Timed], wanted: float) -> Timed:
