@@ -38,7 +38,20 @@ class RankError(LowRankError):
 
 
 class BudgetError(LowRankError):
-    """A budget that makes no sense or cannot be reached."""
+    """A budget that makes no sense or cannot be reached.
+
+    Args:
+        where: what it is about.
+        problem: what is wrong with it.
+        advice: what to do.
+        least: of each budget that was given, the least that can be reached, if that is known.
+    """
+
+    def __init__(
+        self, where: str, problem: str, advice: str, *, least: tuple[float, ...] = ()
+    ) -> None:
+        super().__init__(where, problem, advice)
+        self.least = least
 
 
 class PlanError(LowRankError):

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from lowrank.compression.planning.selection import SCORES, readers
 from lowrank.compression.planning.selection.narrowed import narrowed_model, proven
 from lowrank.compression.planning.selection.path import narrowed_by, select
 from lowrank.compression.structure.opening import opened
-from lowrank.errors import LowRankError, PlanError
+from lowrank.errors import BudgetError, LowRankError, PlanError
 from lowrank.sensing.problems.l1 import Lasso
 from lowrank.sensing.solvers.homotopy import Homotopy, lasso_path
 from tests.zoo import SMALL
@@ -413,6 +414,19 @@ def test_one_plan_is_made_saved_and_undone(kind, methods, tmp_path):
     torch.testing.assert_close(applied(x), small(x), rtol=1e-3, atol=1e-3)
     exported = torch.export.export(small, (x,)).module()
     torch.testing.assert_close(exported(x), small(x))
+
+
+@pytest.mark.parametrize(("A", "y"), [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
+def test_the_path_of_what_is_all_zero_has_no_entry(A, y):
+    assert not lasso_path(np.full((4, 3), A), np.full(4, y)).any()
+
+
+@pytest.mark.parametrize("asked", [{"params": 0.01}, {"macs": 0.01}, {"bytes": 0.01}])
+def test_a_refusal_names_the_budget_that_was_asked_for(asked):
+    name, keep = next(iter(asked.items()))
+    net, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), torch.randn(8, 8)
+    with pytest.raises(BudgetError, match=f"{name}={keep} cannot be reached"):
+        lowrank.compress(net, x, methods=["channel_svd", "select"], data=x, effort="quick", **asked)
 
 
 def test_the_path_is_that_of_the_lasso():

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lowrank.compression.network.stages import (
     _CONV,
@@ -81,8 +83,11 @@ def _conv_spec(module: nn.Module, bias: bool) -> LayerSpec:
 
 
 def own_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters that the module itself holds."""
-    own = module.named_parameters(recurse=False)
+    """Shapes of the parameters that the module itself holds, those behind parametrizations too."""
+    own = [*module.named_parameters(recurse=False)]
+    if parametrize.is_parametrized(module):
+        behind = cast(nn.ModuleDict, module.parametrizations)
+        own += behind.named_parameters("parametrizations")
     return {k: () if nn.parameter.is_lazy(p) else tuple(p.shape) for k, p in own}
 
 

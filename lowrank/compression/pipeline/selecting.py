@@ -24,6 +24,7 @@ from lowrank.compression.network.cutting import rows_of, split_batches
 from lowrank.compression.network.example import Example, batch_size, run
 from lowrank.compression.network.layers import own_shapes
 from lowrank.compression.network.scan import scan
+from lowrank.compression.planning.budget import budget_of, refusal
 from lowrank.compression.planning.clock import AIM, TRIES, Timed, plan_on_the_clock
 from lowrank.compression.planning.curves import NO_FASTER, Curves
 from lowrank.compression.planning.measure import measured
@@ -181,6 +182,8 @@ class Chooser:
                 if not tried and step is steps[-1] and step is not setting.last:
                     steps.append(setting.last)
         if not tried:
+            if refused is not None and refused.least and budget["latency"] is None:
+                raise refusal(budget_of(self.curves.wholes, budget), refused.least)
             raise refused or BudgetError("budget", "no channel may go", "name methods, or raise it")
         if (wanted := budget["latency"]) is not None:
             tried = _in_time(tried, wanted)
@@ -367,7 +370,9 @@ class _Setting:
         """The budget of a model that is narrower already."""
         left: dict[str, float] = {}
         for name, most in self._limits.items():
-            left[name] = int(most) if most < getattr(curves.total, name) else 1.0
+            now = getattr(curves.total, name)
+            whole = int(most) if most >= 2 else most / now  # 1 is all, as a fraction
+            left[name] = whole if most < now else 1.0
         before, after = self.chooser.curves.timing, curves.timing
         if limit is not None and before is not None and after is not None:
             left["latency"] = min(1.0, limit * before.whole / after.whole)

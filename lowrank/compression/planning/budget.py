@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lowrank.errors import BudgetError
+
+NS = 1e9
+"""Seconds are planned in nanoseconds: figures far below 1 are rounding to a linear program."""
 
 FRACTIONS = frozenset({"latency"})
 """Measures without an absolute figure: another machine has another one."""
@@ -96,3 +102,30 @@ def checked(name: str, value: object) -> float:
     if value > 1:
         raise BudgetError(name, f"{value} is above 1", advice)
     return float(value)
+
+
+def refusal(
+    budget: Budget, least: Sequence[float] | NDArray[np.float64], beyond: str = ""
+) -> BudgetError:
+    """The error that says what can be reached of each budget.
+
+    Args:
+        budget: as it was given.
+        least: the least that can be reached of each, alone.
+        beyond: what is out of reach, and why.
+    """
+    parts = []
+    for name, low, whole in zip(budget.given, least, budget.wholes, strict=True):
+        figures = f"{int(low):,} of {int(whole):,}"
+        if name == "latency":
+            figures = f"{1e3 * low / NS:.2f} of {1e3 * whole / NS:.2f} ms"
+        parts.append(f"{name}={low / whole:.4f} ({figures})")
+    given = ", ".join(f"{k}={v}" for k, v in budget.given.items())
+    alone = " (each alone)" if len(parts) > 1 else ""
+    return BudgetError(
+        "budget",
+        f"{given} cannot be reached; the smallest is {', '.join(parts)}{alone}"
+        + (f"; {beyond}" if beyond else ""),
+        "raise it, or allow more layers or methods",
+        least=tuple(map(float, least)),
+    )

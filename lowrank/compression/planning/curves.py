@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from lowrank.compression.gauges.memory import Peaks
 from lowrank.compression.methods.shared.base import ranks_of
 from lowrank.compression.network.channels.narrowing import Narrowed
 from lowrank.compression.network.stages import Cost
-from lowrank.compression.planning.budget import Budget, budget_of
+from lowrank.compression.planning.budget import NS, Budget, budget_of, refusal
 from lowrank.compression.planning.candidates import Candidate, Curve, Share, Whole
 from lowrank.compression.planning.knapsack import (
     Choices,
@@ -165,7 +165,7 @@ class Curves:
                 reached, which the message names.
         """
         values = {"params": params, "bytes": bytes, "macs": macs}
-        budget = budget_of(self._wholes, {**values, "latency": latency, "memory": memory})
+        budget = budget_of(self.wholes, {**values, "latency": latency, "memory": memory})
         if exponent is None:
             exponent = self.exponent
         check_exponent(exponent)
@@ -177,7 +177,7 @@ class Curves:
         if picked is None and budget.names == ("latency",):
             picked = _all_dense(offers, joint)
         if picked is None:
-            _refuse(budget, fixed + _least(offers, joint), self._beyond_reach())
+            raise refusal(budget, fixed + _least(offers, joint), self._beyond_reach())
         why = {c.layer: _why_dense(c, offers[c.layer], budget) for c in self.curves}
         taken = {layer: option or Dense(why[layer]) for layer, option in picked.items()}
         notes = self._endings(picked, offers, joint, np.array(budget.limits) - fixed, budget)
@@ -294,11 +294,11 @@ class Curves:
         return any(curve.fixed for curve in self.curves)
 
     @property
-    def _wholes(self) -> dict[str, float]:
+    def wholes(self) -> dict[str, float]:
         """Measure -> what the dense model has of it."""
         wholes: dict[str, float] = asdict(self.total)
         if self.timing is not None:
-            wholes["latency"] = _NS * self.timing.whole
+            wholes["latency"] = NS * self.timing.whole
         if self.memory is not None:
             wholes["memory"] = self.memory.dense.total
         return wholes
@@ -307,7 +307,7 @@ class Curves:
         """The measures of a layer as it is."""
         costs: dict[str, float] = asdict(curve.dense)
         if self.timing is not None and "latency" in names:
-            costs["latency"] = _NS * self.timing.dense(curve.key)
+            costs["latency"] = NS * self.timing.dense(curve.key)
         costs["memory"] = curve.dense.bytes  # beside the peak of the activations
         return [costs[name] for name in names]
 
@@ -316,7 +316,7 @@ class Curves:
         columns = []
         for name in names:
             if name == "latency" and self.timing is not None:
-                columns.append(_NS * self.timing.predict(curve.key, curve.candidates))
+                columns.append(NS * self.timing.predict(curve.key, curve.candidates))
                 continue
             field_ = "bytes" if name == "memory" else name
             column = np.array([getattr(c.cost, field_) for c in curve.candidates], float)
@@ -401,10 +401,6 @@ FEWER = "its channels alone are selected"
 
 NO_FASTER = "no rank makes it faster here"
 """Why a layer stays dense under a latency budget alone."""
-
-
-_NS = 1e9
-"""Seconds are planned in nanoseconds: figures far below 1 are rounding to a linear program."""
 
 
 @dataclass(frozen=True)
@@ -574,23 +570,6 @@ def _why_dense(curve: Curve, offer: _Offer, budget: Budget) -> str:
 
 _NOTEWORTHY = 0.01
 """Share of the parameters from which on a layer that stays dense is named in a refusal."""
-
-
-def _refuse(budget: Budget, least: NDArray[np.float64], beyond: str) -> NoReturn:
-    parts = []
-    for name, low, whole in zip(budget.given, least, budget.wholes, strict=True):
-        figures = f"{int(low):,} of {int(whole):,}"
-        if name == "latency":
-            figures = f"{1e3 * low / _NS:.2f} of {1e3 * whole / _NS:.2f} ms"
-        parts.append(f"{name}={low / whole:.4f} ({figures})")
-    given = ", ".join(f"{k}={v}" for k, v in budget.given.items())
-    alone = " (each alone)" if len(parts) > 1 else ""
-    raise BudgetError(
-        "budget",
-        f"{given} cannot be reached; the smallest is {', '.join(parts)}{alone}"
-        + (f"; {beyond}" if beyond else ""),
-        "raise it, or allow more layers or methods",
-    )
 
 
 def all_dense(curves: Curves, reason: str) -> Plan:

@@ -13,6 +13,7 @@ from lowrank.compression.methods.shared.base import require
 from lowrank.compression.network.batches import Form
 from lowrank.compression.network.channels.masks import masked, unmask
 from lowrank.compression.network.channels.narrowing import narrow, widen
+from lowrank.compression.network.channels.weight_norm import fold_weight_norm, weight_normed
 from lowrank.compression.network.example import Example, first_line, is_wrapper, unwrapped
 from lowrank.compression.network.layer_names import suggestion
 from lowrank.compression.network.layers import LayerView
@@ -121,6 +122,7 @@ def factors_in(model: nn.Module) -> list[nn.Module]:
 
 def build_structure(model: nn.Module, plan: Plan) -> None:
     """Replace the layers in place by stages of the plan's shapes with arbitrary weights."""
+    fold_weight_norm(model, unnormed_by(model, plan))
     unmask(model, unmasked_by(model, plan))
     take_apart(model, packed_in(model, plan))
     narrow(model, plan.narrowed)
@@ -142,6 +144,12 @@ def unmasked_by(model: nn.Module, plan: Plan) -> list[str]:
         for name, weights in masked(model).items()
         if name in rows and all(weight in rows[name].shapes for weight in weights)
     ]
+
+
+def unnormed_by(model: nn.Module, plan: Plan) -> list[str]:
+    """The modules under weight norm whose weight a plan takes to be plain."""
+    rows = plan.layers
+    return [n for n in weight_normed(model) if n in rows and "weight" in rows[n].shapes]
 
 
 def densify(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import nn
 
 from lowrank.compression.network.channels.masks import masked, unmask
 from lowrank.compression.network.channels.narrowing import narrow
+from lowrank.compression.network.channels.weight_norm import fold_weight_norm, weight_normed
 from lowrank.compression.network.example import Example, check
 from lowrank.compression.network.scan import (
     holds_parameters,
@@ -20,7 +21,7 @@ from lowrank.compression.network.scan import (
 )
 from lowrank.compression.structure.experts import Experts
 from lowrank.compression.structure.fused import settle_fused
-from lowrank.compression.structure.history import copy_model, unmasked_by
+from lowrank.compression.structure.history import copy_model, unmasked_by, unnormed_by
 from lowrank.compression.structure.packed import kept_apart, packed_in, put_together, take_apart
 from lowrank.compression.structure.plan import Plan
 
@@ -34,7 +35,7 @@ def opened(
     skip: Sequence[str] = (),
 ) -> nn.Module:
     """The model; or where it has attention, recurrent modules or experts that can be taken
-    apart, one over the same weights in which they are.
+    apart, or weights under weight norm, one over the same weights in which they are plain layers.
 
     Args:
         model: the network; left as it is.
@@ -48,6 +49,7 @@ def opened(
         InputError: a model or an example that is none, or parameters that hold no numbers.
     """
     require_module(model)
+    model = without_weight_norm(model, [n for n in weight_normed(model) if not _named(n, skip)])
     if stock or not any(is_packed(m, recurrent=not timed) for m in model.modules()):
         return model
     check(example)
@@ -56,7 +58,11 @@ def opened(
             refuse_valueless(name, module)
     found = packed_modules(model, example, recurrent=not timed)
     free = [name for name, why in found.items() if why is None]
-    return _apart(model, [n for n in free if not any(n == p or fnmatchcase(n, p) for p in skip)])
+    return _apart(model, [n for n in free if not _named(n, skip)])
+
+
+def _named(name: str, patterns: Sequence[str]) -> bool:
+    return any(name == p or fnmatchcase(name, p) for p in patterns)
 
 
 def opened_for(model: nn.Module, plan: Plan) -> nn.Module:
@@ -77,7 +83,23 @@ def opened_for(model: nn.Module, plan: Plan) -> nn.Module:
 
 def apart_for(model: nn.Module, plan: Plan) -> nn.Module:
     """The model in full width, with that taken apart of whose layers a plan speaks."""
+    model = without_weight_norm(model, unnormed_by(model, plan))
     return _apart(without_masks(model, unmasked_by(model, plan)), packed_in(model, plan))
+
+
+def without_weight_norm(model: nn.Module, names: Collection[str]) -> nn.Module:
+    """The model; or where modules are named, one over the same weights in which theirs are plain.
+
+    Args:
+        model: the network; left as it is.
+        names: of modules under weight norm.
+    """
+    if not names:
+        return model
+    same = _same(model)
+    with torch.inference_mode(False), torch.no_grad():
+        fold_weight_norm(same, names)
+    return same
 
 
 def without_masks(model: nn.Module, names: Collection[str] | None = None) -> nn.Module:

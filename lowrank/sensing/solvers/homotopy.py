@@ -267,6 +267,8 @@ def _entered(pool: ColumnPool) -> tuple[Array, int | None]:
     depends on those that are in, and is in no solution that needs it."""
     n = pool.weights.size
     entered = np.zeros(n)
+    if not pool.lam_max:  # nothing of the data is in any column
+        return entered, None
     here = top_of_path(pool)
     for _ in range(8 * n):
         step = single_step(pool, here)
