@@ -37,7 +37,8 @@ def spec_of(module: nn.Module) -> LayerSpec | None:
     """The shape of a supported layer, or None for any other module.
 
     Supported are linear layers, in groups too, transformers' `Conv1D`, embeddings, convolutions and
-    transposed convolutions in one to three dimensions, and their subclasses.
+    transposed convolutions in one to three dimensions, and their subclasses; and what another
+    library wrote anew as a linear layer.
     """
     bias = getattr(module, "bias", None) is not None
     if isinstance(module, nn.Linear):
@@ -60,7 +61,26 @@ def spec_of(module: nn.Module) -> LayerSpec | None:
         )
     if isinstance(module, (*_CONV.values(), *_CONV_TRANSPOSE.values())):
         return _conv_spec(module, bias)
+    if (told := _sizes_as_linear(module)) is not None:
+        return LayerSpec("linear", *told, bias=bias)
     return None
+
+
+def _sizes_as_linear(module: nn.Module) -> tuple[int, int] | None:
+    """Channels in and out of a module that is laid out as `nn.Linear` is and says so, as that of
+    PyTorch Geometric; whether it answers as one is seen when it runs."""
+    own = {k: p for k, p in module._parameters.items() if p is not None}
+    weight, bias = own.get("weight"), own.get("bias")
+    if weight is None or not own.keys() <= {"weight", "bias"} or weight.ndim != 2:
+        return None
+    if module._modules or module._buffers or (bias is not None and bias.shape != weight.shape[:1]):
+        return None
+    n_out, n_in = weight.shape
+    told = [
+        (getattr(module, f"in_{what}", None), getattr(module, f"out_{what}", None))
+        for what in ("features", "channels")
+    ]
+    return (n_in, n_out) if (n_in, n_out) in told else None
 
 
 def _conv_spec(module: nn.Module, bias: bool) -> LayerSpec:

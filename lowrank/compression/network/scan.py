@@ -244,7 +244,10 @@ def _no_layer(module: nn.Module) -> str:
         return "it is TorchScript; compress the module that was scripted or traced"
     if type(module) is nn.Module:
         return "its class was lost, as in what torch.export gives; compress what was exported"
-    return f"{type(module).__name__} is not a layer with one weight matrix"
+    kind = type(module)
+    if kind.__name__ in ("Linear", "Embedding") or kind.__name__.startswith("Conv"):
+        return f"{kind.__module__}.{kind.__name__} is not torch's {kind.__name__}"
+    return f"{kind.__name__} is not a layer with one weight matrix"
 
 
 _TAKEN_APART = (

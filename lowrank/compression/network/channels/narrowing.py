@@ -202,23 +202,24 @@ def _is_turned(module: nn.Module) -> bool:
 
 
 def _cut(module: nn.Module, what: Narrowed) -> None:
-    for name, axis, places, _ in _axes(module, what):
+    width = _after(module, what)
+    for name, axis, places, _ in [*_axes(module, what)]:  # told by the shapes from before
         value = _tensor(module, name)
         _put(module, name, value.detach().index_select(axis, torch.tensor(places).to(value.device)))
-    _resize(module, *_after(module, what), depthwise=what.depthwise)
+    _resize(module, *width, depthwise=what.depthwise)
 
 
 def _spread(module: nn.Module, what: Narrowed) -> None:
     sides = _sides(module, what)
-    for name, axis, places, of in _axes(module, what):
+    width = [b if k is None else k.of for b, k in zip(_width(module), sides, strict=True)]
+    for name, axis, places, of in [*_axes(module, what)]:
         value = _tensor(module, name).detach()
         shape = list(value.shape)
         shape[axis] = of
         full = value.new_full(shape, _NEUTRAL.get(name, 0.0))
         full.index_copy_(axis, torch.tensor(places).to(value.device), value)
         _put(module, name, full)
-    full_width = [b if k is None else k.of for b, k in zip(_width(module), sides, strict=True)]
-    _resize(module, full_width[0], full_width[1], depthwise=what.depthwise)
+    _resize(module, width[0], width[1], depthwise=what.depthwise)
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:
