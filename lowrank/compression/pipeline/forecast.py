@@ -31,6 +31,18 @@ _LOOKS = 17
 what they are when it is narrower."""
 
 
+_STARTS = 12
+"""Passes of the example that show what the layers are, and what reads them."""
+
+
+_ASKED = 16
+"""Examples that show, in two passes, whether layers that read the same are all that reads it."""
+
+
+_PROBED = 4
+"""Examples that a probe runs at the least, however few there are."""
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What compressing a model is going to cost at most.
@@ -125,18 +137,32 @@ def expected(
     batches = data.batches if isinstance(data, Statistics) else data
     n = sum(map(batch_size, batches))
     kept = kept_outputs(run(model, example), batch_size(example), n)
-    passes = _passes(model, settings, rules, held, words, kept) + (_LOOKS / n if words else 0.0)
+    passes = _passes(model, settings, rules, held, words, kept, layers / n)
+    if words:
+        passes += _LOOKS / n
+    passes += _STARTS * batch_size(example) / n
+    if any(unit.behind is not None for unit in found.same_input):
+        passes += 2 * min(n, _ASKED) / n
     return Forecast(layers, n, passes, seconds)
 
 
 def _passes(
-    model: nn.Module, settings: Calibration, rules: Rules, held: bool, words: bool, kept: bool
+    model: nn.Module,
+    settings: Calibration,
+    rules: Rules,
+    held: bool,
+    words: bool,
+    kept: bool,
+    crowd: float,
 ) -> float:
     """Calibrating, probing, fitting behind the prefix, norms estimated anew, and comparing; the
-    dense model's outputs, where they are kept, are those of calibrating."""
+    dense model's outputs, where they are kept, are those of calibrating. Probes of half a pass run
+    some examples however few there are: `crowd` is layers for each of them."""
     effort = effort_of(settings.effort)
     gradients = (effort.gradients or words) and settings.weighting != "outputs"
-    probes = 1.5 * effort.probes if settings.weighting == "probe" and not words else 0.0
+    least = crowd * _PROBED * len(effort.probed) / 2
+    probed = settings.weighting == "probe" and effort.probes and not words
+    probes = 1.5 * max(effort.probes, least) if probed else 0.0
     prefixes = 2.5 if settings.how(words=words) == "sequential" else 0.0
     normed = any(isinstance(m, _BatchNorm) for m in model.modules())
     norms = (1.25 if kept else 1.5) * normed
