@@ -99,3 +99,21 @@ def test_a_namesake_of_torchs_layer_is_told_apart() -> None:
     net[0].extra = nn.Parameter(torch.randn(3))
     _, report = lowrank.compress(net, torch.randn(4, 32), params=0.8)
     assert report.left_alone["0"] == f"{__name__}.Linear is not torch's Linear"
+
+
+class Scale(nn.Module):
+    """A number a channel, laid out to be broadcast."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+@pytest.mark.parametrize("shape", [(32,), (1, 32), (1, 1), ()], ids=str)
+def test_a_number_for_each_channel_is_no_matrix(shape: tuple[int, ...]) -> None:
+    net = nn.Sequential(Scale(*shape), nn.Linear(32, 32))
+    _, report = lowrank.compress(net, torch.randn(4, 32), params=0.8)
+    assert report.left_alone["0"] == "no weight matrix"

@@ -230,7 +230,7 @@ def static_reason(module: nn.Module) -> str | None:
     if any(nn.parameter.is_lazy(p) for p in own.values()):
         return f"{kind} has no weights yet; run the model once"
     if spec_of(module) is None:
-        matrix = any(p.ndim > 1 for p in own.values())
+        matrix = any(sum(n > 1 for n in p.shape) > 1 for p in own.values())
         return _no_layer(module) if matrix else "no weight matrix"
     weight = own.get("weight")
     if weight is None:
