@@ -31,6 +31,8 @@ from lowrank.compression.methods import METHODS
 from lowrank.compression.network.example import arguments, is_wrapper, unwrapped
 from lowrank.compression.network.scan import kind_of
 from lowrank.compression.network.tensors import distinct, tensors
+from lowrank.compression.structure.history import unnormed_by
+from lowrank.compression.structure.opening import without_weight_norm
 from lowrank.errors import BudgetError
 
 DONE, REFUSED, FAULT, SKIPPED = "done", "refused", "fault", "skipped"
@@ -378,9 +380,10 @@ def _save(way: Way) -> None:
 
 def _densify(way: Way) -> None:
     dense = lowrank.densify(way.small)
+    model = unwrapped(way.model)  # whose weight norm has become a part of the weights
+    given = without_weight_norm(model, unnormed_by(model, way.report.plan))
     kinds = {
-        tuple(kind_of(m) for m in model.modules() if not is_wrapper(m))
-        for model in (dense, unwrapped(way.model))
+        tuple(kind_of(m) for m in model.modules() if not is_wrapper(m)) for model in (dense, given)
     }  # a copy of what torch.compile wraps may stand alone
     if len(kinds) > 1:
         raise Broken("other modules than the model's")

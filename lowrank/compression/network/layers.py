@@ -69,6 +69,8 @@ def spec_of(module: nn.Module) -> LayerSpec | None:
 def _sizes_as_linear(module: nn.Module) -> tuple[int, int] | None:
     """Channels in and out of a module that is laid out as `nn.Linear` is and says so, as that of
     PyTorch Geometric; whether it answers as one is seen when it runs."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
     own = {k: p for k, p in module._parameters.items() if p is not None}
     weight, bias = own.get("weight"), own.get("bias")
     if weight is None or not own.keys() <= {"weight", "bias"} or weight.ndim != 2:
@@ -105,7 +107,7 @@ def _conv_spec(module: nn.Module, bias: bool) -> LayerSpec:
 def own_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters that the module itself holds, those behind parametrizations too."""
     own = [*module.named_parameters(recurse=False)]
-    if parametrize.is_parametrized(module):
+    if "parametrizations" in module._modules and parametrize.is_parametrized(module):
         behind = cast(nn.ModuleDict, module.parametrizations)
         own += behind.named_parameters("parametrizations")
     return {k: () if nn.parameter.is_lazy(p) else tuple(p.shape) for k, p in own}

@@ -22,7 +22,7 @@ def weight_normed(model: nn.Module) -> list[str]:
         ['0']
     """
     found = {name: _sources(module) for name, module in model.named_modules()}
-    held = Counter(id(p) for m in model.modules() for p in m._parameters.values())
+    held = Counter(id(p) for m in model.modules() for p in _own(m).values())
     return [
         name
         for name, sources in found.items()
@@ -45,7 +45,7 @@ def fold_weight_norm(model: nn.Module, names: Collection[str]) -> None:
         trained = any(p.requires_grad for p in _sources(module))
         weight = cast(Tensor, module.weight).detach().clone()
         others = {k: p for k, p in module._parameters.items() if k not in ("weight_g", "weight_v")}
-        if parametrize.is_parametrized(module):
+        if _parametrized(module):
             module.__class__ = type(module).__bases__[0]
             del module._modules["parametrizations"]
         elif (key := _hook_of(module)) is not None:
@@ -58,14 +58,24 @@ def fold_weight_norm(model: nn.Module, names: Collection[str]) -> None:
 
 def _sources(module: nn.Module) -> list[nn.Parameter]:
     """The parameters that weight norm makes the weight of, or none."""
-    if parametrize.is_parametrized(module):
+    if _parametrized(module):
         lists = dict(cast(nn.ModuleDict, module.parametrizations).items())
         rules = list(cast(nn.ModuleList, lists["weight"])) if list(lists) == ["weight"] else []
         plain = len(rules) == 1 and type(rules[0]) is _WeightNorm
         return list(lists["weight"].parameters(recurse=False)) if plain else []
     if _hook_of(module) is None:
         return []
-    return [p for n in ("weight_g", "weight_v") if (p := module._parameters.get(n)) is not None]
+    return [p for n in ("weight_g", "weight_v") if (p := _own(module).get(n)) is not None]
+
+
+def _parametrized(module: nn.Module) -> bool:
+    """Whether it is so itself: a compiled module answers for the one within."""
+    return parametrize.is_parametrized(module) and "parametrizations" in module._modules
+
+
+def _own(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a module holds itself, each name of one: a scripted one has no dict."""
+    return dict(module.named_parameters(recurse=False, remove_duplicate=False))
 
 
 def _hook_of(module: nn.Module) -> int | None:
