@@ -187,6 +187,29 @@ def test_other_outputs_are_not_taken_for_words() -> None:
     assert any("probing" in what for what in told)
 
 
+class Tagger(nn.Module):
+    """Scores of `kinds` classes at each of the places, beside a table of as many rows."""
+
+    def __init__(self, kinds: int, rows: int = 40) -> None:
+        super().__init__()
+        self.words, self.types = nn.Embedding(rows, 8), nn.Embedding(kinds, 8)
+        self.head = nn.Linear(8, kinds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x if x.is_floating_point() else self.words(x)
+        return self.head(h + self.types.weight[0])
+
+
+@pytest.mark.parametrize(("kinds", "largest", "wanted"), [
+    (2, 39, False), (2, 1, False), (5, 39, False), (5, 5, False), (5, 4, True), (40, 39, True),
+])  # fmt: skip
+def test_classes_of_places_are_no_words(kinds: int, largest: int, wanted: bool) -> None:
+    ids = torch.arange(largest + 1)[None]
+    assert speaks(Tagger(kinds), ids) == wanted
+    assert speaks(Tagger(kinds), {"x": ids.int()}) == wanted
+    assert not speaks(Tagger(kinds), torch.randn(1, 6, 8))  # queries, as of a detector
+
+
 def test_a_scorer_of_the_users_is_asked_all_the_same() -> None:
     net, ids, asked = _llama(8, blocks=1), _ids(8, 12), []
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.network.batches import Batch, Batches, Form, Inputs
 from lowrank.compression.network.example import Example, run
-from lowrank.compression.network.tensors import flatten
+from lowrank.compression.network.tensors import flatten, tensors
 from lowrank.errors import InputError
 from lowrank.linalg import wide
 
@@ -368,6 +368,9 @@ _LEAST = 1e-8
 """Probability below which all count as equal."""
 
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+
+
 def scores_words(output: Tensor, words: Collection[int]) -> bool:
     """Whether an output has a score for every word at each place of a sequence.
 
@@ -385,11 +388,15 @@ def scores_words(output: Tensor, words: Collection[int]) -> bool:
 def speaks(model: nn.Module, example: Example) -> bool:
     """Whether a model's first output scores words, as that of a language model does.
 
+    Tables hold more than words (places, kinds of token, queries of a detector): what is scored
+    must be what is read, integers below the number of scores, and more than two.
+
     Args:
-        model: run once on the example if it has a table of words.
+        model: run once on the example if it has a table of as many words as that.
         example: a small one.
     """
-    words = vocabularies(model)
+    largest = [int(t.max()) for t in tensors(example) if t.dtype in _INTEGERS and t.numel()]
+    words = [n for n in vocabularies(model) if n > 2 and any(most < n for most in largest)]
     found = flatten(run(model, example)) if words else []
     return bool(found) and scores_words(found[0], words)
 
