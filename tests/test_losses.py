@@ -83,7 +83,10 @@ DESIGNS = ("random", "one row", "repeated", "zero columns", "integers", "scaled"
 
 
 def made(name, kind, seed):
-    """A problem with a lam from near nothing to beyond lam_max, some weighted or bounded."""
+    """A problem with a lam from near nothing to beyond lam_max, some weighted or bounded.
+
+    Where slopes cancel, lam_max is rounding, and no float64 tells a share of it from nothing.
+    """
     rng = np.random.default_rng(seed)
     A = design(kind, rng)
     m, n = A.shape
@@ -103,7 +106,8 @@ def made(name, kind, seed):
     if seed % 5 == 2:
         more |= {"lower": 0.0} if seed % 2 else {"lower": -0.3, "upper": 0.5}
     make = PROBLEMS[name]
-    top = make(A, y, 1.0, **more).lam_max or 1.0
+    top = make(A, y, 1.0, **more).lam_max
+    top = top if top > 1e-14 * np.abs(A).sum() else 1.0
     return make(A, y, top * float(rng.choice([1e-3, 0.03, 0.3, 0.9, 1.1])), **more)
 
 
@@ -121,8 +125,9 @@ def with_intercept(problem):
         other = replace(problem, intercept=True)
     except InputError:
         return None
-    share = problem.lam / (problem.lam_max or 1.0)
-    return replace(other, lam=share * (other.lam_max or 1.0))
+    rounding = 1e-14 * np.abs(problem.A.to_dense()).sum()
+    before, after = (top if top > rounding else 1.0 for top in (problem.lam_max, other.lam_max))
+    return replace(other, lam=problem.lam / before * after)
 
 
 def checked(name, kind, seed, intercept=False):
