@@ -14,7 +14,7 @@ from lowrank.compression.gauges.counting import model_cost
 from lowrank.compression.network.channels.narrowing import narrow, widen
 from lowrank.compression.network.channels.units import find_channels
 from lowrank.compression.network.scan import scan
-from lowrank.compression.planning.selection import SCORES, readers
+from lowrank.compression.planning.selection import SCORES, readers, scores
 from lowrank.compression.planning.selection.narrowed import narrowed_model, proven
 from lowrank.compression.planning.selection.path import narrowed_by, select
 from lowrank.compression.structure.opening import opened
@@ -379,6 +379,33 @@ def test_a_reader_of_very_many_inputs_does_without_their_moment(score, monkeypat
         small, _ = lowrank.compress(model, data[:2], macs=0.6, **how)
         off[widest] = (small(data) - model(data)).norm() / model(data).norm()
     assert off[100] < 1.2 * off[6144]
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("n", [20, 63, 64, 130])
+def test_of_many_channels_a_few_go_at_a_time_and_lose_no_more(n, kernel, monkeypatch):
+    """Half of the channels are told by others: one of each two may go for next to nothing."""
+    torch.manual_seed(n)
+    free = (n + 1) // 2
+    first = nn.Conv2d(4, n, 1)
+    with torch.no_grad():
+        first.weight[free:] = first.weight[: n - free] * 1.5
+        first.bias[free:] = first.bias[: n - free] * 1.5
+    model = nn.Sequential(first, nn.ReLU(), nn.Conv2d(n, 8, kernel), nn.ReLU(), nn.Flatten(2))
+    data = torch.randn(64, 4, 7, 7)
+    curves = lowrank.measure(model.eval(), data[:1], data=data, methods="channel_svd")
+    layers, channels, _ = found(model, data[:1])
+    lost, orders = {}, {}
+    for size in (scores._ONE_BY_ONE, 10**6):
+        monkeypatch.setattr(scores, "_ONE_BY_ONE", size)
+        chosen = select(model, layers, channels, curves.total, curves.data, score="backward")
+        (curve,) = (c for c in chosen.curves if len(c.ordered) >= n - 1)
+        orders[size], lost[size] = curve.ordered, np.interp(range(n), curve.gone, curve.lost)
+    few, each = lost.values()
+    assert (few <= 1.1 * each + 1e-6).all()
+    assert few[n - free] < 0.05 * few[-1]
+    if n < 64:
+        assert len({tuple(o) for o in orders.values()}) == 1
 
 
 @pytest.mark.parametrize("seed", range(3))

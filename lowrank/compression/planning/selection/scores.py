@@ -151,23 +151,53 @@ def _leverage(readers: Sequence[Reader], channels: Sequence[int]) -> NDArray[np.
     return total
 
 
+_ONE_BY_ONE, _SPARE = 32, 4
+"""Of so many channels one at a time is weighed against all; of more a share that is the less, and
+chosen among so many times as many."""
+
+
 def _backward(unit: ChannelUnit, readers: Sequence[Reader]) -> list[int]:
     """One channel after another goes that costs least, the rest reconstructed.
 
     With H = C^-1 of what is left, losing the columns c costs tr(G W_c (H_cc)^-1 W_c^T), and the
-    rest makes up by W - W_c H_cc^-1 H_c (Hassibi and Stork 1993, block by block).
+    rest makes up by W - W_c H_cc^-1 H_c (Hassibi and Stork 1993, block by block). Of many channels
+    a few go before all are looked at again, one after another among the cheapest.
     """
     states = [_Alone(reader) if reader.wide else _Left.of(reader) for reader in readers]
     left, gone = list(unit.channels), []
     while len(left) > 1:
+        together = max(1, len(left) // _ONE_BY_ONE)
         costs = sum(state.costs(left) for state in states)
         assert isinstance(costs, Tensor)
-        mark = left[int(costs.argmin())]
+        if together == 1:
+            going = [left[int(costs.argmin())]]
+        else:
+            cheapest = costs.argsort(stable=True)[: _SPARE * together].tolist()
+            going = _cheapest(states, [left[k] for k in cheapest], together)
         for state in states:
-            state.drop(mark)
-        left.remove(mark)
-        gone.append(mark)
+            state.drop(going)
+        dropped = set(going)
+        left = [mark for mark in left if mark not in dropped]
+        gone += going
     return gone + left
+
+
+def _cheapest(states: Sequence[_Alone | _Left], marks: list[int], n: int) -> list[int]:
+    """n of these channels that go one after another, each when it costs least of them."""
+    parts = [state.part(marks) for state in states]
+    going: list[int] = []
+    for _ in range(n):
+        costs = sum(part.costs(marks) for part in parts)
+        assert isinstance(costs, Tensor)
+        going.append(marks[int(costs.argmin())])
+        for part in parts:
+            part.drop(going[-1:])
+        marks = [mark for mark in marks if mark != going[-1]]
+    return going
+
+
+_SMALLER = 1.2
+"""Times as many columns as are left from which on what is left is moved together."""
 
 
 class _Alone:
@@ -183,45 +213,77 @@ class _Alone:
         zero = torch.zeros((), dtype=torch.float64)
         return torch.stack([self.sizes[m] if m < len(self.sizes) else zero for m in marks])
 
-    def drop(self, mark: int) -> None:
+    def drop(self, marks: Sequence[int]) -> None:
         """Nothing changes for the others."""
+
+    def part(self, marks: Sequence[int]) -> _Alone:
+        """The same on these channels."""
+        return self
 
 
 class _Left:
-    """A reader on what is left of its columns."""
+    """A reader on what is left of its columns.
 
-    def __init__(self, reader: Reader, H: Tensor) -> None:
-        self.reader, self.H, self.W = reader, H, reader.W.double().clone()
-        self.columns = {
-            int(m): torch.nonzero(reader.columns == m).flatten() for m in reader.columns.unique()
-        }
+    Args:
+        reader: what it is.
+        H: the inverse of the moment of the columns that are left (groups, d, d).
+        W: the weight that makes up for those that went (groups, o, d).
+        columns: channel -> its places in d.
+    """
+
+    def __init__(self, reader: Reader, H: Tensor, W: Tensor, columns: dict[int, Tensor]) -> None:
+        self.reader, self.H, self.W, self.columns = reader, H, W, columns
 
     @classmethod
     def of(cls, reader: Reader) -> _Left:
-        return cls(reader, torch.linalg.inv(reader.C.double()))
+        """With all of its columns."""
+        columns = {
+            int(m): torch.nonzero(reader.columns == m).flatten() for m in reader.columns.unique()
+        }
+        return cls(reader, torch.linalg.inv(reader.C.double()), reader.W.double().clone(), columns)
 
     def costs(self, marks: Sequence[int]) -> Tensor:
         """What losing each channel costs."""
         scale = self.reader.share / self.reader.whole
         weighed = self.reader.metric.weighs(self.W.to(self.reader.W.dtype)).double()
-        found = []
-        for mark in marks:
-            c = self.columns.get(mark)
-            if c is None:
-                found.append(torch.zeros((), dtype=torch.float64))
-                continue
-            inner = self.H[:, c][:, :, c]
-            solved = torch.linalg.solve(inner, self.W[:, :, c].mT)
-            found.append((weighed[:, :, c].mT * solved).sum() * scale)
-        return torch.stack(found)
+        alike: dict[int, list[int]] = {}  # channels of as many columns
+        for k, mark in enumerate(marks):
+            if mark in self.columns:
+                alike.setdefault(len(self.columns[mark]), []).append(k)
+        found = torch.zeros(len(marks), dtype=torch.float64)
+        for some in alike.values():
+            c = torch.stack([self.columns[marks[k]] for k in some])  # (n, k)
+            inner = self.H[:, c[:, :, None], c[:, None, :]]
+            W, GW = (M[:, :, c].movedim(1, 3) for M in (self.W, weighed))  # (g, n, k, o)
+            found[some] = scale * (GW * torch.linalg.solve(inner, W)).sum((0, 2, 3))
+        return found
 
-    def drop(self, mark: int) -> None:
-        """Go on without a channel."""
-        c = self.columns.pop(mark, None)
-        if c is None:
+    def drop(self, marks: Sequence[int]) -> None:
+        """Go on without channels."""
+        gone = [self.columns.pop(mark) for mark in marks if mark in self.columns]
+        if not gone:
             return
-        inner, rows = self.H[:, c][:, :, c], self.H[:, c]
-        solved = torch.linalg.solve(inner, rows)  # (g, k, d)
-        self.W -= self.W[:, :, c] @ solved
-        self.H -= rows.mT @ solved
+        c = torch.cat(gone)
+        rows = self.H[:, c]
+        solved = torch.linalg.solve(rows[:, :, c], rows)  # (g, k, d)
+        self.W.baddbmm_(self.W[:, :, c], solved, alpha=-1)
+        self.H.baddbmm_(rows.mT, solved, alpha=-1)
         self.W[:, :, c] = 0.0
+        if self.H.shape[-1] > _SMALLER * sum(map(len, self.columns.values())):
+            self._close_up()
+
+    def _close_up(self) -> None:
+        """Hold what is left alone, side by side."""
+        small = self.part([*self.columns])
+        self.H, self.W, self.columns = small.H, small.W, small.columns
+
+    def part(self, marks: Sequence[int]) -> _Left:
+        """The same on these channels, of its own: how they cost each other is all in their rows."""
+        columns, at = {}, 0
+        taken = [(m, self.columns[m]) for m in marks if m in self.columns]
+        for mark, c in taken:
+            columns[mark] = torch.arange(at, at + len(c))
+            at += len(c)
+        c = torch.cat([c for _, c in taken]) if taken else torch.zeros(0, dtype=torch.long)
+        H = self.H[:, c[:, None], c[None, :]]
+        return _Left(self.reader, H, self.W[:, :, c], columns)
