@@ -277,8 +277,9 @@ def main() -> None:
         if f"shape {name}" not in results.rows:
             results.add(f"shape {name}", **shape(name))
     for name in args.costs:
-        if f"cost {name}" not in results.rows:
-            results.add(f"cost {name}", **cost(name, TOGETHER[0]))
+        for score in ("lasso", *TOGETHER):
+            if (key := f"cost {name} {score}") not in results.rows:
+                results.add(key, **cost(name, score))
     if args.table:
         table(results.rows)
 
