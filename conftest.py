@@ -113,10 +113,10 @@ def _leave_to_slow(items: list[pytest.Item]) -> None:
     Their names draw lots, so that no parameter goes with the lot.
     """
     for item in items:
-        mark = item.get_closest_marker("one_in")
-        lot = hashlib.blake2b(item.nodeid.encode(), digest_size=4).digest()
-        if mark is not None and int.from_bytes(lot, "big") % mark.args[0]:
-            item.add_marker(pytest.mark.slow)
+        if (mark := item.get_closest_marker("one_in")) is not None:
+            lot = hashlib.blake2b(item.nodeid.encode(), digest_size=4).digest()
+            if int.from_bytes(lot, "big") % mark.args[0]:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(tryfirst=True)

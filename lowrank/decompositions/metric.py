@@ -672,9 +672,7 @@ def variable_projection(
 
     with torch.enable_grad():
         if energy > 0:
-            with (
-                torch.no_grad()
-            ):  # unit scale: the size of features is arbitrary, A makes up for it
+            with torch.no_grad():  # unit scale: A makes up for the size of features
                 for f in free:
                     f /= f.square().mean().sqrt().clamp_min(torch.finfo(f.dtype).tiny)
             _descend(flat, evaluate, max_iter)

@@ -46,14 +46,18 @@ ROOT = "(model)"
 """Name for what the outermost module holds or runs itself."""
 
 
-class CountMode(TorchDispatchMode):
-    """Add up MACs and FLOPs of every operation under the innermost module that runs."""
+class WatchMode(TorchDispatchMode):
+    """Sees every operation of a model that runs as it is written."""
 
     supports_higher_order_operators = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # it is never compiled, and to keep it from that torch would load sympy
+
+
+class CountMode(WatchMode):
+    """Add up MACs and FLOPs of every operation under the innermost module that runs."""
 
     def __init__(self) -> None:
         super().__init__()

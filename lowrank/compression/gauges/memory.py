@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from lowrank.compression.gauges.counting import WatchMode
 from lowrank.compression.network.example import Example, check, evaluating, spare, use_up
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.stages import Call, Stage
@@ -196,19 +196,13 @@ def measure_memory(
     )
 
 
-class MemoryMode(TorchDispatchMode):
+class MemoryMode(WatchMode):
     """Follow the storages that operations create: bytes alive, their peak, and the bound.
 
     A storage counts from the operation that returns it until it is freed. One that an
     operation was given and that no earlier operation created (a parameter, a buffer, the
     example) never counts; views share their storage.
     """
-
-    supports_higher_order_operators = True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # it is never compiled, and to keep it from that torch would load sympy
 
     def __init__(self) -> None:
         super().__init__()

@@ -395,8 +395,11 @@ def speaks(model: nn.Module, example: Example) -> bool:
         model: run once on the example if it has a table of as many words as that.
         example: a small one.
     """
+    words = vocabularies(model)
+    if not words:
+        return False
     largest = [int(t.max()) for t in tensors(example) if t.dtype in _INTEGERS and t.numel()]
-    words = [n for n in vocabularies(model) if n > 2 and any(most < n for most in largest)]
+    words = frozenset(n for n in words if n > 2 and any(most < n for most in largest))
     found = flatten(run(model, example)) if words else []
     return bool(found) and scores_words(found[0], words)
 

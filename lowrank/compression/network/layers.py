@@ -104,10 +104,15 @@ def _conv_spec(module: nn.Module, bias: bool) -> LayerSpec:
     )
 
 
+def is_parametrized(module: nn.Module) -> bool:
+    """Whether it is so itself: a compiled module answers for the one within."""
+    return "parametrizations" in module._modules and parametrize.is_parametrized(module)
+
+
 def own_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters that the module itself holds, those behind parametrizations too."""
     own = [*module.named_parameters(recurse=False)]
-    if "parametrizations" in module._modules and parametrize.is_parametrized(module):
+    if is_parametrized(module):
         behind = cast(nn.ModuleDict, module.parametrizations)
         own += behind.named_parameters("parametrizations")
     return {k: () if nn.parameter.is_lazy(p) else tuple(p.shape) for k, p in own}

@@ -8,9 +8,10 @@ from collections.abc import Collection
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from lowrank.compression.network.layers import is_parametrized
 
 
 def weight_normed(model: nn.Module) -> list[str]:
@@ -45,7 +46,7 @@ def fold_weight_norm(model: nn.Module, names: Collection[str]) -> None:
         trained = any(p.requires_grad for p in _sources(module))
         weight = cast(Tensor, module.weight).detach().clone()
         others = {k: p for k, p in module._parameters.items() if k not in ("weight_g", "weight_v")}
-        if _parametrized(module):
+        if is_parametrized(module):
             module.__class__ = type(module).__bases__[0]
             del module._modules["parametrizations"]
         elif (key := _hook_of(module)) is not None:
@@ -58,7 +59,7 @@ def fold_weight_norm(model: nn.Module, names: Collection[str]) -> None:
 
 def _sources(module: nn.Module) -> list[nn.Parameter]:
     """The parameters that weight norm makes the weight of, or none."""
-    if _parametrized(module):
+    if is_parametrized(module):
         lists = dict(cast(nn.ModuleDict, module.parametrizations).items())
         rules = list(cast(nn.ModuleList, lists["weight"])) if list(lists) == ["weight"] else []
         plain = len(rules) == 1 and type(rules[0]) is _WeightNorm
@@ -66,11 +67,6 @@ def _sources(module: nn.Module) -> list[nn.Parameter]:
     if _hook_of(module) is None:
         return []
     return [p for n in ("weight_g", "weight_v") if (p := _own(module).get(n)) is not None]
-
-
-def _parametrized(module: nn.Module) -> bool:
-    """Whether it is so itself: a compiled module answers for the one within."""
-    return parametrize.is_parametrized(module) and "parametrizations" in module._modules
 
 
 def _own(module: nn.Module) -> dict[str, nn.Parameter]:
