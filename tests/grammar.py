@@ -212,6 +212,19 @@ class PlainLinear(nn.Linear):
     """A subclass that adds nothing."""
 
 
+class OwnLinear(nn.Module):
+    """A linear layer that a library wrote anew."""
+
+    def __init__(self, n_in: int, n_out: int, *, bias: bool) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = n_in, n_out
+        self.weight = nn.Parameter(torch.randn(n_out, n_in) / n_in**0.5)
+        self.bias = nn.Parameter(torch.randn(n_out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
 class StandardizedConv2d(nn.Conv2d):
     """A convolution with standardized weights (Qiao et al. 2019)."""
 
@@ -505,6 +518,8 @@ def _over_last_axis(table: dict[str, Make]) -> dict[str, Make]:
         "standardized linear": lambda g, x: StandardizedLinear(x.shape[-1], g.width()),
         "plain subclass": lambda g, x: PlainLinear(x.shape[-1], g.width()),
         "weight read": lambda g, x: Call("weight read", nn.Linear(x.shape[-1], g.width())),
+        "type asked": lambda g, x: Call("type asked", _linear(g, x)),
+        "own linear": lambda g, x: OwnLinear(x.shape[-1], g.width(), bias=g.chance(0.5)),
         "bare matrix": lambda g, x: Matrix(x.shape[-1], g.width(), buffer=g.chance(0.5)),
         "complex part": lambda g, x: Spectrum(x.shape[-1]) if x.shape[-1] > 1 else None,
         "complex linear": lambda g, x: Complex(x.shape[-1], g.width()),
@@ -561,6 +576,9 @@ PIECES: dict[str, dict[str, Make]] = {
         "depthwise": _depthwise,
         "standardized convolution": _own_conv(StandardizedConv2d),
         "same-padded convolution": _own_conv(SamePadConv2d),
+        "type asked": lambda g, x: Call(
+            "type asked", CONV[x.ndim - 2](x.shape[1], g.width(), 1, bias=g.chance(0.5))
+        ),
         "norm": _map_norm,
         "activation": _activation,
         "pool": _pool,
@@ -688,6 +706,13 @@ def _through_numpy(m: Call, x: Tensor) -> Tensor:
     return x * float(y.detach().abs().float().mean().cpu().numpy())
 
 
+def _type_asked(m: Call, x: Tensor) -> Tensor:
+    layer = m.parts[0]
+    biased = layer.bias is not None
+    y = layer(x.to(layer.weight.device, layer.weight.dtype)).to(x.dtype)
+    return y if biased else y + 1
+
+
 def _autocast(m: Call, x: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         y = m.parts[0](x)
@@ -748,6 +773,7 @@ RULES: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "squeeze and excite": partial(_excited, in_place=False),
     "squeeze and excite in place": partial(_excited, in_place=True),
     "weight read": lambda m, x: F.linear(x, m.parts[0].weight, m.parts[0].bias),
+    "type asked": _type_asked,
     "autocast": _autocast,
     "transposed view": lambda m, x: m.parts[0](x.mT.contiguous().mT if x.ndim > 2 else x),
     "bilinear": lambda m, x: m.parts[0](x, x),

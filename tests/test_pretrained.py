@@ -34,6 +34,10 @@ _SIZE = {
 }  # fmt: skip
 _GROUPED = {**_SIZE, "num_key_value_heads": 2}
 _NARROW = {**_GROUPED, "head_dim": 12}
+_SEEN = {
+    "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "image_size": 32, "patch_size": 8,
+}  # fmt: skip
 _CAUSAL, _SEQUENCES = "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"
 
 FAMILIES: Mapping[str, tuple[str, str, Mapping[str, Any], str]] = {
@@ -74,6 +78,18 @@ FAMILIES: Mapping[str, tuple[str, str, Mapping[str, Any], str]] = {
         },
         "AutoModelForSpeechSeq2Seq",
     ),
+    "siglip": (
+        "SiglipForImageClassification", "SiglipConfig", {"vision_config": _SEEN, "text_config": {}},
+        "AutoModelForImageClassification",
+    ),
+    "clip": (
+        "CLIPForImageClassification", "CLIPConfig", {"vision_config": _SEEN, "text_config": {}},
+        "AutoModelForImageClassification",
+    ),
+    "mamba": (
+        "MambaForCausalLM", "MambaConfig",
+        {"vocab_size": 100, "hidden_size": 32, "state_size": 4, "num_hidden_layers": 1}, _CAUSAL,
+    ),
     "t5": (
         "T5ForConditionalGeneration", "T5Config",
         {
@@ -94,7 +110,7 @@ def build(name: str) -> Any:
 def inputs(name: str) -> dict[str, torch.Tensor]:
     rng = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 90, (1, 10), generator=rng)
-    if name == "vit":
+    if name in ("vit", "siglip", "clip"):
         return {"pixel_values": torch.randn(1, 3, 32, 32, generator=rng)}
     if name == "whisper":
         heard = torch.randn(1, 20, 100, generator=rng)
@@ -233,6 +249,19 @@ def test_devices(shelf: Mapping[str, Path], small: Any) -> None:
         shelf["llama-tied"], device_map="auto", max_memory={"cpu": "1GB"}
     )
     assert alike(auto, small)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["t5", "clip", "siglip", "mamba", "llama-tied"])
+def test_read_in_half_precision(shelf: Mapping[str, Path], name: str, dtype: torch.dtype) -> None:
+    """T5 keeps layers in float32 in one of them; it and others cast to what a layer holds."""
+    half = lowrank.load_pretrained(shelf[name], dtype=dtype)
+    x = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs(name).items()}
+    want = load_file(f"{shelf[name]}.safetensors")["logits"]
+    found = logits(half, x).float()
+    assert (found - want).norm() < (0.05 if dtype == torch.bfloat16 else 0.01) * want.norm()
+    again = copy.deepcopy(half).float()
+    assert (logits(again, inputs(name)) - want).norm() < 0.05 * want.norm()
 
 
 def test_generation_with_its_cache(shelf: Mapping[str, Path]) -> None:

@@ -142,6 +142,7 @@ class LayerView:
         module: the layer itself.
         spec: its shape.
         calls: what the example made it do, one entry per call.
+        asked: its parameters that the model asks for their type or device, and nothing else.
     """
 
     name: str
@@ -149,6 +150,7 @@ class LayerView:
     module: nn.Module
     spec: LayerSpec
     calls: tuple[Call, ...]
+    asked: tuple[str, ...] = ()
 
     @property
     def parameter(self) -> nn.Parameter:

@@ -25,6 +25,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from lowrank.compression.network.example import Example, as_written, call, check, is_wrapper, run
+from lowrank.compression.network.hooks import lent, watched_reads
 from lowrank.compression.network.layers import LayerView, is_transposed_linear, own_shapes, spec_of
 from lowrank.compression.network.own_stages import is_int8
 from lowrank.compression.network.stages import Call
@@ -128,6 +129,7 @@ class _Watch:
     calls: dict[int, list[Call]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     readers: dict[int, str] = field(default_factory=dict)
+    asked: dict[int, set[str]] = field(default_factory=dict)
     mode: Literal["use", "training"] = "use"
     order: list[int] = field(default_factory=list)
     reads: dict[int, list[_Read | None]] = field(default_factory=dict)
@@ -359,15 +361,16 @@ def _watch_packed(
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         inside.remove(module)
 
-    def read(module: nn.Module, attribute: str) -> None:
+    def read(module: nn.Module, attribute: str, value: Any) -> Any:
         if module not in inside:
             reasons[id(module)] = f"the model reads its {attribute} directly"
+        return value
 
     with ExitStack() as stack:
         for module in modules:
             stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(leave).remove)
-        stack.enter_context(_attribute_reads(modules, read))
+        stack.enter_context(watched_reads(modules, read))
         run(model, example)
         with suppress(InputError), _training(model):
             call(model, example)
@@ -496,12 +499,21 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
         if running and running[-1] is module:
             running.pop()
 
-    def read(module: nn.Module, attribute: str) -> None:
+    def read(module: nn.Module, attribute: str, value: Any) -> Any:
         reader = running[-1] if running else model
-        if reader is not module and id(module) not in watch.readers:
-            name = names.get(id(reader), type(reader).__name__)
-            when = " in training mode" if watch.mode == "training" else ""
-            watch.readers[id(module)] = f"{name} reads its {attribute} directly{when}"
+        if reader is module or id(module) in watch.readers:
+            return value
+        name = names.get(id(reader), type(reader).__name__)
+        when = " in training mode" if watch.mode == "training" else ""
+
+        def used() -> None:
+            watch.readers.setdefault(id(module), f"{name} reads its {attribute} directly{when}")
+
+        if not _may_ask(reader, value):
+            used()
+            return value
+        watch.asked.setdefault(id(module), set()).add(attribute)
+        return value if value is None else lent(value, used)
 
     with ExitStack() as stack:
         # hooks for all modules: one on a layer itself would switch torch's fused encoder off
@@ -515,7 +527,7 @@ def _watch_example(model: nn.Module, example: Example, candidates: dict[str, nn.
         stack.callback(after.remove)
         # torch's own handle forgets this entry, and torch.compile then warns of global hooks
         stack.callback(torch_module._global_forward_hooks_with_kwargs.pop, after.id, None)
-        stack.enter_context(_attribute_reads(candidates.values(), read))
+        stack.enter_context(watched_reads(candidates.values(), read))
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)  # of our hooks
         watch.output = run(model, example)
@@ -544,21 +556,13 @@ def _training(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-@contextmanager
-def _attribute_reads(modules: Any, read: Any) -> Iterator[None]:
-    """Call `read(module, name)` whenever a parameter is read, which a chain of layers lacks."""
-    own = {id(m): set(m._parameters) for m in modules}
-
-    def getattribute(self: nn.Module, name: str) -> Any:
-        if name[:1] != "_" and name in own.get(id(self), ()):
-            read(self, name)
-        return object.__getattribute__(self, name)
-
-    nn.Module.__getattribute__ = getattribute  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        del nn.Module.__getattribute__
+def _may_ask(reader: nn.Module, value: Tensor | None) -> bool:
+    """Whether a reader may be after the type alone; torch's fused kernels, to which a tensor in
+    disguise is none of theirs, and compiled code are not asked."""
+    if isinstance(reader, torch.jit.ScriptModule) or torch.compiler.is_compiling():
+        return False
+    plain = value is None or type(value) is nn.Parameter
+    return plain and not type(reader).__module__.startswith("torch.nn.")
 
 
 def _record_call(watch: _Watch, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -644,7 +648,8 @@ def _run_reason(module: nn.Module, watch: _Watch) -> str | None:
 def _view(paths: tuple[str, ...], module: nn.Module, watch: _Watch) -> LayerView:
     spec = spec_of(module)
     assert spec is not None
-    return LayerView(paths[0], paths, module, spec, tuple(watch.calls[id(module)]))
+    asked = tuple(sorted(watch.asked.get(id(module), ())))
+    return LayerView(paths[0], paths, module, spec, tuple(watch.calls[id(module)]), asked)
 
 
 def _units(model: nn.Module, views: dict[str, LayerView], reasons: dict[str, str]) -> list[Unit]:
@@ -813,9 +818,10 @@ def _unmoved(
         size = output.detach().abs().amax() if output.numel() else 1.0
         return torch.cat([output, (noise.to(output) + 1) * size], dim=-1)
 
-    def note(module: nn.Module, name: str) -> None:
+    def note(module: nn.Module, name: str, value: Any) -> Any:
         if module not in inside:  # a Sequential in its place would have no such parameter
             read.append(module)
+        return value
 
     makers = {unit.behind: model.get_submodule(unit.behind or "") for unit in units}
     with ExitStack() as stack:
@@ -828,7 +834,7 @@ def _unmoved(
         for module in makers.values():
             stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(widen).remove)
-        stack.enter_context(_attribute_reads(makers.values(), note))
+        stack.enter_context(watched_reads(makers.values(), note))
         try:
             found = forward(model, example)
         except InputError:

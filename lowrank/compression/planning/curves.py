@@ -49,6 +49,7 @@ class Curves:
         memory: what the model holds while it runs; None where that was not asked for.
         joint: what several of the layers may become together, beside their own curves.
         widths: units of layers that may go narrower as a whole, beside their own curves.
+        asked: layer -> its parameters whose type or device the model asks for.
     """
 
     curves: tuple[Curve, ...]
@@ -62,6 +63,7 @@ class Curves:
     memory: Peaks | None = field(default=None, compare=False, repr=False)
     joint: tuple[Curve, ...] = ()
     widths: tuple[Widths, ...] = ()
+    asked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def plot(
         self, layers: Sequence[str] | None = None, *, method: str = "channel_svd", ax: Any = None
@@ -229,7 +231,12 @@ class Curves:
                 covered = choice.layers if isinstance(choice, Candidate) else curve.layers
                 rows |= _rows(together[covered], choice)
         rows = {
-            n: replace(r, kind=self.kinds[n], shapes=r.shapes or self.shapes[n])
+            n: replace(
+                r,
+                kind=self.kinds[n],
+                shapes=r.shapes or self.shapes[n],
+                asked=self.asked.get(n, ()),
+            )
             for n, r in rows.items()
         }
         rows |= _with_guests(rows)
@@ -575,7 +582,12 @@ _NOTEWORTHY = 0.01
 def all_dense(curves: Curves, reason: str) -> Plan:
     """A plan that replaces nothing."""
     rows = {
-        name: PlannedLayer(kind, curves.shapes[name], Dense(curves.reasons.get(name, reason)))
+        name: PlannedLayer(
+            kind,
+            curves.shapes[name],
+            Dense(curves.reasons.get(name, reason)),
+            asked=curves.asked.get(name, ()),
+        )
         for name, kind in curves.kinds.items()
     }
     return Plan(rows, curves.total, seed=curves.calibration.seed)

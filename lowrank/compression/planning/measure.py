@@ -176,7 +176,9 @@ def measured(
     found = scan(model, example)
     reasons, overrides = _left_out(found, rules)
     total = model_cost(model, example)
-    rows = _Rows(Curves((), reasons, found.kinds, found.shapes, total, settings))
+    asked_for = {v.name: v.asked for unit in found.units for v in unit.layers if v.asked}
+    bare = Curves((), reasons, found.kinds, found.shapes, total, settings, asked=asked_for)
+    rows = _Rows(bare)
     with usable(rows.so_far, settings.cache):
         known = rows.known = _calibrated(model, example, found, data, settings, store, progress)
         if known is not None:

@@ -12,7 +12,9 @@ from lowrank.compression.network.stages import Cost
 from lowrank.errors import PlanError
 from lowrank.tables import amount
 
-_ROW = frozenset(("kind", "shapes", "method", "cost", "cost_dense", "error", "int8", "behind"))
+_ROW = frozenset(
+    ("kind", "shapes", "method", "cost", "cost_dense", "error", "int8", "behind", "asked")
+)
 """Keys of a replaced layer's row beside the settings of its method."""
 
 
@@ -56,6 +58,8 @@ class PlannedLayer:
         int8: its linear layers (itself, if dense) are quantized after fitting.
         behind: the module behind which the factor that it shares with others runs, once;
             None where nothing is shared, or each of them runs it.
+        asked: its parameters whose type or device the model asks for: what stands in its place
+            has an empty tensor of each of these names.
     """
 
     kind: str
@@ -66,6 +70,7 @@ class PlannedLayer:
     error: float | None = None
     int8: bool = False
     behind: str | None = None
+    asked: tuple[str, ...] = ()
 
 
 def describe_choice(choice: Choice) -> str:
@@ -103,6 +108,7 @@ def _row_to_dict(row: PlannedLayer) -> dict[str, Any]:
     if row.cost is not None:
         out |= {"cost": asdict(row.cost), "error": row.error}
     out |= {"behind": row.behind} if row.behind is not None else {}
+    out |= {"asked": list(row.asked)} if row.asked else {}
     return out | ({"int8": True} if row.int8 else {})
 
 
@@ -121,6 +127,7 @@ def _row_from_dict(name: str, row: Mapping[str, Any]) -> PlannedLayer:
         error=None if row.get("error") is None else float(row["error"]),
         int8=row.get("int8", False),
         behind=None if row.get("behind") is None else str(row["behind"]),
+        asked=tuple(str(name) for name in row.get("asked", ())),
     )
 
 

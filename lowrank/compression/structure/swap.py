@@ -36,7 +36,7 @@ def planned_units(model: nn.Module, plan: Plan) -> list[tuple[Unit, Method]]:
     """
     found = []
     for names, method in plan.units.items():
-        views = [_view(name, model.get_submodule(name)) for name in names]
+        views = [_view(name, model.get_submodule(name), plan.layers[name].asked) for name in names]
         unit = unit_of(views, plan.layers[names[0]].behind)
         if unit is None:
             problem = f"it makes no unit with {', '.join(names[1:])}, which are tied to it"
@@ -45,14 +45,24 @@ def planned_units(model: nn.Module, plan: Plan) -> list[tuple[Unit, Method]]:
     return found
 
 
-def _view(name: str, module: nn.Module) -> LayerView:
-    return LayerView(name, (name,), module, layer_spec(module), ())
+def _view(name: str, module: nn.Module, asked: tuple[str, ...] = ()) -> LayerView:
+    return LayerView(name, (name,), module, layer_spec(module), (), asked)
 
 
-def chained(module: nn.Module, stages: Sequence[nn.Module]) -> nn.Sequential:
-    """The stages in a row, with everything of the layer that is not its weight."""
+def chained(
+    module: nn.Module, stages: Sequence[nn.Module], asked: Sequence[str] = ()
+) -> nn.Sequential:
+    """The stages in a row, with everything of the layer that is not its weight.
+
+    Of the parameters that the model asks for their type or device there is an empty tensor, which
+    goes with the model wherever that goes, and into no file.
+    """
     weight = weight_of(module)
     chain = nn.Sequential(*stages)
+    for name in asked:
+        own = module._parameters[name]
+        empty = None if own is None else own.detach().new_empty(0)
+        chain.register_buffer(name, empty, persistent=False)
     for parameter in chain.parameters():
         parameter.requires_grad_(weight.requires_grad)
         if _is_channels_last(weight) and parameter.ndim == weight.ndim:
@@ -129,7 +139,7 @@ def install_unit(
 ) -> None:
     """Put the modules that replace a unit in its layers' places, and keep the layers' shells."""
     for view, row in zip(unit.layers, parts.rows, strict=True):
-        install(model, view.name, chained(view.module, row), originals)
+        install(model, view.name, chained(view.module, row, view.asked), originals)
     trained = any(view.parameter.requires_grad for view in unit.layers)
     for module in parts.front or parts.rows[0][:-1]:
         module.requires_grad_(trained)

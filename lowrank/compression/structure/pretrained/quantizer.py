@@ -7,12 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from lowrank.compression.structure.attention import Attention
+from lowrank.compression.structure.experts import Experts
 from lowrank.compression.structure.history import part_of, records
 from lowrank.compression.structure.pretrained.building import build, mismatch, shapes
 from lowrank.compression.structure.pretrained.record import CONFIG, METHOD, Record
@@ -103,8 +106,8 @@ class LowRankQuantizer(HfQuantizer):
                 "copy or save the whole folder again",
             ) from error  # fmt: skip
         _check_fit(model, paths)
-        for chain, shell in _replaced(model):
-            chain.__dict__ |= _stand_ins(shell)
+        for module, named in _stand_ins(model):
+            module.__dict__ |= named
         model.__dict__[_GETTER] = partial(_parameter_or_buffer, model)
 
     def postprocess_model(self, model: Any, **settings: Any) -> Any:
@@ -113,9 +116,11 @@ class LowRankQuantizer(HfQuantizer):
             for name in names:
                 if name in vars(holder):
                     delattr(holder, name)
-        for chain, shell in _replaced(model):
-            for name in _stand_ins(shell):
-                del chain.__dict__[name]
+        for module, named in _stand_ins(model):
+            for name in named:
+                del module.__dict__[name]
+        for chain, _ in _replaced(model):
+            _settle_empty(chain)
         del model.__dict__[_GETTER]
         guard()
         return model
@@ -147,16 +152,39 @@ def _replaced(model: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
             yield part.get_submodule(name), shell
 
 
-def _stand_ins(shell: nn.Module) -> dict[str, Tensor]:
-    """The weights of a dense layer, on the meta device, marked as read.
+def _stand_ins(model: Any) -> Iterator[tuple[nn.Module, dict[str, object]]]:
+    """What stands in a dense layer's place -> that layer's weights, marked as read.
 
     Behind reading, transformers initializes what was not read. Some models do that from above,
-    as in `init.normal_(module.c_proj.weight)`, and would not find the layers of a plan.
+    as in `init.normal_(module.c_proj.weight)`, and would not find the layers of a plan, nor the
+    packed weights of what is taken apart. What is marked is left as it is, be it a module.
     """
-    own = {name: p.detach() for name, p in shell.named_parameters(recurse=False)}
-    for tensor in own.values():
-        tensor._is_hf_initialized = True  # type: ignore[attr-defined]
-    return own
+    for chain, shell in _replaced(model):
+        yield chain, {n: _read(p.detach()) for n, p in shell.named_parameters(recurse=False)}
+    for module in model.modules():
+        if isinstance(module, Attention):
+            packed = ("in_proj_weight", "in_proj_bias")
+            yield module, {name: _read(torch.empty(0, device="meta")) for name in packed}
+        elif isinstance(module, Experts):
+            for part in module.children():
+                yield part, {_IS_READ: True}
+
+
+_IS_READ = "_is_hf_initialized"
+
+
+def _read(tensor: Tensor) -> Tensor:
+    setattr(tensor, _IS_READ, True)
+    return tensor
+
+
+def _settle_empty(chain: nn.Module) -> None:
+    """Give the empty tensors, which say what type a layer has, the type that was read: some
+    models keep layers of certain names in float32."""
+    factor = next((p for p in chain.parameters() if p.is_floating_point()), None)
+    for name, empty in chain._buffers.items():
+        if factor is not None and empty is not None and not empty.numel():
+            chain._buffers[name] = empty.to(factor.device, factor.dtype)
 
 
 def _check_class(model: Any) -> None:
