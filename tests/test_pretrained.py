@@ -90,6 +90,16 @@ FAMILIES: Mapping[str, tuple[str, str, Mapping[str, Any], str]] = {
         "MambaForCausalLM", "MambaConfig",
         {"vocab_size": 100, "hidden_size": 32, "state_size": 4, "num_hidden_layers": 1}, _CAUSAL,
     ),
+    "bart": (
+        "BartForConditionalGeneration", "BartConfig",
+        {
+            "vocab_size": 100, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1,
+            "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64, "max_position_embeddings": 32, "pad_token_id": 1,
+            "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2,
+        },
+        _SEQUENCES,
+    ),
     "t5": (
         "T5ForConditionalGeneration", "T5Config",
         {
@@ -115,7 +125,9 @@ def inputs(name: str) -> dict[str, torch.Tensor]:
     if name == "whisper":
         heard = torch.randn(1, 20, 100, generator=rng)
         return {"input_features": heard, "decoder_input_ids": ids}
-    return {"input_ids": ids} | ({"decoder_input_ids": ids[:, :5].clone()} if name == "t5" else {})
+    return {"input_ids": ids} | (
+        {"decoder_input_ids": ids[:, :5].clone()} if name in ("t5", "bart") else {}
+    )
 
 
 def compressed(name: str, **settings: Any) -> Any:
@@ -265,7 +277,7 @@ def test_read_in_half_precision(shelf: Mapping[str, Path], name: str, dtype: tor
 
 
 def test_generation_with_its_cache(shelf: Mapping[str, Path]) -> None:
-    for name in ("llama-tied", "gemma2", "gpt2", "t5"):
+    for name in ("llama-tied", "gemma2", "gpt2", "t5", "bart"):
         x = {"input_ids": inputs(name)["input_ids"]}
         settings = {"max_new_tokens": 8, "do_sample": False}
         again, small = lowrank.load_pretrained(shelf[name]), compressed(name)

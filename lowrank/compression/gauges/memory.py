@@ -52,7 +52,7 @@ class Memory:
     def with_chain(self, view: LayerView, chain: Sequence[Stage]) -> int:
         """Peak of the activations with a chain in the layer's place, in bytes."""
         dtype = view.parameter.dtype
-        calls = zip(self.before[view.name], view.calls, strict=True)
+        calls = zip(self.before.get(view.name, ()), view.calls, strict=True)
         return max([self.peak, *(alive + chain_bytes(chain, at, dtype) for alive, at in calls)])
 
     def with_unit(self, unit: Unit, stages: Sequence[Stage]) -> int:

@@ -28,9 +28,9 @@ from lowrank.compression.network.example import Example, as_written, call, check
 from lowrank.compression.network.hooks import lent, watched_reads
 from lowrank.compression.network.layers import LayerView, is_transposed_linear, own_shapes, spec_of
 from lowrank.compression.network.own_stages import is_int8
-from lowrank.compression.network.stages import Call
+from lowrank.compression.network.stages import Call, weight_of
 from lowrank.compression.network.tensors import memory_of, tensors
-from lowrank.compression.network.units import Alone, SameInput, TiedTable, Unit
+from lowrank.compression.network.units import Alone, SameInput, TiedTable, Unit, table_of
 from lowrank.errors import InputError
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -348,12 +348,11 @@ def _watch_packed(
     """Modules that the example never runs, or runs on packed sequences, or whose weights are
     read from outside -> why."""
     inside: list[nn.Module] = []
-    never = "the example never runs it"
-    reasons = {id(m): never for m in modules}
+    reasons = {id(m): _NEVER for m in modules}
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         inside.append(module)
-        if reasons.get(id(module)) == never:
+        if reasons.get(id(module)) == _NEVER:
             del reasons[id(module)]
         if any(isinstance(x, PackedSequence) for x in (*args, *kwargs.values())):
             reasons[id(module)] = "it is called with packed sequences"
@@ -634,6 +633,9 @@ def _is_stock(module: nn.Module) -> bool:
     return stock or is_transposed_linear(module)
 
 
+_NEVER = "the example never runs it"
+
+
 def _run_reason(module: nn.Module, watch: _Watch) -> str | None:
     key = id(module)
     if key in watch.readers:
@@ -641,7 +643,7 @@ def _run_reason(module: nn.Module, watch: _Watch) -> str | None:
     if key in watch.reasons:
         return watch.reasons[key]
     if key not in watch.calls:
-        return "the example never runs it"
+        return _NEVER
     return None
 
 
@@ -664,11 +666,12 @@ def _units(model: nn.Module, views: dict[str, LayerView], reasons: dict[str, str
     for names in holders.values():
         if len(names) < 2:
             continue
-        pair = _embedding_and_head([views[n] for n in names if n in views])
-        if pair is not None and len(names) == 2:
-            tied.append(pair)
-            for view in pair.layers:
-                del views[view.name]
+        table = _table(model, names, views, reasons)
+        if table is not None:
+            tied.append(table)
+            for view in table.layers:
+                views.pop(view.name, None)
+                reasons.pop(view.name, None)
             continue
         why = next((f" ({reasons[n]})" for n in names if n in reasons), "")
         for name in names:
@@ -679,11 +682,36 @@ def _units(model: nn.Module, views: dict[str, LayerView], reasons: dict[str, str
     return [*tied, *map(Alone, views.values())]
 
 
-def _embedding_and_head(views: list[LayerView]) -> TiedTable | None:
-    if sorted(v.spec.kind for v in views) != ["embedding", "linear"]:
-        return None
-    embedding, head = sorted(views, key=lambda v: v.spec.kind)
-    return None if is_transposed_linear(head.module) else TiedTable(embedding, head)
+def _table(
+    model: nn.Module,
+    names: Sequence[str],
+    views: Mapping[str, LayerView],
+    reasons: Mapping[str, str],
+) -> TiedTable | None:
+    """The unit of all that hold one table, those that run first; the example need not run every
+    embedding, as the one of an encoder and a decoder which only hands its table on to theirs."""
+    found = [views[n] for n in names if n in views]
+    for name in names:
+        module = model.get_submodule(name)
+        if reasons.get(name) == _NEVER and _looks_up(module):
+            spec = spec_of(module)
+            assert spec is not None
+            found.append(LayerView(name, (name,), module, spec, ()))
+    ran = any(view.calls and view.spec.kind == "embedding" for view in found)
+    return table_of(found) if ran and len(found) == len(names) else None
+
+
+def _looks_up(module: nn.Module) -> bool:
+    """Whether a module, which need not be a stock one, looks up the rows of its table."""
+    spec = spec_of(module)
+    if spec is None or spec.kind != "embedding":
+        return False
+    words = torch.arange(min(spec.in_channels, 8), device=weight_of(module).device)
+    try:
+        with torch.no_grad():
+            return _behaves_as_plain(module, words, module(words))
+    except (RuntimeError, TypeError, ValueError):
+        return False
 
 
 def _same_input(

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.network.layers import LayerView
+from lowrank.compression.network.layers import LayerView, is_transposed_linear
 from lowrank.compression.network.stages import (
     Call,
     Cost,
@@ -174,58 +174,70 @@ class Alone:
 
 @dataclass(frozen=True, eq=False)
 class TiedTable:
-    """An embedding and the output head that reads its table.
+    """Embeddings of one table, as an encoder's and its decoder's, and the head that reads it.
 
-    The head computes `h -> U (B h)` with the embedding's `E = U B`: its table `U` is the
-    embedding's own parameter, and `B` stands beside it once more, transposed.
+    The embeddings hold the same factors of `E = U B`. The head computes `h -> U (B h)`: its
+    table `U` is the embeddings' own parameter, and `B` stands beside it once more, transposed.
 
     Args:
-        embedding: the table of words, which methods see.
-        head: the linear layer whose weight is that table.
+        embeddings: what looks words up in the table, of which methods see the first.
+        head: the linear layer whose weight is that table, if there is one.
     """
 
     bond: ClassVar[Bond] = "table"
     behind: ClassVar[None] = None
-    owners: ClassVar[tuple[int, ...]] = (0, 0)
-    fitted_to_weights: ClassVar[str] = "its table is shared with the output head"
-    embedding: LayerView
-    head: LayerView
+    fitted_to_weights: ClassVar[str] = "its table is shared"
+    embeddings: tuple[LayerView, ...]
+    head: LayerView | None = None
 
     @property
     def layers(self) -> tuple[LayerView, ...]:
-        return (self.embedding, self.head)
+        return self.embeddings if self.head is None else (*self.embeddings, self.head)
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        return (0,) * len(self.layers)
 
     @property
     def spec(self) -> LayerSpec:
-        return self.embedding.spec
+        return self.embeddings[0].spec
 
     def rebound(self, layers: Sequence[LayerView]) -> TiedTable:
-        return TiedTable(*layers)
+        return _table_of(layers)
 
     def chains(self, stages: Sequence[Stage] | None) -> tuple[Chain, ...]:
-        if stages is None:
-            return (self.spec,), (self.head.spec,)
-        return tuple(stages), tied_head(stages, self.head.spec)
+        words = (self.spec,) if stages is None else tuple(stages)
+        chains = (words,) * len(self.embeddings)
+        if self.head is None:
+            return chains
+        scores = (self.head.spec,) if stages is None else tied_head(stages, self.head.spec)
+        return (*chains, scores)
 
     def runs(self, stages: Sequence[Stage] | None) -> list[tuple[Chain, tuple[Call, ...]]]:
-        first, second = self.chains(stages)
-        return [(first, self.embedding.calls), (second, self.head.calls)]
+        chains = self.chains(stages)
+        return [(chain, v.calls) for chain, v in zip(chains, self.layers, strict=True)]
 
     def costs(self, stages: Sequence[Stage] | None) -> tuple[Cost, ...]:
-        chain = self.chains(stages)[1]
-        own = chain[:-1]  # behind it stands the table
-        return self.embedding.cost(stages), _cost(own, [(chain, self.head.calls)], self.head)
+        chains = self.chains(stages)
+        found = [self.embeddings[0].cost(stages)]
+        for view, chain in zip(self.layers[1:], chains[1:], strict=True):
+            own = chain[:-1] if view is self.head else ()  # behind it stands the table
+            found.append(_cost(own, [(chain, view.calls)], view))
+        return tuple(found)
 
     def build(self, stages: Sequence[Stage]) -> Parts:
-        words = _built(stages, self.embedding)
-        scores = _built(self.chains(stages)[1], self.head)
+        words = _built(stages, self.embeddings[0])
+        rows = (words,) * len(self.embeddings)
+        if self.head is None:
+            return Parts(rows)
+        scores = _built(self.chains(stages)[-1], self.head)
         stages[0].share(words[0], scores[-1])
-        return Parts((words, scores))
+        return Parts((*rows, scores))
 
     def write(self, parts: Parts, stages: Sequence[Stage], factors: Sequence[Factor]) -> None:
-        words, scores = parts.rows
+        words, scores = parts.rows[0], parts.rows[-1]
         _write(stages, words, factors)
-        if len(scores) > 1:
+        if self.head is not None and len(scores) > 1:
             with torch.no_grad():
                 weight_of(scores[0]).copy_(weight_of(words[1]).T)
 
@@ -345,11 +357,32 @@ def unit_of(layers: Sequence[LayerView], behind: str | None = None) -> Unit | No
     """
     if len(layers) == 1:
         return Alone(layers[0])
-    kinds = [view.spec.kind for view in layers]
-    if kinds == ["embedding", "linear"]:
-        return TiedTable(*layers)
-    alike = set(kinds) == {"linear"} and len({v.spec.in_channels for v in layers}) == 1
+    kinds = {view.spec.kind for view in layers}
+    if "embedding" in kinds:
+        return table_of(layers)
+    alike = kinds == {"linear"} and len({v.spec.in_channels for v in layers}) == 1
     return SameInput(tuple(layers), behind) if alike else None
+
+
+def table_of(layers: Sequence[LayerView]) -> TiedTable | None:
+    """Embeddings of one table with the head that reads it, if there is one; else None."""
+    unit = _table_of(layers)
+    heads = len(layers) - len(unit.embeddings)
+    if len(layers) < 2 or not unit.embeddings or heads > 1:
+        return None
+    if unit.head is not None and (unit.head.spec.kind != "linear" or _turned(unit.head)):
+        return None
+    return unit if len({view.spec for view in unit.embeddings}) == 1 else None
+
+
+def _table_of(layers: Sequence[LayerView]) -> TiedTable:
+    others = [view for view in layers if view.spec.kind != "embedding"]
+    words = tuple(view for view in layers if view.spec.kind == "embedding")
+    return TiedTable(words, others[0] if others else None)
+
+
+def _turned(view: LayerView) -> bool:
+    return is_transposed_linear(view.module)
 
 
 def _cost(
