@@ -107,7 +107,7 @@ def test_at_full_rank_nothing_changes(n: int, head: bool, idle: bool) -> None:
         assert torch.allclose(small(IDS), net(IDS), atol=1e-4) == same
 
 
-class Scaled(nn.Embedding):
+class ByMean(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         return super().forward(ids) * self.weight.mean()
 
@@ -118,7 +118,7 @@ def test_a_table_that_someone_else_needs_stays(kind: str) -> None:
     if kind == "padding":
         net.tables[0] = nn.Embedding(WORDS, WIDTH, padding_idx=3)
     if kind == "does more":
-        net.tables[0] = Scaled(WORDS, WIDTH)
+        net.tables[0] = ByMean(WORDS, WIDTH)
     net.tables[0].weight = net.tables[1].weight
     if kind == "third":
         net.other = nn.Module()
@@ -132,3 +132,84 @@ def test_a_table_that_someone_else_needs_stays(kind: str) -> None:
     for name in ("tables.0", "tables.1", "scores"):
         assert name in report.left_alone
     assert small.tables[0].weight is small.tables[1].weight is small.scores.weight
+
+
+class Scaled(nn.Embedding):
+    """As those of M2M100, and, with a buffer, of Gemma 3.
+
+    Args:
+        gain: what rows are multiplied by.
+        how: where it is held: as a number, a tensor, a buffer; or nowhere, or only at times.
+    """
+
+    def __init__(self, gain: float, how: str) -> None:
+        super().__init__(WORDS, WIDTH)
+        self.how = how
+        if how in ("number", "training", "by word"):
+            self.embed_scale = gain
+        elif how == "tensor":
+            self.embed_scale = torch.tensor(gain)
+        elif how == "buffer":
+            self.register_buffer("embed_scale", torch.tensor(gain), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = super().forward(ids)
+        if self.how == "nowhere":
+            return x * 3.0
+        if self.how == "training" and self.training:
+            return x
+        gain = torch.as_tensor(self.embed_scale).to(x)
+        return x * (gain + (ids % 5 == 0).unsqueeze(-1) if self.how == "by word" else gain)
+
+
+def _scaled(gain: float, how: str, *, head: bool) -> Readers:
+    net = _net(2, head, True)
+    for k in range(2):
+        net.tables[k] = Scaled(gain, how)
+    net.tables[1].weight = net.tables[0].weight
+    if head:
+        net.scores.weight = net.tables[0].weight
+    return net.eval()
+
+
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("how", ["number", "tensor", "buffer"])
+@pytest.mark.parametrize("gain", [-0.5, 1.0, 24**0.5])
+def test_an_embedding_that_multiplies_by_a_number_is_replaced(
+    gain: float, how: str, head: bool, tmp_path: Path
+) -> None:
+    net = _scaled(gain, how, head=head)
+    curves = lowrank.measure(net, IDS, methods="channel_svd", skip="between")
+    plan = curves.plan(params=0.6)
+    assert plan.layers["tables.1"].gain == pytest.approx(gain)
+    assert lowrank.Plan.from_json(plan.to_json()) == plan
+    whole, _ = lowrank.apply(net, plan.with_choice("tables.1", lowrank.ChannelSVD(WIDTH)))
+    assert torch.allclose(whole(IDS), net(IDS), atol=1e-4)
+    small, _ = lowrank.apply(net, plan, example=IDS, data=IDS if head else None)
+    y = small(IDS)
+    dense = lowrank.densify(small)
+    assert torch.allclose(dense(IDS), y, atol=1e-5)
+    assert isinstance(dense.tables[1], Scaled)
+    lowrank.save(small, tmp_path / "small.safetensors")
+    again = lowrank.load(tmp_path / "small.safetensors", into=_scaled(gain, how, head=head))
+    assert torch.equal(again(IDS), y)
+    assert torch.allclose(lowrank.densify(again)(IDS), y, atol=1e-5)
+    if gain != 1:  # a table in few bits would serve the embedding and not the head
+        packed, report = lowrank.compress(net, IDS, bytes=0.4, low_bits=True)
+        methods = {type(m).__name__ for n, m in report.plan.replaced.items() if n == "tables.1"}
+        assert methods <= ({"ChannelSVD"} if head else {"ChannelSVD", "LowRankQuantized"})
+        assert packed(IDS).shape == y.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_number_is_found_in_other_types(dtype: torch.dtype) -> None:
+    net = _scaled(24**0.5, "buffer", head=True).to(dtype)
+    (unit,) = (u for u in scan(net, IDS).units if len(u.layers) == 3)
+    assert unit.layers[0].gain == pytest.approx(24**0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("how", ["nowhere", "training", "by word"])
+def test_an_embedding_that_does_more_than_multiply_stays(how: str) -> None:
+    net = _scaled(3.0, how, head=True)
+    _, report = lowrank.compress(net, IDS, params=0.99, methods="channel_svd")
+    assert "does more than its base class's forward" in report.left_alone["tables.1"]

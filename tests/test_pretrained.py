@@ -276,6 +276,16 @@ def test_read_in_half_precision(shelf: Mapping[str, Path], name: str, dtype: tor
     assert (logits(again, inputs(name)) - want).norm() < 0.05 * want.norm()
 
 
+def test_what_was_read_can_be_made_dense(shelf: Mapping[str, Path]) -> None:
+    """Gemma 3 multiplies its embeddings by a number that no file holds."""
+    for name in ("gemma3", "t5"):
+        again = lowrank.load_pretrained(shelf[name])
+        dense, x = lowrank.densify(again), inputs(name)
+        assert (logits(dense, x) - logits(again, x)).abs().max() < 1e-4
+        kinds = {n: type(m) for n, m in build(name).named_modules()}
+        assert {n: type(m) for n, m in dense.named_modules()} == kinds
+
+
 def test_generation_with_its_cache(shelf: Mapping[str, Path]) -> None:
     for name in ("llama-tied", "gemma2", "gpt2", "t5", "bart"):
         x = {"input_ids": inputs(name)["input_ids"]}

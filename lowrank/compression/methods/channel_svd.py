@@ -58,7 +58,7 @@ class ChannelSVD(Method):
 
     name: ClassVar[str] = "channel_svd"
     rank_names: ClassVar[tuple[str, ...]] = ("rank",)
-    serves: ClassVar[tuple[Bond, ...]] = ("alone", "table")
+    serves: ClassVar[tuple[Bond, ...]] = ("alone", "table", "scaled table")
     rank: int
     fold: Fold = "kernel_first"
 

@@ -143,6 +143,8 @@ class LayerView:
         spec: its shape.
         calls: what the example made it do, one entry per call.
         asked: its parameters that the model asks for their type or device, and nothing else.
+        gain: what an embedding multiplies the rows of its table by; its canonical weight is
+            the table so many times.
     """
 
     name: str
@@ -151,6 +153,7 @@ class LayerView:
     spec: LayerSpec
     calls: tuple[Call, ...]
     asked: tuple[str, ...] = ()
+    gain: float = 1.0
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -160,7 +163,8 @@ class LayerView:
     def weight(self) -> Tensor:
         """The canonical weight, detached, in float32 or the layer's own wider type."""
         weight = wide(self.parameter.detach())
-        return canonical(self.spec, weight, transposed=is_transposed_linear(self.module))
+        found = canonical(self.spec, weight, transposed=is_transposed_linear(self.module))
+        return found if self.gain == 1 else found * self.gain
 
     def cost(self, stages: Sequence[Stage] | None = None) -> Cost:
         """The cost of the dense layer, or of `stages` in its place, over all calls."""

@@ -8,6 +8,7 @@ of them answer as their plain type would, and whose weights anyone else reads.
 from __future__ import annotations
 
 import functools
+import math
 import types
 import warnings
 import weakref
@@ -130,6 +131,7 @@ class _Watch:
     reasons: dict[int, str] = field(default_factory=dict)
     readers: dict[int, str] = field(default_factory=dict)
     asked: dict[int, set[str]] = field(default_factory=dict)
+    gains: dict[int, float] = field(default_factory=dict)
     mode: Literal["use", "training"] = "use"
     order: list[int] = field(default_factory=list)
     reads: dict[int, list[_Read | None]] = field(default_factory=dict)
@@ -575,8 +577,10 @@ def _record_call(watch: _Watch, module: nn.Module, args: Any, kwargs: Any, outpu
         return
     calls.append(_call(module, inputs[0]))
     watch.reads.setdefault(key, []).append(watch.tensors.read(inputs[0]))
-    if key not in watch.reasons and not _behaves_as_plain(module, inputs[0], output):
-        watch.reasons[key] = f"{type(module).__name__} does more than its base class's forward"
+    if key not in watch.reasons:
+        gain = _gain(module, inputs[0], output)
+        if gain is None or watch.gains.setdefault(key, gain) != gain:
+            watch.reasons[key] = f"{type(module).__name__} does more than its base class's forward"
 
 
 def _call(module: nn.Module, x: Tensor) -> Call:
@@ -588,14 +592,15 @@ def _call(module: nn.Module, x: Tensor) -> Call:
     return Call(x.shape[0] if x.ndim == n + 2 else 1, tuple(x.shape[-n:]))
 
 
-def _behaves_as_plain(module: nn.Module, x: Tensor, output: Any) -> bool:
-    """Whether the module answers as the stock layer of its spec does.
+def _gain(module: nn.Module, x: Tensor, output: Any) -> float | None:
+    """What the module gives, as a multiple of what the stock layer of its spec does, or None.
 
-    Stock layers do by definition; a subclass (a static padding, a cast, an adapter) is
-    asked on the example's own input, and once more in training mode if it has a forward.
+    Stock layers give the same by definition; a subclass (a static padding, a cast, an adapter)
+    is asked on the example's own input, and once more in training mode if it has a forward.
+    An embedding may give a multiple: of a number that it holds.
     """
     if _is_stock(module):
-        return True
+        return 1.0
     spec = spec_of(module)
     assert spec is not None
     own = {k: p.detach() for k, p in module.named_parameters(recurse=False)}
@@ -603,15 +608,35 @@ def _behaves_as_plain(module: nn.Module, x: Tensor, output: Any) -> bool:
     try:
         expected = torch.func.functional_call(plain, own, x)
     except (RuntimeError, TypeError):
-        return False
+        return None
     if type(module).forward is type(plain).forward:
-        return _equal(output, expected)
-    return _equal(output, expected) and _equal(_trained_output(module, x), expected)
+        return 1.0 if _equal(output, expected) else None
+    found = output, _trained_output(module, x)
+    if all(_equal(y, expected) for y in found):
+        return 1.0
+    numbers = _numbers_in(module) if spec.kind == "embedding" else ()
+    return next((g for g in numbers if all(_equal(y, expected, g) for y in found)), None)
 
 
-def _equal(output: Any, expected: Tensor) -> bool:
-    same_type = isinstance(output, Tensor) and output.shape == expected.shape
-    return same_type and torch.equal(output, expected)
+def _numbers_in(module: nn.Module) -> Iterator[float]:
+    """The numbers other than 0 that a module holds as attributes or buffers."""
+    for value in (*vars(module).values(), *module._buffers.values()):
+        if isinstance(value, float) or (isinstance(value, Tensor) and value.numel() == 1):
+            if isinstance(value, Tensor) and (value.is_meta or value.dtype == torch.bool):
+                continue
+            if math.isfinite(number := float(value)) and number:
+                yield number
+
+
+def _equal(output: Any, expected: Tensor, gain: float = 1.0) -> bool:
+    """Whether an output is what was expected, so many times: to the last bit, or to what the
+    type rounds to."""
+    if not isinstance(output, Tensor) or output.shape != expected.shape:
+        return False
+    if gain == 1:
+        return torch.equal(output, expected)
+    rounding = 4 * torch.finfo(expected.dtype).eps
+    return bool(((output - expected * gain).abs() <= rounding * output.abs()).all())
 
 
 def _trained_output(module: nn.Module, x: Tensor) -> Any:
@@ -650,8 +675,11 @@ def _run_reason(module: nn.Module, watch: _Watch) -> str | None:
 def _view(paths: tuple[str, ...], module: nn.Module, watch: _Watch) -> LayerView:
     spec = spec_of(module)
     assert spec is not None
-    asked = tuple(sorted(watch.asked.get(id(module), ())))
-    return LayerView(paths[0], paths, module, spec, tuple(watch.calls[id(module)]), asked)
+    key = id(module)
+    return LayerView(
+        paths[0], paths, module, spec, tuple(watch.calls[key]),
+        tuple(sorted(watch.asked.get(key, ()))), watch.gains[key],
+    )  # fmt: skip
 
 
 def _units(model: nn.Module, views: dict[str, LayerView], reasons: dict[str, str]) -> list[Unit]:
@@ -693,25 +721,25 @@ def _table(
     found = [views[n] for n in names if n in views]
     for name in names:
         module = model.get_submodule(name)
-        if reasons.get(name) == _NEVER and _looks_up(module):
-            spec = spec_of(module)
-            assert spec is not None
-            found.append(LayerView(name, (name,), module, spec, ()))
+        spec, gain = spec_of(module), _looks_up(module) if reasons.get(name) == _NEVER else None
+        if spec is not None and gain is not None:
+            found.append(LayerView(name, (name,), module, spec, (), gain=gain))
     ran = any(view.calls and view.spec.kind == "embedding" for view in found)
     return table_of(found) if ran and len(found) == len(names) else None
 
 
-def _looks_up(module: nn.Module) -> bool:
-    """Whether a module, which need not be a stock one, looks up the rows of its table."""
+def _looks_up(module: nn.Module) -> float | None:
+    """By what a module, which need not be a stock one, multiplies rows of its table, which it
+    looks up; None if it does not."""
     spec = spec_of(module)
     if spec is None or spec.kind != "embedding":
-        return False
+        return None
     words = torch.arange(min(spec.in_channels, 8), device=weight_of(module).device)
     try:
         with torch.no_grad():
-            return _behaves_as_plain(module, words, module(words))
+            return _gain(module, words, module(words))
     except (RuntimeError, TypeError, ValueError):
-        return False
+        return None
 
 
 def _same_input(

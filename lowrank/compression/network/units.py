@@ -27,9 +27,9 @@ from lowrank.compression.network.stages import (
     weight_of,
 )
 
-Bond = Literal["alone", "table", "input"]
-"""What holds a unit's layers together: it is one layer; they read one table of words; they read
-the same input."""
+Bond = Literal["alone", "table", "scaled table", "input"]
+"""What holds a unit's layers together: it is one layer; they read one table of words, which the
+embeddings may multiply by a number that the head does not; they read the same input."""
 
 
 Chain: TypeAlias = tuple[Stage, ...]
@@ -53,7 +53,9 @@ class Parts:
 class Unit(Protocol):
     """Layers that one choice covers, seen as one linear map."""
 
-    bond: ClassVar[Bond]
+    @property
+    def bond(self) -> Bond:
+        """What holds its layers together."""
 
     @property
     def layers(self) -> tuple[LayerView, ...]:
@@ -177,18 +179,26 @@ class TiedTable:
     """Embeddings of one table, as an encoder's and its decoder's, and the head that reads it.
 
     The embeddings hold the same factors of `E = U B`. The head computes `h -> U (B h)`: its
-    table `U` is the embeddings' own parameter, and `B` stands beside it once more, transposed.
+    table `U` is the embeddings' own parameter, and `B` stands beside it once more, transposed,
+    and without the gain of the embeddings.
 
     Args:
         embeddings: what looks words up in the table, of which methods see the first.
         head: the linear layer whose weight is that table, if there is one.
     """
 
-    bond: ClassVar[Bond] = "table"
     behind: ClassVar[None] = None
     fitted_to_weights: ClassVar[str] = "its table is shared"
     embeddings: tuple[LayerView, ...]
     head: LayerView | None = None
+
+    @property
+    def bond(self) -> Bond:
+        return "table" if self.head is None or self._gain == 1 else "scaled table"
+
+    @property
+    def _gain(self) -> float:
+        return self.embeddings[0].gain
 
     @property
     def layers(self) -> tuple[LayerView, ...]:
@@ -239,7 +249,7 @@ class TiedTable:
         _write(stages, words, factors)
         if self.head is not None and len(scores) > 1:
             with torch.no_grad():
-                weight_of(scores[0]).copy_(weight_of(words[1]).T)
+                weight_of(scores[0]).copy_(weight_of(words[1]).T / self._gain)
 
     def read(self, parts: Parts, stages: Sequence[Stage]) -> tuple[Factor, ...]:
         return _read(stages, parts.rows[0])
@@ -372,7 +382,7 @@ def table_of(layers: Sequence[LayerView]) -> TiedTable | None:
         return None
     if unit.head is not None and (unit.head.spec.kind != "linear" or _turned(unit.head)):
         return None
-    return unit if len({view.spec for view in unit.embeddings}) == 1 else None
+    return unit if len({(view.spec, view.gain) for view in unit.embeddings}) == 1 else None
 
 
 def _table_of(layers: Sequence[LayerView]) -> TiedTable:

@@ -50,6 +50,7 @@ class Curves:
         joint: what several of the layers may become together, beside their own curves.
         widths: units of layers that may go narrower as a whole, beside their own curves.
         asked: layer -> its parameters whose type or device the model asks for.
+        gains: embedding -> what it multiplies the rows of its table by, if anything.
     """
 
     curves: tuple[Curve, ...]
@@ -64,6 +65,7 @@ class Curves:
     joint: tuple[Curve, ...] = ()
     widths: tuple[Widths, ...] = ()
     asked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    gains: Mapping[str, float] = field(default_factory=dict)
 
     def plot(
         self, layers: Sequence[str] | None = None, *, method: str = "channel_svd", ax: Any = None
@@ -236,6 +238,7 @@ class Curves:
                 kind=self.kinds[n],
                 shapes=r.shapes or self.shapes[n],
                 asked=self.asked.get(n, ()),
+                gain=self.gains.get(n, 1.0),
             )
             for n, r in rows.items()
         }
@@ -587,6 +590,7 @@ def all_dense(curves: Curves, reason: str) -> Plan:
             curves.shapes[name],
             Dense(curves.reasons.get(name, reason)),
             asked=curves.asked.get(name, ()),
+            gain=curves.gains.get(name, 1.0),
         )
         for name, kind in curves.kinds.items()
     }

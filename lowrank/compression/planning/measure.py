@@ -176,8 +176,12 @@ def measured(
     found = scan(model, example)
     reasons, overrides = _left_out(found, rules)
     total = model_cost(model, example)
-    asked_for = {v.name: v.asked for unit in found.units for v in unit.layers if v.asked}
-    bare = Curves((), reasons, found.kinds, found.shapes, total, settings, asked=asked_for)
+    views = [view for unit in found.units for view in unit.layers]
+    bare = Curves(
+        (), reasons, found.kinds, found.shapes, total, settings,
+        asked={v.name: v.asked for v in views if v.asked},
+        gains={v.name: v.gain for v in views if v.gain != 1},
+    )  # fmt: skip
     rows = _Rows(bare)
     with usable(rows.so_far, settings.cache):
         known = rows.known = _calibrated(model, example, found, data, settings, store, progress)

@@ -13,7 +13,7 @@ from lowrank.errors import PlanError
 from lowrank.tables import amount
 
 _ROW = frozenset(
-    ("kind", "shapes", "method", "cost", "cost_dense", "error", "int8", "behind", "asked")
+    ["kind", "shapes", "method", "cost", "cost_dense", "error", "int8", "behind", "asked", "gain"]
 )
 """Keys of a replaced layer's row beside the settings of its method."""
 
@@ -60,6 +60,7 @@ class PlannedLayer:
             None where nothing is shared, or each of them runs it.
         asked: its parameters whose type or device the model asks for: what stands in its place
             has an empty tensor of each of these names.
+        gain: what an embedding multiplies the rows of its table by.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class PlannedLayer:
     int8: bool = False
     behind: str | None = None
     asked: tuple[str, ...] = ()
+    gain: float = 1.0
 
 
 def describe_choice(choice: Choice) -> str:
@@ -109,6 +111,7 @@ def _row_to_dict(row: PlannedLayer) -> dict[str, Any]:
         out |= {"cost": asdict(row.cost), "error": row.error}
     out |= {"behind": row.behind} if row.behind is not None else {}
     out |= {"asked": list(row.asked)} if row.asked else {}
+    out |= {"gain": row.gain} if row.gain != 1 else {}
     return out | ({"int8": True} if row.int8 else {})
 
 
@@ -128,6 +131,7 @@ def _row_from_dict(name: str, row: Mapping[str, Any]) -> PlannedLayer:
         int8=row.get("int8", False),
         behind=None if row.get("behind") is None else str(row["behind"]),
         asked=tuple(str(name) for name in row.get("asked", ())),
+        gain=float(row.get("gain", 1.0)),
     )
 
 

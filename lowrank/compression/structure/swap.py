@@ -36,7 +36,7 @@ def planned_units(model: nn.Module, plan: Plan) -> list[tuple[Unit, Method]]:
     """
     found = []
     for names, method in plan.units.items():
-        views = [_view(name, model.get_submodule(name), plan.layers[name].asked) for name in names]
+        views = [_view(name, model.get_submodule(name), plan) for name in names]
         unit = unit_of(views, plan.layers[names[0]].behind)
         if unit is None:
             problem = f"it makes no unit with {', '.join(names[1:])}, which are tied to it"
@@ -45,8 +45,9 @@ def planned_units(model: nn.Module, plan: Plan) -> list[tuple[Unit, Method]]:
     return found
 
 
-def _view(name: str, module: nn.Module, asked: tuple[str, ...] = ()) -> LayerView:
-    return LayerView(name, (name,), module, layer_spec(module), (), asked)
+def _view(name: str, module: nn.Module, plan: Plan) -> LayerView:
+    row = plan.layers[name]
+    return LayerView(name, (name,), module, layer_spec(module), (), row.asked, row.gain)
 
 
 def chained(
@@ -163,7 +164,7 @@ def restore_units(model: nn.Module, plan: Plan, originals: Mapping[str, nn.Modul
     """Put dense layers, with the weights that the stages amount to, back in their places."""
     found = []
     for names, method in plan.units.items():  # all weights first: a head reads its table
-        unit = unit_of([_view(n, originals[n]) for n in names], plan.layers[names[0]].behind)
+        unit = unit_of([_view(n, originals[n], plan) for n in names], plan.layers[names[0]].behind)
         assert unit is not None
         found.append((unit, _weights(model, unit, method)))
     for unit, weights in found:
@@ -171,6 +172,7 @@ def restore_units(model: nn.Module, plan: Plan, originals: Mapping[str, nn.Modul
         for k, (view, owner) in enumerate(zip(unit.layers, unit.owners, strict=True)):
             weight = weights[len(restored)] if owner == k else restored[owner]
             put_dense(model, view.name, view.module, weight)
+            _settle_gain(view)
             if owner == k:
                 restored.append(weight_of(view.module))
         if unit.behind is not None:
@@ -186,9 +188,18 @@ def _weights(model: nn.Module, unit: Unit, method: Method) -> tuple[Tensor, ...]
     made = _folded(unit.spec, stages, unit.read(Parts(rows, front), stages))
     owners = [view for k, view in enumerate(unit.layers) if unit.owners[k] == k]
     return tuple(
-        module_layout(view.spec, W, transposed=is_transposed_linear(view.module))
+        module_layout(view.spec, W / view.gain, transposed=is_transposed_linear(view.module))
         for view, W in zip(owners, unit.split(made), strict=True)
     )
+
+
+def _settle_gain(view: LayerView) -> None:
+    """Give an embedding that was built without values the number that it multiplies by."""
+    weight = weight_of(view.module)
+    for name, buffer in view.module._buffers.items():
+        if buffer is not None and buffer.is_meta and buffer.numel() == 1:
+            made = torch.full_like(buffer, view.gain, device=weight.device)
+            view.module._buffers[name] = made
 
 
 def stages_in(model: nn.Module, name: str) -> tuple[nn.Module, ...]:
