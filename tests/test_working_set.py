@@ -8,7 +8,7 @@ from lowrank.sensing import ElasticNet, Lasso, Status, recover, solve
 from lowrank.sensing.solvers.designs import HELD, QUICK, DenseDesign, SparseDesign
 from lowrank.sensing.solvers.dual_newton import approach
 from lowrank.sensing.solvers.exact_l1 import NEAR, ExactL1
-from lowrank.sensing.solvers.faces import Face
+from lowrank.sensing.solvers.faces import Face, minimise
 from lowrank.sensing.solvers.working_set import FEW_ROWS, LEAST, WHOLE, Fit
 
 KINDS = {
@@ -226,3 +226,33 @@ def test_many_sparse_columns_come_near_the_minimum_by_the_dual(shifted, bound):
     step = face.x + face.c  # a point is optimal where a proximal step leads to itself
     kept = np.clip(np.sign(step) * np.maximum(np.abs(step) - lam, 0), -bounds, bounds)
     assert np.abs(kept - face.x).max() < 0.02 * np.abs(design.correlate(y)).max()
+
+
+@pytest.mark.parametrize("terms", [{}, {"lower": 0}, {"lower": -0.3, "upper": 0.2}], ids=str)
+@pytest.mark.parametrize("fraction", [0.1, 0.01, 1e-3, 1e-4])
+def test_many_sparse_columns_are_solved_at_every_lam(fraction, terms):
+    rng = np.random.default_rng(4)
+    A = sp.random(300, 3 * HELD, density=0.02, format="csc", random_state=5)
+    A.data += 0.5  # what all columns have in common
+    y, weights = rng.standard_normal(300), rng.uniform(0.5, 2, 3 * HELD)
+    for more in ({}, {"weights": weights}):
+        lam = fraction * Lasso(A, y, 1.0, **more).lam_max
+        found = solve(Lasso(A, y, lam, **terms, **more), "working_set", tol=1e-10)
+        assert found.status is Status.OPTIMAL
+
+
+def test_more_free_columns_than_rows_go_by_the_dual_at_once():
+    design, y = DenseDesign(np.random.default_rng(0).standard_normal((6, 12))), np.ones(6)
+    design.admit(np.arange(12))
+    free, steps = np.full(12, np.inf), []
+    for lam in (0.9, 1e-3):
+        slopes = np.full(12, lam * float(np.abs(design.correlate(y)).max()))
+        face = Face(np.zeros(12), design.correlate(y), slopes, -free, free, np.zeros(12))
+
+        def way(at, x=face.x):
+            steps.append(x.any())
+            return approach(design, at, y, 1000)
+
+        minimise(design, face, 1e-10, approach=way)
+        assert (face.signs(1e-9) == np.sign(face.x)).all()
+    assert steps == [False]  # where few are free, Newton steps do; else none comes before

@@ -31,8 +31,8 @@ FEW = 200
 """Sparse columns up to this number go by their Gram matrix, more by conjugate gradients."""
 
 
-HELD = 400
-"""Up to this number their Gram matrix is held."""
+HELD, DENSE = 400, 4
+"""Up to this number their Gram matrix is held, with at most so many entries for each of theirs."""
 
 
 QUICK = 2**15
@@ -48,6 +48,9 @@ class Design(Protocol):
 
     norms: Array
     """Lengths of the columns, (w,); the scaled coefficients are these times the plain ones."""
+
+    n_rows: int
+    """m: no more columns are independent."""
 
     def admit(self, new: Index) -> None:
         """Let further columns take part."""
@@ -78,6 +81,7 @@ class DenseDesign:
 
     def __init__(self, A: Array) -> None:
         self.A, self.norms, self._size = A, np.empty(0), 0
+        self.n_rows = A.shape[0]
         self._columns, self._gram = np.empty((0, A.shape[0])), np.empty((0, 0))
 
     def admit(self, new: Index) -> None:
@@ -132,6 +136,7 @@ class WholeDesign:
     def __init__(self, A: Array, order: Index) -> None:
         gram = np.asarray(A.T @ A)[order[:, None], order]
         self.A, self._order, self.norms = A, order, np.sqrt(np.einsum("ii->i", gram))
+        self.n_rows = A.shape[0]
         self.norms[self.norms == 0] = 1.0
         self._gram = gram / self.norms
         self._gram /= self.norms[:, None]
@@ -178,6 +183,7 @@ class SparseDesign:
 
     def __init__(self, A: Any, shift: tuple[Array, Array] | None = None) -> None:
         self.A, self.shift, self.norms = A, shift, np.empty(0)
+        self.n_rows = A.shape[0]
         self._data, self._row = np.empty(0), np.empty(0, np.intp)
         self._counts = np.empty(0, np.intp)
         self._v = np.empty(0)
@@ -205,7 +211,9 @@ class SparseDesign:
         self.norms = np.concatenate([self.norms, norms])
         self._matrix = self._transposed = None
         if self._gram is not None:
-            self._gram = self._grown(new.size) if self.norms.size <= HELD else None
+            size = self.norms.size
+            held = size <= HELD and size**2 <= DENSE * self._data.size
+            self._gram = self._grown(new.size) if held else None
 
     def _entries(self, new: Index) -> tuple[Index, Array, Index]:
         """Rows and values of columns, and how many each has."""

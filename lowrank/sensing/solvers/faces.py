@@ -23,9 +23,13 @@ PATIENCE = 3
 """Steps that end at the first change of sign, before proximal steps are taken."""
 
 
-SOLVED, ROUGHLY = 1e-6, 1e-2
-"""Residual of a Newton step, relative to the gradient, where it need not be exact: of one on the
-face of the step before, and of one that may change the face."""
+SOLVED, ROUGHLY = 1e-10, 1e-1
+"""Residual of a Newton step, relative to the gradient, where it need not be exact: the least of one
+on the face of the step before, which ends where the slack is met, and of one that may change it."""
+
+
+NEAR = 1e-3
+"""How far the gradient may be off, relative to the slopes, for the face to be thought the last."""
 
 
 DELTAS = np.repeat(10.0 ** -np.arange(1, 9), 2)
@@ -95,10 +99,13 @@ def minimise(
         face: where to start; changed in place.
         slack: how far, relative to the slopes, the gradient may be off.
         most: limit of the steps.
-        approach: a way to about the right face, tried before proximal steps, that returns its
-            steps.
+        approach: a way to about the right face that returns its steps: tried before proximal
+            steps, and at once where more entries are to be free than can be independent.
     """
-    steps, stuck = _newton(design, face, slack, most, PATIENCE)
+    stuck = approach is not None and _dependent(design, face, slack)
+    steps = 0
+    if not stuck:
+        steps, stuck = _newton(design, face, slack, most, PATIENCE)
     if stuck and approach is not None and steps < most:
         steps += approach(face)
         more, stuck = _newton(design, face, slack, most, PATIENCE)
@@ -116,6 +123,12 @@ def minimise(
     return steps + _newton(design, face, slack, most - steps, most)[0] if stuck else steps
 
 
+def _dependent(design: Design, face: Face, slack: float) -> bool:
+    """Whether more entries are to be free than there are rows."""
+    s = _strongest(face, face.signs(slack), *design.entering)
+    return face.uphill(s)[1].size > design.n_rows
+
+
 def _newton(design: Design, face: Face, slack: float, most: int, patience: int) -> tuple[int, bool]:
     """At most so many steps, and more cautious ones; how many it took, and if it was impatient."""
     last, whole = np.inf, False
@@ -126,7 +139,7 @@ def _newton(design: Design, face: Face, slack: float, most: int, patience: int) 
         off = float((np.abs(g[free]) / face.slopes[free]).max(initial=0.0))
         if off <= slack or (off >= last and off < 1e-6):
             return step, False
-        accuracy = min(max(SOLVED, slack / 10), ROUGHLY) if whole else ROUGHLY
+        accuracy = min(max(SOLVED, slack / off / 3), ROUGHLY) if whole and off < NEAR else ROUGHLY
         whole, cautious = _move(design, face, s, g, free, accuracy)
         patience -= cautious
         if patience < 0:

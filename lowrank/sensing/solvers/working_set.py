@@ -27,12 +27,22 @@ from lowrank.sensing.solvers.faces import MAX_STEPS, Face, minimise
 from lowrank.sensing.solvers.protocol import Callback
 from lowrank.status import Status
 
-STEPS = 3
-"""Newton steps of a stage that is not the last: the next one goes on from wherever it ends."""
+STEPS, ITERATED = 3, 2
+"""Newton steps of a stage that is not the last, and of one where each is an iteration of its own:
+the next stage goes on from wherever it ends."""
 
 
-ROUGH = 1e-3
-"""How far the gradient may be off there, relative to the slopes."""
+ROUGH, ROUGHER = 1e-3, 1e-2
+"""How far the gradient may be off there, relative to the slopes, and for sparse columns."""
+
+
+NEWCOMERS = 0.01
+"""Columns that a last stage admits, relative to those that are not zero, beyond which it stays
+rough where digits cost: more will have to come."""
+
+
+NEARLY = 0.5
+"""How much columns pull, relative to lam, that the dual's steps take along: they cost little."""
 
 
 UNSURE = 2 * np.finfo(float).eps
@@ -206,6 +216,11 @@ class Fit:
         return self._few_rows and self.n_active > self.A.shape[0] / 2
 
     @property
+    def _iterates(self) -> bool:
+        """Whether Newton steps go by conjugate gradients, so that digits cost."""
+        return isinstance(self.design, SparseDesign) and self.design.many
+
+    @property
     def _few_rows(self) -> bool:
         m, n = self.A.shape
         ends = self.patience < MAX_STEPS
@@ -236,13 +251,15 @@ class Fit:
             here = lam if last else here
             before, at = (at, self.c), here
             self._admit(new)
-            self._minimise(here, slack if last else ROUGH, MAX_STEPS if last else STEPS)
+            fine = last and not (self._iterates and new.size > NEWCOMERS * self.n_active)
+            steps = ITERATED if self._iterates else STEPS
+            self._minimise(here, slack if fine else self._rough, MAX_STEPS if last else steps)
             if not self.whole:
                 self._correlate_residual()
             self._foretold = before if before is not None and before[0] > here else None
             self.reached = here
             left = float(self.pull(self.c).max())
-            self.done = last and left <= lam * (1 + slack)
+            self.done = fine and left <= lam * (1 + slack)
             self._stride = _adapted(self._stride, left / here)
             yield here
             if self.done:
@@ -282,6 +299,8 @@ class Fit:
             here = float(pull[new[order[new.size - rank - 1]]])
             new = new[order[new.size - rank :]]
         new = _largest(pull, new, limit)
+        if self._iterates and self.n_active + new.size > self.A.shape[0]:
+            return lam, np.flatnonzero(pull > NEARLY * lam)
         if before is None or not here < at < before[0] < np.inf:
             return here, new
         ahead = self.pull(self.c + (self.c - before[1]) * ((at - here) / (before[0] - at)))
@@ -295,6 +314,10 @@ class Fit:
             self.design.admit(new)
             self.taking = np.concatenate([self.taking, new])
             self.x = np.concatenate([self.x, np.zeros(new.size)])
+
+    @property
+    def _rough(self) -> float:
+        return ROUGHER if isinstance(self.design, SparseDesign) else ROUGH
 
     def _minimise(self, lam: float, slack: float, most: int) -> None:
         """To the minimum over the columns that take part, in units of unit columns."""
@@ -310,8 +333,8 @@ class Fit:
             self.ridge / norms**2,
         )
         design, way = self.design, None
-        if self._full or (isinstance(design, SparseDesign) and design.many):
-            way = partial(approach, design, y=self.y, most=self.patience)
+        if self._full or self._iterates:
+            way = partial(approach, design, y=self.y, most=self.patience if self._full else most)
         most = min(most, self.patience) if self._few_rows else most
         steps = minimise(design, face, slack, most, way)
         self.n_steps += steps
