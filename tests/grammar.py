@@ -1066,7 +1066,10 @@ def _on_a_layer(act: Callable[[nn.Module], Any]) -> Callable[[Growth, nn.Module]
         layers = [m for m in _layers(model) if not hasattr(m, "weight_g")]
         if not layers:
             return None
-        act(g.rng.choice(layers))
+        try:
+            act(g.rng.choice(layers))
+        except NotImplementedError:  # weight norm of complex weights
+            return None
         return model
 
     return dress

@@ -208,3 +208,12 @@ def test_view_counts_every_call() -> None:
     [view] = scan(Twice(), torch.randn(1, 3, 6, 6)).views
     assert isinstance(view, LayerView)
     assert view.cost().macs == 81 * (36 + 18)
+
+
+def test_a_layer_that_says_another_size_stays() -> None:
+    """As a head that was tied to a table of another length does."""
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8, bias=False))
+    net[2].weight = nn.Parameter(torch.randn(12, 32))
+    small, report = lowrank.compress(net, torch.randn(4, 16), params=0.9)
+    assert "none of the size that it says" in report.left_alone["2"]
+    assert small(torch.randn(4, 16)).shape == (4, 12)

@@ -200,6 +200,43 @@ def test_shared_factor_is_the_best_there_is(data: bool) -> None:
     assert torch.allclose(last @ first, torch.cat([t.weight for t in some], 1), atol=1e-9)
 
 
+@pytest.mark.parametrize("first", [torch.float32, torch.float64])
+def test_layers_whose_moments_are_of_two_types_share_a_factor(first: torch.dtype) -> None:
+    """Of some widths sums are in float64: of q, k and v beside a much wider up, say."""
+    some = targets(True)
+    for k, target in enumerate(some):
+        kind = first if k else torch.float64 if first == torch.float32 else torch.float32
+        m = target.metric
+        assert m is not None
+        assert m.G is not None
+        some[k] = replace(target, metric=Metric(m.C.to(kind), m.G.to(kind)))
+    right = dict(SharedInputSVD.together(targets(True), round_to=1))
+    for method, errors in SharedInputSVD.together(some, round_to=1):
+        assert errors == pytest.approx(right[method], rel=1e-4, abs=1e-6)
+        made = method.factor_together(some)
+        assert {f.dtype for f in made} == {some[0].weight.dtype}
+
+
+@pytest.mark.parametrize("widest", [320, 321])
+def test_parallel_attention_beside_a_wide_layer(widest: int) -> None:
+    torch.manual_seed(0)
+
+    class Parallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.q, self.up = nn.LayerNorm(48), nn.Linear(48, 40), nn.Linear(48, widest)
+            self.out = nn.Linear(40 + widest, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x)
+            return self.out(torch.cat([self.q(x), self.up(x)], -1).relu())
+
+    net, x = Parallel().eval(), torch.randn(64, 48)
+    small, report = lowrank.compress(net, x[:1], params=0.5, data=x, methods=["shared_input_svd"])
+    assert report.plan.hosts or report.plan.units
+    assert small(x).shape == (64, 8)
+
+
 def _small_group(rng: np.random.Generator, n_budgets: int) -> Group:
     def some(n: int) -> Choices:
         return Choices(rng.integers(1, 30, (n, n_budgets)).astype(float), rng.uniform(0, 200, n))

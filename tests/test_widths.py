@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from torch import Tensor, nn
 
 import lowrank
 from lowrank.compression import compare_outputs
+from lowrank.compression.calibration import moments
 from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.fitting.blocks import find_blocks
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.scan import scan
 from lowrank.compression.network.stages import LayerSpec
 from lowrank.compression.planning.curves import FEWER
+from lowrank.compression.planning.selection import readers
 from lowrank.compression.planning.selection.readers import Reader
 from lowrank.compression.planning.selection.widths import Widths, fewer, find_widths, widths_of
+from lowrank.decompositions import metric
 from lowrank.decompositions.metric import Metric
 
 transformers = pytest.importorskip("transformers")
@@ -120,7 +124,7 @@ def test_wide_units_are_offered_in_tiles(width: int, even: int) -> None:
 # --- what they lose -----------------------------------------------------------------------
 
 
-def reader(n: int, weighed: bool) -> Reader:
+def reader(n: int, weighed: bool, wide: bool = False) -> Reader:
     generator = torch.Generator().manual_seed(n)
     rows = torch.randn(200, n, generator=generator, dtype=torch.float64)
     rows[:, 1:] += 0.7 * rows[:, :-1]
@@ -128,23 +132,33 @@ def reader(n: int, weighed: bool) -> Reader:
     nn.init.normal_(linear.weight, generator=generator)
     felt = torch.randn(30, 5, generator=generator, dtype=torch.float64)
     metric = Metric(rows.T @ rows / 200 @ torch.eye(n, dtype=torch.float64)[None])
+    if wide:  # as of more inputs than have their moment written out
+        few = rows[: n // 2] / (n // 2) ** 0.5
+        metric = Metric(torch.rand(1, n, generator=generator).double() / 4 + 0.1, rows=few[None])
     if weighed:
-        metric = Metric(metric.C, (felt.T @ felt)[None])
+        metric = replace(metric, G=(felt.T @ felt)[None])
     view = LayerView("reader", ("reader",), linear, LayerSpec("linear", n, 5), ())
     return Reader(view, torch.arange(n), metric, 1.0)
 
 
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize("n", [6, 8, 24])
-def test_errors_are_those_of_least_squares(n: int, weighed: bool) -> None:
-    one = reader(n, weighed)
+def test_errors_are_those_of_least_squares(
+    n: int, weighed: bool, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if wide:
+        monkeypatch.setattr(readers, "WIDEST", n - 1)
+    one = reader(n, weighed, wide)
+    assert one.wide == wide
+    whole = one.metric.error(one.W)
     widths = list(range(n - 1, 0, -1))
     for width, (kept, error, left) in zip(widths, fewer(one, widths), strict=True):
         assert len(kept) == width
         stays = torch.zeros(n, dtype=torch.bool)
         stays[kept] = True
         made = one.reconstructed(stays)
-        assert error == pytest.approx(one.metric.error(one.W - made) / one.whole, rel=1e-6)
+        assert error == pytest.approx(one.metric.error(one.W - made) / whole, rel=1e-6)
         torch.testing.assert_close(left, made[0][:, kept])
 
 
@@ -370,3 +384,23 @@ def test_widths_are_multiples(n: int, round_to: int) -> None:
     assert widths == sorted(set(widths), reverse=True)
     assert all(0 < w < n and w % round_to == 0 and (n < 256 or w % 16 == 0) for w in widths)
     assert widths
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPTNeoX"])
+def test_more_neurons_than_have_their_moment_written_out(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As every language model beyond a billion parameters has."""
+    net = model(kind, intermediate_size=600)
+    written = {w.reader: [o.error for o in w.options] for w in units(net)}
+    for module in (readers, moments, metric):
+        for name in ("WIDEST", "_FORMED"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, 599)
+    held = {w.reader: [o.error for o in w.options] for w in units(net)}
+    assert held.keys() == written.keys()
+    for name, errors in written.items():
+        assert held[name] == pytest.approx(errors, rel=0.05)
+    small, report = lowrank.compress(net, X[:1], data=X, params=0.5)
+    assert report.plan.narrowed
+    assert compare_outputs(net, small, X[:1], X).kl < 0.1

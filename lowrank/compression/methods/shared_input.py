@@ -106,8 +106,8 @@ class SharedInputSVD(Joint):
         lasts = []
         for target in targets:
             metric = _metric(target)
-            W = target.weight.to(V.dtype)
-            lasts.append(best_last(*metric.products(V, W)))
+            products = metric.products(metric.cast(V), metric.cast(target.weight))
+            lasts.append(best_last(*products).to(V.dtype))
         first, last = even(V, torch.cat(lasts, dim=1))
         return tuple(f.to(targets[0].weight.dtype) for f in (first, last))
 
@@ -120,11 +120,11 @@ def _directions(targets: Sequence[Target], rank: int) -> Tensor:
     """V (1, rank, d), the most important direction first.
 
     The moment of the input is that of the first layer: the others' are the same, but for the
-    mean of the input where some have a bias to take it and others have none.
+    mean of the input where some have a bias to take it and others have none, and for its type.
     """
     metric = _metric(targets[0])
-    rows = [t.scale**0.5 * _metric(t).left(t.weight.to(metric.dtype)) for t in targets]
-    R = torch.cat(rows, dim=1)
+    rows = [t.scale**0.5 * _metric(t).left(_metric(t).cast(t.weight)) for t in targets]
+    R = torch.cat([metric.cast(r) for r in rows], dim=1)
     if R.shape[1] > R.shape[2]:
         R = torch.linalg.qr(R, mode="r").R
     return input_directions(R, replace(metric, G=None), rank)
@@ -134,5 +134,5 @@ def _lost(target: Target, V: Tensor) -> Tensor:
     """Relative squared error of a layer behind the first 1, 2, ... rows of V."""
     metric = _metric(target)
     whole = energy(target.weight, metric)
-    gains = nested_gains(target.weight, metric, V, 1).cumsum(0)
+    gains = nested_gains(target.weight, metric, metric.cast(V), 1).double().cumsum(0)
     return (1 - gains / whole).clamp_min(0) if whole else torch.zeros_like(gains)

@@ -89,7 +89,8 @@ def watched_reads(modules: Iterable[nn.Module], read: Read) -> Iterator[None]:
 def lent(parameter: Tensor, used: Callable[[], None]) -> Tensor:
     """The parameter, in a form that calls `used` as soon as more than its type or place counts."""
     shown = parameter.detach().as_subclass(_Lent)
-    shown.requires_grad_(parameter.requires_grad)
+    if not shown.is_inference():
+        shown.requires_grad_(parameter.requires_grad)
     shown.used = used
     return shown
 

@@ -239,6 +239,10 @@ def static_reason(module: nn.Module) -> str | None:
     weight = own.get("weight")
     if weight is None:
         return f"its weight is recomputed from {', '.join(own)} by a hook; remove that first"
+    spec = spec_of(module)
+    assert spec is not None
+    if weight.numel() != spec.n_weights:
+        return f"its weight of {tuple(weight.shape)} is none of the size that it says"
     return _weight_reason(module, weight, own)
 
 

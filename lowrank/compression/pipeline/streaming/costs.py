@@ -128,7 +128,8 @@ def _fits(job: Job, specs: Mapping[str, LayerSpec]) -> int:
         d = spec.in_channels
         own = 3 * spec.n_weights + 5 * small**2
         own += 2 * d**2 if look_at(spec, _positions(job), _WORK).form == "full" else 0
-        if job.batches and d <= WIDEST:  # which of its inputs may go is told by their moment
-            own = max(own, 2 * spec.n_weights + 6 * d**2)
+        if job.batches:  # which of its inputs may go is told by their moment
+            n = d if d <= WIDEST else look_at(spec, _positions(job), _WORK).positions
+            own = max(own, 2 * spec.n_weights + 6 * n * d)
         work = max(work, size * own)
     return held + work + _COMPUTED * _weights(specs)

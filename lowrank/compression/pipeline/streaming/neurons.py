@@ -126,8 +126,6 @@ def widths_at(unit: Neurons, module: nn.Module, spec: LayerSpec, moments: Moment
         spec: of that.
         moments: of its inputs.
     """
-    if spec.in_channels > WIDEST:
-        return Widths(unit, (), ())
     sizes = widths_of(spec.in_channels)
     lost = tuple(error for _, error, _ in fewer(_reader(unit, module, spec, moments), sizes))
     return Widths(unit, tuple(sizes), lost)
@@ -160,8 +158,10 @@ def fewer_neurons(
 
 
 def _reader(unit: Neurons, module: nn.Module, spec: LayerSpec, moments: Moments) -> Reader:
-    metric = moments.metric(centred=spec.bias).formed
-    if metric.C.ndim == 2:
-        metric = replace(metric, C=torch.diag_embed(metric.C))
+    metric = moments.metric(centred=spec.bias)
+    if spec.in_channels <= WIDEST:
+        metric = metric.formed
+        if metric.C.ndim == 2:
+            metric = replace(metric, C=torch.diag_embed(metric.C))
     view = LayerView(unit.reader, (unit.reader,), module, spec, ())
     return Reader(view, torch.arange(spec.in_channels), metric, 1.0)

@@ -45,6 +45,12 @@ class Reader:
         """The unfolded weight (groups, o, d) in the metric's type."""
         return self.metric.cast(self.view.weight().flatten(2))
 
+    @cached_property
+    def at_rows(self) -> Tensor:
+        """W R^T (groups, o, n), where the moment of its inputs is held by rows R."""
+        assert self.metric.rows is not None
+        return self.W @ self.metric.rows.mT
+
     @property
     def wide(self) -> bool:
         """Whether its inputs count one by one: there are too many, or nothing is known of them."""
@@ -102,7 +108,7 @@ class Reader:
         if R is None:
             return W[:, :, stays]
         S = R[:, :, stays]
-        A = W[:, :, stays] * D[:, None] + (W @ R.mT) @ S
+        A = W[:, :, stays] * D[:, None] + self.at_rows @ S
         X = A / D[:, None]
         inner = S / D[:, None] @ S.mT
         eye = torch.eye(inner.shape[-1], dtype=inner.dtype, device=inner.device)

@@ -231,27 +231,63 @@ def fewer(reader: Reader, widths: Sequence[int]) -> Iterator[tuple[list[int], fl
         reader: of all neurons.
         widths: falling.
     """
-    W, C = reader.W[0], reader.C[0]
-    weighed = reader.metric.weighs(reader.W)[0]
-    whole = float((weighed * (W @ C)).sum())
-    kept = torch.arange(len(C), device=C.device)
-    scale, inverse = _inverse(C)
-    made = W
+    W = reader.W[0]
+    kept = torch.arange(W.shape[1], device=W.device)
+    stay = _Kept.by_rows if reader.wide else _Kept.by_moment
+    now = stay(reader, kept)
+    whole, made = now.explained(reader, W), W
     for width in widths:
         left = reader.metric.weighs(made[None])[0]
-        cost = (made * left).sum(0) / (scale.square() * inverse.diagonal())
+        cost = (made * left).sum(0) / now.spread
         kept = kept[cost.argsort()[len(kept) - width :].sort().values]
-        scale, inverse = _inverse(C[kept][:, kept])
-        made = _solved(W @ C[:, kept], scale, inverse)
-        explained = float((weighed * (made @ C[kept])).sum())
-        yield kept.tolist(), max(1 - explained / whole, 0.0) if whole > 0 else 0.0, made
+        now = stay(reader, kept)
+        made = now.made
+        share = now.explained(reader, made) / whole if whole > 0 else 1.0
+        yield kept.tolist(), max(1 - share, 0.0), made
 
 
-def _inverse(C: Tensor) -> tuple[Tensor, Tensor]:
-    """D and the inverse of D C D, so that D (D C D)^-1 D is that of C."""
-    scale, L = scaled_cholesky(C[None])
-    return scale[0], torch.cholesky_inverse(L[0])
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What some of a reader's inputs make of its output.
 
+    Args:
+        seen: (o, k), the moment W C[:, S] of the output and those inputs S.
+        made: (o, k), the weight W C[:, S] C[S, S]^-1 on them that comes closest to the output.
+        spread: (k,), the diagonal of C[S, S]^-1.
+    """
 
-def _solved(right: Tensor, scale: Tensor, inverse: Tensor) -> Tensor:
-    return (right * scale) @ inverse * scale
+    seen: Tensor
+    made: Tensor
+    spread: Tensor
+
+    @classmethod
+    def by_moment(cls, reader: Reader, kept: Tensor) -> _Kept:
+        """Of a moment that is written out."""
+        C = reader.C[0]
+        scale, L = scaled_cholesky(C[kept][:, kept][None])
+        scale, inverse = scale[0], torch.cholesky_inverse(L[0])  # of D C D, with D the scale
+        seen = reader.W[0] @ C[:, kept]
+        return cls(seen, (seen * scale) @ inverse * scale, scale.square() * inverse.diagonal())
+
+    @classmethod
+    def by_rows(cls, reader: Reader, kept: Tensor) -> _Kept:
+        """Of a moment D + R^T R, by the inverse of I + R D^-1 R^T (Woodbury): in float64, as it
+        is a small difference of large numbers."""
+        W, D, R = (
+            reader.W[0, :, kept].double(),
+            reader.metric.C[0, kept].double(),
+            reader.metric.rows,
+        )
+        if R is None:
+            return cls(W * D, W.to(reader.W), 1 / D)
+        S = R[0, :, kept].double()
+        seen = W * D + reader.at_rows[0].double() @ S
+        eye = torch.eye(len(S), dtype=S.dtype, device=S.device)
+        L = torch.linalg.cholesky(eye + S / D @ S.T)
+        Z = torch.linalg.solve_triangular(L, S / D, upper=False)  # Z^T Z is what D^-1 has too much
+        made = seen / D - (seen @ Z.T) @ Z
+        return cls(seen, made.to(reader.W), 1 / D - Z.square().sum(0))
+
+    def explained(self, reader: Reader, made: Tensor) -> float:
+        """tr(G made C[S, :] W^T), for `made` or, of all inputs, for W."""
+        return float((reader.metric.weighs(made[None])[0].double() * self.seen.double()).sum())
