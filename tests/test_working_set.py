@@ -161,6 +161,21 @@ def test_tall_matrices_go_by_the_gram_matrix_of_all_columns_once_many_take_part(
     assert not wide.whole
 
 
+@pytest.mark.parametrize("fraction", [0.3, 0.1, 0.01, 1e-3, 1e-5])
+@pytest.mark.parametrize("together", [0.0, 0.9, 0.9999])
+def test_tall_designs_whose_columns_go_together(fraction, together):
+    rng = np.random.default_rng(6)
+    A = rng.standard_normal((700, 90)) * np.sqrt(1 - together) + np.sqrt(
+        together
+    ) * rng.standard_normal((700, 1))
+    y = A @ (rng.standard_normal(90) * (rng.random(90) < 0.5)) + rng.standard_normal(700)
+    for terms in ({}, {"lower": 0}, {"lower": -0.2, "upper": 0.3}):
+        lam = fraction * Lasso(A, y, 1.0).lam_max
+        for problem in (Lasso(A, y, lam, **terms), ElasticNet(A, y, lam, 0.1 * lam, **terms)):
+            found = solve(problem, "working_set", tol=1e-11)
+            assert found.status is Status.OPTIMAL, (terms, problem)
+
+
 @pytest.mark.parametrize("scale", [1, 10])
 def test_sparse_columns_are_those_of_the_dense_matrix(scale):
     rng = np.random.default_rng(0)

@@ -35,6 +35,10 @@ HELD, DENSE = 400, 4
 """Up to this number their Gram matrix is held, with at most so many entries for each of theirs."""
 
 
+TALL = 4
+"""Rows for each column from which on these hardly depend on each other: more may come at once."""
+
+
 QUICK = 2**15
 """Entries of the columns up to which NumPy multiplies with them at less cost than SciPy asks."""
 
@@ -73,13 +77,17 @@ class Design(Protocol):
     entering: tuple[int, float]
     """How many zeros may move in one step: this many, or this share of what is not zero."""
 
+    settles: bool
+    """Whether zeros move in every other step only, so that they see what is not zero settled."""
+
 
 class DenseDesign:
     """Columns of an array (m, n), with their Gram matrix."""
 
-    entering = (20, 0.5)
+    settles = False
 
     def __init__(self, A: Array) -> None:
+        self.entering = (60, 1.0) if A.shape[0] > TALL * A.shape[1] else (20, 0.5)
         self.A, self.norms, self._size = A, np.empty(0), 0
         self.n_rows = A.shape[0]
         self._columns, self._gram = np.empty((0, A.shape[0])), np.empty((0, 0))
@@ -131,15 +139,18 @@ class DenseDesign:
 class WholeDesign:
     """All columns of a tall array (m, n), in a given order, with their Gram matrix."""
 
-    entering = (150, 2.0)
+    entering, settles = (150, 2.0), True
 
     def __init__(self, A: Array, order: Index) -> None:
-        gram = np.asarray(A.T @ A)[order[:, None], order]
+        gram = np.asarray(A.T @ A)
+        if (order[1:] < order[:-1]).any():
+            gram = gram[order[:, None], order]
         self.A, self._order, self.norms = A, order, np.sqrt(np.einsum("ii->i", gram))
         self.n_rows = A.shape[0]
         self.norms[self.norms == 0] = 1.0
-        self._gram = gram / self.norms
-        self._gram /= self.norms[:, None]
+        gram /= self.norms
+        gram /= self.norms[:, None]
+        self._gram = gram
 
     def admit(self, new: Index) -> None:
         """They are all there."""
@@ -179,7 +190,7 @@ class WholeDesign:
 class SparseDesign:
     """Columns of a sparse matrix (m, n) in CSC form, less `u v^T` for a shift `(u, v)`."""
 
-    entering = (100, 1.0)
+    entering, settles = (100, 1.0), False
 
     def __init__(self, A: Any, shift: tuple[Array, Array] | None = None) -> None:
         self.A, self.shift, self.norms = A, shift, np.empty(0)

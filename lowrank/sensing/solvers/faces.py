@@ -133,19 +133,28 @@ def _newton(design: Design, face: Face, slack: float, most: int, patience: int) 
     """At most so many steps, and more cautious ones; how many it took, and if it was impatient."""
     last, whole = np.inf, False
     for step in range(most):
-        s = face.signs(slack)
-        s = _strongest(face, s, *design.entering)
-        g, free = face.uphill(s)
-        off = float((np.abs(g[free]) / face.slopes[free]).max(initial=0.0))
-        if off <= slack or (off >= last and off < 1e-6):
-            return step, False
+        settling = design.settles and step % 2 == 0
+        s = np.sign(face.x)
+        g, free, off = _uphill(face, s)
+        if not settling or off <= slack:
+            settling, s = False, _strongest(face, face.signs(slack), *design.entering)
+            g, free, off = _uphill(face, s)
+            if off <= slack or (off >= last and off < 1e-6):
+                return step, False
         accuracy = min(max(SOLVED, slack / off / 3), ROUGHLY) if whole and off < NEAR else ROUGHLY
         whole, cautious = _move(design, face, s, g, free, accuracy)
         patience -= cautious
         if patience < 0:
             return step + 1, True
-        last = off if whole else np.inf
+        if not settling:
+            last = off if whole else np.inf
     return most, False
+
+
+def _uphill(face: Face, s: Array) -> tuple[Array, Index, float]:
+    """`Face.uphill`, and how far the gradient is off there, relative to the slopes."""
+    g, free = face.uphill(s)
+    return g, free, float((np.abs(g[free]) / face.slopes[free]).max(initial=0.0))
 
 
 def _strongest(face: Face, s: Array, few: int, share: float) -> Array:

@@ -77,7 +77,7 @@ MOST = 0.2
 squares."""
 
 
-PULLED = 0.9
+PULLED = 0.7
 """Share of its columns that lam lets correlate with y from which on that is sure to come."""
 
 
