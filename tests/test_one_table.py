@@ -213,3 +213,20 @@ def test_an_embedding_that_does_more_than_multiply_stays(how: str) -> None:
     net = _scaled(3.0, how, head=True)
     _, report = lowrank.compress(net, IDS, params=0.99, methods="channel_svd")
     assert "does more than its base class's forward" in report.left_alone["tables.1"]
+
+
+class Places(nn.Embedding):
+    """As that of BART: of its input the shape alone counts."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(torch.arange(ids.shape[1], device=ids.device).expand_as(ids))
+
+
+@pytest.mark.parametrize("longest", [9, WORDS])
+def test_an_embedding_of_places_that_is_given_words_stays(longest: int) -> None:
+    """Of words beyond its own length, too."""
+    net = _net(2, True, False)
+    net.tables = nn.ModuleList([net.tables[0], Places(longest, WIDTH)])
+    small, report = lowrank.compress(net, IDS, params=0.6)
+    assert "does more than its base class's forward" in report.left_alone["tables.1"]
+    assert small(IDS).shape == net(IDS).shape

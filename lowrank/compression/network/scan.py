@@ -611,7 +611,7 @@ def _gain(module: nn.Module, x: Tensor, output: Any) -> float | None:
     plain = spec.build(dtype=own["weight"].dtype, device="meta")
     try:
         expected = torch.func.functional_call(plain, own, x)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError, IndexError):  # places, say, are told by its shape
         return None
     if type(module).forward is type(plain).forward:
         return 1.0 if _equal(output, expected) else None
@@ -742,7 +742,7 @@ def _looks_up(module: nn.Module) -> float | None:
     try:
         with torch.no_grad():
             return _gain(module, words, module(words))
-    except (RuntimeError, TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError, IndexError):
         return None
 
 
