@@ -6,7 +6,8 @@ Times depend on shapes alone, so weights are random, and layers are put together
 them: a shared input factor stands behind the norm that makes the input. Every form keeps the same
 share of the blocks' linear weights; table and head stay as they are. The forms take turns, pass by
 pass; figures are ratios of medians of the thread's CPU time to those of the dense model, with the
-quartiles of the ratio in a pair of neighbouring passes. What the planner makes of the model with
+quartiles of the ratio in a pair of neighbouring passes. "By columns" are the same numbers with
+every weight laid out in memory column by column. What the planner makes of the model with
 its real weights is read from results/language.json, where its perplexity stands, too.
 """
 
@@ -106,6 +107,16 @@ def planned(blocks: list[str]) -> nn.Module:
     return net
 
 
+def by_columns(net: nn.Module) -> nn.Module:
+    """The same numbers, each weight laid out column by column; table and head stay one."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            turned = layer.weight.detach().t().contiguous().t()
+            layer.weight = nn.Parameter(turned, requires_grad=False)
+    net.model.embed_tokens.weight = net.lm_head.weight
+    return net
+
+
 def blocks_of(path: Path, keep: float) -> list[str] | None:
     """What the default plan at a share made of each block; None where there is no such row."""
     rows = json.loads(path.read_text())["rows"]
@@ -116,7 +127,10 @@ def blocks_of(path: Path, keep: float) -> list[str] | None:
 
 def forms(keep: float, blocks: list[str] | None) -> dict[str, nn.Module]:
     """Name -> a model that keeps the share of its blocks."""
-    made = {} if blocks is None else {"as planned": planned(blocks)}
+    made: dict[str, nn.Module] = {"dense, by columns": by_columns(network())}
+    if blocks is not None:
+        made["as planned"] = planned(blocks)
+        made["as planned, by columns"] = by_columns(planned(blocks))
     rest = (keep * (ATTENTION + MLP) - ATTENTION) / MLP  # of the MLP, where attention is dense
     return {
         "dense": network(),

@@ -157,3 +157,21 @@ def test_words_that_never_came_have_the_share_of_those_that_came_once(n: int) ->
     mean = float(seen.mean())
     assert float(expected[30:].sum()) == pytest.approx((10 - (n > 0)) / (70 + n), rel=0.05)
     assert float((expected[:30] - seen[:30]).max()) < 0.01 * mean
+
+
+def test_padding_is_no_word_of_the_text() -> None:
+    texts = torch.tensor([[5, 6, 0, 0, 0], [5, 7, 8, 0, 0]])
+    plain, padded = Sums(spec()), Sums(spec(padding_idx=0))
+    plain.count(texts[texts > 0])
+    padded.count(texts)
+    assert torch.equal(plain.moments().C, padded.moments().C)
+    nothing = Sums(spec(padding_idx=0))
+    nothing.count(torch.zeros(2, 3, dtype=torch.int64))
+    assert nothing.moments().n == 6
+
+
+def test_it_is_tried_by_default() -> None:
+    net, data = Texts(), texts(64, 0)
+    curves = lowrank.measure(net, data[:2], data=data)
+    names = {c.method.name for curve in curves.curves for c in curve.candidates}
+    assert "adaptive_embedding" in names

@@ -604,7 +604,10 @@ class Sums:
         return (spread / size.clamp_min(torch.finfo(size.dtype).tiny)).clamp(DAMPING, 1.0)
 
     def count(self, words: Tensor) -> None:
-        """Add word numbers of an embedding."""
+        """Add word numbers of an embedding, without its padding where there is something else."""
+        if self.spec.padding_idx is not None:
+            shown = words[words != self.spec.padding_idx]
+            words = shown if shown.numel() else words
         counts = torch.bincount(words.flatten().cpu(), minlength=self.spec.in_channels)
         self.S = counts.double() + self.S if self.n else counts.double()
         self.n += words.numel()

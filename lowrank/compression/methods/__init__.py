@@ -78,7 +78,6 @@ RARE = frozenset(
         "monochromatic",
         "biclustering",
         "legonet",
-        "adaptive_embedding",
     )
 )
 """Methods that seldom win: tried where they are named, or with thorough effort."""
