@@ -5,16 +5,17 @@
 Times depend on shapes alone, so weights are random, and layers are put together as `apply` puts
 them: a shared input factor stands behind the norm that makes the input. Every form keeps the same
 share of the blocks' linear weights; table and head stay as they are. The forms take turns, pass by
-pass; figures are ratios of medians of the thread's CPU time to those of the dense model, with the
-quartiles of the ratio in a pair of neighbouring passes. "By columns" are the same numbers with
-every weight laid out in memory column by column. What the planner makes of the model with
-its real weights is read from results/language.json, where its perplexity stands, too.
+pass, in an order that is drawn anew; figures are ratios of medians of the thread's CPU time to
+those of the dense model, with the quartiles of the ratio in passes of one turn. "By columns" are
+the same numbers with every weight laid out in memory column by column. What the planner makes of
+the model with its real weights is read from results/language.json, beside its perplexity.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 from importlib.metadata import version
 from pathlib import Path
@@ -163,7 +164,8 @@ def main() -> None:
     seconds: dict[str, dict[str, list[float]]] = {n: {"prefill": [], "decode": []} for n in writers}
     for phase, rounds in (("prefill", args.prefills), ("decode", args.steps)):
         for turn in range(rounds + 1):
-            for name, writer in writers.items():
+            order = random.Random(turn).sample([*writers.items()], len(writers))
+            for name, writer in order:
                 with evaluating(models[name]):
                     took = _timed(writer, writer.read if phase == "prefill" else writer.write)
                 if turn:
