@@ -108,6 +108,15 @@ def _cut_only(model: Any, what: Any, data: Any) -> Any:
     return narrowed.narrowed_model(model, what, None)
 
 
+def _in_part(model: Any, what: Any, data: Any) -> Any:
+    """Four fifths of the way from the weights that are cut to those that make up for the rest."""
+    small, cut = narrowed.narrowed_model(model, what, data), _cut_only(model, what, data)
+    with torch.no_grad():
+        for p, q in zip(small.parameters(), cut.parameters(), strict=True):
+            p.lerp_(q, 0.2)
+    return small
+
+
 def _attention_left(net: Any, curves: Curves) -> Curves:
     """Budgets are met by the MLPs."""
     kept = tuple(c for c in curves.curves if "self_attn" not in c.layer)
@@ -127,6 +136,7 @@ IDEAS: dict[str, Idea] = {
     "shared out by sizes of outputs, not by loss": Idea(exponent=0.0),
     "shared out by relative errors": Idea(curves=_relative),
     "what goes is not made up for": Idea(instead=((applying, "narrowed_model", _cut_only),)),
+    "four fifths made up for": Idea(instead=((applying, "narrowed_model", _in_part),)),
     "neurons chosen at once, each by itself": Idea(instead=((widths, "fewer", _at_once),)),
     "outputs alike in every direction": Idea(moments=_undirected),
     "the same, shared out by sizes of outputs": Idea(moments=_undirected, exponent=0.0),
