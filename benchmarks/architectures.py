@@ -1,0 +1,301 @@
+"""Every architecture of transformers on the whole way: what comes of it, class by class.
+
+    python benchmarks/architectures.py --task causal-lm --task masked-lm
+
+Each class that an auto class of transformers knows is built from its own config, made small by
+attribute names, with random weights. It is compressed to 0.6 of its parameters without and with
+data, written to a folder, read back, made dense again, turned to bfloat16, and, where it can,
+generates. Outputs must be equal behind reading and close behind densifying. A class that cannot be
+built that way (its config asks for sizes that fit together) is counted as such; an error that is
+none of lowrank's own is a fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import signal
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import lowrank
+import lowrank.transformers
+
+OUT = Path(__file__).parent / "results" / "architectures.json"
+
+LAYERS = [
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+    "num_encoder_layers",
+]
+
+_BY_SIZE = {
+    0: "pad_token_id",
+    1: """
+    n_shared_experts n_group topk_group first_k_dense_replace decoder_start_token_id bos_token_id
+    """,
+    2: "num_key_value_heads linear_num_key_heads num_experts_per_tok eos_token_id",
+    3: "num_channels",
+    4: """
+    num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads
+    mamba_n_heads mamba_num_heads linear_num_value_heads num_experts num_local_experts
+    n_routed_experts
+    """,
+    8: """
+    qk_rope_head_dim qk_nope_head_dim state_size time_step_rank rotary_dim patch_size mamba_d_state
+    """,
+    16: """
+    head_dim d_kv attention_head_dim v_head_dim kv_lora_rank linear_key_head_dim
+    linear_value_head_dim query_pre_attn_scalar hidden_size_per_layer_input
+    """,
+    32: """
+    moe_intermediate_size shared_expert_intermediate_size q_lora_rank mamba_d_head mamba_head_dim
+    image_size
+    """,
+    64: """
+    hidden_size d_model n_embd dim embed_dim embedding_size word_embed_proj_dim
+    attention_hidden_size lru_width conv_dim max_position_embeddings n_positions max_seq_len
+    """,
+    128: """
+    intermediate_size ffn_dim d_ff n_inner encoder_ffn_dim decoder_ffn_dim d_inner ffn_hidden_size
+    """,
+    200: "vocab_size vocab_size_per_layer_input decoder_vocab_size",
+}
+SIZES = {name: size for size, names in _BY_SIZE.items() for name in names.split()}
+SIZES |= dict.fromkeys(LAYERS, 2)
+"""What attributes of a config become, wherever they stand."""
+
+LATENT = {"num_key_value_heads": 4, "head_dim": 8}
+"""Likewise where keys and values come from a latent vector, a head of each."""
+
+SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
+LIMIT = 20_000_000
+SECONDS = 300
+
+
+def shrunk(config: Any) -> Any:
+    """A config in small: sizes by name, lists of one entry a layer cut to so many layers."""
+    depth = {_get(config, name) for name in LAYERS} - {None}
+    sizes = SIZES | (LATENT if _get(config, "kv_lora_rank") is not None else {})
+    for name, size in sizes.items():
+        value = _get(config, name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number or (name in SPECIAL and hasattr(config, name)):
+            _set(config, name, size)
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) in depth:
+            _set(config, name, value[:2])
+        elif isinstance(value, transformers.PretrainedConfig):
+            shrunk(value)
+    return config
+
+
+def _get(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except Exception:
+        return None
+
+
+def _set(config: Any, name: str, value: object) -> None:
+    with suppress(Exception):  # one that is computed of others
+        setattr(config, name, value)
+
+
+def built(kind: str, cls: str) -> Any:
+    """The model of a config in small."""
+    config = shrunk(CONFIG_MAPPING[kind]())
+    given = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")}
+    with suppress(Exception):  # one that does not take what it says stays as it is
+        config = type(config)(**given)
+    torch.manual_seed(0)
+    return getattr(transformers, cls)(config).eval()
+
+
+def words(net: Any) -> dict[str, Tensor]:
+    """Four texts of twelve words."""
+    return {"input_ids": _ids(12)}
+
+
+def two_texts(net: Any) -> dict[str, Tensor]:
+    """Texts for an encoder and for its decoder."""
+    return {"input_ids": _ids(9), "decoder_input_ids": _ids(7)}
+
+
+def pictures(net: Any) -> dict[str, Tensor]:
+    """Four pictures of the config's size."""
+    size = getattr(net.config, "image_size", 32)
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    rng = torch.Generator().manual_seed(1)
+    return {"pixel_values": torch.randn(4, 3, *sides, generator=rng)}
+
+
+def _ids(n: int) -> Tensor:
+    return torch.randint(3, 200, (4, n), generator=torch.Generator().manual_seed(n))
+
+
+TASKS: dict[str, tuple[str, Callable[[Any], dict[str, Tensor]]]] = {
+    "causal-lm": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", words),
+    "masked-lm": ("MODEL_FOR_MASKED_LM_MAPPING_NAMES", words),
+    "seq2seq-lm": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", two_texts),
+    "image-classification": ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES", pictures),
+}
+
+
+def classes(task: str) -> dict[str, str]:
+    """Kind of config -> class of model."""
+    names = getattr(modeling_auto, TASKS[task][0])
+    return {k: v if isinstance(v, str) else v[0] for k, v in names.items()}
+
+
+class TooSlow(Exception):
+    """It took longer than a network of this size has a reason to."""
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """So many seconds by the clock."""
+
+    def ring(*_: object) -> None:
+        raise TooSlow
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def outcome(kind: str, cls: str, make: Callable[[Any], dict[str, Tensor]]) -> dict[str, Any]:
+    """What comes of one class: its result, with figures or the error."""
+    row: dict[str, Any] = {"kind": kind, "class": cls}
+    try:
+        net = built(kind, cls)
+        x = make(net)
+        before = logits(net, x)
+        size = sum(p.numel() for p in net.parameters())
+    except Exception as error:
+        return {**row, "result": "not built", "error": _short(error)}
+    if size > LIMIT:
+        return {**row, "result": "not built", "error": f"{size:,} parameters"}
+    started = time.process_time()
+    steps: list[str] = []
+    try:
+        with limited():
+            row |= way(net, x, before, steps)
+        row["result"] = "done"
+    except lowrank.LowRankError as error:
+        row |= {"result": "refused", "at": steps[-1], "error": _short(error)}
+    except Exception as error:
+        row |= {"result": "fault", "at": steps[-1], "error": _short(error)}
+    return {**row, "cpu_seconds": round(time.process_time() - started, 1)}
+
+
+def way(net: Any, x: dict[str, Tensor], before: Tensor, steps: list[str]) -> dict[str, Any]:
+    """The whole way of a network; the step at hand is the last of `steps`."""
+    size = sum(p.numel() for p in net.parameters())
+    steps.append("compress")
+    lowrank.compress(net, x, params=0.6)
+    steps.append("with data")
+    small, report = lowrank.compress(net, x, params=0.6, data=[x])
+    after = logits(small, x)
+    steps.append("folder")
+    with tempfile.TemporaryDirectory() as folder:
+        lowrank.save_pretrained(small, folder)
+        again = lowrank.load_pretrained(folder)
+    _equal(logits(again, x), after, 1e-5)
+    steps.append("densify")
+    _equal(logits(lowrank.densify(again), x), after, 1e-3)
+    steps.append("generate")
+    if _runs(lambda: _generated(net, x)):
+        _generated(small, x)
+    steps.append("bfloat16")
+    half = {k: v.bfloat16() if v.is_floating_point() else v for k, v in x.items()}
+    if _runs(lambda: logits(copy.deepcopy(net).bfloat16(), half)):
+        logits(copy.deepcopy(small).bfloat16(), half)
+    kept = sum(p.numel() for p in small.parameters()) / size
+    off = float((after - before).norm() / before.norm())
+    replaced = len(report.plan.replaced) + len(report.plan.narrowed)
+    return {"params_kept": round(kept, 3), "relative_error": round(off, 3), "layers": replaced}
+
+
+def logits(net: Any, x: dict[str, Tensor]) -> Tensor:
+    """The scores."""
+    with torch.no_grad():
+        found: Tensor = net(**x).logits
+    return found
+
+
+def _generated(net: Any, x: dict[str, Tensor]) -> Tensor:
+    if "input_ids" not in x or not net.can_generate():
+        raise ValueError("it generates nothing")
+    with torch.no_grad():
+        made: Tensor = net.generate(input_ids=x["input_ids"][:1], max_new_tokens=3, do_sample=False)
+    return made
+
+
+def _runs(act: Callable[[], object]) -> bool:
+    try:
+        act()
+    except Exception:
+        return False
+    return True
+
+
+def _equal(found: Tensor, expected: Tensor, tol: float) -> None:
+    off = float((found - expected).abs().max())
+    if not off <= tol * max(float(expected.abs().max()), 1.0):
+        raise AssertionError(f"outputs differ by {off:.1e}")
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:240]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", action="append", choices=TASKS)
+    parser.add_argument("--kind", action="append", help="of these configs only")
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    known = json.loads(given.out.read_text())["rows"] if given.out.exists() else {}
+    for task in given.task or TASKS:
+        rows = {row["kind"]: row for row in known.get(task, [])}
+        for kind, cls in classes(task).items():
+            if given.kind and kind not in given.kind:
+                continue
+            rows[kind] = row = outcome(kind, cls, TASKS[task][1])
+            print(task, *(f"{k}={v}" for k, v in row.items()), flush=True)
+        known[task] = sorted(rows.values(), key=lambda row: row["kind"])
+        counts = {t: dict(Counter(r["result"] for r in rows)) for t, rows in known.items()}
+        setting = {"torch": torch.__version__, "transformers": transformers.__version__,
+                   "budget": {"params": 0.6}, "threads": 1}  # fmt: skip
+        text = json.dumps({"setting": setting, "counts": counts, "rows": known}, indent=1)
+        given.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
