@@ -339,10 +339,15 @@ class Regression:
 
 
 def _drawn(Q: Tensor, W: Tensor, C: Tensor, share: Tensor) -> Tensor:
-    rho = share[:, None, None].to(C)
-    ridge = rho * C.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-    L = torch.linalg.cholesky(damped(C, share))
-    return torch.cholesky_solve(((1 - rho) * Q + ridge * W).mT, L).mT
+    """The regression; W itself for a group of whose inputs rounding leaves no moment, as of a
+    channel that is constant."""
+    rho, size = share[:, None, None].to(C), C.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    ridge = rho * size
+    L, failed = torch.linalg.cholesky_ex(damped(C, share))
+    whole = (failed == 0)[:, None, None] & (size > torch.finfo(C.dtype).tiny ** 0.5)
+    eye = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
+    found = torch.cholesky_solve(((1 - rho) * Q + ridge * W).mT, torch.where(whole, L, eye)).mT
+    return torch.where(whole, found, W)
 
 
 def _tried(
