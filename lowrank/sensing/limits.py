@@ -99,15 +99,12 @@ def _wants_matrix(problem: Problem) -> bool:
 
 
 def _for_rounded_data(problem: Problem, tol: float | None) -> float | None:
-    """The tolerance of an exact fit where y is of single precision: of large operators, of tall
-    ones, and within bounds, as rounding takes y out of a cone.
-    """
+    """The tolerance of an exact fit where y is of single precision: large operators, tall ones."""
     A, y = problem.operator, np.asarray(problem.y)
     exact = problem.residual_bound == 0 and tol is None
     cheap = A.shape[0] * A.shape[1] <= (FORMED_COMPLEX if problem.is_complex else FORMED)
     digits = cheap or (A.is_dense and not problem.is_complex)  # that can be fitted to the last
-    fits = digits and A.shape[0] <= A.shape[1] and not problem.bounded
-    if not exact or fits or not rounded(y):
+    if not exact or (digits and A.shape[0] <= A.shape[1]) or not rounded(y):
         return tol
     text = f"y is rounded to single precision, and is fitted to {ROUNDED:g} of its size"
     warnings.warn(f"{text}; pass noise= for a looser fit, or tol= for a closer one", stacklevel=5)

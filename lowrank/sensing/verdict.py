@@ -8,7 +8,6 @@ import numpy as np
 
 from lowrank.sensing.certificates import Certificate, certify
 from lowrank.sensing.feasibility import closest, distance_if_infeasible
-from lowrank.sensing.limits import ROUNDED
 from lowrank.sensing.operators.arrays import Array, to_tensor
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.result import Recovery, SolverResult
@@ -136,8 +135,6 @@ def _judge(
     if certificate.infeasibility > tol and (distance := distance_if_infeasible(problem, tol)):
         share = distance / float(np.linalg.norm(problem.y))
         text = f"the closest A x is {distance:.6g} away from y ({share:.2g} of ||y||): "
-        if share <= ROUNDED:
-            text += f"rounding of y may do that, and noise={1.1 * distance:.2g} allows it; else "
         return Status.INFEASIBLE, text
     if not np.isfinite(certificate.gap):
         return Status.DIVERGED, figures
