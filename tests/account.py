@@ -104,11 +104,11 @@ def _moved(
     with evaluating(small), evaluating(wide):
         given, wanted = flatten(run(small, example)), flatten(run(wide, example))
     for a, b in zip(given, wanted, strict=True):
-        size = b.double().abs().nan_to_num().max() if b.numel() else 0.0
-        if (
-            b.numel()
-            and not (a.double() - b.double()).nan_to_num().abs().max() <= 1e-3 * size + 1e-6
-        ):
+        if not b.numel():
+            continue
+        kind = torch.promote_types(b.dtype, torch.float64)
+        off, size = ((a.to(kind) - b.to(kind)).nan_to_num(), b.to(kind).nan_to_num())
+        if not off.abs().max() <= 1e-3 * size.abs().max() + 1e-6:
             faults.append(f"channels {sorted(gone)[:4]} of {list(what)[:4]} move the output")
     return faults
 

@@ -51,9 +51,14 @@ class Memory:
 
     def with_chain(self, view: LayerView, chain: Sequence[Stage]) -> int:
         """Peak of the activations with a chain in the layer's place, in bytes."""
-        dtype = view.parameter.dtype
+        dtype, words = view.parameter.dtype, view.spec.kind == "embedding"
         calls = zip(self.before.get(view.name, ()), view.calls, strict=True)
-        return max([self.peak, *(alive + chain_bytes(chain, at, dtype) for alive, at in calls)])
+        return max(
+            [
+                self.peak,
+                *(alive + chain_bytes(chain, at, dtype, words=words) for alive, at in calls),
+            ]
+        )
 
     def with_unit(self, unit: Unit, stages: Sequence[Stage]) -> int:
         """The same for a unit: one of its layers runs at a time."""
@@ -123,7 +128,9 @@ class MemoryCheck:
         )
 
 
-def chain_bytes(chain: Sequence[Stage], at: Call, dtype: torch.dtype) -> int:
+def chain_bytes(
+    chain: Sequence[Stage], at: Call, dtype: torch.dtype, *, words: bool = False
+) -> int:
     """Most bytes alive at one time that a chain allocates: each stage's input and output.
 
     The input of the first stage is its caller's. Stages that allocate more are run
@@ -133,6 +140,7 @@ def chain_bytes(chain: Sequence[Stage], at: Call, dtype: torch.dtype) -> int:
         chain: the stages, first to last.
         at: batch and size of the chain's input.
         dtype: of the numbers.
+        words: the chain reads whole numbers, as an embedding does.
 
     Example:
         >>> from lowrank.compression.network.stages import LayerSpec
@@ -141,7 +149,7 @@ def chain_bytes(chain: Sequence[Stage], at: Call, dtype: torch.dtype) -> int:
         576
     """
     if not all(stage.lean for stage in chain):
-        return _bytes_on_meta(chain, at, dtype)
+        return _bytes_on_meta(chain, at, dtype, words=words)
     held, most = 0, 0
     for stage in chain:
         size = stage.output_size(at.size)
@@ -150,9 +158,10 @@ def chain_bytes(chain: Sequence[Stage], at: Call, dtype: torch.dtype) -> int:
     return most
 
 
-def _bytes_on_meta(chain: Sequence[Stage], at: Call, dtype: torch.dtype) -> int:
+def _bytes_on_meta(chain: Sequence[Stage], at: Call, dtype: torch.dtype, *, words: bool) -> int:
     module = nn.Sequential(*(stage.build(dtype=dtype, device="meta") for stage in chain))
-    x = torch.empty(at.batch, chain[0].in_channels, *at.size, dtype=dtype, device="meta")
+    shape = (at.batch,) if words else (at.batch, chain[0].in_channels, *at.size)
+    x = torch.empty(shape, dtype=torch.int64 if words else dtype, device="meta")
     with torch.no_grad(), MemoryMode() as mode:
         module(x)
     return mode.peak

@@ -115,9 +115,13 @@ def _close(a: Tensor, b: Tensor) -> bool:
         return False
     if not b.numel():
         return True
-    eps = torch.finfo(b.dtype).eps if b.is_floating_point() else 0.0
-    size = b.double().abs().nan_to_num().amax()
-    return bool(((a.double() - b.double()).nan_to_num().abs() <= 1e4 * eps * size + 1e-30).all())
+    exact = not (b.is_floating_point() or b.is_complex())
+    eps, wide = (
+        0.0 if exact else torch.finfo(b.dtype).eps,
+        torch.promote_types(b.dtype, torch.float64),
+    )
+    off, size = (t.nan_to_num().abs() for t in (a.to(wide) - b.to(wide), b.to(wide)))
+    return bool((off <= 1e4 * eps * size.amax() + 1e-30).all())
 
 
 def _short(error: BaseException) -> str:
