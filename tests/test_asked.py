@@ -83,6 +83,7 @@ def _small(net: nn.Module, *, data: bool) -> tuple[nn.Module, lowrank.Report]:
     return lowrank.compress(net, X[:1], params=0.6, data=X if data else None)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_layer_asked_for_its_type_is_replaced(kind: str, bias: bool, tmp_path: Path) -> None:

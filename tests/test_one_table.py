@@ -63,6 +63,7 @@ def _net(n: int, head: bool, idle: bool, **settings: Any) -> Readers:
     return Readers(n, head=head, idle=idle, **settings).eval()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("data", [False, True])
 @pytest.mark.parametrize(("n", "head", "idle"), CASES)
 def test_all_that_hold_one_table_go_together(
@@ -172,6 +173,7 @@ def _scaled(gain: float, how: str, *, head: bool) -> Readers:
     return net.eval()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("head", [False, True])
 @pytest.mark.parametrize("how", ["number", "tensor", "buffer"])
 @pytest.mark.parametrize("gain", [-0.5, 1.0, 24**0.5])
