@@ -93,15 +93,12 @@ def _relative(net: Any, curves: Curves) -> Curves:
 
 def _at_once(reader: Reader, kept: Sequence[int]) -> Iterator[tuple[list[int], float, Tensor]]:
     """As `widths.fewer`, but those neurons stay that give the most, each by itself."""
-    W, C = reader.W[0], reader.C[0]
-    weighed = reader.metric.weighs(reader.W)[0]
-    whole = float((weighed * (W @ C)).sum())
     ranked = reader.energies.argsort(descending=True)
     for width in kept:
         stay = ranked[:width].sort().values
-        made = widths._solved(W @ C[:, stay], *widths._inverse(C[stay][:, stay]))
-        explained = float((weighed * (made @ C[stay])).sum())
-        yield stay.tolist(), max(1 - explained / whole, 0.0), made
+        now = widths._Kept.by_moment(reader, stay)
+        share = now.explained(reader, now.made) / reader.whole
+        yield stay.tolist(), max(1 - share, 0.0), now.made
 
 
 def _cut_only(model: Any, what: Any, data: Any) -> Any:

@@ -53,12 +53,8 @@ class Memory:
         """Peak of the activations with a chain in the layer's place, in bytes."""
         dtype, words = view.parameter.dtype, view.spec.kind == "embedding"
         calls = zip(self.before.get(view.name, ()), view.calls, strict=True)
-        return max(
-            [
-                self.peak,
-                *(alive + chain_bytes(chain, at, dtype, words=words) for alive, at in calls),
-            ]
-        )
+        added = (alive + chain_bytes(chain, at, dtype, words=words) for alive, at in calls)
+        return max([self.peak, *added])
 
     def with_unit(self, unit: Unit, stages: Sequence[Stage]) -> int:
         """The same for a unit: one of its layers runs at a time."""

@@ -380,7 +380,8 @@ def table_of(layers: Sequence[LayerView]) -> TiedTable | None:
     heads = len(layers) - len(unit.embeddings)
     if len(layers) < 2 or not unit.embeddings or heads > 1:
         return None
-    if unit.head is not None and (unit.head.spec.kind != "linear" or _turned(unit.head)):
+    head = unit.head
+    if head is not None and (head.spec.kind != "linear" or is_transposed_linear(head.module)):
         return None
     return unit if len({(view.spec, view.gain) for view in unit.embeddings}) == 1 else None
 
@@ -389,10 +390,6 @@ def _table_of(layers: Sequence[LayerView]) -> TiedTable:
     others = [view for view in layers if view.spec.kind != "embedding"]
     words = tuple(view for view in layers if view.spec.kind == "embedding")
     return TiedTable(words, others[0] if others else None)
-
-
-def _turned(view: LayerView) -> bool:
-    return is_transposed_linear(view.module)
 
 
 def _cost(

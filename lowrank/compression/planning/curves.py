@@ -233,19 +233,21 @@ class Curves:
                 covered = choice.layers if isinstance(choice, Candidate) else curve.layers
                 rows |= _rows(together[covered], choice)
         rows = {
-            n: replace(
-                r,
-                kind=self.kinds[n],
-                shapes=r.shapes or self.shapes[n],
-                asked=self.asked.get(n, ()),
-                gain=self.gains.get(n, 1.0),
-            )
+            n: replace(r, shapes=r.shapes or self.shapes[n], **self._of_layer(n))
             for n, r in rows.items()
         }
         rows |= _with_guests(rows)
         layers = {name: rows[name] for name in self.kinds}
         seed = self.calibration.seed
         return Plan(layers, self.total, dict(given), seed, narrowed=narrowed)
+
+    def _of_layer(self, name: str) -> dict[str, Any]:
+        """What a row says of the layer itself, whatever becomes of it."""
+        return {
+            "kind": self.kinds[name],
+            "asked": self.asked.get(name, ()),
+            "gain": self.gains.get(name, 1.0),
+        }
 
     def _narrow_rows(self, unit: Widths, width: Width) -> dict[str, PlannedLayer]:
         """The rows of layers that go narrower; their kinds are put in by the caller."""
@@ -586,12 +588,10 @@ def all_dense(curves: Curves, reason: str) -> Plan:
     """A plan that replaces nothing."""
     rows = {
         name: PlannedLayer(
-            kind,
-            curves.shapes[name],
-            Dense(curves.reasons.get(name, reason)),
-            asked=curves.asked.get(name, ()),
-            gain=curves.gains.get(name, 1.0),
+            shapes=curves.shapes[name],
+            choice=Dense(curves.reasons.get(name, reason)),
+            **curves._of_layer(name),
         )
-        for name, kind in curves.kinds.items()
+        for name in curves.kinds
     }
     return Plan(rows, curves.total, seed=curves.calibration.seed)

@@ -116,10 +116,8 @@ def _close(a: Tensor, b: Tensor) -> bool:
     if not b.numel():
         return True
     exact = not (b.is_floating_point() or b.is_complex())
-    eps, wide = (
-        0.0 if exact else torch.finfo(b.dtype).eps,
-        torch.promote_types(b.dtype, torch.float64),
-    )
+    eps = 0.0 if exact else torch.finfo(b.dtype).eps
+    wide = torch.promote_types(b.dtype, torch.float64)
     off, size = (t.nan_to_num().abs() for t in (a.to(wide) - b.to(wide), b.to(wide)))
     return bool((off <= 1e4 * eps * size.amax() + 1e-30).all())
 

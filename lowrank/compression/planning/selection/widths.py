@@ -273,11 +273,8 @@ class _Kept:
     def by_rows(cls, reader: Reader, kept: Tensor) -> _Kept:
         """Of a moment D + R^T R, by the inverse of I + R D^-1 R^T (Woodbury): in float64, as it
         is a small difference of large numbers."""
-        W, D, R = (
-            reader.W[0, :, kept].double(),
-            reader.metric.C[0, kept].double(),
-            reader.metric.rows,
-        )
+        W, R = reader.W[0, :, kept].double(), reader.metric.rows
+        D = reader.metric.C[0, kept].double()
         if R is None:
             return cls(W * D, W.to(reader.W), 1 / D)
         S = R[0, :, kept].double()
