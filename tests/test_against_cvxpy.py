@@ -206,6 +206,7 @@ def compared(problem: Problem) -> tuple[str, Recovery]:
 FINE = ("optimal", "infeasible")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("name", "complex_"), CASES)
 def test_a_degenerate_problem_of_each_type(name: str, complex_: bool) -> None:
     ended, found = compared(made(name, 4, complex_))
@@ -225,6 +226,7 @@ HARD = [
 """Problems whose first solvers all end short of the tolerance, or whose y is rounding."""
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("name", "complex_", "seed"), HARD)
 def test_a_small_problem_is_solved_to_the_end(name: str, complex_: bool, seed: int) -> None:
     ended, found = compared(made(name, seed, complex_))

@@ -247,6 +247,7 @@ def tall(complex_=False, batch=()):
     return A, rng.standard_normal((300, *batch))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("chunks", [(7, 5), (100, 12), (300, 3)])
 @pytest.mark.parametrize("complex_", [False, True])
 @pytest.mark.parametrize("batch", [(), (3,)])

@@ -334,6 +334,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("change", [*OTHERS, *CHANGES])
 def test_what_changes_is_computed_anew(change: str, filled: Path) -> None:
     how = {"params": 0.6, "data": X, **CHANGES.get(change, {})}

@@ -96,6 +96,7 @@ def _layer(rng: np.random.Generator, kind: str, budgets: int) -> Choices:
 KINDS = ("plain", "whole errors", "no errors", "equal costs", "like layers", "of all sizes")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("budgets", [1, 2, 3])
 def test_equals_an_integer_programme(kind: str, budgets: int) -> None:

@@ -77,6 +77,7 @@ def test_several_signals_are_refused():
         lasso_path(np.eye(3), np.ones((3, 2)))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("shape", [(30, 90), (90, 30)])
 @pytest.mark.parametrize("form", [np.asarray, sp.csc_array])
 @pytest.mark.parametrize("bounds", [{}, {"lower": 0.0}, {"lower": -0.2, "upper": 0.3}])

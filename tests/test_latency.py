@@ -343,6 +343,7 @@ def test_a_missed_budget_is_planned_again_tighter(monkeypatch):
     assert 2 <= check.tries <= TRIES
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("least", [0.0, 0.5])
 @pytest.mark.parametrize("slow", [TRIES - 1, TRIES, MOST - 3, MOST])
 @pytest.mark.parametrize("far", [0.9, 0.3])

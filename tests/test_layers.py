@@ -67,6 +67,7 @@ def _bytes_of_buffers(chain: nn.Module) -> int:
     return sum(b.numel() * b.element_size() for m in parts for b in m.stored_buffers())
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", LAYERS)
 def test_costs_are_what_the_stages_hold_and_do(name: str) -> None:
     """Predicted parameters against the real count, MACs against torch's own counter."""
@@ -151,6 +152,7 @@ def test_transposed_linear_of_transformers_becomes_two_linear_layers() -> None:
     assert (dense(x) - model(x)).abs().max() < 1e-10
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", LAYERS)
 def test_densify_gives_the_layer_back(name: str) -> None:
     for method in full_rank_methods(spec_of(LAYERS[name][0]())):

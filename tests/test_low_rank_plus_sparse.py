@@ -29,6 +29,7 @@ def alternation(W, rank, card, steps):
     return float((R - S).norm() / W.norm())
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("shape", [(120, 80), (80, 120), (400, 150)])
 @pytest.mark.parametrize(("rank", "density"), [(8, 0.05), (20, 0.25), (40, 0.3)])
 def test_is_not_above_eighty_plain_steps(shape, rank, density):

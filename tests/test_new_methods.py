@@ -162,6 +162,7 @@ def test_networks_with_each_of_them_run_under_compile() -> None:
         assert all(torch.allclose(a, b) for a, b in zip(fast(X), nets(X), strict=True))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("method", METHODS_OF_SMALL_SIZE, ids=str)
 def test_fitted_to_data_it_serves_the_network_better(method: Method) -> None:
     torch.manual_seed(0)

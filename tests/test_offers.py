@@ -30,6 +30,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("fitted", [False, True])
 def test_whatever_is_offered_fits_its_layer(kind: str, fitted: bool) -> None:

@@ -171,6 +171,7 @@ def far_from_circulant(spectrum, square):
     return float(np.linalg.norm(near - square) / max(np.linalg.norm(square), 1e-300))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", SMALL)
 def test_algebra_keeps_to_the_matrix(name):
     A = SMALL[name]()
@@ -555,6 +556,7 @@ TRANSFORMS = ("admm", "fista", "vamp", "omp", "iht", "cosamp", "subspace_pursuit
 """What works by products alone: a multiple changes nothing but roundings."""
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("c", [1e-3, 2.0, 1e3])
 @pytest.mark.parametrize("solver", TRANSFORMS)
 def test_multiples_take_as_many_products(solver, c):

@@ -69,6 +69,7 @@ def brute_force(model, ids, window, stride):
     return lost
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
     ("window", "stride"), [(16, 16), (16, 5), (16, 1), (1, 1), (64, 64), (64, 7)]

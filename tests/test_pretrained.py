@@ -368,6 +368,7 @@ def _densified(small: Any, _: Path) -> Any:
     return lowrank.densify(small)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "made",
     [

@@ -64,6 +64,7 @@ CASES = [(cls, *row) for cls in (nn.LSTM, nn.GRU) for row in SETTINGS]
 CASES += [(nn.RNN, 2, True, True, True), (nn.RNN, 1, False, False, False)]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("cls", "layers", "both", "first", "bias"), CASES)
 def test_what_is_taken_apart_gives_the_same(
     cls: type[nn.RNNBase], layers: int, both: bool, first: bool, bias: bool

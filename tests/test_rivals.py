@@ -29,6 +29,7 @@ def _ranks(cls: type[Method], rivals: list[tuple[int, float]], work: float) -> i
     return len(found)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("cls", [SpatialSVD, CP])
 @pytest.mark.parametrize("what", ["far closer", "no closer", "larger", "narrow", "thorough"])
 def test_a_method_that_others_outdo_has_one_rank_a_form(

@@ -65,6 +65,7 @@ def test_recovers_the_planted_parts_to_the_tolerance():
     assert result.lam == pytest.approx(1 / np.sqrt(120))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("columns", [False, True])
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 @pytest.mark.parametrize("missing", [False, True])

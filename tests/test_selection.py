@@ -381,6 +381,7 @@ def test_a_reader_of_very_many_inputs_does_without_their_moment(score, monkeypat
     assert off[100] < 1.2 * off[6144]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("n", [20, 63, 64, 130])
 def test_of_many_channels_a_few_go_at_a_time_and_lose_no_more(n, kernel, monkeypatch):

@@ -25,6 +25,7 @@ def picture(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return (3 * steps + 0.5 * noise).ravel()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("isotropic", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("lam", [0.01, 0.3, 3.0])

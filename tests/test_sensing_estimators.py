@@ -47,6 +47,7 @@ def _counts_rows(estimator):
     return {f"check_sample_weight_equivalence_on_{kind}_data": why for kind in ("dense", "sparse")}
 
 
+@pytest.mark.one_in(3)
 @parametrize_with_checks(
     [*ALL, BasisPursuit(fit_intercept=False), Lasso(nonneg=True)],
     expected_failed_checks=_counts_rows,
@@ -177,6 +178,7 @@ def test_group_lasso_keeps_groups_whole():
 SIMPLE = (Lasso(3.0), BPDN(4.0), ElasticNet(2.0), GroupLasso(lam=3.0), OMP(3), BasisPursuit())
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("estimator", [*SIMPLE, *CHOOSING], ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("centred", [True, False])
 def test_sparse_data_give_what_dense_data_give(estimator, centred):
@@ -257,6 +259,7 @@ def test_the_path_of_a_fold_is_that_of_scikit_learn(data):
     np.testing.assert_allclose(mine.lam_ / 60, theirs.alpha_)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("rows", [10 * TALL - 1, 10 * TALL])
 @pytest.mark.parametrize("centre", [True, False])
 @pytest.mark.parametrize("weighted", [True, False])

@@ -182,6 +182,7 @@ def rounded(y: np.ndarray, how: str | int) -> np.ndarray:
     return np.round(y, how) if isinstance(how, int) else y.astype(how).astype(float)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("how", "nonneg"),
     # with c >= 0, what the last digits leave is neither in reach nor out of it to the tolerance
@@ -563,6 +564,7 @@ def test_only_small_real_operators_are_formed() -> None:
 TALL = ("gauss", "ar", "dup", "int", "scaled", "sparse")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("kind", TALL)
 def test_tall_l1_fits_agree_with_the_linear_program(kind: str, seed: int) -> None:

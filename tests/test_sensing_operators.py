@@ -41,6 +41,7 @@ def test_is_its_matrix(A):
     np.testing.assert_allclose(A.columns([2, 0]), M[:, [2, 0]], atol=ROUNDING)
 
 
+@pytest.mark.one_in(2)
 def test_facts(A):
     M = A.to_dense()
     assert A.norm() == pytest.approx(np.linalg.norm(M, 2), rel=1e-9)

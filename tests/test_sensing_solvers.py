@@ -58,12 +58,14 @@ PAIRS = [
 ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("case", PROBLEMS)
 def test_cvxpy_is_certified(case):
     result = reference(case)
     assert result.status is Status.OPTIMAL, result
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("name", "case"), PAIRS)
 def test_agrees_with_cvxpy(name, case):
     short = any(word in case for word in MAY_STOP_SHORT.get(name, ()))

@@ -54,6 +54,7 @@ def test_every_solver_has_a_row():
     assert sorted(RUNS) == sorted(SOLVERS)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("max_iter", [1, 2, 3])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_max_iter_is_honoured(name, max_iter):
@@ -80,6 +81,7 @@ def test_a_limit_that_does_not_bind_changes_nothing(name):
     assert bound.n_iter == free.n_iter
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("batch", [False, True])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_callback_sees_every_iteration_in_the_problem_s_shape(name, batch):

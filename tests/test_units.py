@@ -257,6 +257,7 @@ def _every(group: Group) -> list[tuple[np.ndarray, float]]:
     return found + list(zip(group.together.costs, group.together.errors, strict=True))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("seed", range(60))
 def test_groups_are_chosen_apart_or_together_as_is_best(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -70,6 +70,7 @@ class Net(nn.Module):
 WHOLE = ["in place", "numpy", "numpy beside", "detached", "inference mode", "no way back"]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("how", [*WHOLE, "rounded", "no slope", "detached inside"])
 @pytest.mark.parametrize("weighting", ["probe", "gradients"])
 def test_they_are_compressed_and_the_report_says_how(how: str, weighting: Any) -> None:

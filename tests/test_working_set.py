@@ -111,6 +111,7 @@ def test_many_active_columns_of_a_wide_matrix_go_by_the_exact_path(rows, fractio
         assert ("exact path" in found.why) == (fraction < 0.1)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("together", [0.0, 0.9, 0.999])
 @pytest.mark.parametrize("fraction", [0.3, 0.03, 1e-3, 1e-5])
 def test_few_rows_with_columns_that_go_together(together, fraction):
@@ -243,6 +244,7 @@ def test_many_sparse_columns_come_near_the_minimum_by_the_dual(shifted, bound):
     assert np.abs(kept - face.x).max() < 0.02 * np.abs(design.correlate(y)).max()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("terms", [{}, {"lower": 0}, {"lower": -0.3, "upper": 0.2}], ids=str)
 @pytest.mark.parametrize("fraction", [0.1, 0.01, 1e-3, 1e-4])
 def test_many_sparse_columns_are_solved_at_every_lam(fraction, terms):
