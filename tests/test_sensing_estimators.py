@@ -287,6 +287,32 @@ def test_folds_of_tall_matrices_share_moments(rows, centre, weighted, twice, cv,
     np.testing.assert_allclose(*found, rtol=1e-3)
 
 
+@pytest.mark.parametrize("level", [0.0, 1e6])
+@pytest.mark.parametrize("noise", [0.3, 1e-5])
+def test_errors_from_moments_are_those_of_predictions(level, noise, monkeypatch):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((120, 10)) + level
+    y = X[:, 3] - X[:, 8] + noise * rng.standard_normal(120) + level
+    found = []
+    for clear in (estimators.CLEAR, np.inf):
+        monkeypatch.setattr(estimators, "CLEAR", clear)
+        found.append(LassoCV(n_lams=12, smallest=1e-6).fit(X, y))
+    np.testing.assert_allclose(found[0].mse_path_, found[1].mse_path_, rtol=1e-7)
+    assert found[0].lam_ == found[1].lam_
+
+
+def test_the_fit_to_all_rows_begins_where_their_moments_say(data):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((120, 10)) + 3
+    y = X[:, 3] - X[:, 8] + 0.3 * rng.standard_normal(120) + 5
+    for terms in ({}, {"nonneg": True}, {"fit_intercept": False}):
+        for weights in (None, 0.5 + rng.random(120)):
+            model = LassoCV(n_lams=12, **terms).fit(X, y, sample_weight=weights)
+            assert model.recovery_.n_iter == 0
+            alone = Lasso(model.lam_, **terms).fit(X, y, sample_weight=weights)
+            np.testing.assert_allclose(model.coef_, alone.coef_, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     "estimator", [LassoCV([0.0, 1.0]), BPDNCV([0.0]), GroupLassoCV(lams=[-1.0]), LassoCV(n_lams=1)]
 )

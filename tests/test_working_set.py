@@ -5,7 +5,8 @@ import pytest
 import scipy.sparse as sp
 
 from lowrank.sensing import ElasticNet, Lasso, Status, recover, solve
-from lowrank.sensing.solvers.designs import HELD, QUICK, DenseDesign, SparseDesign
+from lowrank.sensing.solvers import working_set
+from lowrank.sensing.solvers.designs import HELD, DenseDesign, SparseDesign, WholeDesign
 from lowrank.sensing.solvers.dual_newton import approach
 from lowrank.sensing.solvers.exact_l1 import NEAR, ExactL1
 from lowrank.sensing.solvers.faces import Face, minimise
@@ -177,6 +178,58 @@ def test_tall_designs_whose_columns_go_together(fraction, together):
             assert found.status is Status.OPTIMAL, (terms, problem)
 
 
+@pytest.mark.parametrize("fraction", [0.1, 0.01, 1e-3])
+@pytest.mark.parametrize("together", [0.0, 0.9995, 1 - 1e-9])
+def test_gram_matrices_of_single_precision_are_refined_or_not_taken(
+    fraction, together, monkeypatch
+):
+    monkeypatch.setattr(working_set, "MANY_COLUMNS", 40)
+    rng = np.random.default_rng(6)
+    A = np.sqrt(1 - together) * rng.standard_normal((900, 40))
+    A += np.sqrt(together) * rng.standard_normal((900, 1))
+    y = A @ rng.standard_normal(40) + np.sqrt(1 - together) * rng.standard_normal(900)
+    for scale in (1.0, 1e-100, 10.0 ** rng.uniform(-15, 15, 40)):
+        terms = {"weights": np.ones(40) * scale}
+        lam = fraction * Lasso(scale * A, y, 1.0, **terms).lam_max
+        for tol in (1e-10, 1e-13):
+            found = solve(Lasso(scale * A, y, lam, **terms), "working_set", tol=tol)
+            assert found.status is Status.OPTIMAL, found
+
+
+def test_single_precision_is_for_columns_that_are_clearly_independent():
+    rng = np.random.default_rng(0)
+    A, order = rng.standard_normal((50, 6)), np.arange(6)
+    exact = WholeDesign(A, order)
+    quick = WholeDesign(A, order, quick=True)
+    assert quick.rounding > exact.rounding
+    np.testing.assert_allclose(quick._gram, exact._gram, atol=1e-6)
+    A[:, 5] = A[:, 4] + 1e-3 * A[:, 5]
+    for within in (A, 1e30 * A, A * [1, 1, 1, 0, 1, 1]):
+        assert WholeDesign(within, order, quick=True).rounding == exact.rounding
+
+
+@pytest.mark.parametrize("shape", [(30, 90), (400, 120)])
+@pytest.mark.parametrize("terms", [{}, {"lower": 0.0}, {"lower": -0.2, "upper": 0.3}])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_start_that_is_the_minimum_costs_two_products(shape, terms, sparse):
+    rng = np.random.default_rng(1)
+    A = sp.random(*shape, density=0.2, format="csc", random_state=0) if sparse else None
+    A = rng.standard_normal(shape) if A is None else A
+    y = rng.standard_normal(shape[0])
+    lam = 0.1 * Lasso(A, y, 1.0).lam_max
+    for problem in (Lasso(A, y, lam, **terms), ElasticNet(A, y, lam, lam, **terms)):
+        first = solve(problem, "working_set", tol=1e-12)
+        again = solve(problem, "working_set", tol=1e-8, x0=first.x)
+        assert again.status is Status.OPTIMAL
+        np.testing.assert_array_equal(again.x, first.x)
+        assert (again.n_iter, again.n_products) == (0, 1)  # besides A x, of the matrix itself
+        for start in (0 * first.x, first.x + 1e-3, -first.x):
+            found = solve(problem, "working_set", tol=1e-10, x0=start)
+            assert found.n_iter
+            assert found.status is Status.OPTIMAL
+            np.testing.assert_allclose(found.x, first.x, atol=1e-7)
+
+
 @pytest.mark.parametrize("scale", [1, 10])
 def test_sparse_columns_are_those_of_the_dense_matrix(scale):
     rng = np.random.default_rng(0)
@@ -184,7 +237,7 @@ def test_sparse_columns_are_those_of_the_dense_matrix(scale):
     A = sp.random(m, n, density=0.05, format="csc", random_state=0)
     u, v = rng.standard_normal(m), rng.standard_normal(n)
     new = rng.permutation(n)
-    assert (A.nnz > QUICK) == (n > HELD) == (scale == 10)
+    assert (n > HELD) == (scale == 10)
     for shift in (None, (u, v)):
         sparse = SparseDesign(A, shift)
         dense = DenseDesign(A.toarray() - (0 if shift is None else np.outer(u, v)))

@@ -21,6 +21,7 @@ from scipy.sparse.linalg import lsqr
 from lowrank.errors import InputError
 from lowrank.sensing import problems
 from lowrank.sensing.estimator_checks import judge, no_operator
+from lowrank.sensing.limits import TOL
 from lowrank.sensing.operators.algebra import centred_sparse
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.operator import as_operator
@@ -491,11 +492,11 @@ class _CrossValidated(_SparseRegressor):
         splits = list(check_cv(self.cv).split(np.empty((len(b), 1)), b))
         self._begin_folds(A, b, roots, [out for _, out in splits])
         errors = [self._errors(A, b, roots, kept, out) for kept, out in splits]
-        self._begin_folds(None, b, roots, [])
         self.mse_path_ = np.stack(errors, axis=1)
         best = int(self.mse_path_.mean(axis=1).argmin())
         self._choose(best)
         found = self._recover(rows.A, rows.b)
+        self._begin_folds(None, b, roots, [])
         judge(type(self).__name__, found)
         self.recovery_, self.status_ = found, found.status
         self.n_iter_, self.coef_ = max(1, found.n_iter), np.asarray(found.x)
@@ -505,9 +506,15 @@ class _CrossValidated(_SparseRegressor):
     def _errors(self, A: Any, b: Array, roots: Array | None, kept: Array, out: Array) -> Array:
         """Mean squared error of each point of the fold's path on the rows left out."""
         C, levels = self._fold(A, b, roots, kept, out)
+        if (shared := self._shared_errors(C, levels, out)) is not None:
+            return shared
         misses = _taken(A, out) @ C + levels - b[out][:, None]
         shares = None if roots is None else roots[out] ** 2
         return np.asarray(np.average(misses**2, axis=0, weights=shares))
+
+    def _shared_errors(self, C: Array, levels: Array, out: Array) -> Array | None:
+        """Hook: mean squared errors from what the folds share; None where that does not serve."""
+        return None
 
     def _fold(
         self, A: Any, b: Array, roots: Array | None, kept: Array, out: Array
@@ -519,8 +526,8 @@ class _CrossValidated(_SparseRegressor):
         return C, rows.level - rows.middle @ C
 
     def _begin_folds(self, A: Any, b: Array, roots: Array | None, outs: list[Array]) -> None:
-        """Hook: what the folds share, with the rows that each leaves out; A is None after the
-        last.
+        """Hook: what the folds share, with the rows that each leaves out; A is None once all rows
+        are fitted, too.
         """
 
     def _grid(self, A: Any, b: Array) -> Array:
@@ -544,13 +551,21 @@ INDEPENDENT = 1e-8
 """Smallest pivot of their Gram matrices, relative to the largest entry, for which that serves."""
 
 
+CLEAR = 1e-6
+"""Squared errors, relative to the moments that they are the difference of, from which on rounding
+leaves all the digits that count."""
+
+
 class _Moments(NamedTuple):
-    """Weighted sums over rows: of squares and products, of the rows, and of the weights."""
+    """Weighted sums over rows: of squares and products, of the rows, of what is measured and its
+    squares, and of the weights.
+    """
 
     gram: Array
     along: Array
     rows: Array
     level: float
+    energy: float
     weight: float
 
     @classmethod
@@ -559,7 +574,7 @@ class _Moments(NamedTuple):
         u = np.ones(len(b)) if roots is None else roots
         scaled = A if roots is None else u[:, None] * A
         gram, y = np.asarray(scaled.T @ scaled), u * b
-        return cls(gram, y @ scaled, u @ scaled, float(u @ y), float(u @ u))
+        return cls(gram, y @ scaled, u @ scaled, float(u @ y), float(y @ y), float(u @ u))
 
     @staticmethod
     def total(parts: list[_Moments]) -> _Moments:
@@ -573,8 +588,24 @@ class _Moments(NamedTuple):
             self.along - other.along,
             self.rows - other.rows,
             self.level - other.level,
+            self.energy - other.energy,
             self.weight - other.weight,
         )
+
+    def errors(self, C: Array, levels: Array) -> Array | None:
+        """Mean squared errors of predictions `A C + levels`; None where rounding would show."""
+        parts = np.stack(
+            [
+                np.full(levels.size, self.energy),
+                np.einsum("ij,ij->j", C, self.gram @ C),
+                -2 * (self.along @ C),
+                levels**2 * self.weight,
+                2 * levels * (self.rows @ C),
+                -2 * levels * self.level,
+            ]
+        )
+        found, sizes = parts.sum(axis=0), np.abs(parts).sum(axis=0)
+        return found / self.weight if (found > CLEAR * sizes).all() else None
 
     def rows_alike(self, count: int, centre: bool) -> tuple[Array, Array, Array, float] | None:
         """A triangular matrix and data with the moments of `count` rows of mean weight 1, centred
@@ -607,6 +638,10 @@ def _taken(A: Any, rows: Array) -> Any:
 FOLD_TOL = 1e-4
 """Gap of the points of a fold's path, relative to the objective of 0: half of what scikit-learn
 asks of them, and far below what errors of prediction tell apart."""
+
+
+STARTS = 100
+"""How much closer to the minimum the fit to all rows begins than it has to come."""
 
 
 class LassoCV(_CrossValidated):
@@ -692,6 +727,10 @@ class LassoCV(_CrossValidated):
                 return C, level - middle @ C
         return super()._fold(A, b, roots, kept, out)
 
+    def _shared_errors(self, C: Array, levels: Array, out: Array) -> Array | None:
+        left = self._left.get(out.tobytes())
+        return None if left is None else left.errors(C, levels)
+
     def _path(self, A: Any, b: Array, share: float) -> Array:
         found = points(self._problem(A, b), self.grid_ * share, FOLD_TOL, share=1.0)
         return np.stack([c for c, _ in found], axis=1)
@@ -700,7 +739,18 @@ class LassoCV(_CrossValidated):
         self.lam_ = float(self.grid_[best])
 
     def _recover(self, X: Any, y: Array) -> Recovery:
-        return recover(X, y, lam=self.lam_, nonneg=self.nonneg, **self._options())
+        options = self._options() | {"x0": self._start(len(y))}
+        return recover(X, y, lam=self.lam_, nonneg=self.nonneg, **options)
+
+    def _start(self, count: int) -> Array | None:
+        """The minimum from the moments of all rows, which is left to be proven."""
+        whole = self._moments
+        alike = None if whole is None else whole.rows_alike(count, self.fit_intercept)
+        if alike is None:
+            return None
+        tol = (TOL if self.tol is None else self.tol) / STARTS
+        ((c, _),) = points(self._problem(*alike[:2]), np.array([self.lam_]), tol)
+        return c
 
 
 class BPDNCV(_CrossValidated):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -455,7 +455,6 @@ class _Added:
         S: sum of their products (groups, d, d); None where they are held.
         norms: sum over the draws of the products' squared norms (groups,).
         draws: sum over the draws of their squared sizes.
-        aside: of draws that are held out, their number -> their products.
     """
 
     X: Tensor
@@ -466,7 +465,6 @@ class _Added:
     S: Tensor | None
     norms: Tensor
     draws: int
-    aside: Mapping[int, Tensor]
 
     def serves(self, X: Tensor, rows: int, shift: Tensor, form: Form) -> bool:
         """Whether other patches are these very ones, and wanted alike."""
@@ -531,7 +529,7 @@ class Sums:
         if self._shift is None:
             self._begin(X, Y)
         assert self._shift is not None
-        added = self._added(X, rows or max(1, len(X)), aside=Y is not None)
+        added = self._added(X, rows or max(1, len(X)))
         X = added.shifted
         self.n += X.shape[1]
         self.s += X.sum(1)  # pairwise, in its own type: with a wider one it takes 20 times as long
@@ -546,46 +544,44 @@ class Sums:
             Y = (wide(Y) - self._shift_y.to(X.dtype)).movedim(0, 1)  # (g, p, o)
             self.sy += Y.sum(1)
             for part, goal in zip(X.split(added.rows, 1), Y.split(added.rows, 1), strict=True):
-                self._n_draws += 1
-                self._add_goal(part, goal, added.aside.get(self._n_draws))
+                self._add_goal(part, goal)
 
-    def _add_goal(self, X: Tensor, Y: Tensor, S: Tensor | None) -> None:
-        """Add products of the targets (g, p, o) of a draw of patches, whose own are S where it is
-        held out and they are summed."""
+    def _add_goal(self, X: Tensor, Y: Tensor) -> None:
+        """Add products of the targets (g, p, o) of a draw of patches; one of four is held out."""
+        self._n_draws += 1
+        out = self._n_draws % _HELD_OUT == 2  # of two, too, there is one
         if self.form == "rows":
             self._goals.append(Y)
-            self._out.append(X.new_full((X.shape[1],), _is_out(self._n_draws), dtype=torch.bool))
+            self._out.append(X.new_full((X.shape[1],), out, dtype=torch.bool))
             return
         Q = (Y.mT @ X).to(self.dtype)
         self.Q += Q
-        if S is not None:
-            fold = Fold(X.shape[1], X.sum(1).to(self.dtype), S, Y.sum(1).to(self.dtype), Q)
+        if out:
+            s, sy, S = (t.to(self.dtype) for t in (X.sum(1), Y.sum(1), inner_products(X)))
+            fold = Fold(X.shape[1], s, S, sy, Q)
             self._held = fold if self._held is None else self._held + fold
 
-    def _added(self, X: Tensor, rows: int, *, aside: bool) -> _Added:
-        """What patches (positions, groups, d) add, unless it is known; of draws that are held out
-        also on its own."""
+    def _added(self, X: Tensor, rows: int) -> _Added:
+        """What patches (positions, groups, d) add, unless it is known."""
         shift, known = self._shift, None if self._last is None else self._last.added
         assert shift is not None
-        if not aside and known is not None and known.serves(X, rows, shift, self.form):
+        if known is not None and known.serves(X, rows, shift, self.form):
             return known
         shifted = (X - shift.to(X.dtype)).movedim(0, 1)  # (g, p, d)
-        if not bool(torch.maximum(-shifted.amin(), shifted.amax()) > faint(X.dtype)):
+        low, high = shifted.aminmax()
+        if not bool(torch.maximum(-low, high) > faint(X.dtype)):
             shifted = torch.zeros_like(shifted)
         S, norms, draws = None, torch.zeros_like(self._norms), 0
-        held: dict[int, Tensor] = {}
-        for k, part in enumerate(shifted.split(rows, dim=1), self._n_draws + 1):
+        for part in shifted.split(rows, dim=1):
             draws += part.shape[1] ** 2
             if self.form == "rows":
                 product = part @ part.mT  # of the same norm as X^T X
             else:
                 product = inner_products(part).to(self.dtype)
                 S = product if S is None else S + product
-                if aside and _is_out(k):
-                    held[k] = product
             norms += torch.linalg.vector_norm(product, dim=(1, 2)).double().square()
         version = None if X.is_inference() else X._version
-        found = _Added(X, version, rows, shift, shifted, S, norms, draws, held)
+        found = _Added(X, version, rows, shift, shifted, S, norms, draws)
         if self._last is not None:
             self._last.added = found
         return found
@@ -684,11 +680,6 @@ class Sums:
             self.sy = new((g, o), dtype=self.dtype)
             if self.form == "full":
                 self.Q = new((g, o, d), dtype=self.dtype)
-
-
-def _is_out(draw: int) -> bool:
-    """Whether that draw, from 1 up, is held out: of two, too, there is one."""
-    return draw % _HELD_OUT == 2
 
 
 def rows_of_a_draw(n: int, examples: int) -> int:

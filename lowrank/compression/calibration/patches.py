@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import product
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -41,13 +40,16 @@ def patches(spec: LayerSpec, x: Tensor, take: Tensor | None = None) -> Tensor:
         rows = x.reshape(-1, spec.in_channels)
         rows = rows if take is None else rows[take]
         return rows.reshape(len(rows), spec.groups, -1)
-    planes, pads = batched(spec, x).transpose(0, 1), _pads(spec)  # (c, b, *in)
-    if spec.kind == "conv_transpose":
-        planes = _with_zeros_between(spec, planes)
-    elif any(pads):
-        planes = F.pad(planes, pads, spec.padding_mode.replace("zeros", "constant"))
-    picked = _windows(spec, planes, take)  # (c, k, p): each a row of its own, which is quick
-    return picked.view(spec.groups, -1, picked.shape[-1]).permute(2, 0, 1)
+    windows = _windows(spec, batched(spec, x))  # (b, c, *out, *k)
+    n = len(spec.kernel)
+    grid = (windows.shape[0], *windows.shape[2 : 2 + n])
+    if take is None:
+        picked = windows.movedim(1, 1 + n).reshape(prod(grid), *windows.shape[1:2], *spec.kernel)
+    else:
+        b, *places = torch.unravel_index(take.to(x.device), grid)
+        index: tuple[Any, ...] = (b, slice(None), *places)
+        picked = windows[index]  # (p, c, *k)
+    return picked.reshape(len(picked), spec.groups, -1)
 
 
 def outputs(spec: LayerSpec, y: Tensor, take: Tensor | None = None) -> Tensor:
@@ -58,9 +60,7 @@ def outputs(spec: LayerSpec, y: Tensor, take: Tensor | None = None) -> Tensor:
         torch.Size([8, 1, 5])
     """
     if spec.kernel:
-        flat = batched(spec, y).transpose(0, 1).reshape(spec.out_channels, -1)  # (out, p)
-        flat = flat if take is None else flat.index_select(1, take.to(y.device))
-        return flat.view(spec.groups, -1, flat.shape[-1]).permute(2, 0, 1)
+        y = batched(spec, y).movedim(1, -1)
     rows = y.reshape(-1, spec.out_channels)
     rows = rows if take is None else rows[take.to(y.device)]
     return rows.reshape(len(rows), spec.groups, -1)
@@ -81,36 +81,24 @@ def chunks(spec: LayerSpec, positions: Tensor) -> Iterator[Tensor]:
     return iter(positions.split(max(1, CHUNK // (spec.n_weights // spec.weight_shape[1]))))
 
 
-def _windows(spec: LayerSpec, planes: Tensor, take: Tensor | None) -> Tensor:
-    """What each place of the kernel meets, (c, k, positions), of padded planes (c, b, *in)."""
-    turned = spec.kind == "conv_transpose"  # and its stride lies between the inputs
-    stride = (1,) * len(spec.kernel) if turned else spec.stride
-    places = product(*map(range, spec.kernel))
-    starts = [[i * d for i, d in zip(p, spec.dilation, strict=True)] for p in places]
-    sides = zip(planes.shape[2:], starts[-1], stride, strict=True)
-    grid = (planes.shape[1], *((n - far - 1) // s + 1 for n, far, s in sides))
-    starts = starts[::-1] if turned else starts
-    made = planes.new_empty(len(planes), len(starts), prod(grid) if take is None else len(take))
-    if take is None:
-        whole = made.view(len(planes), len(starts), *grid)
-        for q, start in enumerate(starts):
-            ends = zip(start, grid[1:], stride, strict=True)
-            seen: tuple[Any, ...] = (..., *(slice(i, i + (n - 1) * s + 1, s) for i, n, s in ends))
-            whole[:, q] = planes[seen]
-        return made
-    flat, steps = planes.reshape(len(planes), -1), _steps(planes.shape[1:])
-    found = torch.unravel_index(take.to(planes.device), grid)
-    moves = [s * m for s, m in zip(steps, (1, *stride), strict=True)]
-    first = torch.stack([i * m for i, m in zip(found, moves, strict=True)]).sum(0)
-    for q, start in enumerate(starts):
-        off = sum(i * s for i, s in zip(start, steps[1:], strict=True))
-        made[:, q] = flat.index_select(1, first + off)
-    return made
+def _windows(spec: LayerSpec, x: Tensor) -> Tensor:
+    if spec.kind == "conv_transpose":
+        spread = _with_zeros_between(spec, x)
+        windows = _unfold(spread, spec.kernel, (1,) * len(spec.kernel), spec.dilation)
+        return windows.flip(tuple(range(-len(spec.kernel), 0)))
+    mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
+    pads = _pads(spec)
+    padded = F.pad(x, pads, mode) if any(pads) else x
+    return _unfold(padded, spec.kernel, spec.stride, spec.dilation)
 
 
-def _steps(shape: Sequence[int]) -> list[int]:
-    """How far apart neighbours along each axis lie in an array of that shape."""
-    return [prod(shape[axis + 1 :]) for axis in range(len(shape))]
+def _unfold(
+    x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> Tensor:
+    """(b, c, *in) as a view (b, c, *out, *k)."""
+    for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
+    return x
 
 
 def _pads(spec: LayerSpec) -> list[int]:

@@ -35,12 +35,30 @@ HELD, DENSE = 400, 4
 """Up to this number their Gram matrix is held, with at most so many entries for each of theirs."""
 
 
+NARROW = 16
+"""Sparse columns up to this number are multiplied with others as dense ones, at less cost."""
+
+
+SHORT, MOST = 1e-2, 0.6
+"""Accuracy down to which conjugate gradients take few products, for which all columns are used and
+not some of them gathered, if these are at least that share."""
+
+
 TALL = 4
 """Rows for each column from which on these hardly depend on each other: more may come at once."""
 
 
-QUICK = 2**15
-"""Entries of the columns up to which NumPy multiplies with them at less cost than SciPy asks."""
+ROUNDING, QUICK_ROUNDING = 2 * np.finfo(np.float64).eps, 2 * np.finfo(np.float32).eps
+"""Rounding of products with a Gram matrix of either precision, relative to what they are of; the
+minimum that they lead to is refined by products with the columns where more is asked for."""
+
+
+CLEARLY = 1e-4
+"""The same from which on single precision is enough to be refined in few rounds."""
+
+
+SINGLE = (1e-20, 1e20)
+"""Squared lengths of columns that single precision holds with all its digits."""
 
 
 MAX_PRODUCTS = 400
@@ -55,6 +73,10 @@ class Design(Protocol):
 
     n_rows: int
     """m: no more columns are independent."""
+
+    rounding: float
+    """Of products with the Gram matrix, relative to what they are of, if that is all that moves
+    are judged by; infinite where each stage ends with products with the columns."""
 
     def admit(self, new: Index) -> None:
         """Let further columns take part."""
@@ -84,7 +106,7 @@ class Design(Protocol):
 class DenseDesign:
     """Columns of an array (m, n), with their Gram matrix."""
 
-    settles = False
+    settles, rounding = False, np.inf
 
     def __init__(self, A: Array) -> None:
         self.entering = (60, 1.0) if A.shape[0] > TALL * A.shape[1] else (20, 0.5)
@@ -137,12 +159,24 @@ class DenseDesign:
 
 
 class WholeDesign:
-    """All columns of a tall array (m, n), in a given order, with their Gram matrix."""
+    """All columns of a tall array (m, n), in a given order, with their Gram matrix.
+
+    Args:
+        A: the matrix.
+        order: of its columns.
+        quick: whether to form the Gram matrix in single precision, at half the cost: minima then
+            have to be refined by products with A.
+
+    Attributes:
+        rounding: of products with the Gram matrix, relative to what they are of.
+    """
 
     entering, settles = (150, 2.0), True
 
-    def __init__(self, A: Array, order: Index) -> None:
-        gram = np.asarray(A.T @ A)
+    def __init__(self, A: Array, order: Index, quick: bool = False) -> None:
+        gram = _quick_gram(A) if quick else None
+        self.rounding = ROUNDING if gram is None else QUICK_ROUNDING
+        gram = np.asarray(A.T @ A) if gram is None else gram
         if (order[1:] < order[:-1]).any():
             gram = gram[order[:, None], order]
         self.A, self._order, self.norms = A, order, np.sqrt(np.einsum("ii->i", gram))
@@ -187,15 +221,30 @@ class WholeDesign:
         return cholesky_step(self._gram[free].T[free], g, ridge)
 
 
+def _quick_gram(A: Array) -> Array | None:
+    """`A^T A` in single precision; None where it would leave the range of that, or the columns
+    depend on each other nearly.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        columns = A.T.astype(np.float32)
+        gram = np.asarray(columns @ columns.T, dtype=np.float64)
+    squares = np.einsum("ii->i", gram)
+    if not ((squares > SINGLE[0]) & (squares < SINGLE[1])).all():
+        return None
+    roots = np.sqrt(squares)
+    L, info = dpotrf(gram / roots / roots[:, None], lower=True, clean=False)
+    return None if info or np.einsum("ii->i", L).min() ** 2 < CLEARLY else gram
+
+
 class SparseDesign:
     """Columns of a sparse matrix (m, n) in CSC form, less `u v^T` for a shift `(u, v)`."""
 
-    entering, settles = (100, 1.0), False
+    entering, settles, rounding = (100, 1.0), False, np.inf
 
     def __init__(self, A: Any, shift: tuple[Array, Array] | None = None) -> None:
         self.A, self.shift, self.norms = A, shift, np.empty(0)
         self.n_rows = A.shape[0]
-        self._data, self._row = np.empty(0), np.empty(0, np.intp)
+        self._data, self._row = np.empty(0), np.empty(0, A.indices.dtype)
         self._counts = np.empty(0, np.intp)
         self._v = np.empty(0)
         self._gram: Array | None = np.empty((0, 0))
@@ -205,20 +254,16 @@ class SparseDesign:
     def admit(self, new: Index) -> None:
         """Gather the columns."""
         row, data, counts = self._entries(new)
-        column = np.repeat(np.arange(new.size), counts)
-        squares = np.zeros(new.size)
-        squares += np.bincount(column, data**2, new.size)
+        squares = _sums(data * data, counts)
         if self.shift is not None:
             u, v = self.shift[0], self.shift[1][new]
-            squares += v**2 * (u @ u) - 2 * v * np.bincount(column, data * u[row], new.size)
+            squares += v**2 * (u @ u) - 2 * v * _sums(data * u[row], counts)
         norms = np.sqrt(np.where(squares > 0, squares, 1.0))
-        data /= norms[column]
+        data /= np.repeat(norms, counts)
         if self.shift is not None:
             self._v = np.concatenate([self._v, v / norms])
         self._data, self._row = np.concatenate([self._data, data]), np.concatenate([self._row, row])
         self._counts = np.concatenate([self._counts, counts])
-        self._ends = np.cumsum(self._counts)
-        self._full = self._counts > 0
         self.norms = np.concatenate([self.norms, norms])
         self._matrix = self._transposed = None
         if self._gram is not None:
@@ -232,7 +277,7 @@ class SparseDesign:
         counts = self.A.indptr[new + 1] - starts
         ends = np.cumsum(counts)
         at = np.arange(ends[-1]) + np.repeat(starts - ends + counts, counts)
-        return self.A.indices[at].astype(np.intp), self.A.data[at], counts
+        return self.A.indices[at], self.A.data[at], counts
 
     def _grown(self, count: int) -> Array:
         """The Gram matrix, with that of the last columns."""
@@ -241,7 +286,9 @@ class SparseDesign:
         gram = np.empty((size, size))
         gram[:old, :old] = self._gram
         columns = self._columns
-        block = (columns.T @ columns[:, old:]).toarray()
+        last = columns[:, old:] if old else columns
+        dense = count <= NARROW
+        block = self._rows @ last.toarray() if dense else (self._rows @ last).toarray()
         if self.shift is not None:
             u, v = self.shift[0], self._v
             along = columns.T @ u
@@ -255,7 +302,8 @@ class SparseDesign:
     def _columns(self) -> Any:
         if self._matrix is None:
             shape = (self.A.shape[0], self.norms.size)
-            start = np.concatenate([[0], self._ends])
+            start = np.zeros(self.norms.size + 1, self._row.dtype)
+            start[1:] = np.cumsum(self._counts)
             self._matrix = csc_array((self._data, self._row, start), shape=shape)
         return self._matrix
 
@@ -267,22 +315,12 @@ class SparseDesign:
 
     def combine(self, x: Array) -> Array:
         """`A_W x`."""
-        if self._data.size <= QUICK:
-            weights = self._data * np.repeat(x, self._counts)
-            Ax: Array = np.bincount(self._row, weights, self.A.shape[0]).astype(np.float64)
-        else:
-            Ax = np.asarray(self._columns @ x)
+        Ax = np.asarray(self._columns @ x)
         return Ax if self.shift is None else Ax - (self._v @ x) * self.shift[0]
 
     def correlate(self, r: Array) -> Array:
         """`A_W^T r`."""
-        if self._data.size <= QUICK:
-            c = np.zeros(self.norms.size)
-            starts = (self._ends - self._counts)[self._full]
-            if starts.size:
-                c[self._full] = np.add.reduceat(self._data * r[self._row], starts)
-        else:
-            c = np.asarray(self._rows @ r)
+        c = np.asarray(self._rows @ r)
         return c if self.shift is None else c - (self.shift[0] @ r) * self._v
 
     def curve(self, d: Array) -> Array:
@@ -296,7 +334,10 @@ class SparseDesign:
             if free.size <= FEW:
                 return cholesky_step(gram, g, ridge)
             return conjugate_gradients(lambda d: gram @ d + ridge * d, g, accuracy)
-        forward, adjoint = self.products(free)
+        whole = accuracy >= SHORT and free.size >= MOST * self.norms.size
+        forward, adjoint = self._padded(free) if whole else self.products(free)
+        if not ridge.any():
+            return conjugate_gradients(lambda d: adjoint(forward(d)), g, accuracy)
         return conjugate_gradients(lambda d: adjoint(forward(d)) + ridge * d, g, accuracy)
 
     def products(self, J: Index) -> tuple[Any, Any]:
@@ -308,10 +349,28 @@ class SparseDesign:
         u, v = self.shift[0], self._v[J]
         return lambda x: columns @ x - (v @ x) * u, lambda r: rows @ r - (u @ r) * v
 
+    def _padded(self, J: Index) -> tuple[Any, Any]:
+        """The same by products with all columns."""
+        full = np.zeros(self.norms.size)
+
+        def forward(x: Array) -> Array:
+            full[J] = x
+            return self.combine(full)
+
+        return forward, lambda r: self.correlate(r)[J]
+
     @property
     def many(self) -> bool:
         """Whether Newton steps go by conjugate gradients, and no Gram matrix is held."""
         return self._gram is None
+
+
+def _sums(values: Array, counts: Index) -> Array:
+    """Of the entries of each column."""
+    sums, full = np.zeros(counts.size), counts > 0
+    if values.size:
+        sums[full] = np.add.reduceat(values, (np.cumsum(counts) - counts)[full])
+    return sums
 
 
 def cholesky_step(gram: Array, g: Array, ridge: Array) -> Array:

@@ -62,17 +62,17 @@ class Face:
 
     def signs(self, slack: float) -> Array:
         """Of the entries; of those that are zero and should not be, where they ought to go."""
-        s = np.sign(self.x)
+        s, zero = np.sign(self.x), self.x == 0
         over = self.slopes * (1 + slack)
-        up = (self.x == 0) & (self.c > over) & (self.upper > 0)
-        down = (self.x == 0) & (self.c < -over) & (self.lower < 0)
-        return s + up - down
+        s += zero & (self.c > over) & (self.upper > 0)
+        s -= zero & (self.c < -over) & (self.lower < 0)
+        return s
 
     def uphill(self, s: Array) -> tuple[Array, Index]:
         """Minus the gradient where the signs are `s`, and which entries are free to follow it."""
         g = self.c - self.slopes * s
         held = ((self.x >= self.upper) & (g > 0)) | ((self.x <= self.lower) & (g < 0))
-        return g, np.flatnonzero((s != 0) & ~held)
+        return g, ((s != 0) & ~held).nonzero()[0]
 
     def room(self, s: Array, free: Index) -> tuple[Array, Array]:
         """Between what the free entries may be without a change of sign."""
@@ -125,6 +125,8 @@ def minimise(
 
 def _dependent(design: Design, face: Face, slack: float) -> bool:
     """Whether more entries are to be free than there are rows."""
+    if face.x.size <= design.n_rows:
+        return False
     s = _strongest(face, face.signs(slack), *design.entering)
     return face.uphill(s)[1].size > design.n_rows
 
@@ -134,8 +136,9 @@ def _newton(design: Design, face: Face, slack: float, most: int, patience: int) 
     last, whole = np.inf, False
     for step in range(most):
         settling = design.settles and step % 2 == 0
-        s = np.sign(face.x)
-        g, free, off = _uphill(face, s)
+        if settling:
+            s = np.sign(face.x)
+            g, free, off = _uphill(face, s)
         if not settling or off <= slack:
             settling, s = False, _strongest(face, face.signs(slack), *design.entering)
             g, free, off = _uphill(face, s)
@@ -159,7 +162,7 @@ def _uphill(face: Face, s: Array) -> tuple[Array, Index, float]:
 
 def _strongest(face: Face, s: Array, few: int, share: float) -> Array:
     """Of the zeros that are to move, those that pull most: their signs depend on each other."""
-    new = np.flatnonzero((face.x == 0) & (s != 0))
+    new = ((face.x == 0) & (s != 0)).nonzero()[0]
     limit = max(few, int(share * np.count_nonzero(face.x)))
     if new.size > limit:
         pull = np.abs(face.c[new]) / face.slopes[new]
@@ -176,11 +179,11 @@ def _move(
     d = design.newton(free, g[free], face.ridge[free], accuracy)
     low, high = face.room(s, free)
     goal = face.x[free] + d
-    if np.all((goal >= low) & (goal <= high)):
+    if ((goal >= low) & (goal <= high)).all():
         _shift(face, free, goal, _bend(design, face, free, goal))
         return True, False
     for t in (1.0, 0.5, 0.1):
-        goal = np.clip(face.x[free] + t * d, low, high)
+        goal = np.minimum(np.maximum(face.x[free] + t * d, low), high)
         promised = float(g[free] @ (goal - face.x[free]))
         if promised > 0:
             bend = _bend(design, face, free, goal)
@@ -193,7 +196,7 @@ def _move(
 
 def _bend(design: Design, face: Face, free: Index, goal: Array) -> Array:
     """What a move of the free entries takes from `c`."""
-    change = np.zeros_like(face.x)
+    change = np.zeros(face.x.size)
     change[free] = goal - face.x[free]
     return design.curve(change) + face.ridge * change
 

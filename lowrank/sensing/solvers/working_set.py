@@ -14,6 +14,7 @@ from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.l1 import ElasticNet, Lasso
 from lowrank.sensing.result import SolverResult
 from lowrank.sensing.solvers.designs import (
+    ROUNDING,
     Array,
     DenseDesign,
     Design,
@@ -45,9 +46,13 @@ NEARLY = 0.5
 """How much columns pull, relative to lam, that the dual's steps take along: they cost little."""
 
 
-UNSURE = 2 * np.finfo(float).eps
-"""Rounding of products with the Gram matrix of all columns, relative to what they are of; the
-minimum that they lead to is refined by products with the columns where more is asked for."""
+REFINED, AGAIN = 2, 5
+"""How often the minimum that a Gram matrix leads to is refined by products with the columns, and
+how often where it is of single precision; another takes its place where that does not do."""
+
+
+MANY_COLUMNS = 400
+"""Columns from which on a few products with them cost less than half their Gram matrix does."""
 
 
 CROWDED = 0.8
@@ -134,7 +139,7 @@ class Fit:
         self._residual: Array | None = y
         self.n_products = self.n_steps = 0
         self.patience, self.tired = MAX_STEPS, False
-        self._stride = 1.0
+        self._stride, self._quick = 1.0, False
         self.b = self.c = self._correlate(y) if b is None else b
         self.reached, self.done = np.inf, False
         self._foretold: tuple[float, Array] | None = None
@@ -145,6 +150,19 @@ class Fit:
         self.x[:] = np.clip(x, self.lower, self.upper)[self.taking]
         self._residual = None
         self._correlate_residual()
+
+    def stands(self, x: Array, lam: float, slack: float) -> bool:
+        """Whether coefficients (n,) are the minimum, by two products."""
+        Ax = np.asarray(self.A @ x)
+        if self._shift is not None:
+            Ax -= (self._shift[1] @ x) * self._shift[0]
+        slopes, inside = lam * self.weights, (x >= self.lower) & (x <= self.upper)
+        near = 1 - 2 * ROUNDING  # of a bound, where units of unit columns have left their rounding
+        ends = near * self.lower, near * self.upper
+        face = Face(x, self._correlate(self.y - Ax), slopes, *ends, self.ridge * np.ones(x.size))
+        face.c -= self.ridge * x
+        g, free = face.uphill(face.signs(slack))
+        return bool(inside.all() and (np.abs(g[free]) <= slack * slopes[free]).all())
 
     def move(self, x: Array, c: Array) -> None:
         """Go to a point (w,) of the columns that took part first, with what belongs to it."""
@@ -163,12 +181,15 @@ class Fit:
         """Whether all columns take part, with their Gram matrix."""
         return isinstance(self.design, WholeDesign)
 
-    def take_all(self) -> None:
-        """Let all columns take part, with their Gram matrix; those that did stay the first."""
+    def take_all(self, quick: bool = False) -> None:
+        """Let all columns take part, with their Gram matrix; those that did stay the first.
+
+        `quick` forms it in single precision, which serves one minimum.
+        """
         rest = np.delete(np.arange(self.weights.size), self.taking)
         self.taking = np.concatenate([self.taking, rest])
         self.x = np.concatenate([self.x, np.zeros(rest.size)])
-        self.design = WholeDesign(self.A, self.taking)
+        self.design = WholeDesign(self.A, self.taking, quick and self.weights.size >= MANY_COLUMNS)
 
     @property
     def residual(self) -> Array:
@@ -239,10 +260,12 @@ class Fit:
         `lam` until nothing pulls more than it.
         """
         at, before = self.reached, self._foretold
+        most = float((np.abs(self.b) / self.weights).max(initial=0.0))
+        self._quick = slack * lam > 2 * ROUNDING * most
         if self.tall and not self.whole:
             pulled = np.count_nonzero(self.pull(self.c) > lam)
             if pulled > PULLED * self.weights.size:
-                self.take_all()
+                self.take_all(self._quick)
         if self.whole and self.reached == np.inf and not self.x.any():
             self._leap(lam)
         while True:
@@ -309,7 +332,7 @@ class Fit:
 
     def _admit(self, new: Index) -> None:
         if self.tall and not self.whole and self.taking.size + new.size > WHOLE * self.A.shape[1]:
-            self.take_all()
+            self.take_all(self._quick)
         elif new.size and not self.whole:
             self.design.admit(new)
             self.taking = np.concatenate([self.taking, new])
@@ -341,16 +364,27 @@ class Fit:
         self.tired = self._few_rows and steps >= self.patience
         self.x, self._residual = face.x / norms, None
         size = max(float(np.abs(self.b[J] / norms).max()), float(np.linalg.norm(face.x)))
-        unsure = UNSURE * size / float(face.slopes.min()) if self.whole else np.inf
-        exact = most == MAX_STEPS and slack <= unsure
-        for _ in range(2 if exact else 0):  # what the Gram matrix's rounding has left
-            face.c = self.design.correlate(self.residual) - face.ridge * face.x
-            if not minimise(self.design, face, slack):
-                break
-            self.x, self._residual = face.x / norms, None
+        unsure = design.rounding * size / float(face.slopes.min())
+        refined = most < MAX_STEPS or slack > unsure or self._refined(face, slack)
         if self.whole:
             self.c = np.empty_like(self.c)
             self.c[J] = face.c * norms
+        if not refined:
+            self.design = WholeDesign(self.A, J)
+            self._correlate_residual()
+            self._minimise(lam, slack, most)
+
+    def _refined(self, face: Face, slack: float) -> bool:
+        """Take away what the Gram matrix's rounding has left, by products with the columns; whether
+        no better Gram matrix is needed for that.
+        """
+        quick = self.design.rounding > ROUNDING
+        for _ in range(AGAIN if quick else REFINED):
+            face.c = self.design.correlate(self.residual) - face.ridge * face.x
+            if not minimise(self.design, face, slack):
+                return True
+            self.x, self._residual = face.x / self.design.norms, None
+        return not (quick and self.whole)
 
     def coefficients(self) -> Array:
         """Of all columns, (n,)."""
@@ -437,10 +471,14 @@ class WorkingSet:
             b = np.ascontiguousarray(problem.correlations.reshape(X.shape)[:, j])
             fit = fit_of(problem, A, np.ascontiguousarray(column), b)
             fit.patience = PATIENCE if path_takes else MAX_STEPS
-            if x0 is not None:
-                fit.begin(x0.reshape(X.shape)[:, j])
             fits.append(fit)
-            for k, _ in enumerate(fit.descend(problem.lam, max(self.tol / 50, 1e-14)), 1):
+            slack, start = max(self.tol / 50, 1e-14), None if x0 is None else x0.reshape(X.shape)
+            if start is not None and fit.stands(start[:, j], problem.lam, slack):
+                X[:, j] = start[:, j]
+                continue
+            if start is not None:
+                fit.begin(start[:, j])
+            for k, _ in enumerate(fit.descend(problem.lam, slack), 1):
                 most, crowded = max(most, k), path_takes and fit.crowded
                 if show is not None or crowded:
                     X[:, j] = fit.coefficients()
