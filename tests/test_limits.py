@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -107,6 +108,60 @@ def test_rounded_measurements_of_a_large_operator() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert recover(A, y).infeasibility < 1e-8
+
+
+CONES = {
+    "positive": lambda rng, m, n: np.abs(rng.standard_normal((m, n))),
+    "signed": lambda rng, m, n: rng.standard_normal((m, n)),
+    "binary": lambda rng, m, n: (rng.random((m, n)) < 0.3).astype(float),
+}
+
+
+@pytest.mark.parametrize("shape", [(20, 60), (40, 40), (30, 20)])
+@pytest.mark.parametrize("kind", CONES)
+def test_rounding_takes_measurements_out_of_a_cone(kind: str, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    A, x = CONES[kind](rng, *shape), np.zeros(shape[1])
+    x[:4] = 0.1 + rng.random(4)
+    y = A @ x
+    for rough in (y.astype(np.float32), y.astype(np.float32).astype(float)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = recover(A, rough, nonneg=True)
+        assert found.status is Status.OPTIMAL
+        np.testing.assert_allclose(found.x, x, atol=1e-4)
+        told = any("y is rounded to single precision" in str(one.message) for one in said)
+        assert told == (found.infeasibility > 1e-12)
+    for digits in (12, 10):
+        assert recover(A, np.round(y, digits), nonneg=True).status is Status.OPTIMAL
+
+
+def test_a_solver_that_is_named_is_told_of_rounding_too() -> None:
+    rng = np.random.default_rng(0)
+    A, x = np.abs(rng.standard_normal((20, 60))), np.zeros(60)
+    x[:4] = 0.1 + rng.random(4)
+    y = (A @ x).astype(np.float32)
+    watch = lambda k, c: False  # noqa: E731
+    with pytest.warns(UserWarning, match="y is rounded to single precision"):
+        found = recover(A, y, nonneg=True, solver="admm", time_limit=60, callback=watch)
+    assert found.status is Status.OPTIMAL
+    strict = recover(A, y, nonneg=True, solver="admm", tol=1e-9)
+    assert strict.status is Status.INFEASIBLE
+
+
+def test_infeasible_by_rounding_is_said_with_the_noise_that_allows_it() -> None:
+    rng = np.random.default_rng(0)
+    A, x = np.abs(rng.standard_normal((20, 60))), np.zeros(60)
+    x[:3] = 0.1 + rng.random(3)
+    y = np.round(A @ x, 4)
+    found = recover(A, y, nonneg=True)
+    assert found.status is Status.INFEASIBLE
+    match = re.search(r"rounding of y may do that, and noise=(\S+) ", found.message)
+    assert match is not None
+    assert recover(A, y, nonneg=True, noise=float(match[1])).status is Status.OPTIMAL
+    far = recover(A, -y, nonneg=True)
+    assert far.status is Status.INFEASIBLE
+    assert "rounding" not in far.message
 
 
 def test_what_counts_as_rounded() -> None:

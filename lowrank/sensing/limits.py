@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lowrank.sensing.feasibility import closest
 from lowrank.sensing.operators.arrays import Array
 from lowrank.sensing.operators.foreign import FORMED
 from lowrank.sensing.operators.operator import ADJOINT, Operator, from_matrix
@@ -26,6 +27,8 @@ FORMED_COMPLEX = 2**20
 """Entries of a complex matrix up to which measurements of single precision are fitted exactly."""
 ROUNDED = 1e-6
 """Accuracy that measurements in single precision are fitted to, where not to the last digit."""
+FITTED = 1e-12
+"""Distance of y from what A can make, relative to y, up to which it can be fitted exactly."""
 
 
 class Deadline:
@@ -48,6 +51,11 @@ class Deadline:
         """Whether time is up."""
         return time.perf_counter() >= self.end
 
+    @property
+    def left(self) -> float | None:
+        """Seconds until then, at least a millisecond; None without a limit."""
+        return None if self.end == np.inf else max(self.end - time.perf_counter(), 1e-3)
+
     def watched(self, callback: Callback | None) -> Callback | None:
         """The callback, which stops at the deadline, too; itself where there is none."""
         if self.end == np.inf:
@@ -56,10 +64,9 @@ class Deadline:
 
     def given(self, solver: Solver) -> Solver:
         """The solver, which is told of the time that is left where it has a limit of its own."""
-        if self.end == np.inf or "time_limit" not in settings_of(solver):
+        if self.left is None or "time_limit" not in settings_of(solver):
             return solver
-        left = max(self.end - time.perf_counter(), 1e-3)
-        return with_settings(solver, {"time_limit": left})
+        return with_settings(solver, {"time_limit": self.left})
 
 
 def judged(problem: Problem, tol: float | None) -> tuple[Problem, float | None]:
@@ -106,9 +113,31 @@ def _for_rounded_data(problem: Problem, tol: float | None) -> float | None:
     digits = cheap or (A.is_dense and not problem.is_complex)  # that can be fitted to the last
     if not exact or (digits and A.shape[0] <= A.shape[1]) or not rounded(y):
         return tol
-    text = f"y is rounded to single precision, and is fitted to {ROUNDED:g} of its size"
-    warnings.warn(f"{text}; pass noise= for a looser fit, or tol= for a closer one", stacklevel=5)
+    _warn_of_rounding(5)
     return ROUNDED
+
+
+def _warn_of_rounding(level: int) -> None:
+    text = f"y is rounded to single precision, and is fitted to {ROUNDED:g} of its size"
+    warnings.warn(
+        f"{text}; pass noise= for a looser fit, or tol= for a closer one", stacklevel=level
+    )
+
+
+def out_of_bounds_by_rounding(problem: Problem, tol: float | None) -> bool:
+    """Whether rounding of y to single precision has taken it from what A can make within the
+    bounds, as from the boundary of a cone; with a warning.
+    """
+    y = np.asarray(problem.y)
+    exact = problem.residual_bound == 0 and tol is None
+    if not (exact and problem.bounded and rounded(y)):
+        return False
+    r = problem.operator.forward(closest(problem)) - y
+    share = float(np.linalg.norm(r)) / (float(np.linalg.norm(y)) or 1.0)
+    if not FITTED < share <= ROUNDED:
+        return False
+    _warn_of_rounding(4)
+    return True
 
 
 HALF_OF_SINGLE = 12

@@ -10,7 +10,15 @@ from numpy.typing import ArrayLike
 
 from lowrank.errors import InputError
 from lowrank.sensing.certificates import Certificate, bounded, certify
-from lowrank.sensing.limits import AT_ROUNDING, TOL, Deadline, is_rounding, judged
+from lowrank.sensing.limits import (
+    AT_ROUNDING,
+    ROUNDED,
+    TOL,
+    Deadline,
+    is_rounding,
+    judged,
+    out_of_bounds_by_rounding,
+)
 from lowrank.sensing.operators.arrays import Array, to_numpy
 from lowrank.sensing.problems.base import Problem
 from lowrank.sensing.problems.checks import checked_number
@@ -103,8 +111,14 @@ def solve(
         found = _finish(problem, result, _certified(problem, result), *args)
         if best is None or _is_better(found, best):
             best, later = found, len(tried) + 1
-        settled = found.status in (Status.INFEASIBLE, Status.UNBOUNDED)
-        if found.status.ok or settled or stopped:
+        if found.status.ok or stopped:
+            return found
+        if not tried and out_of_bounds_by_rounding(problem, tol):
+            return solve(
+                problem, solver, tol=ROUNDED, max_iter=max_iter, x0=x0, debias=debias,
+                callback=callback, time_limit=clock.left,
+            )  # fmt: skip
+        if found.status in (Status.INFEASIBLE, Status.UNBOUNDED):
             return found
         if is_rounding(problem, _badness(found)):
             return _ended(found, Status.STALLED, AT_ROUNDING.format(dtype=problem.operator.dtype))

@@ -16,6 +16,9 @@ from lowrank.status import Status
 ROUNDING = 1e-14
 """Violation relative to the measurements that is none."""
 
+FOUR_DIGITS = 1e-4
+"""Distance of y from what A can make, relative to y, that measurements of four digits may have."""
+
 
 class Spent(NamedTuple):
     """What the solvers that were tried cost so far."""
@@ -135,6 +138,8 @@ def _judge(
     if certificate.infeasibility > tol and (distance := distance_if_infeasible(problem, tol)):
         share = distance / float(np.linalg.norm(problem.y))
         text = f"the closest A x is {distance:.6g} away from y ({share:.2g} of ||y||): "
+        if share <= FOUR_DIGITS:
+            text += f"rounding of y may do that, and noise={1.1 * distance:.2g} allows it; else "
         return Status.INFEASIBLE, text
     if not np.isfinite(certificate.gap):
         return Status.DIVERGED, figures
