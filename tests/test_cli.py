@@ -581,6 +581,50 @@ def test_a_folder_of_transformers_gives_one_of_the_same_form(net):
     assert "its contents are not what was saved" in fails("profile", "./small")
 
 
+LETTERS = {chr(k): k for k in range(60)}
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Bert", "T5"])
+def test_a_text_is_data_for_a_folder_with_its_tokenizer(net, kind):
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    tokenizers = pytest.importorskip("tokenizers")
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(LETTERS, []))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained("m")
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    size = {"d_model": 32, "d_ff": 64, "num_layers": 1, "num_heads": 2} if kind == "T5" else size
+    more = {} if kind == "T5" else {"num_attention_heads": 2, "max_position_embeddings": 20}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=60, **size, **more)
+    head = {"Llama": "ForCausalLM", "Bert": "Model", "T5": "ForConditionalGeneration"}[kind]
+    getattr(transformers, kind + head)(config).save_pretrained("m")
+    letters = "".join(chr(int(k)) for k in torch.randint(32, 60, (20 * 30 + 7,)))
+    Path("text.txt").write_text(letters)
+    asked = ("--params", "0.8", "--effort", "quick", "--json")
+    found = json.loads(good("compress", "./m", *asked, "--data", "text.txt", "-o", "s").stdout)
+    assert sum(p.numel() for p in lowrank.load_pretrained("s").parameters()) > 0
+    length = 128 if kind == "T5" else 20
+    assert f"{(20 * 30 + 7) // length} examples" in " ".join(found["notes"])
+    Path("text.txt").write_text("01")  # shorter than a window
+    assert good("compress", "./m", *asked, "--data", "text.txt", "-o", "t")
+
+
+def test_a_text_is_no_data_for_what_reads_none(net):
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    Path("text.txt").write_text("some words")
+    asked = ("--params", "0.8", "--data", "text.txt", "-o")
+    assert "a text is for a model of transformers" in fails(
+        "compress", "net.py:build", *asked, "s.safetensors"
+    )
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = transformers.ViTConfig(**sizes, num_attention_heads=2, image_size=32)
+    transformers.ViTModel(config).save_pretrained("vit")
+    assert "ViTModel takes pixel_values, no text" in call("compress", "./vit", *asked, "s").stderr
+    config = transformers.BertConfig(vocab_size=50, num_attention_heads=2, **sizes)
+    transformers.BertModel(config).save_pretrained("bert")
+    ended = call("compress", "./bert", *asked, "s")
+    assert ended.exit_code == 1
+    assert "it holds no tokenizer" in ended.stderr
+
+
 # --- the demo ----------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrank.cli.network.code import _module, _value
 from lowrank.cli.network.weights import _safetensors
@@ -20,8 +20,40 @@ _BATCH = 64
 """Examples in a batch, for data that comes as whole tensors."""
 
 
+WINDOW = 128
+"""Tokens of a window of text, at most."""
+
+
 _FILES = (".safetensors", ".npz", ".npy")
 """Endings of files that hold data."""
+
+
+def load_text(path: Path, folder: str, model: nn.Module) -> list[Any]:
+    """The windows of a text, in an order of chance, as batches for a model of transformers.
+
+    Args:
+        path: of a UTF-8 file.
+        folder: the model's, with its tokenizer, or its .gguf file.
+        model: it.
+
+    Raises:
+        InputError: the text cannot be read, the model reads none, or there is no tokenizer.
+    """
+    from lowrank.cli.network.pretrained import tokenizer
+    from lowrank.compression.gauges.texts import token_ids
+
+    if (name := getattr(model, "main_input_name", None)) != "input_ids":
+        problem = f"{type(model).__name__} takes {name}, no text"
+        raise InputError(str(path), problem, "give .safetensors, .npz, .npy or FILE.py:FUNCTION")
+    ids = token_ids(tokenizer(Path(folder)), path, str(path))
+    config: Any = model.config
+    length = min(len(ids), getattr(config, "max_position_embeddings", None) or WINDOW, WINDOW)
+    windows = ids[: len(ids) // length * length].view(-1, length)
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))
+    batches = windows[order].split(_BATCH)
+    if config.is_encoder_decoder:
+        return [{"input_ids": ids, "decoder_input_ids": ids} for ids in batches]
+    return list(batches)
 
 
 def load_data(name: str) -> Any:
@@ -36,7 +68,10 @@ def load_data(name: str) -> Any:
         return _batches(path, read(path))
     where, _, function = name.rpartition(":")
     if not where:
-        raise InputError(name, "it is no data", "give .safetensors, .npz, .npy or FILE.py:FUNCTION")
+        advice = "give .safetensors, .npz, .npy or FILE.py:FUNCTION"
+        if path.suffix == ".txt":
+            advice += "; a text is for a model of transformers in its folder"
+        raise InputError(name, "it is no data", advice)
     data = _value(name, _module(where), function)
     pair = isinstance(data, tuple) and len(data) == 2
     if isinstance(data, Tensor) or (pair and all(isinstance(t, Tensor) for t in data)):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from lowrank.cli.network.code import _build, _module
-from lowrank.cli.network.data import _FILES, load_data
+from lowrank.cli.network.data import _FILES, load_data, load_text
 from lowrank.cli.network.examples import _example
 from lowrank.cli.network.source import Source
 from lowrank.cli.network.values import is_pretrained
@@ -51,7 +52,15 @@ def load(source: Source) -> Loaded:
         model = _build(source.model, code, function)
     if source.weights is not None:
         model = _with_weights(model, source.weights, allow_pickle=source.allow_pickle)
-    data = None if source.data is None else load_data(source.data)
-    if isinstance(data, list) and Path(source.data or "").suffix in _FILES:
-        data = [placed(batch, model) for batch in data]  # numpy makes float64 of everything
+    data = None if source.data is None else _data(source.data, source.model, code, model)
     return Loaded(model, _example(source, code, model, data), data)
+
+
+def _data(name: str, model_name: str, code: ModuleType | None, model: nn.Module) -> Any:
+    """What `--data` names: a text, for a model of transformers, a file of tensors or a function."""
+    if code is None and name.endswith(".txt"):
+        return [placed(batch, model) for batch in load_text(Path(name), model_name, model)]
+    data = load_data(name)
+    if isinstance(data, list) and Path(name).suffix in _FILES:
+        return [placed(batch, model) for batch in data]  # numpy makes float64 of everything
+    return data

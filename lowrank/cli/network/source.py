@@ -91,8 +91,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--data",
         metavar="FILE",
         help="Batches: .npy, or .safetensors or .npz with one tensor, or one for each keyword of "
-        "the model, and 'labels' if you have them; or FILE.py:FUNCTION, which returns a loader, "
-        "a list of batches, or tensors.",
+        "the model, and 'labels' if you have them; a .txt beside a transformers folder with its "
+        "tokenizer; or FILE.py:FUNCTION, which returns a loader, a list of batches, or tensors.",
     ),
     click.option(
         "--weights",

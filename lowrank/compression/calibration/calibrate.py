@@ -39,6 +39,7 @@ from lowrank.compression.network.example import (
 from lowrank.compression.network.hooks import Seen, watching
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.tensors import describe, flatten, tensors
+from lowrank.compression.network.words.counts import Sources
 from lowrank.errors import InputError
 from lowrank.linalg import is_finite, wide
 from lowrank.progress import Progress
@@ -128,6 +129,7 @@ def calibrate(
     loss: Loss | None = None,
     work: float = EFFORTS["default"].moment,
     seed: int = 0,
+    further: Sequence[Tensor | None] = (),
     progress: Progress | None = None,
 ) -> Calibrated:
     """Second moments of the inputs of every layer, in one pass.
@@ -143,6 +145,8 @@ def calibrate(
             Fisher information), or a random projection where the output is no score vector.
         work: multiplications that one layer's moment may take; it decides on the positions.
         seed: of the positions that are drawn from large layers, and of those labels.
+        further: for each tensor of a batch, how often each word comes in texts that are not run;
+            see `Examples`.
         progress: called as (what, batches done, batches in all).
 
     Raises:
@@ -156,14 +160,18 @@ def calibrate(
     positions = torch.Generator().manual_seed(seed)
     labels = torch.Generator().manual_seed(seed)
     felt = {v.name: Gradients(v.spec, len(batches), work) for v in views}
-    given = _Outputs()
+    given, sources = _Outputs(), Sources()
     n = sum(batch_size(b) for b in batches)
     _check_not_faint(batches)
 
     def see(view: LayerView, x: Tensor, y: Tensor) -> None:
+        if further and view.spec.kind == "embedding":
+            sources.see(view.name, x, running[0])
         add_call(sums[view.name], view, x, y, len(batches), positions)
 
+    running: list[Example] = []
     for done, batch in enumerate(batches):
+        running[:] = [batch]
         if progress is not None:
             progress("calibrating", done, len(batches))
         if gradients:
@@ -177,6 +185,9 @@ def calibrate(
             problem = f"squares of what {name or 'the model'} is given overflow"
             raise InputError("data", problem, "scale the inputs down, or mend the layers before")
     layers = {name: felt[name].beside(m, n) for name, m in layers.items()}
+    for view in views:
+        if view.name in layers and (counts := sources.counts(view.name, further)) is not None:
+            layers[view.name] = layers[view.name].beside_words(counts, view.spec.padding_idx)
     if gradients and layers and not any(m.felt_at_all for m in layers.values()):
         raise _no_gradients("none of use arrives at any layer")
     return Calibrated(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -193,6 +193,22 @@ class Moments:
         floor = (rho * size).clamp_min(torch.finfo(R.dtype).tiny ** 0.5)
         rest = floor[:, None].expand(-1, R.shape[-1]).contiguous()
         return Metric(rest, rows=(1 - rho).sqrt()[:, None, None] * R)
+
+    def beside_words(self, counts: Tensor, padding_idx: int | None) -> Moments:
+        """Frequencies of words with those of further texts, which were not run.
+
+        Args:
+            counts: how often each word comes there, (numbers,).
+            padding_idx: the word that stands for nothing, if there is one.
+        """
+        counts = counts.to(self.C)
+        if len(counts) > self.C.shape[1]:  # no such word: it is another thing that was counted
+            return self
+        counts = torch.nn.functional.pad(counts, (0, self.C.shape[1] - len(counts)))
+        if padding_idx is not None:
+            counts[padding_idx] = 0
+        n = self.n + int(counts.sum())
+        return replace(self, n=n, C=(self.n * self.C + counts) / n)
 
     @property
     def felt_size(self) -> float:

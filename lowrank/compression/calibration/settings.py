@@ -20,7 +20,8 @@ class Calibration:
     """How many examples are looked at, what weighs the layers, and how these are fitted.
 
     Args:
-        count: examples of the data that are used, from 1 up; a few hundred do.
+        count: examples of the data that are used, from 1 up; a few hundred do. Of texts, the
+            words of sixteen times as many behind them are counted and not run.
         loss: from the model's output to the sum of the examples' losses, whose gradients
             weigh the outputs. By default the log-likelihood of labels drawn from the
             model's own scores, or a random projection where the output is no score matrix.

@@ -10,7 +10,7 @@ from math import prod
 from typing import Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank.compression.calibration.calibrate import (
     Calibrated,
@@ -138,6 +138,7 @@ class Statistics:
         weighting: Weighting = "probe",
         effort: Effort = EFFORTS["default"],
         seed: int = 0,
+        further: Sequence[Tensor | None] = (),
         store: Store | None = None,
         progress: Progress | None = None,
     ) -> Statistics:
@@ -152,6 +153,7 @@ class Statistics:
                 had, outputs are taken as they are.
             effort: what moments and fits may take.
             seed: of everything drawn.
+            further: what was counted behind the batches; see `Examples`.
             store: keeps the moments, and what follows from them.
             progress: called as (what, batches done, batches in all).
         """
@@ -162,19 +164,20 @@ class Statistics:
         if store is not None:
             names, model_ = [v.name for v in views], of_model(model)
             shelf = shelf.part(of_library(), model_, of_inputs(list(batches)), names)
-            shelf = shelf.part(gradients, repr(effort), seed)
+            shelf = shelf.part(gradients, repr(effort), seed, *map(of_inputs, further))
 
         def make() -> Calibrated:
             try:
                 return calibrate(
                     model, views, batches,
                     gradients=gradients, words=words, loss=loss, work=effort.moment, seed=seed,
-                    progress=progress,
+                    further=further, progress=progress,
                 )  # fmt: skip
             except NoGradients as error:
                 found = calibrate(
-                    model, views, batches, work=effort.moment, seed=seed, progress=progress
-                )
+                    model, views, batches,
+                    work=effort.moment, seed=seed, further=further, progress=progress,
+                )  # fmt: skip
                 return replace(found, why=error.problem)
 
         found = shelf.kept("moments", make, pack, unpack)

@@ -149,13 +149,14 @@ def _read(path: Path) -> str:
 
 def _encoded(tokenizer: Any, text: str, name: str) -> Tensor:
     """The ids of one document, (n,)."""
-    encode: Callable[[str], Any] | None
+    encode: Callable[..., Any] | None
     encode = tokenizer if callable(tokenizer) else getattr(tokenizer, "encode", None)
     if encode is None:
         problem = f"a {type(tokenizer).__name__} is no tokenizer"
         raise InputError("tokenizer", problem, "pass one of transformers, or a function")
+    quiet = {"verbose": False} if hasattr(tokenizer, "model_max_length") else {}
     try:
-        found = encode(text)
+        found = encode(text, **quiet)  # a text is cut into windows: it may be longer than one
         found = found["input_ids"] if isinstance(found, Mapping) else getattr(found, "ids", found)
         ids = torch.as_tensor(found)
     except Exception as error:  # tokenizers have errors of their own

@@ -34,6 +34,7 @@ from torch.utils.data import Dataset, IterableDataset
 from lowrank.compression.network.cutting import _is_one
 from lowrank.compression.network.example import Example, batch_size, check
 from lowrank.compression.network.tensors import describe, is_whole, like_mapping, mapped, tensors
+from lowrank.compression.network.words.counts import numbers_in
 from lowrank.errors import InputError
 
 
@@ -454,6 +455,28 @@ def _length(data: Iterable[Any]) -> int | None:
         return None
 
 
+class Examples(list[Example]):
+    """Batches of the examples that are used, and what was counted behind them.
+
+    Args:
+        batches: of the examples.
+        further: for each tensor of a batch, how often each whole number comes in the examples
+            that are not used, (numbers,); None of a tensor of other things; empty where nothing
+            was counted.
+    """
+
+    def __init__(
+        self, batches: Iterable[Example] = (), further: Sequence[Tensor | None] = ()
+    ) -> None:
+        super().__init__(batches)
+        self.further = tuple(further)
+
+
+def further_of(data: Sequence[Example]) -> tuple[Tensor | None, ...]:
+    """What was counted behind examples, if anything was."""
+    return data.further if isinstance(data, Examples) else ()
+
+
 def taken(
     data: Any,
     example: Example | None,
@@ -461,8 +484,12 @@ def taken(
     *,
     rest: int = 0,
     size: int = 64,
-) -> tuple[list[Example], list[Example]]:
+) -> tuple[Examples, list[Example]]:
     """The first examples of the data, as batches of inputs in the example's form, and further ones.
+
+    Where examples are whole numbers alone, as texts are, those behind both are counted, sixteen
+    times as many as are used at most: a table of words is fitted by how often each comes. An
+    iterator is left where it is.
 
     Args:
         data: see the table in the module's docstring; an iterator goes on from where it was left.
@@ -482,7 +509,8 @@ def taken(
     used: list[Example] = []
     behind: list[Example] = []
     lacking, wanted = count, rest
-    for batch in Inputs(Batches.of(data, Form.of(example), once=True)):
+    batches = iter(Inputs(Batches.of(data, Form.of(example), once=True)))
+    for batch in batches:
         n = batch_size(batch)
         if lacking > 0:
             used.extend(batch[:lacking].split(size) if _is_one(batch) else [batch])
@@ -495,11 +523,17 @@ def taken(
             break
     if not used:
         raise InputError("data", "it holds no batch", "pass at least one")
-    return used, behind
+    if isinstance(data, Iterator) or any(t.is_floating_point() for t in tensors(used[0])):
+        return Examples(used), behind
+    return Examples(used, numbers_in(batches, _COUNTED * count)), behind
+
+
+_COUNTED = 16
+"""Times the examples that are used, of those behind them whose words are counted."""
 
 
 def calibration_batches(
     data: Any, example: Example | None, count: int = 256, size: int = 64
-) -> list[Example]:
+) -> Examples:
     """The first examples of the data, as batches of inputs in the example's form; see `taken`."""
     return taken(data, example, count, size=size)[0]

@@ -19,7 +19,7 @@ from lowrank.compression.fitting.blocks import STEPS
 from lowrank.compression.fitting.layerwise import Built, replace_layers
 from lowrank.compression.fitting.refine import refine, try_out
 from lowrank.compression.gauges.quality import Loss, Quality, Unmatched, compare_on
-from lowrank.compression.network.batches import Batches, Form, Inputs, taken
+from lowrank.compression.network.batches import Batches, Form, Inputs, further_of, taken
 from lowrank.compression.network.cutting import held_out, in_memory, rows_held_out, rows_of
 from lowrank.compression.network.example import Example, check, unwrapped
 from lowrank.compression.network.scan import refuse_valueless, scan
@@ -279,7 +279,8 @@ def _known(
     return Statistics.of(
         model, found.units, in_memory(data, found.views, shown),
         loss=settings.loss, weighting=settings.weighting,
-        effort=effort_of(settings.effort), seed=settings.seed, store=store, progress=progress,
+        effort=effort_of(settings.effort), seed=settings.seed, further=further_of(data),
+        store=store, progress=progress,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from lowrank.compression.gauges.counting import model_cost
 from lowrank.compression.gauges.memory import Peaks
 from lowrank.compression.methods import Method
 from lowrank.compression.methods.shared.base import Joint, Target, has_stock, is_stock, require
-from lowrank.compression.network.batches import calibration_batches
+from lowrank.compression.network.batches import calibration_batches, further_of
 from lowrank.compression.network.cutting import in_memory
 from lowrank.compression.network.example import Example, check, unwrapped
 from lowrank.compression.network.layers import LayerView
@@ -452,7 +452,8 @@ def _calibrated(
     return Statistics.of(
         model, found.units, batches,
         loss=settings.loss, weighting=settings.weighting,
-        effort=effort_of(settings.effort), seed=settings.seed, store=store, progress=progress,
+        effort=effort_of(settings.effort), seed=settings.seed, further=further_of(data),
+        store=store, progress=progress,
     )  # fmt: skip
 
 
