@@ -47,14 +47,17 @@ def tokenizer(folder: Path) -> Any:
     found = [] if packed or (folder / "config.json").exists() else sorted(folder.glob("*.gguf"))
     packed = found[0] if found else packed
     where = {} if packed is None else {"gguf_file": packed.name}
+    advice = "copy the tokenizer's files there, or save_pretrained(..., tokenizer=...)"
     try:
-        return AutoTokenizer.from_pretrained(
+        read = AutoTokenizer.from_pretrained(
             folder if packed is None else packed.parent, local_files_only=True, **where
         )
     except Exception as error:  # readers of such files have their own
         problem = f"it holds no tokenizer ({type(error).__name__}: {first_line(error)})"
-        advice = "copy the tokenizer's files there, or save_pretrained(..., tokenizer=...)"
         raise InputError(str(folder), problem, advice) from error
+    if len(read) <= len(read.all_special_ids):  # what transformers makes of no file at all
+        raise InputError(str(folder), "it holds no tokenizer that knows a word", advice)
+    return read
 
 
 def example(model: Any) -> Example:
