@@ -92,19 +92,20 @@ def test_what_is_compared_is_not_counted() -> None:
     assert int(counts.sum()) == 12 * LENGTH
 
 
-def test_pictures_are_not_read_further() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_pictures_are_not_read_further(dtype: torch.dtype) -> None:
     read = []
 
     def pictures() -> Iterator[Tensor]:
         for k in range(20):
             read.append(k)
-            yield torch.zeros(4, 3)
+            yield torch.zeros(4, 3, dtype=dtype)
 
     class Data:
         def __iter__(self) -> Iterator[Tensor]:
             return pictures()
 
-    assert not further_of(calibration_batches(Data(), torch.zeros(1, 3), 8))
+    assert not further_of(calibration_batches(Data(), torch.zeros(1, 3, dtype=dtype), 8))
     assert len(read) == 2
 
 
@@ -141,9 +142,10 @@ def test_numbers_beyond_the_table_are_not_its_words() -> None:
         (torch.ones(2, 3, dtype=torch.bool), False),
         (torch.ones(2, 3), False),
         (torch.zeros(2, 0, dtype=torch.long), True),
-        (torch.full((2, 3), 7, dtype=torch.uint8), True),
+        (torch.full((2, 3), 7, dtype=torch.int32), True),
+        (torch.full((2, 3), 7, dtype=torch.uint8), False),
     ],
-    ids=["words", "negative", "last", "beyond", "truth", "floats", "none", "bytes"],
+    ids=["words", "negative", "last", "beyond", "truth", "floats", "none", "short", "bytes"],
 )
 def test_what_counts_as_numbers_of_words(later: Tensor, known: bool) -> None:
     (counts,) = numbers_in([texts(2), later, texts(2)], 6)

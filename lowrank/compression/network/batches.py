@@ -34,7 +34,7 @@ from torch.utils.data import Dataset, IterableDataset
 from lowrank.compression.network.cutting import _is_one
 from lowrank.compression.network.example import Example, batch_size, check
 from lowrank.compression.network.tensors import describe, is_whole, like_mapping, mapped, tensors
-from lowrank.compression.network.words.counts import numbers_in
+from lowrank.compression.network.words.counts import may_be_words, numbers_in
 from lowrank.errors import InputError
 
 
@@ -523,7 +523,7 @@ def taken(
             break
     if not used:
         raise InputError("data", "it holds no batch", "pass at least one")
-    if isinstance(data, Iterator) or any(t.is_floating_point() for t in tensors(used[0])):
+    if isinstance(data, Iterator) or not may_be_words(used[0]):
         return Examples(used), behind
     return Examples(used, numbers_in(batches, _COUNTED * count)), behind
 

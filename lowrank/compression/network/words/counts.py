@@ -15,6 +15,16 @@ LARGEST = 1 << 22
 """Numbers from here on are no words of a table."""
 
 
+def may_be_words(batch: Example) -> bool:
+    """Whether a batch holds numbers of words, and masks, alone: pictures in bytes are none."""
+    found = tensors(batch)
+    return bool(found) and all(t.dtype in (*_NUMBERS, torch.bool) for t in found)
+
+
+_NUMBERS = (torch.int32, torch.int64)
+"""What torch looks words up by."""
+
+
 def numbers_in(batches: Iterable[Example], most: int) -> tuple[Tensor | None, ...]:
     """For each tensor of a batch, how often each whole number comes in all of them.
 
@@ -49,8 +59,7 @@ def numbers_in(batches: Iterable[Example], most: int) -> tuple[Tensor | None, ..
 
 def _more(counts: Tensor | None, t: Tensor) -> Tensor | None:
     """The counts with those of one more tensor."""
-    whole = not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
-    if counts is None or not whole:
+    if counts is None or t.dtype not in _NUMBERS:
         return None
     if not t.numel():
         return counts
