@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.calibration.effort import EFFORTS
-from lowrank.compression.calibration.gradients import Gradients, of_words
+from lowrank.compression.calibration.gradients import Gradients, Squares, of_words
 from lowrank.compression.calibration.moments import (
     Last,
     Moments,
@@ -21,6 +21,7 @@ from lowrank.compression.calibration.moments import (
     rows_of_a_draw,
 )
 from lowrank.compression.calibration.patches import batched, chunks, n_positions, outputs, patches
+from lowrank.compression.calibration.words.tables import of_table
 from lowrank.compression.gauges.quality import (
     Loss,
     is_distribution,
@@ -130,6 +131,7 @@ def calibrate(
     work: float = EFFORTS["default"].moment,
     seed: int = 0,
     further: Sequence[Tensor | None] = (),
+    tables: Sequence[Sequence[LayerView]] = (),
     progress: Progress | None = None,
 ) -> Calibrated:
     """Second moments of the inputs of every layer, in one pass.
@@ -147,6 +149,8 @@ def calibrate(
         seed: of the positions that are drawn from large layers, and of those labels.
         further: for each tensor of a batch, how often each word comes in texts that are not run;
             see `Examples`.
+        tables: for each table of words that several layers read, these. The first is among the
+            views, and gets the moments of all; see `of_table`.
         progress: called as (what, batches done, batches in all).
 
     Raises:
@@ -156,10 +160,15 @@ def calibrate(
     """
     started = time.perf_counter()
     last = Last()
+    first, views = views, [*views, *(v for readers in tables for v in readers[1:])]
+    heads = {v.name for readers in tables for v in readers[1:] if v.spec.kind != "embedding"}
     sums = {v.name: Sums(v.spec, work=work, last=last) for v in views}
     positions = torch.Generator().manual_seed(seed)
     labels = torch.Generator().manual_seed(seed)
-    felt = {v.name: Gradients(v.spec, len(batches), work) for v in views}
+    felt: dict[str, Gradients | Squares] = {
+        v.name: Squares() if v.name in heads else Gradients(v.spec, len(batches), work)
+        for v in views
+    }
     given, sources = _Outputs(), Sources()
     n = sum(batch_size(b) for b in batches)
     _check_not_faint(batches)
@@ -188,11 +197,12 @@ def calibrate(
     for view in views:
         if view.name in layers and (counts := sources.counts(view.name, further)) is not None:
             layers[view.name] = layers[view.name].beside_words(counts, view.spec.padding_idx)
+    layers = _of_tables(tables, layers, [v.name for v in first])
     if gradients and layers and not any(m.felt_at_all for m in layers.values()):
         raise _no_gradients("none of use arrives at any layer")
     return Calibrated(
         layers,
-        tuple(v.name for v in views if v.name not in layers),
+        tuple(v.name for v in first if v.name not in layers),
         n,
         time.perf_counter() - started,
         sum(m.bytes for m in layers.values()),
@@ -200,6 +210,15 @@ def calibrate(
         tuple(k for k, m in layers.items() if not m.differentiated) if gradients else (),
         outputs=given.whole(),
     )
+
+
+def _of_tables(
+    tables: Sequence[Sequence[LayerView]], layers: Mapping[str, Moments], names: Sequence[str]
+) -> dict[str, Moments]:
+    """The moments of the layers of these names, of tables those for all that read them."""
+    found = {readers[0].name: of_table(readers, layers) for readers in tables}
+    made = {**layers, **{name: m for name, m in found.items() if m is not None}}
+    return {name: made[name] for name in names if name in made}
 
 
 OUTPUTS = 1 << 26
@@ -294,7 +313,7 @@ def _backward(
     views: Sequence[LayerView],
     batch: Example,
     see: Seen,
-    felt: dict[str, Gradients],
+    felt: Mapping[str, Gradients | Squares],
     loss: Loss | None,
     generator: torch.Generator,
     words: bool,
@@ -311,7 +330,9 @@ def _backward(
         leaf = y if y.requires_grad else y.requires_grad_()
 
         def add(g: Tensor) -> None:
-            felt[view.name].add(outputs(view.spec, of_words(g) if words else g))
+            sums = felt[view.name]
+            whole = not words or isinstance(sums, Squares)
+            sums.add(outputs(view.spec, g if whole else of_words(g)))
 
         leaf.register_hook(add)
         return leaf.clone()  # what follows may work in place

@@ -100,3 +100,22 @@ class Gradients:
         if self._sum is None or not is_finite(self._sum):
             return moments
         return replace(moments, G=self._sum / n)
+
+
+class Squares:
+    """Gradients at the outputs of a head of many words: the mean square of each, over all
+    positions. As `Gradients` otherwise."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+
+    def add(self, gradient: Tensor) -> None:
+        """Add gradients (positions, groups, o)."""
+        squares = gradient.double().square().sum(0)
+        self._sum = squares if self._sum is None else self._sum + squares
+
+    def beside(self, moments: Moments, n: int) -> Moments:
+        """The moments of the layer with this one's diagonal, averaged over n examples."""
+        if self._sum is None or not is_finite(self._sum):
+            return moments
+        return replace(moments, G=self._sum / n)

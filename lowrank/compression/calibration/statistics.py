@@ -27,7 +27,7 @@ from lowrank.compression.gauges.quality import Loss, Scorer, speaks
 from lowrank.compression.network.cutting import few_of, held_out
 from lowrank.compression.network.example import Example
 from lowrank.compression.network.layers import LayerView, spec_of
-from lowrank.compression.network.units import Unit
+from lowrank.compression.network.units import Unit, names_of
 from lowrank.decompositions.metric import Metric, Weight
 from lowrank.errors import InputError
 from lowrank.progress import Progress
@@ -160,9 +160,10 @@ class Statistics:
         words = speaks(model, few_of(batches[0], 1))
         gradients = weighting != "outputs" and (effort.gradients or words)
         views = [unit.layers[0] for unit in units]
+        tables = _tables(units)
         shelf = Shelf(store)
         if store is not None:
-            names, model_ = [v.name for v in views], of_model(model)
+            names, model_ = [names_of(unit) for unit in units], of_model(model)
             shelf = shelf.part(of_library(), model_, of_inputs(list(batches)), names)
             shelf = shelf.part(gradients, repr(effort), seed, *map(of_inputs, further))
 
@@ -171,7 +172,7 @@ class Statistics:
                 return calibrate(
                     model, views, batches,
                     gradients=gradients, words=words, loss=loss, work=effort.moment, seed=seed,
-                    further=further, progress=progress,
+                    further=further, tables=tables, progress=progress,
                 )  # fmt: skip
             except NoGradients as error:
                 found = calibrate(
@@ -227,6 +228,7 @@ class Statistics:
             for name, m in found.layers.items()
             if name in known
         }
+        layers |= {r[0].name: known[r[0].name] for r in bound._tables if r[0].name in layers}
         found = replace(found, layers=layers)
         return replace(bound, calibrated=found, batches=rest, shelf=NOWHERE), held
 
@@ -235,7 +237,14 @@ class Statistics:
         unit = self.units.get(name)
         if unit is None or name not in self.calibrated.layers:
             return "no batch ran it"
-        return unit.fitted_to_weights
+        shared = unit.layers[0].name in {readers[0].name for readers in self._tables}
+        if shared and not self.calibrated.layers[name].differentiated:
+            return "its table is shared"
+        return None
+
+    @cached_property
+    def _tables(self) -> list[tuple[LayerView, ...]]:
+        return _tables(list(self.units.values()))
 
     def centred(self, name: str) -> bool:
         """Whether a bias or a batch norm of its own takes the mean of the layer's error."""
@@ -322,6 +331,11 @@ class Statistics:
         mean_out = (W @ moments.mean[..., None]).squeeze(-1)
         metric, centred = self.metric(model, name), self.centred(name)
         return Goal(weight, metric, moments.mean, mean_out, centred)
+
+
+def _tables(units: Sequence[Unit]) -> list[tuple[LayerView, ...]]:
+    """For each table that several layers read, these."""
+    return [unit.layers for unit in units if unit.bond in ("table", "scaled table")]
 
 
 def _bound(view: LayerView, modules: Mapping[str, nn.Module]) -> LayerView:

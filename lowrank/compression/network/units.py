@@ -70,10 +70,6 @@ class Unit(Protocol):
         """For each layer, the number of the one whose dense weight it holds."""
 
     @property
-    def fitted_to_weights(self) -> str | None:
-        """Why data says nothing about how to fit its layers, or None."""
-
-    @property
     def spec(self) -> LayerSpec:
         """The shape of the map that methods see."""
 
@@ -138,7 +134,6 @@ class Alone:
     bond: ClassVar[Bond] = "alone"
     behind: ClassVar[None] = None
     owners: ClassVar[tuple[int, ...]] = (0,)
-    fitted_to_weights: ClassVar[None] = None
     layer: LayerView
 
     @property
@@ -188,7 +183,6 @@ class TiedTable:
     """
 
     behind: ClassVar[None] = None
-    fitted_to_weights: ClassVar[str] = "its table is shared"
     embeddings: tuple[LayerView, ...]
     head: LayerView | None = None
 
@@ -271,7 +265,6 @@ class SameInput:
     """
 
     bond: ClassVar[Bond] = "input"
-    fitted_to_weights: ClassVar[None] = None
     layers: tuple[LayerView, ...]
     behind: str | None = None
 

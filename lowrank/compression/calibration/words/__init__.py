@@ -1,0 +1,1 @@
+"""What calibration knows of tables of words."""
