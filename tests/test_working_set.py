@@ -230,6 +230,29 @@ def test_a_start_that_is_the_minimum_costs_two_products(shape, terms, sparse):
             np.testing.assert_allclose(found.x, first.x, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("shape", "density", "fits"), [((200, 300), 0.02, True), ((300, 306), 0.1, False)]
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_sparse_interpolations_go_on_by_the_exact_path(shape, density, fits, seed):
+    rng = np.random.default_rng(seed)
+    A = sp.random(*shape, density=density, format="csc", random_state=seed)
+    y = A @ rng.standard_normal(shape[1]) if fits else rng.standard_normal(shape[0])
+    found = recover(A, y, lam_fraction=1e-6, solver="working_set")
+    assert found.status is Status.OPTIMAL, found
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_sparse_interpolations_that_no_path_takes_end(seed):
+    rng = np.random.default_rng(seed)
+    A = sp.random(200, 300, density=0.02, format="csc", random_state=seed)
+    found = recover(A, rng.standard_normal(200), lam_fraction=1e-6, solver="working_set")
+    if found.status is not Status.OPTIMAL:  # empty rows: hardly a face is independent
+        steps = int(found.why.split(" Newton steps")[0].split()[-1])
+        assert steps < 3000, found
+
+
 @pytest.mark.parametrize("scale", [1, 10])
 def test_sparse_columns_are_those_of_the_dense_matrix(scale):
     rng = np.random.default_rng(0)

@@ -77,6 +77,18 @@ PATIENCE = 80
 """Its Newton steps in a stage, after which the exact path takes over, if that can."""
 
 
+SPARSE_PATIENCE = 200
+"""The same for sparse columns, of which iterations only come near each minimum."""
+
+
+MISSED = 50
+"""How far off the gradient may be at the end, relative to what was asked for, before it does."""
+
+
+FILLED = 0.05
+"""Share of the entries of a sparse matrix from which on the exact path takes over as for others."""
+
+
 MOST = 0.2
 """Share of the columns of a tall matrix from which on the descent begins with the signs of least
 squares."""
@@ -226,7 +238,7 @@ class Fit:
         m, n = self.A.shape
         if self.tired:
             return True
-        if self.done or not isinstance(self.A, np.ndarray) or m >= n:
+        if self.done or m >= n or self._thin:
             return False
         full = self.n_active > CROWDED * m and not self._few_rows
         return full or self.taking.size > max(TRIED * m, LEAST)
@@ -246,6 +258,29 @@ class Fit:
         m, n = self.A.shape
         ends = self.patience < MAX_STEPS
         return ends and isinstance(self.A, np.ndarray) and m <= FEW_ROWS and m < n
+
+    @property
+    def _thin(self) -> bool:
+        """Whether so few entries of the matrix are not zero that products beat factors."""
+        m, n = self.A.shape
+        return not isinstance(self.A, np.ndarray) and self.A.nnz < FILLED * m * n
+
+    @property
+    def _most(self) -> int:
+        """Newton steps of a stage, after which something may take over."""
+        if self.patience == MAX_STEPS or isinstance(self.A, np.ndarray):
+            return self.patience if self._few_rows else MAX_STEPS
+        return SPARSE_PATIENCE
+
+    def _misses(self, lam: float, slack: float) -> bool:
+        """Whether sparse columns that take part are not at their minimum, and another may be."""
+        if self.patience == MAX_STEPS or isinstance(self.A, np.ndarray):
+            return False
+        J, signs = self.taking, np.sign(self.x)
+        slopes = lam * self.weights[J]
+        off = np.where(signs == 0, np.abs(self.c[J]) - slopes, np.abs(self.c[J] - signs * slopes))
+        off[(self.x <= self.lower[J]) | (self.x >= self.upper[J])] = 0.0
+        return bool((off > slack * slopes).any())
 
     @property
     def n_active(self) -> int:
@@ -281,6 +316,7 @@ class Fit:
                 self._correlate_residual()
             self._foretold = before if before is not None and before[0] > here else None
             self.reached = here
+            self.tired = self.tired or (fine and self._misses(here, MISSED * slack))
             left = float(self.pull(self.c).max())
             self.done = fine and left <= lam * (1 + slack)
             self._stride = _adapted(self._stride, left / here)
@@ -358,21 +394,21 @@ class Fit:
         design, way = self.design, None
         if self._full or self._iterates:
             way = partial(approach, design, y=self.y, most=self.patience if self._full else most)
-        most = min(most, self.patience) if self._few_rows else most
+        last, most = most == MAX_STEPS and not self._few_rows, min(most, self._most)
         steps = minimise(design, face, slack, most, way)
         self.n_steps += steps
-        self.tired = self._few_rows and steps >= self.patience
+        self.tired = most == self._most < MAX_STEPS and steps >= most
         self.x, self._residual = face.x / norms, None
         size = max(float(np.abs(self.b[J] / norms).max()), float(np.linalg.norm(face.x)))
         unsure = design.rounding * size / float(face.slopes.min())
-        refined = most < MAX_STEPS or slack > unsure or self._refined(face, slack)
+        refined = not last or self.tired or slack > unsure or self._refined(face, slack)
         if self.whole:
             self.c = np.empty_like(self.c)
             self.c[J] = face.c * norms
         if not refined:
             self.design = WholeDesign(self.A, J)
             self._correlate_residual()
-            self._minimise(lam, slack, most)
+            self._minimise(lam, slack, MAX_STEPS)
 
     def _refined(self, face: Face, slack: float) -> bool:
         """Take away what the Gram matrix's rounding has left, by products with the columns; whether
@@ -478,17 +514,20 @@ class WorkingSet:
                 continue
             if start is not None:
                 fit.begin(start[:, j])
+            tried = False
             for k, _ in enumerate(fit.descend(problem.lam, slack), 1):
-                most, crowded = max(most, k), path_takes and fit.crowded
+                most, crowded = max(most, k), path_takes and not tried and fit.crowded
                 if show is not None or crowded:
                     X[:, j] = fit.coefficients()
                 stop = show is not None and show(k, X.copy().reshape(problem.unknown_shape))
                 if not stop and k < self.max_iter and crowded:
                     rest = ExactL1(self.tol, self.max_iter - most)
                     found = rest.solve(problem, x0=X.reshape(problem.unknown_shape), callback=show)
-                    return _joined(fits, most, found)
+                    if found.status is not Status.STALLED or isinstance(A, np.ndarray):
+                        return _joined(fits, most, found)
+                    tried = True
                 ended = bool(stop) or k >= self.max_iter
-                if ended:
+                if ended or (tried and fit.tired):
                     break
             X[:, j] = fit.coefficients()
             if ended:
