@@ -278,6 +278,27 @@ def test_a_budget_far_beyond_the_data_is_no_obstacle(tau: float) -> None:
     np.testing.assert_allclose(found.x, fitted, rtol=1e-3 if tau > 1e7 else 1e-4)
 
 
+@pytest.mark.parametrize("shape", [(20, 40), (12, 12), (40, 10)])
+@pytest.mark.parametrize("far", [1e6, 1e8, 1e10, 1e16, 1e20])
+def test_a_budget_far_beyond_the_data_proves_nothing_wrong(shape, far) -> None:
+    rng = np.random.default_rng(0)
+    A, y = rng.standard_normal(shape), rng.standard_normal(shape[0])
+    problem = ConstrainedLasso(A, y, far * float(np.abs(y).sum()))
+    least = float(np.linalg.norm(y - A @ np.linalg.lstsq(A, y, rcond=None)[0]) ** 2)
+    for wrong in (np.zeros(shape[1]), np.full(shape[1], 1e-3)):
+        assert certify(problem, wrong).gap > 1e-3
+    found = solve(problem)
+    assert found.status is Status.OPTIMAL
+    assert found.residual_norm**2 - least <= 1e-6 * (y @ y)
+
+
+def test_a_budget_beyond_zero_data_or_a_rank_deficient_matrix_stays_as_it_is() -> None:
+    A = np.ones((4, 3))
+    assert ConstrainedLasso(A, np.arange(4.0), 1e20).reach == 1e20
+    assert ConstrainedLasso(np.eye(3), np.zeros(3), 1e20).reach == 1e20
+    assert solve(ConstrainedLasso(np.eye(3), np.zeros(3), 1e20)).status is Status.OPTIMAL
+
+
 @pytest.mark.parametrize("seed", [699, 779])
 def test_a_huge_dual_point_bounds_no_more_than_its_rounding_allows(seed: int) -> None:
     problem = made("boxed", seed, False)

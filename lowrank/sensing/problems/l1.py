@@ -20,6 +20,14 @@ ROUNDED = 2e-8
 """Share of the largest `||A c|| ||y||` below which a relative gap of 1e-8 is rounding."""
 
 
+MOST = 100.0
+"""How much that may add: beyond it even 0 would pass for the answer."""
+
+
+MANY_ROWS = 2**11
+"""Rows of a square matrix, and as many entries of others, up to which singular values are asked."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class BasisPursuit(_L1Problem):
     """Basis pursuit: `min ||w c||_1  subject to  A Psi c = y,  lower <= c <= upper`.
@@ -198,17 +206,40 @@ class ConstrainedLasso(_L1Problem):
     @property
     def gap_floor(self) -> Array:
         """`1/2 ||y||^2`; where tau is 1e7 times what y asks for, the share of the largest
-        `||A c|| ||y||` below which rounding hides all differences.
+        `||A c|| ||y||` below which rounding hides all differences, at most `MOST` times as much.
         """
-        A, sizes = self.operator, np.linalg.norm(self.target.reshape(len(self.target), -1), axis=0)
+        least = super().gap_floor
+        return np.clip(ROUNDED * self._slope * self.reach * self._sizes, least, MOST * least)
+
+    @cached_property
+    def reach(self) -> float:
+        """`tau`, or a smaller bound within which every c lies that is no worse than 0.
+
+        `||A c|| <= 2 ||y||` there; so the smallest singular value of a tall matrix tells.
+        """
+        (m, n), size = self.operator.shape, float(self._sizes.max(initial=0.0))
+        near = not size or ROUNDED * self._slope * self.tau <= size / 2
+        if near or not self.operator.is_dense or not n <= m <= MANY_ROWS**2 / n:
+            return self.tau
+        s = np.linalg.svd(np.asarray(self.operator.dense), compute_uv=False)
+        least = float(s[-1] - m * np.finfo(float).eps * s[0])
+        weight = float(np.linalg.norm(np.broadcast_to(np.asarray(self.weights), n)))
+        return min(self.tau, 2 * size * weight / least) if least > 0 else self.tau
+
+    @cached_property
+    def _slope(self) -> float:
+        A = self.operator
         norms = A.column_norms() if A.knows_column_norms else A.norm()
-        reach = self.tau * float((norms / np.asarray(self.weights)).max())
-        return np.maximum(super().gap_floor, ROUNDED * reach * sizes)
+        return float((norms / np.asarray(self.weights)).max())
+
+    @cached_property
+    def _sizes(self) -> Array:
+        return np.asarray(np.linalg.norm(self.target.reshape(len(self.target), -1), axis=0))
 
     @property
     def penalty(self) -> terms.Penalty:
         """`||w c||_1 <= tau`."""
-        return terms.L1Ball(self.tau, np.asarray(self.weights)[:, None], self.nonneg)
+        return terms.L1Ball(self.reach, np.asarray(self.weights)[:, None], self.nonneg)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
