@@ -292,9 +292,22 @@ def test_a_budget_far_beyond_the_data_proves_nothing_wrong(shape, far) -> None:
     assert found.residual_norm**2 - least <= 1e-6 * (y @ y)
 
 
-def test_a_budget_beyond_zero_data_or_a_rank_deficient_matrix_stays_as_it_is() -> None:
-    A = np.ones((4, 3))
-    assert ConstrainedLasso(A, np.arange(4.0), 1e20).reach == 1e20
+@pytest.mark.parametrize("tau", [1e8, 1e12, 1e20])
+def test_a_budget_far_beyond_what_dependent_columns_ask_for(tau: float) -> None:
+    rng = np.random.default_rng(1)
+    A = rng.standard_normal((12, 4)) @ rng.standard_normal((4, 8))
+    y = A @ np.arange(8.0) + rng.standard_normal(12)
+    found = solve(problem := ConstrainedLasso(A, y, tau))
+    assert found.status is Status.OPTIMAL
+    assert certify(problem, np.zeros(8)).gap > 1e-3
+    beside = found.x + 1e3 * np.linalg.svd(A)[2][-1]  # as good, and no further from the data
+    again = certify(problem, beside, found.dual)
+    assert again.gap < 1e-6 and again.infeasibility == 0
+    boxed = ConstrainedLasso(A, y, tau, lower=0.0)
+    assert certify(boxed, np.zeros(8)).gap > 1e-3 and boxed.reach == tau
+
+
+def test_a_budget_beyond_zero_data_stays_as_it_is() -> None:
     assert ConstrainedLasso(np.eye(3), np.zeros(3), 1e20).reach == 1e20
     assert solve(ConstrainedLasso(np.eye(3), np.zeros(3), 1e20)).status is Status.OPTIMAL
 

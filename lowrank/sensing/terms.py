@@ -520,11 +520,15 @@ class L1:
 
 @dataclass(frozen=True)
 class L1Ball:
-    """`c` with `||w c||_1 <= tau`, and `c >= 0` if asked; w is (p, 1)."""
+    """`c` with `||w c||_1 <= tau`, and `c >= 0` if asked; w is (p, 1).
+
+    `reach` is a smaller radius within which a minimum is known to lie, if one is.
+    """
 
     tau: float
     weights: Array
     nonneg: bool = False
+    reach: float = np.inf
 
     is_ray_linear: ClassVar[bool] = True
 
@@ -550,9 +554,9 @@ class L1Ball:
         return np.asarray(excess / (self.tau if self.tau > 0 else 1))
 
     def conjugate(self, v: Array) -> Array:
-        """`tau max_i |v_i| / w_i`."""
+        """`tau max_i |v_i| / w_i`, or with `reach` for `tau`."""
         size = np.maximum(v, 0) if self.nonneg else np.abs(v)
-        return np.asarray(self.tau * (size / self.weights).max(axis=0))
+        return np.asarray(min(self.tau, self.reach) * (size / self.weights).max(axis=0))
 
     def cap(self, v: Array) -> Array:
         """Finite everywhere."""

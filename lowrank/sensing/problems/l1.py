@@ -24,8 +24,8 @@ MOST = 100.0
 """How much that may add: beyond it even 0 would pass for the answer."""
 
 
-MANY_ROWS = 2**11
-"""Rows of a square matrix, and as many entries of others, up to which singular values are asked."""
+MANY = 2**10
+"""Rows of a square matrix up to which singular values are asked, and as much work for others."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -213,18 +213,21 @@ class ConstrainedLasso(_L1Problem):
 
     @cached_property
     def reach(self) -> float:
-        """`tau`, or a smaller bound within which every c lies that is no worse than 0.
+        """`tau`, or a smaller bound within which a minimum lies.
 
-        `||A c|| <= 2 ||y||` there; so the smallest singular value of a tall matrix tells.
+        One does in the space of the rows, where `||A c|| <= 2 ||y||`; so the smallest singular
+        value that is not rounding tells.
         """
         (m, n), size = self.operator.shape, float(self._sizes.max(initial=0.0))
         near = not size or ROUNDED * self._slope * self.tau <= size / 2
-        if near or not self.operator.is_dense or not n <= m <= MANY_ROWS**2 / n:
+        if near or not self.operator.is_dense or min(m, n) * m * n > MANY**3:
             return self.tau
         s = np.linalg.svd(np.asarray(self.operator.dense), compute_uv=False)
-        least = float(s[-1] - m * np.finfo(float).eps * s[0])
+        s = s[s > 2 * max(m, n) * np.finfo(float).eps * s[0]]
+        if not s.size or (self.nonneg and s.size < n):
+            return self.tau
         weight = float(np.linalg.norm(np.broadcast_to(np.asarray(self.weights), n)))
-        return min(self.tau, 2 * size * weight / least) if least > 0 else self.tau
+        return min(self.tau, 4 * size * weight / float(s[-1]))
 
     @cached_property
     def _slope(self) -> float:
@@ -239,7 +242,8 @@ class ConstrainedLasso(_L1Problem):
     @property
     def penalty(self) -> terms.Penalty:
         """`||w c||_1 <= tau`."""
-        return terms.L1Ball(self.reach, np.asarray(self.weights)[:, None], self.nonneg)
+        weights = np.asarray(self.weights)[:, None]
+        return terms.L1Ball(self.tau, weights, self.nonneg, self.reach)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
