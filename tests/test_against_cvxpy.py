@@ -302,9 +302,11 @@ def test_a_budget_far_beyond_what_dependent_columns_ask_for(tau: float) -> None:
     assert certify(problem, np.zeros(8)).gap > 1e-3
     beside = found.x + 1e3 * np.linalg.svd(A)[2][-1]  # as good, and no further from the data
     again = certify(problem, beside, found.dual)
-    assert again.gap < 1e-6 and again.infeasibility == 0
+    assert again.gap < 1e-6
+    assert again.infeasibility == 0
     boxed = ConstrainedLasso(A, y, tau, lower=0.0)
-    assert certify(boxed, np.zeros(8)).gap > 1e-3 and boxed.reach == tau
+    assert certify(boxed, np.zeros(8)).gap > 1e-3
+    assert boxed.reach == tau
 
 
 def test_a_budget_beyond_zero_data_stays_as_it_is() -> None:
