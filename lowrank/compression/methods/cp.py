@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -11,7 +12,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lowrank.compression.methods.channel_svd import ChannelSVD, lost_by_rank
 from lowrank.compression.methods.shared.base import (
     Method,
     depthwise,
@@ -119,17 +119,19 @@ class CP(Method):
     ) -> Iterable[tuple[CP, float]]:
         whole = None if metric is None else energy(weight, metric) or 1.0
 
+        alone = cache(partial(_fit_error, weight, seed=seed))
+
         @cache
         def error(kernel: Kernel, most: int, rank: int) -> float:
             if metric is None or whole is None:
-                return _fit_error(weight, rank, kernel, seed)
+                return alone(rank, kernel)
             method = cls(rank, kernel)
             return fit_error(method, spec, weight, metric, seed=seed, max_iter=most) / whole
 
         known: dict[int, float] = {}
         for kernel in _kernels(spec, metric):
             top = worthwhile(cls(1, kernel), spec, _full(spec, kernel))
-            ranks = _ranks(top if metric is None else _fitted(weight, metric, top), round_to)
+            ranks = _ranks(_fitted(weight, kernel, metric, top), round_to)
             if ranks:
                 curve = partial(error, kernel, _SEARCHED)
                 first = ranks[len(ranks) // 3]
@@ -236,16 +238,13 @@ def _outdone(
     kernel: Kernel,
     error: Callable[[Kernel, int, int], float],
 ) -> float | None:
-    """The error at a rank where something else of as many weights is far closer, so that no curve
-    is needed; else None."""
+    """The error at a rank where what was found before, of no more weights, is far closer, so that
+    no curve is needed; else None."""
     if not asks_rivals(weight, metric):
         return None
-    size = _n_weights(CP(rank, kernel), spec)
-    rival = least_of_rivals(metric, size)
+    rival = least_of_rivals(metric, _n_weights(CP(rank, kernel), spec))
     if rival is None:
-        ranks = lost_by_rank(weight, "kernel_first", metric)
-        at = max(1, size // _n_weights(ChannelSVD(1), spec))
-        rival = ranks[min(len(ranks), at) - 1]
+        return None
     for most, far in ((0, _FARTHER), (_SEARCHED, _FAR)):
         if (lost := error(kernel, most, rank)) > far * rival:
             return lost
@@ -289,8 +288,12 @@ def _earnest(w: Tensor, rank: int, kernel: Kernel, seed: int) -> CPFactors:
     return cp(T, rank, n_starts=2 if n >= 100 else 1, max_iter=min(100, n), seed=seed)
 
 
-def _fitted(weight: Tensor, metric: Metric, most: int) -> int:
+def _fitted(weight: Tensor, kernel: Kernel, metric: Metric | None, most: int) -> int:
     """The largest rank, of at most so many, of which a curve may have a fit."""
+    if metric is None:
+        T, ranks = _tensor(weight[0], kernel), range(_LEAST_RANK, most + 1)
+        dear = bisect_left(ranks, _CURVE_WORK / len(weight), key=lambda rank: _sweep(T, rank))
+        return min(most, _LEAST_RANK + dear)
     sweep = 2 * weight[0].numel() + metric.per_row  # for each component, and one evaluation
     most_of_all = int(CURVE * metric.work / (len(weight) * sweep))
     return min(most, max(_LEAST_RANK, most_of_all))
@@ -298,13 +301,19 @@ def _fitted(weight: Tensor, metric: Metric, most: int) -> int:
 
 def _affordable(T: Tensor, rank: int, work: float) -> int:
     """How many sweeps of alternating least squares at a rank take so many multiplications."""
+    return max(1, int(work / _sweep(T, rank)))
+
+
+def _sweep(T: Tensor, rank: int) -> float:
+    """Multiplications of one."""
     solve = T.ndim * rank**3 / 3 + sum(T.shape) * rank**2
-    return max(1, int(work / (2 * T.numel() * rank + solve)))
+    return 2 * T.numel() * rank + solve
 
 
-def _fit_error(weight: Tensor, rank: int, kernel: Kernel, seed: int) -> float:
+def _fit_error(weight: Tensor, rank: int, kernel: Kernel, *, seed: int) -> float:
     energies = [float(w.double().square().sum()) for w in weight]
-    fits = [_quick(w, rank, kernel, seed, _CURVE_WORK).error(_tensor(w, kernel)) for w in weight]
+    work = _CURVE_WORK / len(weight)
+    fits = [_quick(w, rank, kernel, seed, work).error(_tensor(w, kernel)) for w in weight]
     lost = sum(e * f**2 for e, f in zip(energies, fits, strict=True))
     return lost / (sum(energies) or 1.0)
 
