@@ -207,8 +207,9 @@ class Stage(Protocol):
             groups: of the whole.
         """
 
-    def as_head(self, head: LayerSpec) -> Stage:
-        """The stage of an output head of this shape that reads this table of words."""
+    def as_head(self, head: LayerSpec, gain: float = 1.0) -> Stage:
+        """The stage of an output head of this shape that reads this table of words, and divides by
+        a number that the table's rows are multiplied by."""
 
     def share(self, table: nn.Module, head: nn.Module) -> None:
         """Let the module of `as_head` hold the weights of this stage's, a table's."""
@@ -237,7 +238,7 @@ class OwnStage:
         """The product with `matrix`."""
         return product_after(self, factor, before, groups)
 
-    def as_head(self, head: LayerSpec) -> Stage:
+    def as_head(self, head: LayerSpec, gain: float = 1.0) -> Stage:
         """None: it is no table of words that a head could read."""
         raise NotImplementedError(f"{type(self).__name__} is no table of words")
 
@@ -400,8 +401,8 @@ class LayerSpec:
         """The product of the weights."""
         return product_after(self, factor, before, groups)
 
-    def as_head(self, head: LayerSpec) -> Stage:
-        """The linear layer itself."""
+    def as_head(self, head: LayerSpec, gain: float = 1.0) -> Stage:
+        """The linear layer itself, which divides by nothing: what stands before it does."""
         return head
 
     def share(self, table: nn.Module, head: nn.Module) -> None:
@@ -486,7 +487,7 @@ def chain_macs(stages: Sequence[Stage], call: Call) -> int:
     return total
 
 
-def tied_head(stages: Sequence[Stage], head: LayerSpec) -> tuple[Stage, ...]:
+def tied_head(stages: Sequence[Stage], head: LayerSpec, gain: float = 1.0) -> tuple[Stage, ...]:
     """The stages of an output head that shares the replaced embedding's table.
 
     With the embedding `E = U B` (words x rank, rank x features) the head computes
@@ -495,8 +496,10 @@ def tied_head(stages: Sequence[Stage], head: LayerSpec) -> tuple[Stage, ...]:
     """
     first, *others = stages
     rank = first.out_channels
-    before = (head.pointwise(head.in_channels, rank),) if others else ()
-    return *before, first.as_head(head.pointwise(rank, head.out_channels, bias=head.bias))
+    last = head.pointwise(rank, head.out_channels, bias=head.bias)
+    if not others:
+        return (first.as_head(last, gain),)
+    return head.pointwise(head.in_channels, rank), first.as_head(last)
 
 
 def leaves(factors: Sequence[Factor]) -> list[Tensor]:

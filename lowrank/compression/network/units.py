@@ -214,7 +214,8 @@ class TiedTable:
         chains = (words,) * len(self.embeddings)
         if self.head is None:
             return chains
-        scores = (self.head.spec,) if stages is None else tied_head(stages, self.head.spec)
+        head = self.head.spec
+        scores = (head,) if stages is None else tied_head(stages, head, self._gain)
         return (*chains, scores)
 
     def runs(self, stages: Sequence[Stage] | None) -> list[tuple[Chain, tuple[Call, ...]]]:

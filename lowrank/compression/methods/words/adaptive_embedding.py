@@ -12,6 +12,7 @@ from torch import Tensor
 from lowrank.compression.methods.shared.base import Method, is_whole, lost_energy, rank_grid
 from lowrank.compression.methods.shared.folding import even
 from lowrank.compression.network.stages import Factor, LayerSpec, Stage
+from lowrank.compression.network.units import Bond
 from lowrank.compression.network.words.split_table import SplitTableStage
 from lowrank.decompositions.metric import Metric, best_map, identity
 
@@ -33,7 +34,9 @@ _N_RANKS = 24
 
 @dataclass(frozen=True)
 class AdaptiveEmbedding(Method):
-    """An embedding of which `kept` words stay as they are, and the others share `rank` directions.
+    """A table of which `kept` words stay as they are, and the others share `rank` directions.
+
+    It serves an embedding alone, and one with the output head that reads its rows.
 
     Which are kept is decided by what their error would count: how often the calibration data
     has them, times what the low rank misses of their rows. The numbers of the words stay what
@@ -49,6 +52,7 @@ class AdaptiveEmbedding(Method):
     """
 
     name: ClassVar[str] = "adaptive_embedding"
+    serves: ClassVar[tuple[Bond, ...]] = ("alone", "table", "scaled table")
     rank_names: ClassVar[tuple[str, ...]] = ("rank",)
     rank: int
     kept: int

@@ -234,8 +234,9 @@ class QuantizedStage(StoredStage):
                          like.dtype)  # fmt: skip
         return rows.mT if self.reads_words else rows.reshape(self.layer.weight_shape)
 
-    def as_head(self, head: LayerSpec) -> Stage:
-        """The output head that reads the same rows."""
+    def as_head(self, head: LayerSpec, gain: float = 1.0) -> Stage:
+        """The output head that reads the same rows, which are not multiplied by anything."""
+        assert gain == 1.0
         return QuantizedStage(head, self.bits, self.group)
 
     def share(self, table: nn.Module, head: nn.Module) -> None:

@@ -1,4 +1,5 @@
-"""An embedding that holds some rows whole and the others as a product of two factors."""
+"""A table that holds some rows whole and the others as a product of two factors: an embedding, and
+the output head that reads the same rows."""
 
 from __future__ import annotations
 
@@ -11,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank.compression.network.own_stages import StoredStage
-from lowrank.compression.network.stages import Call, Factor
+from lowrank.compression.network.stages import Call, Factor, LayerSpec, Stage
 
 _PLACES = torch.int32
 """Type of the rows' places."""
 
 
-class SplitTable(nn.Module):
-    """Rows of words: `whole[p]` where p = place[word] < kept, else `basis @ rare[p - kept]`.
+class SplitRows(nn.Module):
+    """What both hold of a table.
 
     Args:
         stage: how many rows of each kind.
@@ -33,26 +34,20 @@ class SplitTable(nn.Module):
         basis: nn.Parameter
 
     def __init__(
-        self, stage: SplitTableStage, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self, stage: SplitStage, *, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
         super().__init__()
-        words, features = stage.in_channels, stage.out_channels
-        self.kept, self.padding_idx = stage.kept, stage.padding_place
-        self.register_buffer("place", torch.arange(words, dtype=_PLACES, device=device))
+        self.kept = stage.kept
+        place = torch.arange(stage.words, dtype=_PLACES, device=device)
+        self.register_buffer("place", place)
         sizes = {
-            "whole": (stage.kept, features),
-            "rare": (words - stage.kept, stage.rank),
-            "basis": (features, stage.rank),
+            "whole": (stage.kept, stage.features),
+            "rare": (stage.words - stage.kept, stage.rank),
+            "basis": (stage.features, stage.rank),
         }
         for name, size in sizes.items():
             empty = torch.zeros(size, dtype=dtype, device=device)
             self.register_parameter(name, nn.Parameter(empty))
-
-    def forward(self, x: Tensor) -> Tensor:
-        place = self.place[x].long()
-        whole = F.embedding(place.clamp_max(self.kept - 1), self.whole, self.padding_idx)
-        rare = F.embedding((place - self.kept).clamp_min(0), self.rare)
-        return torch.where((place < self.kept).unsqueeze(-1), whole, F.linear(rare, self.basis))
 
     def stored_buffers(self) -> Sequence[Tensor]:
         """The places."""
@@ -63,21 +58,121 @@ class SplitTable(nn.Module):
         return f"{words}, {self.basis.shape[0]}, kept={self.kept}, rank={rank}"
 
 
-@dataclass(frozen=True)
-class SplitTableStage(StoredStage):
-    """The factor is (place, whole, rare, basis), as `SplitTable` holds them.
-
-    Bytes count the places, four for each word. A row of either kind is read at every position,
-    and the rare ones multiplied by the basis: `MACs = rank * features` a word.
+class SplitTable(SplitRows):
+    """Rows of words: `whole[p]` where p = place[word] < kept, else `basis @ rare[p - kept]`.
 
     Args:
-        layer: the embedding's shape.
+        stage: how many rows of each kind.
+        dtype: of the rows.
+        device: of all.
+    """
+
+    def __init__(
+        self, stage: SplitTableStage, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(stage, dtype=dtype, device=device)
+        self.padding_idx = stage.padding_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        place = self.place[x].long()
+        whole = F.embedding(place.clamp_max(self.kept - 1), self.whole, self.padding_idx)
+        rare = F.embedding((place - self.kept).clamp_min(0), self.rare)
+        return torch.where((place < self.kept).unsqueeze(-1), whole, F.linear(rare, self.basis))
+
+
+class SplitHead(SplitRows):
+    """Scores of words, the products of what it reads, over `gain`, with their rows.
+
+    Args:
+        stage: how many rows of each kind.
+        dtype: of the rows.
+        device: of all.
+    """
+
+    if TYPE_CHECKING:
+        bias: nn.Parameter | None
+
+    def __init__(
+        self, stage: SplitHeadStage, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(stage, dtype=dtype, device=device)
+        self.gain = stage.gain
+        bias = torch.zeros(stage.words, dtype=dtype, device=device) if stage.layer.bias else None
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gain != 1:
+            x = x / self.gain
+        rare = F.linear(F.linear(x, self.basis.t()), self.rare)
+        y = torch.cat([F.linear(x, self.whole), rare], -1).index_select(-1, self.place)
+        return y if self.bias is None else y + self.bias
+
+
+@dataclass(frozen=True)
+class SplitStage(StoredStage):
+    """The factor is (place, whole, rare, basis), as `SplitRows` holds them.
+
+    Bytes count the places, four for each word.
+
+    Args:
+        layer: the shape of the embedding, or of the head.
         kept: rows that are whole, 1..words - 1; with a padding word it is the first of them.
         rank: of the others.
     """
 
     kept: int
     rank: int
+
+    @property
+    def words(self) -> int:
+        """Rows of the table."""
+        return self.in_channels if self.layer.kind == "embedding" else self.out_channels
+
+    @property
+    def features(self) -> int:
+        """Entries of a row."""
+        return self.out_channels if self.layer.kind == "embedding" else self.in_channels
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights of all three."""
+        return (self.kept + self.rank) * self.features + (self.words - self.kept) * self.rank
+
+    def n_bytes(self, element_size: int) -> int:
+        return self.n_weights * element_size + self.words * _PLACES.itemsize
+
+    def write(self, module: nn.Module, factor: Factor) -> None:
+        assert isinstance(module, SplitRows)
+        place, whole, rare, basis = cast("tuple[Tensor, ...]", factor)
+        with torch.no_grad():
+            module.place.copy_(place)
+            for own, values in ((module.whole, whole), (module.rare, rare), (module.basis, basis)):
+                own.copy_(values)
+
+    def read(self, module: nn.Module) -> Factor:
+        assert isinstance(module, SplitRows)
+        parts = (module.whole, module.rare, module.basis)
+        return module.place, *(part.detach() for part in parts)
+
+    def rows(self, factor: Factor, like: Tensor) -> Tensor:
+        """The table (words, features)."""
+        place, whole, rare, basis = cast("tuple[Tensor, ...]", factor)
+        rows = torch.cat([whole.to(like), rare.to(like) @ basis.to(like).mT])
+        return rows[place.long()]
+
+
+@dataclass(frozen=True)
+class SplitTableStage(SplitStage):
+    """An embedding of rows of both kinds.
+
+    A row of either is read at every position, and the rare ones multiplied by the basis:
+    `MACs = rank * features` a word.
+
+    Args:
+        layer: the embedding's shape.
+        kept: rows that are whole, 1..words - 1; with a padding word it is the first of them.
+        rank: of the others.
+    """
 
     reads_words = True
 
@@ -86,35 +181,48 @@ class SplitTableStage(StoredStage):
         """The place of the padding word, which takes no gradient."""
         return None if self.layer.padding_idx is None else 0
 
-    @property
-    def n_weights(self) -> int:
-        """Number of weights of all three."""
-        rare = self.in_channels - self.kept
-        return (self.kept + self.rank) * self.out_channels + rare * self.rank
-
-    def n_bytes(self, element_size: int) -> int:
-        return self.n_weights * element_size + self.in_channels * _PLACES.itemsize
-
     def macs(self, call: Call) -> int:
         return call.batch * self.rank * self.out_channels
 
     def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         return SplitTable(self, dtype=dtype, device=device)
 
-    def write(self, module: nn.Module, factor: Factor) -> None:
-        assert isinstance(module, SplitTable)
-        place, whole, rare, basis = cast("tuple[Tensor, ...]", factor)
-        module.place = place.to(module.place)
-        with torch.no_grad():
-            for own, values in ((module.whole, whole), (module.rare, rare), (module.basis, basis)):
-                own.copy_(values)
+    def matrix(self, factor: Factor, like: Tensor) -> Tensor:
+        return self.rows(factor, like).mT[None]
 
-    def read(self, module: nn.Module) -> Factor:
-        assert isinstance(module, SplitTable)
-        parts = (module.whole, module.rare, module.basis)
-        return module.place, *(part.detach() for part in parts)
+    def as_head(self, head: LayerSpec, gain: float = 1.0) -> Stage:
+        """The output head that reads the same rows."""
+        return SplitHeadStage(head, self.kept, self.rank, gain)
+
+    def share(self, table: nn.Module, head: nn.Module) -> None:
+        """Let the head hold the table's own tensors."""
+        assert isinstance(table, SplitTable)
+        assert isinstance(head, SplitHead)
+        head.place = table.place
+        head.whole, head.rare, head.basis = table.whole, table.rare, table.basis
+
+
+@dataclass(frozen=True)
+class SplitHeadStage(SplitStage):
+    """An output head of rows of both kinds.
+
+    All rows are multiplied at every position, the rare ones behind the basis:
+    `MACs = kept * features + rank * (features + words - kept)`.
+
+    Args:
+        layer: the head's shape.
+        kept: rows that are whole, 1..words - 1.
+        rank: of the others.
+        gain: what its input is divided by.
+    """
+
+    gain: float = 1.0
+
+    def macs(self, call: Call) -> int:
+        return call.batch * self.n_weights
+
+    def build(self, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+        return SplitHead(self, dtype=dtype, device=device)
 
     def matrix(self, factor: Factor, like: Tensor) -> Tensor:
-        place, whole, rare, basis = cast("tuple[Tensor, ...]", factor)
-        rows = torch.cat([whole.to(like), rare.to(like) @ basis.to(like).mT])
-        return rows[place.long()].mT[None]
+        return self.rows(factor, like)[None] / self.gain
