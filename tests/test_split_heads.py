@@ -145,3 +145,24 @@ def test_the_default_keeps_words_of_a_shared_table_whole() -> None:
             p, q = (m(ids).log_softmax(-1) for m in (net, small))
         lost[stock] = float((p.exp() * (p - q)).sum(-1).mean())
     assert lost[False] < lost[True]
+
+
+def test_folders_of_transformers_hold_it(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
+        pad_token_id=None, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    net = transformers.LlamaForCausalLM(config).eval()
+    forced = {"model.embed_tokens": AdaptiveEmbedding(6, 30)}
+    small, _ = lowrank.compress(net, IDS, params=0.9, data=IDS, overrides=forced)
+    assert isinstance(small.lm_head[0], SplitHead)
+    lowrank.save_pretrained(small, tmp_path)
+    again = lowrank.load_pretrained(tmp_path)
+    assert torch.equal(again(IDS).logits, small(IDS).logits)
+    assert again.lm_head[0].place is again.model.embed_tokens[0].place
+    assert again.lm_head[0].rare is again.model.embed_tokens[0].rare
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(again.generate(IDS, **settings), small.generate(IDS, **settings))

@@ -186,3 +186,30 @@ def test_rare_words_that_come_later_keep_their_rows() -> None:
     )  # fmt: skip
     off = [float((small(later) - net(later)).detach().square().mean()) for small in (short, whole)]
     assert off[1] < 0.7 * off[0], off
+
+
+@pytest.mark.parametrize("n", [7, 8, 20])
+def test_words_that_one_example_holds_tell_of_those_that_none_does(n: int) -> None:
+    """Each example repeats a word of its own; few of them say nothing of topics."""
+    ids = torch.stack([torch.tensor([10 + k, 10 + k, 10 + k, 1, 2, 3]) for k in range(n)])
+    found = lowrank.measure(Reader(), ids[:1], data=ids).data.calibrated.layers["table"]
+    own = found.unseen_words[0]
+    never = torch.bincount(ids.flatten(), minlength=WORDS) == 0
+    assert not own[~never].any()
+    assert own[never].sum() == pytest.approx(0.5 if n >= 8 else 0.0)
+
+
+def test_words_that_further_texts_hold_speak_for_none() -> None:
+    ids = torch.stack(
+        [torch.tensor([10 + k % 8, 10 + k % 8, 10 + k % 8, 1, 2, 3]) for k in range(16)]
+    )
+    assert not _unseen(ids, 8).any()
+    ids[8:, :3] = 1
+    assert _unseen(ids, 8).sum() == pytest.approx(0.25)
+
+
+def _unseen(ids: Tensor, count: int) -> Tensor:
+    settings = lowrank.Calibration(count=count)
+    data = [ids[k : k + 1] for k in range(len(ids))]
+    found = lowrank.measure(Reader(), ids[:1], data=data, calibration=settings)
+    return found.data.calibrated.layers["table"].unseen_words[0]

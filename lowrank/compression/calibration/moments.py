@@ -34,6 +34,10 @@ DOUBLE = 320
 """Up to so many inputs and outputs sums and fits are in float64, beyond it in float32."""
 
 
+_TELL = 8
+"""Examples from which words that one of them alone holds tell of those that none does."""
+
+
 DAMPING = 1e-3
 """Least share of a second moment that is replaced by its mean on the diagonal."""
 
@@ -137,6 +141,9 @@ class Moments:
             and averaged over examples (groups, o, o); None where no loss was asked for, or
             where the gradients are held.
         felt: (groups, n, o) with felt^T felt that moment, where the gradients are held.
+        lone: of an embedding, 1 for each word that stands for those that never came, else 0
+            (groups, words): the words that a single example holds, or that came once; those that
+            came once where it is None.
     """
 
     n: int
@@ -147,6 +154,7 @@ class Moments:
     rows: Tensor | None = None
     G: Tensor | None = None
     felt: Tensor | None = None
+    lone: Tensor | None = None
 
     @property
     def differentiated(self) -> bool:
@@ -175,7 +183,7 @@ class Moments:
         if self.rows is not None:
             return self._by_rows(centred, seen)
         if C.ndim == 2:  # word counts: an embedding has no bias
-            return Metric(C if seen else _with_unseen_words(C, self.n))
+            return Metric(C if seen else C + self.unseen_words + DAMPING * C.mean(-1, keepdim=True))
         if not centred:
             C = C + self.mean[:, :, None] * self.mean[:, None, :]
         return Metric(C if seen else damped(C, self.share))
@@ -194,6 +202,21 @@ class Moments:
         rest = floor[:, None].expand(-1, R.shape[-1]).contiguous()
         return Metric(rest, rows=(1 - rho).sqrt()[:, None, None] * R)
 
+    @property
+    def unseen_words(self) -> Tensor:
+        """What words that never came may be expected to have, (groups, words): together the share
+        of those that came once, or that a single example holds if that is more: examples are of
+        a topic each, and a word that comes often in one may come in no other.
+
+        Source: Good 1953, "The population frequencies of species and the estimation of population
+        parameters" (by Turing), with examples for single draws.
+        """
+        counts = self.C * self.n
+        unseen = counts < 0.5
+        lone = _once(self.C, self.n) if self.lone is None else self.lone
+        each = (self.C * lone).sum(-1, keepdim=True) / unseen.sum(-1, keepdim=True).clamp_min(1)
+        return torch.where(unseen, each, 0.0)
+
     def beside_words(self, counts: Tensor, padding_idx: int | None) -> Moments:
         """Frequencies of words with those of further texts, which were not run.
 
@@ -208,7 +231,10 @@ class Moments:
         if padding_idx is not None:
             counts[padding_idx] = 0
         n = self.n + int(counts.sum())
-        return replace(self, n=n, C=(self.n * self.C + counts) / n)
+        lone = self.lone
+        if lone is not None:
+            lone = torch.where(self.C > 0, lone * (counts == 0), (counts == 1).to(lone))
+        return replace(self, n=n, C=(self.n * self.C + counts) / n, lone=lone)
 
     @property
     def felt_size(self) -> float:
@@ -235,17 +261,9 @@ class Moments:
         return Weight(torch.where(_felt(size)[:, None, None], scaled, eye))
 
 
-def _with_unseen_words(C: Tensor, n: int) -> Tensor:
-    """Frequencies of words (groups, words) of n, with what those that never came may be expected
-    to have: together the share of the words that came once.
-
-    Source: Good 1953, "The population frequencies of species and the estimation of population
-    parameters" (by Turing).
-    """
-    once = (C * n > 0.5) & (C * n < 1.5)
-    unseen = C * n < 0.5
-    each = (C * once).sum(-1, keepdim=True) / unseen.sum(-1, keepdim=True).clamp_min(1)
-    return C + torch.where(unseen, each, 0.0) + DAMPING * C.mean(-1, keepdim=True)
+def _once(C: Tensor, n: int) -> Tensor:
+    """Which words of these frequencies came once among n, as 1, the others as 0."""
+    return ((C * n > 0.5) & (C * n < 1.5)).to(C)
 
 
 def _felt(size: Tensor) -> Tensor:
@@ -520,6 +538,7 @@ class Sums:
         self._held: Fold | None = None
         self._shift: Tensor | None = None
         self._shift_y: Tensor | None = None
+        self._examples, self._held_by = 0, torch.zeros((), dtype=torch.int64)
 
     def look(self, available: int) -> Look:
         """How the layer is looked at, settled when it is asked for the first time.
@@ -626,6 +645,7 @@ class Sums:
 
     def count(self, words: Tensor) -> None:
         """Add word numbers of an embedding, without its padding where there is something else."""
+        self._count_examples(words)
         if self.spec.padding_idx is not None:
             shown = words[words != self.spec.padding_idx]
             words = shown if shown.numel() else words
@@ -633,12 +653,24 @@ class Sums:
         self.S = counts.double() + self.S if self.n else counts.double()
         self.n += words.numel()
 
+    def _count_examples(self, words: Tensor) -> None:
+        """In how many examples (b, ...) each word comes."""
+        size = self.spec.in_channels
+        rows = words.flatten(1).cpu() if words.ndim > 1 else words.cpu()[None]
+        numbered = rows.long() + size * torch.arange(len(rows))[:, None]
+        self._examples += len(rows)
+        self._held_by = self._held_by + torch.bincount(numbered.unique() % size, minlength=size)
+
     def moments(self) -> Moments:
         """What was summed so far; at least one position."""
         seen = max(self.n, self.seen)
         if self.form == "diagonal":
             C = (self.S / self.n)[None]
-            return Moments(self.n, seen, torch.zeros_like(C), C, C.new_full((1,), DAMPING))
+            lone, once = (self._held_by == 1).to(C)[None], _once(C, self.n)
+            if self._examples < _TELL or float((C * lone).sum()) <= float((C * once).sum()):
+                lone = once
+            share = C.new_full((1,), DAMPING)
+            return Moments(self.n, seen, torch.zeros_like(C), C, share, lone=lone)
         assert self._shift is not None
         offset = self.s / self.n  # of the shifted inputs
         mean = self._shift + offset

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from lowrank.compression.calibration.moments import Moments
@@ -41,15 +42,17 @@ def of_table(readers: Sequence[LayerView], layers: Mapping[str, Moments]) -> Mom
     first = layers.get(readers[0].name) or (embeddings[0] if embeddings else None)
     if first is None or not all(m.differentiated for _, m in ran):
         return None if first is None else replace(first, G=None, felt=None)
+    unseen = embeddings[0].unseen_words if embeddings else 0 * first.C
     paths = [_path(view, m, readers[0].gain) for view, m in ran]
     sizes = [float(p.features.diagonal(dim1=1, dim2=2).sum()) for p in paths]
     total = sum(sizes)
     if total <= 0:
         return replace(first, G=paths[0].features, felt=None)
-    words = sum((s / total * p.words for s, p in zip(sizes, paths, strict=True)), 0 * first.C)
+    words = sum((s / total * p.words for s, p in zip(sizes, paths, strict=True)), unseen)
     features = sum((p.features for p in paths[1:]), paths[0].features)
     n, seen = max(m.n for _, m in ran), max(m.seen for _, m in ran)
-    return replace(first, n=n, seen=seen, C=words, G=features, felt=None)
+    none = torch.zeros_like(words)  # what was never seen is told already
+    return replace(first, n=n, seen=seen, C=words, G=features, felt=None, lone=none)
 
 
 @dataclass(frozen=True, eq=False)
