@@ -5,9 +5,11 @@
     apt-get install debian-handbook debian-reference-en r-cran-janeaustenr
     python benchmarks/language.py --keep 0.8
     python benchmarks/language.py --keep 0.8 --weighting outputs
+    python benchmarks/language.py --keep 0.8 --whole
 
 A budget is the share of the blocks' linear weights that is kept; embedding and head, which share a
-table, stay as they are. Calibrated on windows drawn from the first 70 % of two books, half from
+table, stay as they are. With --whole it is the share of all parameters, and nothing is left out.
+Calibrated on windows drawn from the first 70 % of two books, half from
 each; tested on the last 30 % of both, and on a novel that calibration saw nothing of. What is
 measured serves every budget, and the time of a row is that of the whole, as if it were alone. The
 ratio to the dense model's perplexity has the standard error of the difference over the same
@@ -152,6 +154,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", help="by default all")
     parser.add_argument("--refine", type=int, nargs="?", const=True, default=False, help="steps")
     parser.add_argument("--distil", type=int, help="steps end to end alone, a window in each")
+    parser.add_argument("--whole", action="store_true", help="shares of all parameters")
     parser.add_argument("--windows", type=int, default=24, help="for calibration")
     parser.add_argument("--test-windows", type=int, default=24, help="of each book")
     parser.add_argument("--seed", type=int, default=0)
@@ -179,16 +182,17 @@ def main() -> None:
     chosen = {} if args.methods is None else {"methods": args.methods}
     curves = lowrank.measure(
         net, data[:1], data=data, calibration=calibration,
-        skip=["*embed*", "*lm_head*"], progress=told, **chosen,
+        skip=() if args.whole else ["*embed*", "*lm_head*"], progress=told, **chosen,
     )  # fmt: skip
     shared = time.process_time() - began
     for keep in args.keep:
         names = ("effort", "weighting", "fit", "methods", "refine", "windows", "test_windows")
         settings = {"keep": keep, **{n: getattr(args, n) for n in (*names, "seed")}}
         more = {"exponent": args.exponent, "distil": args.distil}
+        settings |= {"whole": True} if args.whole else {}
         settings |= {name: value for name, value in more.items() if value is not None}
         began = time.process_time()
-        plan = curves.plan(params=budget(net, keep))
+        plan = curves.plan(params=keep if args.whole else budget(net, keep))
         small, report = lowrank.apply(
             net, plan, data=curves.data, val=shown, calibration=calibration,
             refine=args.refine, progress=told,
@@ -201,6 +205,8 @@ def main() -> None:
         for name, figure in figures.items():
             print(keep, name, figure, flush=True)
         kept = {"params": report.kept("params"), "cpu_minutes": seconds / 60}
+        if args.whole:
+            kept["table"] = repr(plan.layers["model.embed_tokens"].choice)
         kept |= {"blocks": forms(plan), "remarks": list(report.remarks)}
         write(args.out, about, row(dense, dense), {"settings": settings, **kept, "texts": figures})
 
