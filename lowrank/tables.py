@@ -18,7 +18,7 @@ _HEADERS = {
     "kind": "kind",
     "method": "method",
     "rank": "rank",
-    "params": "params",
+    "params": "parameters",
     "params_kept": "kept",
     "macs": "MACs",
     "macs_kept": "kept",

@@ -480,9 +480,9 @@ def test_layers_that_too_few_examples_show_are_named() -> None:
     net, x = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 2)), torch.randn(2000, 64)
     few, many = _calibrated(net, [x[:16]]), _calibrated(net, [x])
     assert next(iter(few.uncertain)) == "0"
-    assert "more examples would help: left to chance are 0" in str(few)
+    assert "more examples would help: noise in what is known of 0" in str(few)
     assert not many.uncertain
-    assert "chance" not in str(many)
+    assert "noise" not in str(many)
 
 
 def test_examples_of_a_batch_count_as_draws_of_their_own() -> None:

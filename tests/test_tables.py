@@ -78,7 +78,7 @@ def test_narrow_tables_become_an_outline(plan):
 
 
 def test_narrow_tables_show_what_the_budget_is_about(net, plan):
-    assert "params" in printed(plan, 60).splitlines()[1]
+    assert "parameters" in printed(plan, 60).splitlines()[1]
     macs = lowrank.measure(net, torch.ones(1, 5, dtype=torch.long)).plan(macs=0.15)
     assert "MACs" in printed(macs, 60).splitlines()[1]
 
@@ -152,3 +152,48 @@ def test_names_with_brackets_are_not_markup():
 )
 def test_merged_names(names, merged):
     assert sorted(merge_names(names)) == sorted(merged)
+
+
+@pytest.fixture(scope="module")
+def swept():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 32)
+    return lowrank.sweep(net, x[:1], data=x, keeps=(0.8, 0.4, 1e-3), methods="channel_svd")
+
+
+def test_a_sweep_prints_a_row_for_each_budget(swept):
+    text = str(swept)
+    lines = [line.split() for line in text.splitlines()]
+    assert [line[0] for line in lines if line and line[0][:2] == "0."] == ["0.8", "0.4"]
+    assert f"{swept.points[0].kept['params']:.1%}" in text
+    assert f"{swept.points[1].quality.relative_error:.4g}" in text
+    assert "could not be reached: macs=0.001" in text
+    assert "metric" not in text
+    assert "Point(" not in text
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_a_sweep_fits_its_terminal(swept, width):
+    assert max(map(len, printed(swept, width).splitlines())) <= width
+
+
+def test_layers_that_go_narrower_are_not_listed_as_left_dense(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
+    net.append(nn.Linear(64, 10))
+    x = torch.randn(256, 64)
+    _, report = lowrank.compress(net, x[:1], params=0.9, data=x, select="lasso")
+    narrower = set(report.plan.narrowed) & set(report.left_alone)
+    assert narrower
+    for value in (report, report.plan):
+        _, listed = printed(value, 80).split("narrower, not factorized")
+        of_these, *_ = listed.split("\n\n")
+        for name in narrower:
+            assert f"{report.plan.narrowed[name]}" in of_these
+            assert f"    {name}" in of_these
+    report.save_html(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    *_, rest = page.split("Layers that stay dense, and why")
+    dense, _ = rest.split("Layers that went narrower", 1)
+    assert ">0</t" in dense
+    assert not any(f">{name}</t" in dense for name in narrower)

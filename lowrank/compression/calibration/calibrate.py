@@ -105,7 +105,7 @@ class Calibrated:
         if unsure := self.uncertain:
             first = ", ".join(f"{name} {share:.0%}" for name, share in list(unsure.items())[:3])
             others = f" and {len(unsure) - 3} others" if len(unsure) > 3 else ""
-            text += f"; more examples would help: left to chance are {first}{others}"
+            text += f"; more examples would help: noise in what is known of {first}{others}"
         if self.never_ran:
             text += f"; never ran: {', '.join(self.never_ran)}"
         return text + self._about_gradients()

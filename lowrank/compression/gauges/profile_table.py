@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 _COLUMNS = (
-    ("layer", "kind", "output", "params", "bytes", "MACs", "%", "FLOPs"),
-    ("layer", "kind", "params", "bytes", "MACs", "%", "FLOPs"),
-    ("layer", "kind", "params", "MACs", "%", "FLOPs"),
-    ("layer", "kind", "params", "MACs", "%"),
+    ("layer", "kind", "output", "parameters", "bytes", "MACs", "%", "FLOPs"),
+    ("layer", "kind", "parameters", "bytes", "MACs", "%", "FLOPs"),
+    ("layer", "kind", "parameters", "MACs", "%", "FLOPs"),
+    ("layer", "kind", "parameters", "MACs", "%"),
 )
 """Sets of columns, widest first; a narrow terminal gets the first one that fits."""
 
@@ -190,7 +190,7 @@ def _cells(group: Sequence[LayerProfile], cost: Profile) -> dict[str, str]:
     return {
         "kind": first.kind,
         "output": " x ".join(map(str, first.output_shape or ())),
-        "params": "tied" if first.tied_to else _or_dash(count * first.parameters),
+        "parameters": "tied" if first.tied_to else _or_dash(count * first.parameters),
         "bytes": _or_dash(count * first.bytes, "B"),
         "MACs": _or_dash(macs),
         "%": f"{100 * macs / cost.macs:.1f}" if macs else "",
@@ -201,7 +201,7 @@ def _cells(group: Sequence[LayerProfile], cost: Profile) -> dict[str, str]:
 def _totals(cost: Profile) -> dict[str, str]:
     return {
         "layer": "total",
-        "params": amount(cost.parameters),
+        "parameters": amount(cost.parameters),
         "bytes": amount(cost.bytes, "B"),
         "MACs": amount(cost.macs),
         "%": "100.0" if cost.macs else "",

@@ -68,7 +68,7 @@ def save_compression(
     sections = [
         *drawn[:1],
         Section("Before and after", table=headline, text=_how_measured(report, timed)),
-        *_layers(report["layers"]),
+        *_layers(report["layers"], report.get("channels")),
         *_channels(report.get("channels")),
         *drawn[1:],
         Section("How to load the result", code=_loading(checkpoint), text=LOADING),
@@ -216,15 +216,18 @@ _COLUMNS = (
 )
 
 
-def _layers(layers: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
+def _layers(
+    layers: Sequence[Mapping[str, Any]], channels: Mapping[str, Any] | None
+) -> Iterator[Section]:
     replaced = [_replaced(row) for row in layers if row["replaced"]]
     if replaced:
         text = "Errors are relative to the layer's weights, or to its outputs where data was given."
         yield Section("Layers that were replaced", text, Table(_COLUMNS, replaced).told())
+    narrower = {} if channels is None else channels["kept"]
     dense = [
         (Cell(row["name"] or "(model)"), Cell(row["kind"]), Cell(row["reason"]), _before(row))
         for row in layers
-        if not row["replaced"]
+        if not row["replaced"] and row["name"] not in narrower
     ]
     if dense:
         columns = (*_COLUMNS[:2], ("why it stays dense", False), ("parameters", True))

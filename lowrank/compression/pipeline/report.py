@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -29,9 +28,9 @@ from lowrank.compression.structure.choices import (
     _error,
     describe_choice,
 )
-from lowrank.compression.structure.plan import Plan, _layers, selected
+from lowrank.compression.structure.plan import Plan, _layers, names_by_reason, selected
 from lowrank.errors import InputError
-from lowrank.tables import amount, by_reason, digits
+from lowrank.tables import amount, digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -366,14 +365,8 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
 def _channel_lines(report: Report) -> Iterator[RenderableType]:
     """What stays of the layers that lost outputs, and why those of others stay."""
     kept = {n: str(what.outputs) for n, what in selected(report.plan).items()}
-    for title, rows in (("channels kept", kept), ("channels that stay", report.staying)):
-        if not rows:
-            continue
-        yield Text(f"{title} ({len(rows)}):")
-        for what, names in by_reason(rows).items():
-            yield Text(f"  {what}")
-            yield Padding(Text(", ".join(names), overflow="fold"), (0, 0, 0, 4))
-        yield Text()
+    yield from names_by_reason("channels kept", kept)
+    yield from names_by_reason("channels that stay", report.staying)
 
 
 def _figures(report: Report) -> Table:

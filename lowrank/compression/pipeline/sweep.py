@@ -38,6 +38,8 @@ from lowrank.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
     from typing_extensions import Unpack
 
 
@@ -113,6 +115,20 @@ class Sweep:
             "refused": list(self.refused),
         }
 
+    def __str__(self) -> str:
+        from lowrank.tables import as_text
+
+        return as_text(self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _table(self)
+        yield "parameters, bytes, MACs: kept; planned, measured: relative error of the output"
+        if self.dense is not None:
+            yield f"metric of the dense model: {self.dense:.4g}"
+        if self.refused:
+            refused = ", ".join(f"{self.measure}={keep:g}" for keep in self.refused)
+            yield f"could not be reached: {refused}"
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the measured metric against the kept fraction, before and after fine-tuning.
 
@@ -135,6 +151,44 @@ class Sweep:
         ax = sweep_curve(kept, error, measure=self.measure, ylabel=label, ax=ax)
         ax.set_yscale("log")
         return ax
+
+
+_FIGURES: dict[str, Callable[[Point], float | None]] = {
+    "parameters": lambda p: p.kept["params"],
+    "bytes": lambda p: p.kept["bytes"],
+    "MACs": lambda p: p.kept["macs"],
+    "planned": lambda p: p.predicted**0.5,
+    "measured": lambda p: None if p.quality is None else p.quality.relative_error,
+    "same answer": lambda p: None if p.quality is None else p.quality.agreement,
+    "metric": lambda p: p.metric,
+    "fine-tuned": lambda p: p.finetuned,
+}
+"""What a printed sweep shows of each point, where it is known of one."""
+
+
+_SHARES = {"parameters", "bytes", "MACs", "same answer"}
+
+
+def _table(sweep: Sweep) -> Table:
+    """A row for each budget, a column for each figure that is known."""
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    grid.add_column(f"{sweep.measure}=", justify="right")
+    known = {n: f for n, f in _FIGURES.items() if any(f(p) is not None for p in sweep)}
+    for name in known:
+        grid.add_column(name, justify="right")
+    for point in sweep:
+        cells = (_figure(name, figure(point)) for name, figure in known.items())
+        grid.add_row(f"{point.keep:g}", *cells)
+    return grid
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1%}" if name in _SHARES else f"{value:.4g}"
 
 
 @torch.inference_mode(False)

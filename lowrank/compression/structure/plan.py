@@ -383,10 +383,18 @@ def _layers(
         yield _Fitted(rows, [(*columns, *extra) for columns in _column_sets(plan)], _totals(plan))
     for line in _sharing(plan):
         yield Text(line, overflow="fold")
-    if not dense:
+    narrower = {name: str(what) for name, what in plan.narrowed.items() if name in dense}
+    whole = {name: why for name, why in dense.items() if name not in narrower}
+    yield from names_by_reason("left dense", whole)
+    yield from names_by_reason("narrower, not factorized", narrower)
+
+
+def names_by_reason(title: str, reasons: Mapping[str, str]) -> Iterator[RenderableType]:
+    """The layers below each reason; nothing where there are none."""
+    if not reasons:
         return
-    yield Text(f"left dense ({len(dense)}):")
-    for reason, names in by_reason(dense).items():
+    yield Text(f"{title} ({len(reasons)}):")
+    for reason, names in by_reason(reasons).items():
         yield Text(f"  {reason}")
         yield Padding(Text(", ".join(names), overflow="fold"), (0, 0, 0, 4))
     yield Text()
