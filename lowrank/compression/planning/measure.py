@@ -53,6 +53,7 @@ from lowrank.compression.planning.rounding import Rounding
 from lowrank.compression.planning.rules import Named, Rules, rules_of
 from lowrank.compression.planning.selection.widths import find_widths
 from lowrank.compression.planning.sensitivity import probe
+from lowrank.compression.planning.words.held_out_words import weighed_tables
 from lowrank.compression.structure.choices import Choice, Dense, Tied
 from lowrank.compression.structure.int8 import require_torchao
 from lowrank.compression.structure.opening import opened
@@ -205,7 +206,7 @@ def measured(
             peaks = _followed(model, example, named, [*rows.curves, *rows.bare.joint])
             rows.bare = replace(rows.bare, memory=peaks)
         whole = replace(rows.bare, curves=tuple(rows.curves), data=known)
-        whole = _probed(model, whole, progress, shelf)
+        whole = weighed_tables(model, _probed(model, whole, progress, shelf))
         return replace(whole, curves=on_one_scale(whole.curves))
 
 
