@@ -11,6 +11,7 @@ from zoo import FULL, SMALL, Net
 
 import lowrank
 from lowrank.compression import flatten, run, scan
+from lowrank.compression.structure.choices import Tied
 
 pytestmark = [
     # transformers' own deprecations and tracer notes are not ours to mend
@@ -31,6 +32,9 @@ def _own_modules_only_where_stock_ones_cannot_serve(small, report):
     free = {n for n, m in report.plan.replaced.items() if m.name in OWN_MODULES}
     linear = {n for n, row in report.plan.layers.items() if row.kind == "Linear"}
     free |= {n for n in linear & {*report.plan.replaced} if report.plan[n].name == "group_svd"}
+    free |= {n for n, m in report.plan.replaced.items() if m.name == "adaptive_embedding"}
+    rows = report.plan.layers.items()
+    free |= {n for n, row in rows if isinstance(row.choice, Tied) and row.choice.to in free}
     assert all(any(n == f or n.startswith(f"{f}.") for f in free) for n in own)
 
 
