@@ -140,6 +140,7 @@ def expected(
     passes = _passes(model, settings, rules, held, words, kept, layers / n)
     if words:
         passes += _LOOKS / n
+        passes += 1.5 * effort_of(settings.effort).gradients  # tables, by words held out
     passes += _STARTS * batch_size(example) / n
     if any(unit.behind is not None for unit in found.same_input):
         passes += 2 * min(n, _ASKED) / n

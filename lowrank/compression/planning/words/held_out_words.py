@@ -44,7 +44,9 @@ def weighed_tables(model: nn.Module, curves: Curves) -> Curves:
         curves: of a language model, from data.
     """
     data = curves.data
-    if data is None or not data.words or data.calibrated.n_examples < _FEWEST:
+    if data is None or not data.words or not data.effort.gradients:
+        return curves
+    if data.calibrated.n_examples < _FEWEST:
         return curves
     parts = held_out(data.batches, model)
     made = [_weighed(model, curves, data, c, *parts) for c in curves.curves]
