@@ -237,8 +237,7 @@ class Statistics:
         unit = self.units.get(name)
         if unit is None or name not in self.calibrated.layers:
             return "no batch ran it"
-        shared = unit.layers[0].name in {readers[0].name for readers in self._tables}
-        if shared and not self.calibrated.layers[name].differentiated:
+        if _reads_table(unit) and not self.calibrated.layers[name].differentiated:
             return "its table is shared"
         return None
 
@@ -335,7 +334,11 @@ class Statistics:
 
 def _tables(units: Sequence[Unit]) -> list[tuple[LayerView, ...]]:
     """For each table that several layers read, these."""
-    return [unit.layers for unit in units if unit.bond in ("table", "scaled table")]
+    return [unit.layers for unit in units if _reads_table(unit)]
+
+
+def _reads_table(unit: Unit) -> bool:
+    return unit.bond in ("table", "scaled table")
 
 
 def _bound(view: LayerView, modules: Mapping[str, nn.Module]) -> LayerView:

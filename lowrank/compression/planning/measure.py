@@ -206,7 +206,7 @@ def measured(
             peaks = _followed(model, example, named, [*rows.curves, *rows.bare.joint])
             rows.bare = replace(rows.bare, memory=peaks)
         whole = replace(rows.bare, curves=tuple(rows.curves), data=known)
-        whole = weighed_tables(model, _probed(model, whole, progress, shelf))
+        whole = weighed_tables(model, _probed(model, whole, progress, shelf), shelf)
         return replace(whole, curves=on_one_scale(whole.curves))
 
 

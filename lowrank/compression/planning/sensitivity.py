@@ -102,7 +102,9 @@ def probe(
         for curve in sorted(curves.curves, key=lambda c: places.get(c.layer, -1)):
             if progress is not None:
                 progress(f"probing {curve.layer}", len(found), len(curves.curves))
-            found[curve.layer] = _kept(shelf, curve, partial(_probed, model, curves, curve, ready))
+            found[curve.layer] = kept_importance(
+                shelf, curve, partial(_probed, model, curves, curve, ready)
+            )
     except Unmatched as error:
         note = f"layers are not weighed by probes: {error.problem}"
         return replace(curves, data=replace(data, notes=(*data.notes, note)))
@@ -201,7 +203,7 @@ def _some(model: nn.Module, batches: Sequence[Example], n: int) -> list[Example]
     return found
 
 
-def _kept(shelf: Shelf, curve: Curve, make: Callable[[], Curve]) -> Curve:
+def kept_importance(shelf: Shelf, curve: Curve, make: Callable[[], Curve]) -> Curve:
     """The curve with the importance that was found before, or is found now."""
     asked = packed(curve) if shelf.store is not None else None
     if asked is None:
@@ -226,7 +228,7 @@ def _probed(model: nn.Module, curves: Curves, curve: Curve, ready: Callable[[], 
         near = _stand_in(model, curves.data, curve, wanted)
         if near.error > 0:
             small, _ = replace_layers(
-                model, _alone(curves, near), curves.data, "parallel", max_iter=0, shared=True
+                model, alone(curves, near), curves.data, "parallel", max_iter=0, shared=True
             )
             error = _error_seen(model, small, curves.data, near)
             if error > _TOO_SMALL:
@@ -286,7 +288,7 @@ def _error_seen(
     return seen / whole if whole else candidate.error
 
 
-def _alone(curves: Curves, candidate: Candidate) -> Plan:
+def alone(curves: Curves, candidate: Candidate) -> Plan:
     """A plan that replaces one layer."""
     dense = all_dense(curves, "not probed")
     return dense.with_choice(candidate.layer, candidate.method)

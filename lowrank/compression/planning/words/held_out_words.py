@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +19,16 @@ from torch import Tensor, nn
 from lowrank.compression.calibration.statistics import Statistics
 from lowrank.compression.fitting.layerwise import replace_layers
 from lowrank.compression.gauges.quality import positions, quality_of, vocabularies
-from lowrank.compression.network.cutting import held_out
+from lowrank.compression.network.cutting import few_of, held_out
 from lowrank.compression.network.example import Example, run
 from lowrank.compression.network.hooks import watching
 from lowrank.compression.network.layers import LayerView
 from lowrank.compression.network.prefix_cache import Reached
 from lowrank.compression.planning.candidates import Candidate, Curve
-from lowrank.compression.planning.curves import Curves, all_dense
+from lowrank.compression.planning.curves import Curves
+from lowrank.compression.planning.sensitivity import alone, kept_importance
 from lowrank.compression.structure.swap import folded_weight
-from lowrank.store import NOWHERE
+from lowrank.store import NOWHERE, Shelf
 
 _FEWEST = 8
 """Examples of which some are."""
@@ -36,12 +38,13 @@ _SIZE = 0.5
 """Of a table that is tried, at most so much of the dense one."""
 
 
-def weighed_tables(model: nn.Module, curves: Curves) -> Curves:
+def weighed_tables(model: nn.Module, curves: Curves, shelf: Shelf = NOWHERE) -> Curves:
     """The curves with tables of words weighed so, no less than before.
 
     Args:
         model: the dense network; left as it is.
         curves: of a language model, from data.
+        shelf: keeps what was found.
     """
     data = curves.data
     if data is None or not data.words or not data.effort.gradients:
@@ -49,20 +52,30 @@ def weighed_tables(model: nn.Module, curves: Curves) -> Curves:
     if data.calibrated.n_examples < _FEWEST:
         return curves
     parts = held_out(data.batches, model)
-    made = [_weighed(model, curves, data, c, *parts) for c in curves.curves]
+    shelf = shelf.part("held-out words")
+    weighed = partial(_weighed, model, curves, data, *parts)
+    made = [
+        kept_importance(shelf, c, partial(weighed, c)) if _is_table(data, c) else c
+        for c in curves.curves
+    ]
     return replace(curves, curves=tuple(made))
+
+
+def _is_table(data: Statistics, curve: Curve) -> bool:
+    view = data.views.get(curve.layer)
+    return view is not None and view.spec.kind == "embedding"
 
 
 def _weighed(
     model: nn.Module,
     curves: Curves,
     data: Statistics,
-    curve: Curve,
     rest: Sequence[Example],
     held: Sequence[Example],
+    curve: Curve,
 ) -> Curve:
-    view, counts = data.views.get(curve.layer), curve.importance
-    if view is None or view.spec.kind != "embedding" or data.reason(view.name) is not None:
+    view, counts = data.views[curve.layer], curve.importance
+    if data.reason(view.name) is not None:
         return curve
     if curve.fixed or not held or counts is None or not counts.loss:
         return curve
@@ -71,8 +84,9 @@ def _weighed(
         return curve
     tried = min(offered, key=lambda c: c.error)
     without = _without(data, view, _words(model, view, held), _words(model, view, rest))
-    plan = all_dense(curves, "not tried").with_choice(tried.layer, tried.method)
-    small, _ = replace_layers(model, plan, without, "parallel", max_iter=0, shared=True)
+    small, _ = replace_layers(
+        model, alone(curves, tried), without, "parallel", max_iter=0, shared=True
+    )
     told, loss = _told(without, model, small, tried), _loss(model, small, held)
     if not loss > told > 0:
         return curve
@@ -117,6 +131,6 @@ def _told(data: Statistics, model: nn.Module, small: nn.Module, tried: Candidate
 
 def _loss(model: nn.Module, small: nn.Module, batches: Sequence[Example]) -> float:
     """How far the scores diverge, in nats an example."""
-    first = run(model, batches[0])
+    n = positions(run(model, few_of(batches[0], 1)))
     pairs = ((run(model, b), run(small, b)) for b in batches)
-    return quality_of(pairs, vocabularies(model)).kl * positions(first)
+    return quality_of(pairs, vocabularies(model)).kl * n
